@@ -1,0 +1,28 @@
+"""ADARec (AAAI 2026), fast and faithful.
+
+Importing this package compiles nothing and needs no GPU, no triton and no compiler.
+"""
+
+from .config import ADARecConfig, ConfigError, TrainConfig
+from .data import DataError, InteractionData, load, synthetic
+from .model import ADARec, ADARecOutput, Hierarchy, LossOutput
+from .ops import BackendError
+from .pretrained import CheckpointError
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ADARec",
+    "ADARecConfig",
+    "ADARecOutput",
+    "BackendError",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "Hierarchy",
+    "InteractionData",
+    "LossOutput",
+    "TrainConfig",
+    "load",
+    "synthetic",
+]

@@ -1,0 +1,191 @@
+"""Validated configurations: the model's (:class:`ADARecConfig`) and the training run's.
+
+Both are frozen pydantic models. Unknown keys are errors that suggest the right key, values out of
+range name the field and what would be right, and both go to JSON or YAML and back unchanged.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Schedule = Literal["respaced", "direct"]
+Supervision = Literal["prefix", "all"]
+DepthGradient = Literal["truncated", "full"]
+Backend = Literal["auto", "reference", "packed", "cpp", "triton", "cuda"]
+
+_Config = TypeVar("_Config", bound="_Base")
+
+
+class ConfigError(ValueError):
+    """A configuration that names an unknown key or holds a value out of range."""
+
+
+class _Base(BaseModel):
+    model_config: ClassVar[ConfigDict] = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True
+    )
+
+    @classmethod
+    def create(cls: type[_Config], **values: Any) -> _Config:
+        """Build and validate; every complaint in one :class:`ConfigError`, in plain words."""
+        unknown = [key for key in values if key not in cls.model_fields]
+        if unknown:
+            raise ConfigError(unknown_keys(unknown, list(cls.model_fields)))
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise ConfigError(_plain_words(error)) from None
+
+    @classmethod
+    def load(cls: type[_Config], path: str | Path) -> _Config:
+        """Read a JSON or YAML file. Raises :class:`ConfigError` naming the file."""
+        return cls.create(**read_mapping(path))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-able values of every field."""
+        return self.model_dump(mode="json")
+
+    def to_json(self) -> str:
+        """Indented JSON, keys in the order of the class."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    def replace(self: _Config, **changes: Any) -> _Config:
+        """A validated copy with some fields changed."""
+        return type(self).create(**{**self.model_dump(), **changes})
+
+
+class ADARecConfig(_Base):
+    """What the model is. Symbols are the paper's: D hidden size, T the greatest depth T_max."""
+
+    num_items: int = Field(ge=1, description="items in the catalogue; ids are 1..num_items")
+    hidden_size: int = Field(64, ge=1, description="D, size of every representation")
+    num_layers: int = Field(2, ge=0, description="Transformer layers of the built-in backbone")
+    num_heads: int = Field(2, ge=1, description="attention heads, backbone and experts")
+    feedforward_multiplier: int = Field(4, ge=1, description="feed-forward size over D")
+    max_length: int = Field(50, ge=1, le=65_535, description="longest history read, in items")
+    dropout: float = Field(0.5, ge=0.0, lt=1.0, description="hidden dropout probability")
+    attention_dropout: float = Field(0.5, ge=0.0, lt=1.0, description="dropout on attention")
+    layer_norm_eps: float = Field(1e-5, gt=0.0, description="added to LayerNorm's variance")
+
+    max_depth: int = Field(4, ge=1, le=64, description="T_max, greatest diffusion depth")
+    schedule: Schedule = Field("respaced", description="noise schedule, see modules.diffusion")
+    supervision: Supervision = Field("prefix", description="an example a prefix, or a position")
+    depth_gradient: DepthGradient = Field(
+        "truncated", description="levels computed in training: up to T_u, or all"
+    )
+    gumbel_temperature: float = Field(0.5, gt=0.0, description="tau_gs of Eq. 3")
+    contrastive_temperature: float = Field(0.07, gt=0.0, description="tau of Eq. 6")
+    coarse_expert: Literal["mlp", "transformer"] = Field("mlp", description="E_coar")
+    evaluation_samples: int = Field(
+        0, ge=0, description="S noisy trajectories averaged at evaluation; 0: one without noise"
+    )
+
+    lambda_deno: float = Field(0.1, ge=0.0, description="weight of L_deno in Eq. 12")
+    lambda_cont: float = Field(0.1, ge=0.0, description="weight of L_cont in Eq. 12; 0 removes it")
+    lambda_expl: float = Field(0.01, ge=0.0, description="weight of L_expl in Eq. 12")
+
+    depth: Literal["adaptive", "fixed"] = Field(
+        "adaptive", description="ADC, or the fixed depth T_max for everybody (Table 4)"
+    )
+    diffusion: bool = Field(True, description="HDA; without it every level is E itself (Table 4)")
+    moe: bool = Field(True, description="HP-MoE; without it the mean of the levels (Table 4)")
+    router: Literal["content", "level"] = Field(
+        "content", description="Eq. 7, or the level embedding alone (Table 4)"
+    )
+    residual: bool = Field(
+        False, description="not in the paper: LayerNorm(E + h_u) after Eq. 11"
+    )
+
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of the weights and of the noise")
+    backend: Backend = Field("auto", description="who runs the ops, see adarec_fast.ops")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> ADARecConfig:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} is not divisible by num_heads={self.num_heads}; "
+                f"choose a multiple of {self.num_heads}"
+            )
+        return self
+
+    @property
+    def num_levels(self) -> int:
+        """T + 1, levels 0..T of a full hierarchy."""
+        return self.max_depth + 1
+
+    @property
+    def augmented(self) -> bool:
+        """Whether anything of ADARec is on; if not, the model is its backbone."""
+        return self.depth == "adaptive" or self.diffusion or self.moe
+
+
+class TrainConfig(_Base):
+    """How a model is trained. Defaults reproduce the figures in the README."""
+
+    epochs: int = Field(200, ge=1, description="at most so many passes over the examples")
+    batch_size: int = Field(256, ge=1, description="examples a step")
+    learning_rate: float = Field(1e-3, gt=0.0, description="Adam's step size")
+    weight_decay: float = Field(0.0, ge=0.0, description="L2 in Adam; the paper has 1e-4")
+    gradient_clip: float = Field(5.0, ge=0.0, description="greatest gradient norm; 0: no clipping")
+    amp: Literal["off", "bf16"] = Field("off", description="autocast of the forward pass")
+    patience: int = Field(10, ge=1, description="evaluations without a better one before the end")
+    evaluate_every: int = Field(1, ge=1, description="epochs between two validations")
+    evaluation_batch_size: int = Field(1024, ge=1, description="users scored at once")
+    seen_mask: Literal["neg-inf", "official", "off"] = Field(
+        "neg-inf", description="score of seen items: -inf, 0 as in the authors' code, or untouched"
+    )
+    log_every: int = Field(50, ge=1, description="steps between two readings of the losses")
+    checkpoint_every: int = Field(0, ge=0, description="steps between checkpoints; 0: each epoch")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of the batches' order")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
+
+
+def read_mapping(path: str | Path) -> dict[str, Any]:
+    """A JSON or YAML file that holds one mapping with string keys.
+
+    Raises:
+        ConfigError: the file is missing, is not UTF-8, does not parse, or is no mapping.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}") from None
+    except (json.JSONDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: does not parse: {error}") from None
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ConfigError(f"{path}: holds no mapping of names to values")
+    return values
+
+
+def unknown_keys(unknown: list[str], known: list[str]) -> str:
+    """A message that names each unknown key and the known one it most resembles."""
+    parts = []
+    for key in unknown:
+        close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        parts.append(f"unknown key {key!r}" + (f", did you mean {close[0]!r}?" if close else ""))
+    hint = "" if all("did you mean" in part for part in parts) else f"; known: {', '.join(known)}"
+    return "; ".join(parts) + hint
+
+
+def _plain_words(error: ValidationError) -> str:
+    lines = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"])
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "missing":
+            lines.append(f"{where} is missing")
+        elif where:
+            lines.append(f"{where}={item['input']!r}: {message[0].lower()}{message[1:]}")
+        else:
+            lines.append(message)
+    return "; ".join(lines)

@@ -1,0 +1,567 @@
+"""ADARec, the drop-in module: Eq. 1 to 13 over packed histories."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import losses, ops, ragged, rng
+from .config import ADARecConfig
+from .data import Batch, Vocabulary
+from .modules import (
+    Denoiser,
+    DepthController,
+    ForeignBackbone,
+    MLPExpert,
+    Router,
+    SASRecEncoder,
+    TransformerLayer,
+)
+from .modules.experts import initialise
+
+History = Tensor | tuple[Tensor, Tensor]
+
+
+class Hierarchy(NamedTuple):
+    """A_u for a batch: x0 ``[T+1, N, D]`` of packed tokens; levels k > depth are undefined."""
+
+    levels: Tensor
+    offsets: Tensor
+    depth: Tensor
+
+
+class LossOutput(NamedTuple):
+    """A batch's losses and what the training log shows of them. All but ``total`` is detached.
+
+    Attributes:
+        total: L_tot of Eq. 12, a scalar with gradient.
+        parts: ``rec``, ``deno``, ``cont``, ``expl``: scalars before their weights.
+        depth: ``[B]`` int64, T_u.
+        gate: ``[T+1]``, mean g_k over the examples that reach level k; nan where none does.
+        depth_entropy: entropy of the noise-free depth softmax, nats.
+        denoising_error: mean (eps_theta - eps)^2, the same number as ``parts["deno"]``.
+    """
+
+    total: Tensor
+    parts: dict[str, Tensor]
+    depth: Tensor
+    gate: Tensor
+    depth_entropy: Tensor
+    denoising_error: Tensor
+
+
+class ADARecOutput(NamedTuple):
+    """What ``forward`` returns.
+
+    Attributes:
+        user: h_u ``[B, D]``, Eq. 11 at the last position.
+        depth: T_u ``[B]`` int64.
+        hierarchy: the levels, on demand.
+        gates: g_k ``[T+1, B]``, 0 beyond the depth, on demand.
+        losses: on demand, where targets were given.
+    """
+
+    user: Tensor
+    depth: Tensor
+    hierarchy: Hierarchy | None = None
+    gates: Tensor | None = None
+    losses: LossOutput | None = None
+
+
+class _Parsed(NamedTuple):
+    """One pass from E to h, with everything the losses need."""
+
+    user: Tensor  # [R, D]
+    depth: Tensor  # [B]
+    computed: Tensor  # [B], levels computed: the depth, or T under depth_gradient="full"
+    logits: Tensor | None  # [B, T+1]
+    levels: Tensor  # [T+1, N, D]
+    error: Tensor | None  # [N]
+    contrast: Tensor | None  # [T+1, B, D], what Eq. 6 compares
+    aggregate: ops.Aggregate | None
+    row_depth: Tensor  # [R]
+
+
+class ADARec(nn.Module):
+    """Adaptive Diffusion Augmentation for Recommendation (AAAI 2026).
+
+    Args:
+        config: the whole configuration, or None to give its fields as ``options``.
+        backbone: an encoder to use instead of the built-in SASRec one; see
+            :class:`adarec_fast.modules.ForeignBackbone` for what it is called with.
+        options: fields of :class:`ADARecConfig`, e.g. ``num_items=12101, max_depth=8``.
+
+    Raises:
+        ConfigError: an unknown field, or a value out of range.
+    """
+
+    noise_seed: Tensor
+
+    def __init__(
+        self,
+        config: ADARecConfig | None = None,
+        *,
+        backbone: nn.Module | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        if config is None:
+            config = ADARecConfig.create(**options)
+        elif options:
+            config = config.replace(**options)
+        self.config = config
+        self.item_vocabulary: Vocabulary | None = None
+        size = config.hidden_size
+        self.item_embedding = nn.Embedding(config.num_items + 1, size, padding_idx=0)
+        self.backbone: SASRecEncoder | ForeignBackbone
+        if backbone is None:
+            self.backbone = SASRecEncoder(config)
+        else:
+            self.backbone = ForeignBackbone(backbone, size, config.max_length)
+        if config.augmented:
+            self.level_embedding = nn.Embedding(config.num_levels, size)
+        if config.depth == "adaptive":
+            self.depth_controller = DepthController(
+                size, config.max_depth, config.max_length, config.gumbel_temperature
+            )
+        if config.diffusion:
+            self.denoiser = Denoiser(size, config.max_depth, config.schedule)
+        if config.moe:
+            self.fine_expert = self._transformer(rng.STREAM_FINE_EXPERT)
+            self.coarse_expert: MLPExpert | TransformerLayer = (
+                self._transformer(rng.STREAM_COARSE_EXPERT)
+                if config.coarse_expert == "transformer"
+                else MLPExpert(size, eps=config.layer_norm_eps, hidden_dropout=config.dropout)
+            )
+            self.router = Router(size, content=config.router == "content")
+        if config.residual:
+            self.output_norm = nn.LayerNorm(size, eps=config.layer_norm_eps)
+        self.register_buffer("noise_seed", _first_noise_seed(config.seed))
+        self._initialise()
+
+    def _transformer(self, stream: int) -> TransformerLayer:
+        config = self.config
+        return TransformerLayer(
+            config.hidden_size,
+            config.num_heads,
+            config.feedforward_multiplier * config.hidden_size,
+            eps=config.layer_norm_eps,
+            attention_dropout=config.attention_dropout,
+            hidden_dropout=config.dropout,
+            stream=stream,
+        )
+
+    def _initialise(self) -> None:
+        generator = torch.Generator().manual_seed(self.config.seed)
+        for name, child in self.named_children():
+            # A foreign encoder brings weights of its own.
+            if not (name == "backbone" and isinstance(child, ForeignBackbone)):
+                initialise(child, generator)
+        with torch.no_grad():
+            self.item_embedding.weight[0].zero_()
+
+    # ------------------------------------------------------------------ forward
+
+    def forward(
+        self,
+        item_ids: History,
+        lengths: Tensor | None = None,
+        *,
+        targets: Tensor | None = None,
+        return_hierarchy: bool = False,
+        return_gates: bool = False,
+    ) -> ADARecOutput:
+        """Represent users by their histories.
+
+        In training mode depths are sampled and noise and dropout drawn (from ``noise_seed``, which
+        advances by one); in evaluation mode the result is deterministic, or the mean over
+        ``evaluation_samples`` noisy trajectories.
+
+        Args:
+            item_ids: int64 ``[B, L]``, padded with 0 on the left or on the right, or a jagged pair
+                (values ``[N]``, offsets ``[B+1]``). Ids are 1..num_items; of longer histories the
+                last ``max_length`` items are read.
+            lengths: optional int64 ``[B]`` for the padded form; must agree with the padding.
+            targets: the items asked for, as in :class:`adarec_fast.data.Batch`; gives the losses.
+            return_hierarchy: also return the levels.
+            return_gates: also return g_k.
+
+        Raises:
+            ValueError: a shape, dtype, length or id that does not fit, naming the argument.
+        """
+        values, offsets = self._histories(item_ids, lengths)
+        if targets is not None:
+            parsed, output = self._loss(values, offsets, targets)
+            user = parsed.user
+            if self.config.supervision == "all":
+                user = user[ragged.last_tokens(offsets)]
+        else:
+            output = None
+            parsed = self._parse(values, offsets, self._next_seed(), "last")
+            user = parsed.user
+            if not self.training and self.config.evaluation_samples:
+                user = self._sampled(values, offsets)
+        gates = parsed.aggregate.gates if parsed.aggregate is not None else None
+        if gates is not None and gates.shape[1] != user.shape[0]:
+            gates = gates[:, ragged.last_tokens(offsets)]
+        return ADARecOutput(
+            user,
+            parsed.depth,
+            Hierarchy(parsed.levels, offsets, parsed.computed) if return_hierarchy else None,
+            gates if return_gates else None,
+            output,
+        )
+
+    def _next_seed(self) -> Tensor | None:
+        if not self.training:
+            return None
+        seed = self.noise_seed.clone()
+        self.noise_seed += 1
+        return seed
+
+    def _sampled(self, values: Tensor, offsets: Tensor) -> Tensor:
+        """Mean of h over S noisy trajectories, at the evaluation depth and without dropout."""
+        total = None
+        for sample in range(self.config.evaluation_samples):
+            seed = _first_noise_seed(self.config.seed).to(values.device) + sample
+            user = self._parse(values, offsets, None, "last", noise_seed=seed).user
+            total = user if total is None else total + user
+        assert total is not None
+        return total / self.config.evaluation_samples
+
+    def _encode(self, values: Tensor, offsets: Tensor, seed: Tensor | None) -> Tensor:
+        embedded = self.item_embedding(values)
+        if isinstance(self.backbone, ForeignBackbone):
+            return self.backbone(values, embedded, offsets)
+        return self.backbone(embedded, offsets, seed=seed, backend=self.config.backend)
+
+    def _parse(
+        self,
+        values: Tensor,
+        offsets: Tensor,
+        seed: Tensor | None,
+        readout: str,
+        *,
+        noise_seed: Tensor | None = None,
+        contrast: bool = False,
+    ) -> _Parsed:
+        """E, depth, hierarchy and h, read out at the ``"last"`` position or at ``"all"``.
+
+        ``seed`` drives dropout, the depth's sample and the diffusion noise; ``noise_seed`` the
+        last alone. ``contrast`` also pools the coarse levels for Eq. 6.
+        """
+        config, backend, max_length = self.config, self.config.backend, self.config.max_length
+        levels = config.num_levels
+        embeddings = self._encode(values, offsets, seed)
+        tokens, batch = embeddings.shape[0], offsets.shape[0] - 1
+        rows = ragged.last_tokens(offsets) if readout == "last" else None
+        logits = None
+        if config.depth == "adaptive":
+            logits = self.depth_controller(embeddings, offsets, backend=backend)
+            depth, mass = self.depth_controller.choose(logits, seed)
+        else:
+            depth = torch.full((batch,), config.max_depth, device=offsets.device)
+            mass = torch.ones(levels, batch, dtype=embeddings.dtype, device=offsets.device)
+        computed = depth
+        if self.training and config.depth_gradient == "full":
+            computed = torch.full_like(depth, config.max_depth)
+        if rows is None:
+            row_depth = ragged.row_of_tokens(computed, offsets, tokens)
+            mass = ragged.row_of_tokens(mass, offsets, tokens, dim=1)
+        else:
+            row_depth = computed
+        if not config.augmented:
+            user = embeddings if rows is None else embeddings[rows]
+            return _Parsed(
+                self._finish(user, user), depth, computed, logits, embeddings[None], None, None,
+                None, row_depth,
+            )
+        table, error = self.level_embedding.weight, None
+        if config.diffusion:
+            x0, error = self.denoiser(
+                embeddings, offsets, computed, table,
+                seed=seed if noise_seed is None else noise_seed,
+                max_length=max_length, backend=backend,
+            )
+        else:
+            x0 = embeddings.expand(levels, -1, -1).contiguous()
+        if config.moe:
+            aggregate, pooled = self._experts(
+                x0, offsets, computed, row_depth, mass, rows, seed, contrast
+            )
+            user = aggregate.user
+        else:
+            aggregate = None
+            user = self._mean_of_levels(x0 if rows is None else x0[:, rows], row_depth, mass)
+            pooled = (
+                ops.level_pool(x0, offsets, computed, max_length=max_length, backend=backend)
+                if contrast
+                else None
+            )
+        user = self._finish(user, embeddings if rows is None else embeddings[rows])
+        return _Parsed(
+            user, depth, computed, logits, x0, error, pooled, aggregate, row_depth
+        )
+
+    def _experts(
+        self,
+        x0: Tensor,
+        offsets: Tensor,
+        computed: Tensor,
+        row_depth: Tensor,
+        mass: Tensor,
+        rows: Tensor | None,
+        seed: Tensor | None,
+        contrast: bool,
+    ) -> tuple[ops.Aggregate, Tensor | None]:
+        """HP-MoE: both experts, the router, the fusion; and Eq. 6's pooled coarse levels."""
+        backend, max_length = self.config.backend, self.config.max_length
+        last = rows is not None
+        shared: dict[str, Any] = {"seed": seed, "max_length": max_length, "backend": backend}
+        fine = self.fine_expert(x0, offsets, computed, last_only=last, **shared)
+        # Eq. 6 pools the coarse output over all tokens; without it the last one is enough.
+        coarse = self.coarse_expert(
+            x0, offsets, computed, last_only=last and not contrast, **shared
+        )
+        pooled_coarse = None
+        if contrast:
+            pooled_coarse = ops.level_pool(
+                coarse, offsets, computed, max_length=max_length, backend=backend
+            )
+            if rows is not None:
+                coarse = coarse[:, rows]
+        content = None
+        if self.router.content:
+            content = ops.level_pool(
+                x0, offsets, computed, causal=not last, max_length=max_length, backend=backend
+            )
+        aggregate = self.router(
+            fine, coarse, content, row_depth, mass, self.level_embedding.weight, backend=backend
+        )
+        return aggregate, pooled_coarse
+
+    def _mean_of_levels(self, x0: Tensor, row_depth: Tensor, mass: Tensor) -> Tensor:
+        """Table 4's variant without HP-MoE: the mean of the levels, weighted by m_k."""
+        reached = ragged.reached_levels(row_depth, x0.shape[0])
+        weight = torch.where(reached, mass, torch.zeros_like(mass))[..., None]
+        kept = torch.where(reached[..., None], x0, torch.zeros_like(x0))
+        return (weight * kept).sum(0) / weight.sum(0)
+
+    def _finish(self, user: Tensor, embeddings: Tensor) -> Tensor:
+        if not self.config.residual:
+            return user
+        return self.output_norm(user + embeddings)
+
+    # ------------------------------------------------------------------ losses
+
+    def loss(self, batch: Batch) -> LossOutput:
+        """Eq. 12 on a training batch, with each of its parts.
+
+        Args:
+            batch: packed histories of at most ``max_length`` items, on the model's device, with
+                targets ``[B]`` under ``supervision="prefix"`` or ``[N]`` under ``"all"``.
+        """
+        return self._loss(batch.item_ids, batch.offsets, batch.targets)[1]
+
+    def _loss(
+        self, values: Tensor, offsets: Tensor, targets: Tensor
+    ) -> tuple[_Parsed, LossOutput]:
+        config = self.config
+        everywhere = config.supervision == "all"
+        expected = values.shape[0] if everywhere else offsets.shape[0] - 1
+        if targets.shape != (expected,):
+            raise ValueError(
+                f"targets has shape {list(targets.shape)}; supervision={config.supervision!r} "
+                f"takes [{expected}], one target a {'position' if everywhere else 'history'}"
+            )
+        contrast = config.lambda_cont > 0 and config.augmented
+        parsed = self._parse(
+            values, offsets, self._next_seed(), "all" if everywhere else "last", contrast=contrast
+        )
+        rec = ops.linear_cross_entropy(
+            parsed.user, self.item_embedding.weight, targets, backend=config.backend
+        )
+        zero = torch.zeros((), dtype=rec.dtype, device=rec.device)
+        deno = cont = expl = entropy = zero
+        if parsed.error is not None:
+            deno = losses.denoising_loss(
+                parsed.error, offsets, parsed.computed, config.hidden_size
+            )
+        if parsed.contrast is not None:
+            asked = targets[ragged.last_tokens(offsets)] if everywhere else targets
+            cont = ops.level_infonce(
+                parsed.contrast, parsed.depth, asked, config.contrastive_temperature,
+                backend=config.backend,
+            )
+        if parsed.logits is not None:
+            expl = losses.exploration_loss(parsed.logits)
+            entropy = -expl.detach()
+        total = (
+            rec
+            + config.lambda_deno * deno
+            + config.lambda_cont * cont
+            + config.lambda_expl * expl
+        )
+        parts = {"rec": rec, "deno": deno, "cont": cont, "expl": expl}
+        return parsed, LossOutput(
+            total,
+            {name: part.detach() for name, part in parts.items()},
+            parsed.depth,
+            self._mean_gates(parsed),
+            entropy,
+            deno.detach(),
+        )
+
+    def _mean_gates(self, parsed: _Parsed) -> Tensor:
+        levels = self.config.num_levels
+        if parsed.aggregate is None:
+            return torch.full((levels,), float("nan"), device=parsed.user.device)
+        # Capacity rows carry depth 0 and are never written; torch.where keeps them out.
+        reached = ragged.reached_levels(parsed.row_depth, levels)
+        gates = parsed.aggregate.gates
+        total = torch.where(reached, gates, torch.zeros_like(gates)).sum(1)
+        return total / reached.sum(1)
+
+    # ------------------------------------------------------------------ use
+
+    def score(self, user: Tensor) -> Tensor:
+        """Logits ``[B, num_items + 1]`` of users ``[B, D]``; column 0, padding, is -inf."""
+        scores = F.linear(user, self.item_embedding.weight)
+        scores[:, 0] = float("-inf")
+        return scores
+
+    @torch.no_grad()
+    def recommend(
+        self,
+        item_ids: History | Sequence[Sequence[int]],
+        lengths: Tensor | None = None,
+        *,
+        k: int = 20,
+        exclude_seen: bool = True,
+        seen: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The k best items of every user, in evaluation mode whatever the module's mode.
+
+        Args:
+            item_ids: histories as in :meth:`forward`, or a list of lists of ids.
+            lengths: as in :meth:`forward`.
+            k: how many; at most num_items.
+            exclude_seen: leave out what a history holds. If fewer than k items remain, the rest
+                of a row scores -inf.
+            seen: jagged (values, offsets) of what to leave out instead of the histories.
+
+        Returns:
+            items int64 ``[B, k]`` and their scores ``[B, k]``, falling.
+        """
+        device = self.item_embedding.weight.device
+        if not isinstance(item_ids, (Tensor, tuple)):
+            sizes = torch.tensor([0] + [len(history) for history in item_ids])
+            flat = [item for history in item_ids for item in history]
+            item_ids = (torch.tensor(flat, dtype=torch.int64, device=device),
+                        sizes.cumsum(0).to(device))
+        values, offsets = self._histories(item_ids, lengths, crop=False)
+        was_training = self.training
+        self.eval()
+        try:
+            user = self(ragged.keep_last(values, offsets, self.config.max_length)).user
+        finally:
+            self.train(was_training)
+        if not exclude_seen:
+            seen = values[:0], torch.zeros_like(offsets)
+        mask, mask_offsets = seen if seen is not None else (values, offsets)
+        scores, items = ops.score_topk(
+            user, self.item_embedding.weight, mask, mask_offsets, k, backend=self.config.backend
+        )
+        return items, scores
+
+    @torch.no_grad()
+    def representations(self, item_ids: History) -> dict[str, Tensor]:
+        """``user`` h, ``fine`` z_fin and ``coarse`` z_coar, each ``[B, D]``, in evaluation mode.
+
+        Without HP-MoE the two are the user representation itself.
+        """
+        values, offsets = self._histories(item_ids, None)
+        was_training = self.training
+        self.eval()
+        try:
+            parsed = self._parse(values, offsets, None, "last")
+        finally:
+            self.train(was_training)
+        fused = parsed.aggregate
+        return {
+            "user": parsed.user,
+            "fine": parsed.user if fused is None else fused.fine,
+            "coarse": parsed.user if fused is None else fused.coarse,
+        }
+
+    def _histories(
+        self, item_ids: History, lengths: Tensor | None, *, crop: bool = True
+    ) -> ragged.Jagged:
+        """Packed, checked and cropped histories. A compiled graph trusts its jagged input."""
+        if isinstance(item_ids, Tensor):
+            values, offsets = ragged.from_padded_ids(item_ids, lengths)
+        else:
+            values, offsets = item_ids
+            if lengths is not None:
+                raise ValueError("lengths goes with padded item_ids; the offsets already say it")
+        if torch.compiler.is_compiling():
+            return ragged.Jagged(values, offsets)
+        if values.dtype != torch.int64 or values.dim() != 1:
+            raise ValueError(f"item ids must be int64 [N], got {values.dtype} {list(values.shape)}")
+        ragged.check_offsets(offsets, values.shape[0])
+        end = int(offsets[-1]) if offsets.numel() else 0
+        if end:
+            low, high = int(values[:end].min()), int(values[:end].max())
+            if low < 1 or high > self.config.num_items:
+                wrong = low if low < 1 else high
+                raise ValueError(
+                    f"item id {wrong} is outside the catalogue, 1..{self.config.num_items}"
+                )
+        if crop and end and int(ragged.lengths(offsets).max()) > self.config.max_length:
+            return ragged.keep_last(values, offsets, self.config.max_length)
+        return ragged.Jagged(values, offsets)
+
+    # ------------------------------------------------------------------ files
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``model.safetensors``, ``config.json`` and, if known, ``items.json``.
+
+        See :func:`adarec_fast.pretrained.save`.
+        """
+        from .pretrained import save
+
+        save(self, Path(folder))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        device: torch.device | str = "cpu",
+        backend: str | None = None,
+        backbone: nn.Module | None = None,
+    ) -> ADARec:
+        """Load what :meth:`save_pretrained` wrote, in evaluation mode.
+
+        See :func:`adarec_fast.pretrained.load`.
+        """
+        from .pretrained import load
+
+        return load(Path(folder), device=device, backend=backend, backbone=backbone)
+
+
+def _first_noise_seed(seed: int) -> Tensor:
+    """A key far from those of neighbouring seeds, since each step takes the next key.
+
+    The finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
+    """
+    mask = (1 << 64) - 1
+    z = (seed + 0x9E3779B97F4A7C15) & mask
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+    return rng.as_seed(z ^ (z >> 31))

@@ -1,0 +1,46 @@
+"""Content-aware routing and gated fusion (Eq. 7-11)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import ops
+
+
+class Router(nn.Module):
+    """g_k = sigmoid(MLP([Pool; emb(k)])), averages over the levels, final gate.
+
+    Args:
+        size: D, also the router's hidden size.
+        content: False leaves the router with the level embedding alone (Table 4's ablation).
+    """
+
+    def __init__(self, size: int, *, content: bool) -> None:
+        super().__init__()
+        self.content = content
+        self.router_w1 = nn.Parameter(torch.empty(size, size))
+        self.level_w1 = nn.Parameter(torch.empty(size, size))
+        self.b1 = nn.Parameter(torch.empty(size))
+        self.router_w2 = nn.Parameter(torch.empty(size))
+        self.b2 = nn.Parameter(torch.empty(1))
+        self.gate = nn.Linear(size, size)
+
+    def forward(
+        self,
+        fine: Tensor,
+        coarse: Tensor,
+        pooled: Tensor | None,
+        depth: Tensor,
+        level_mass: Tensor,
+        level_embedding: Tensor,
+        *,
+        backend: str,
+    ) -> ops.Aggregate:
+        """See :func:`ops.moe_aggregate`; ``level_embedding`` is ``[T+1, D]``."""
+        bias = F.linear(level_embedding, self.level_w1, self.b1).to(self.b1.dtype)
+        return ops.moe_aggregate(
+            fine, coarse, pooled if self.content else None, depth, level_mass, self.router_w1,
+            bias, self.router_w2, self.b2, self.gate.weight, self.gate.bias, backend=backend,
+        )

@@ -1,0 +1,34 @@
+"""Public ops, one file each; ``backend=`` and ``ADAREC_FAST_BACKEND`` choose who runs them."""
+
+from ._library import BACKENDS, OPS, BackendError, backend_report, choose, explain
+from .depth_controller import depth_controller
+from .dropout import dropout
+from .encoder_layer import LayerWeights, encoder_layer
+from .hda_trajectory import hda_trajectory
+from .level_infonce import level_infonce
+from .level_pool import level_pool
+from .linear_cross_entropy import linear_cross_entropy
+from .mlp_expert import mlp_expert
+from .moe_aggregate import Aggregate, moe_aggregate
+from .score_topk import score_topk
+
+__all__ = [
+    "BACKENDS",
+    "OPS",
+    "Aggregate",
+    "BackendError",
+    "LayerWeights",
+    "backend_report",
+    "choose",
+    "depth_controller",
+    "dropout",
+    "encoder_layer",
+    "explain",
+    "hda_trajectory",
+    "level_infonce",
+    "level_pool",
+    "linear_cross_entropy",
+    "mlp_expert",
+    "moe_aggregate",
+    "score_topk",
+]

@@ -1,0 +1,27 @@
+"""Autocast in the backward pass: autograd does not restore it, recomputation needs it."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Autocast(NamedTuple):
+    """The autocast state of a forward pass, to be entered again in its backward pass."""
+
+    device: str
+    enabled: bool
+    dtype: torch.dtype
+
+    @classmethod
+    def current(cls, like: Tensor) -> Autocast:
+        """The state in force for ``like``'s device type."""
+        kind = like.device.type
+        return cls(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
+
+    def restored(self) -> AbstractContextManager[object]:
+        """A context manager that puts the state in force."""
+        return torch.autocast(self.device, dtype=self.dtype, enabled=self.enabled)

@@ -1,0 +1,225 @@
+"""The op registry: schemas, fakes, backends and who runs what.
+
+An op is a pair of functional schemas, ``name_fwd`` and ``name_bwd``, defined once in the
+``adarec_fast`` library. Their last argument names the backend, so that a compiled graph fixes it.
+``define`` plus ``impl`` is used instead of ``custom_op`` because it costs a quarter of it a call
+and these shapes are small; autograd sits outside, in an ``autograd.Function``.
+
+Backends:
+    reference   plain PyTorch on padded tensors, inlined: autograd and torch.compile see through it.
+    packed      plain PyTorch on packed tokens behind the op; the fallback where nothing was built.
+    cpp         the C++ extension (CPU).
+    triton      the kernels (CUDA, or any device under TRITON_INTERPRET=1).
+    cuda        the CUDA extension.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+BACKENDS = ("reference", "packed", "cpp", "triton", "cuda")
+ENVIRONMENT = "ADAREC_FAST_BACKEND"
+
+_LIBRARY = torch.library.Library("adarec_fast", "DEF")
+
+
+class BackendError(RuntimeError):
+    """A backend was asked for that cannot run this op here."""
+
+
+class Implementation(NamedTuple):
+    """What a backend brings for one op; both take the schema's arguments less ``backend``."""
+
+    fwd: Callable[..., Any]
+    bwd: Callable[..., Any]
+
+
+class Choice(NamedTuple):
+    """Who would run an op, and why."""
+
+    backend: str
+    reason: str
+
+
+class OpInfo(NamedTuple):
+    """An op and the backends written for it, fastest first per device type."""
+
+    name: str
+    cpu: tuple[str, ...]
+    cuda: tuple[str, ...]
+
+    def backends(self, device: str) -> tuple[str, ...]:
+        """Candidates on a device type, fastest first."""
+        return self.cuda if device == "cuda" else self.cpu
+
+
+OPS: dict[str, OpInfo] = {}
+
+
+def define(
+    name: str,
+    forward: str,
+    backward: str | None,
+    fake_forward: Callable[..., Any],
+    fake_backward: Callable[..., Any] | None,
+    *,
+    cpu: tuple[str, ...] = ("packed",),
+    cuda: tuple[str, ...] = ("packed",),
+) -> None:
+    """Define an op's schemas with fakes and register its backends.
+
+    Args:
+        name: the op's name, the same in ops/, reference/, packed/, kernels/ and csrc/.
+        forward, backward: schemas without the name, e.g. ``"(Tensor x) -> Tensor"``; ``str
+            backend`` is appended to the arguments.
+        fake_forward, fake_backward: shape functions, taking the same arguments with ``backend``.
+        cpu, cuda: backends in the order of preference, ``reference`` not named.
+    """
+    OPS[name] = OpInfo(name, (*cpu, "reference"), (*cuda, "reference"))
+    for suffix, schema, fake in (("fwd", forward, fake_forward), ("bwd", backward, fake_backward)):
+        if schema is None:
+            continue
+        arguments, result = schema.split("->")
+        full = f"{name}_{suffix}{arguments.strip()[:-1]}, str backend) -> {result.strip()}"
+        _LIBRARY.define(full)
+        _LIBRARY.impl(f"{name}_{suffix}", _runner(name, suffix), "CompositeExplicitAutograd")
+        torch.library.register_fake(f"adarec_fast::{name}_{suffix}", fake, lib=_LIBRARY)
+
+
+def _runner(name: str, suffix: str) -> Callable[..., Any]:
+    position = 0 if suffix == "fwd" else 1
+
+    def run(*arguments: Any) -> Any:
+        return implementation(name, arguments[-1])[position](*arguments[:-1])
+
+    return run
+
+
+@functools.cache
+def implementation(name: str, backend: str) -> Implementation:
+    """Load a backend's code for an op. Raises BackendError if it cannot be had."""
+    if backend == "packed":
+        module = importlib.import_module(f"adarec_fast.packed.{name}")
+        return Implementation(module.fwd, getattr(module, "bwd", _no_backward))
+    if backend == "triton":
+        module = importlib.import_module(f"adarec_fast.kernels.{name}")
+        return Implementation(module.fwd, getattr(module, "bwd", _no_backward))
+    if backend in ("cpp", "cuda"):
+        from . import extension
+
+        return Implementation(*extension.functions(name, backend))
+    raise BackendError(f"backend {backend!r} has no code behind the op {name}")
+
+
+def _no_backward(*_: Any) -> Any:
+    raise BackendError("this op has no gradient")
+
+
+def unavailable(name: str, backend: str, device: str) -> str | None:
+    """Why ``backend`` cannot run ``name`` on a device type, or None if it can."""
+    info = OPS[name]
+    if backend == "reference":
+        return None
+    # The interpreter runs the kernels on CPU tensors, which is how they are tested.
+    interpreted = backend == "triton" and _interpreting() and backend in info.cuda
+    if backend not in info.backends(device) and not interpreted:
+        return f"not written for {device}"
+    if backend == "packed":
+        return None
+    if backend == "triton":
+        return _triton_missing()
+    from . import extension
+
+    return extension.unavailable(backend)
+
+
+def _interpreting() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@functools.cache
+def _triton_missing() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if not _interpreting() and not torch.cuda.is_available():
+        return "no CUDA device"
+    return None
+
+
+@torch.compiler.assume_constant_result
+def choose(name: str, backend: str, device: str) -> str:
+    """The backend that runs an op; ``ADAREC_FAST_BACKEND`` speaks where the argument is "auto".
+
+    Raises:
+        BackendError: an unknown backend, or one that was asked for and cannot run.
+    """
+    return explain(name, backend, device).backend
+
+
+def explain(name: str, backend: str = "auto", device: str = "cpu") -> Choice:
+    """:func:`choose` with its reason, as ``adarec-fast info`` prints it."""
+    source = "asked for"
+    if backend == "auto":
+        backend = os.environ.get(ENVIRONMENT, "auto")
+        source = f"{ENVIRONMENT} is set"
+    if backend != "auto":
+        if backend not in BACKENDS:
+            raise BackendError(
+                f"backend={backend!r} is unknown; choose from auto, {', '.join(BACKENDS)}"
+            )
+        why = unavailable(name, backend, device)
+        if why is None:
+            return Choice(backend, source)
+        if source == "asked for":
+            raise BackendError(f"backend {backend!r} cannot run {name} on {device}: {why}")
+        # The variable is for whole runs: an op that lacks the backend falls to the next one.
+        source = f"{backend} {why}"
+    missing: list[str] = []
+    for candidate in OPS[name].backends(device):
+        why = unavailable(name, candidate, device)
+        if why is None:
+            notes = [source] if source.startswith(backend) and backend != "auto" else []
+            return Choice(candidate, "; ".join([*notes, *missing]) or "fastest there is")
+        missing.append(f"{candidate}: {why}")
+    raise AssertionError("reference always runs")
+
+
+def backend_report(device: str = "cpu") -> list[dict[str, Any]]:
+    """One row an op: ``op, backend, reason, available`` on a device type."""
+    rows = []
+    for name, info in OPS.items():
+        choice = explain(name, "auto", device)
+        able = [b for b in info.backends(device) if unavailable(name, b, device) is None]
+        rows.append(
+            {"op": name, "backend": choice.backend, "reason": choice.reason, "available": able}
+        )
+    return rows
+
+
+def require(condition: bool, message: Callable[[], str]) -> None:
+    """Raise ValueError with ``message()`` unless the condition holds."""
+    if not condition:
+        raise ValueError(message())
+
+
+def check_shape(name: str, tensor: torch.Tensor, *shape: int | None) -> None:
+    """Raise ValueError naming the argument unless its shape is the one given (None: any size)."""
+    actual = tensor.shape
+    if len(actual) != len(shape) or any(
+        want is not None and got != want for got, want in zip(actual, shape, strict=True)
+    ):
+        wanted = ", ".join("*" if want is None else str(want) for want in shape)
+        raise ValueError(f"{name} has shape {list(actual)}; it must be [{wanted}]")
+
+
+def check_index(name: str, tensor: torch.Tensor, size: int | None = None) -> None:
+    """Raise ValueError unless the tensor is int64 ``[size]``."""
+    if tensor.dtype != torch.int64:
+        raise ValueError(f"{name} has dtype {tensor.dtype}; it must be torch.int64")
+    check_shape(name, tensor, size)

@@ -1,0 +1,164 @@
+"""``encoder_layer``: a causal Transformer layer over levels x jagged sequences."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import ragged, rng
+from ..reference.encoder_layer import encoder_layer as reference
+from ._autocast import Autocast
+from ._library import check_index, check_shape, choose, define, require
+
+
+class LayerWeights(NamedTuple):
+    """A layer's parameters, matrices ``[out, in]``: D in and out, 3D for qkv, F for the inner."""
+
+    qkv_w: Tensor
+    qkv_b: Tensor
+    out_w: Tensor
+    out_b: Tensor
+    ln1_w: Tensor
+    ln1_b: Tensor
+    ff1_w: Tensor
+    ff1_b: Tensor
+    ff2_w: Tensor
+    ff2_b: Tensor
+    ln2_w: Tensor
+    ln2_b: Tensor
+
+
+_WEIGHTS = LayerWeights._fields
+_INPUTS = (
+    "Tensor x, Tensor offsets, Tensor? depth, "
+    + ", ".join(f"Tensor {name}" for name in _WEIGHTS)
+    + ", int heads, float eps, float attention_dropout, float hidden_dropout, Tensor? seed, "
+    "int stream, bool last_only, int max_length"
+)
+
+
+def _fake_forward(x: Tensor, offsets: Tensor, *rest: Any) -> Tensor:
+    last_only = rest[-3]
+    levels, tokens, size = x.shape
+    return x.new_empty(levels, offsets.shape[0] - 1 if last_only else tokens, size)
+
+
+def _fake_backward(grad_y: Tensor, x: Tensor, offsets: Tensor, depth: Tensor | None,
+                   *rest: Any) -> tuple[Tensor, ...]:
+    return tuple(torch.empty_like(t) for t in (x, *rest[: len(_WEIGHTS)]))
+
+
+define(
+    "encoder_layer",
+    f"({_INPUTS}) -> Tensor",
+    f"(Tensor grad_y, {_INPUTS}) -> (" + ", ".join(["Tensor"] * (1 + len(_WEIGHTS))) + ")",
+    _fake_forward,
+    _fake_backward,
+)
+
+
+class _EncoderLayer(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, backend: str, *inputs: Any) -> Tensor:
+        ctx.backend, ctx.autocast = backend, Autocast.current(inputs[0])
+        x, offsets, depth, *weights = inputs[:15]
+        seed, ctx.scalars = inputs[19], (*inputs[15:19], *inputs[20:])
+        ctx.save_for_backward(x, offsets, depth, *weights, seed)
+        return torch.ops.adarec_fast.encoder_layer_fwd(*inputs, backend)
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        *tensors, seed = ctx.saved_tensors
+        with ctx.autocast.restored():
+            d_x, *d_weights = torch.ops.adarec_fast.encoder_layer_bwd(
+                grad_y.contiguous(), *tensors, *ctx.scalars[:4], seed, *ctx.scalars[4:], ctx.backend
+            )
+        return None, d_x, None, None, *d_weights, *([None] * 8)
+
+
+def encoder_layer(
+    x: Tensor,
+    offsets: Tensor,
+    depth: Tensor | None,
+    weights: LayerWeights,
+    *,
+    heads: int,
+    eps: float,
+    attention_dropout: float = 0.0,
+    hidden_dropout: float = 0.0,
+    seed: Tensor | None = None,
+    stream: int = rng.STREAM_BACKBONE,
+    last_only: bool = False,
+    max_length: int,
+    backend: str = "auto",
+) -> Tensor:
+    """LN(x' + FF(x')), x' = LN(x + Attention(x)) for every level of every sequence.
+
+    Args:
+        x: ``[K, N, D]`` float; level k of a sequence is a sequence of its own.
+        offsets: int64 ``[B+1]``.
+        depth: int64 ``[B]``: levels k <= depth are computed; None: all K.
+        weights: the parameters.
+        heads: divides D.
+        eps: LayerNorm's.
+        attention_dropout, hidden_dropout: probabilities, applied only if ``seed`` is given, with
+            masks of the noise contract (level coordinate k, streams ``stream`` + site).
+        seed: int64 ``[1]`` or None.
+        stream: first of the layer's streams.
+        last_only: compute the last position of each sequence only.
+        max_length: no sequence is longer.
+        backend: see :mod:`adarec_fast.ops`.
+
+    Returns:
+        ``[K, N, D]``, or ``[K, B, D]`` if ``last_only``; levels beyond a depth are not written.
+
+    Raises:
+        ValueError: a shape or dtype that does not fit, naming the argument.
+        BackendError: the backend cannot run here.
+    """
+    check_shape("x", x, None, None, None)
+    levels, tokens, size = x.shape
+    check_index("offsets", offsets)
+    if depth is not None:
+        check_index("depth", depth, offsets.shape[0] - 1)
+    require(
+        heads >= 1 and size % heads == 0,
+        lambda: f"heads={heads} does not divide the size D={size}",
+    )
+    check_shape("qkv_w", weights.qkv_w, 3 * size, size)
+    check_shape("ff2_w", weights.ff2_w, size, weights.ff1_w.shape[0])
+    if attention_dropout == 0.0 and hidden_dropout == 0.0:
+        seed = None
+    chosen = choose("encoder_layer", backend, x.device.type)
+    if chosen != "reference":
+        return _EncoderLayer.apply(
+            chosen, x, offsets, depth, *weights, heads, eps, attention_dropout, hidden_dropout,
+            seed, stream, last_only, max_length,
+        )
+    x = ragged.mask_levels(x, offsets, depth)
+    keep_attention = keep_projection = keep_feedforward = None
+    if seed is not None and attention_dropout > 0:
+        token = offsets[:-1, None] + torch.arange(max_length, device=x.device)
+        index = rng.attention_index(token, heads, torch.arange(max_length, device=x.device))
+        keep_attention = rng.keep_levels(
+            seed, index.transpose(1, 2), stream + rng.SITE_ATTENTION, levels, attention_dropout
+        )
+    if seed is not None and hidden_dropout > 0:
+        index = rng.element_index(tokens, size, x.device)
+        keep_projection, keep_feedforward = (
+            ragged.to_padded(
+                rng.keep_levels(seed, index, stream + site, levels, hidden_dropout),
+                offsets, max_length, dim=1,
+            )
+            for site in (rng.SITE_PROJECTION, rng.SITE_FEEDFORWARD)
+        )
+    y = reference(
+        ragged.to_padded(x, offsets, max_length, dim=1),
+        ragged.padding_mask(offsets, max_length),
+        *weights, heads, eps, attention_dropout, hidden_dropout,
+        keep_attention, keep_projection, keep_feedforward,
+    )
+    y = ragged.from_padded(y, offsets, tokens, dim=1)
+    return y[:, ragged.last_tokens(offsets)] if last_only else y

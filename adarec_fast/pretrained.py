@@ -1,0 +1,136 @@
+"""Models on disk: safetensors weights, a JSON configuration, the item vocabulary. No pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from .config import ADARecConfig, ConfigError, read_mapping
+from .data import Vocabulary
+from .model import ADARec
+
+WEIGHTS, CONFIG, ITEMS = "model.safetensors", "config.json", "items.json"
+
+
+class CheckpointError(RuntimeError):
+    """A saved model that is missing, damaged, or of another catalogue."""
+
+
+def save(model: ADARec, folder: Path) -> None:
+    """Write a model's folder whole, or leave what was there.
+
+    The files go to a temporary folder beside it first; the old folder is put aside for the moment
+    between the two renames.
+
+    Raises:
+        CheckpointError: it cannot be written, e.g. a full disk.
+    """
+    folder = folder.absolute()
+    temporary = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        write(model, temporary)
+        temporary.chmod(0o755)
+        old = temporary.with_name(temporary.name + "-old")
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(temporary, folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder}: the model cannot be saved: {error}") from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write(model: ADARec, folder: Path) -> None:
+    """Write the files into an existing folder, in place, each flushed to the disk."""
+    state = model.state_dict()
+    save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / WEIGHTS)
+    (folder / CONFIG).write_text(model.config.to_json(), encoding="utf-8")
+    if model.item_vocabulary is not None:
+        text = json.dumps(model.item_vocabulary.to_json())
+        (folder / ITEMS).write_text(text, encoding="utf-8")
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def load(
+    folder: Path,
+    *,
+    device: torch.device | str = "cpu",
+    backend: str | None = None,
+    backbone: nn.Module | None = None,
+) -> ADARec:
+    """Read a model's folder, in evaluation mode.
+
+    Args:
+        folder: what :func:`save` wrote.
+        device: where the model goes.
+        backend: replaces the saved choice of backend.
+        backbone: the foreign encoder, freshly built, if the model was saved with one.
+
+    Raises:
+        CheckpointError: a missing, truncated or tampered file, weights that do not fit the
+            configuration or are not finite, or a vocabulary of another catalogue.
+    """
+    try:
+        config = ADARecConfig.create(**read_mapping(folder / CONFIG))
+    except ConfigError as error:
+        raise CheckpointError(f"{folder}: {error}") from None
+    if backend is not None:
+        config = config.replace(backend=backend)
+    model = ADARec(config, backbone=backbone)
+    load_weights(model, folder / WEIGHTS)
+    items = folder / ITEMS
+    if items.exists():
+        try:
+            model.item_vocabulary = Vocabulary.from_json(read_mapping(items))
+        except ValueError as error:
+            raise CheckpointError(f"{items}: {error}") from None
+        if len(model.item_vocabulary) != config.num_items:
+            raise CheckpointError(
+                f"{items} names {len(model.item_vocabulary)} items; the model has "
+                f"{config.num_items}: the two are not of one catalogue"
+            )
+    return model.to(device).eval()
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a safetensors file into a module whose names and shapes it must match exactly.
+
+    Raises:
+        CheckpointError: as :func:`load`.
+    """
+    try:
+        state = load_file(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not a whole safetensors file: {error}") from None
+    expected = model.state_dict()
+    for name, tensor in expected.items():
+        if name not in state:
+            raise CheckpointError(f"{path}: the tensor {name} is missing")
+        found = state[name]
+        if found.shape != tensor.shape or found.dtype != tensor.dtype:
+            raise CheckpointError(
+                f"{path}: {name} is {found.dtype} {list(found.shape)}, the configuration wants "
+                f"{tensor.dtype} {list(tensor.shape)}"
+            )
+        if found.is_floating_point() and not bool(torch.isfinite(found).all()):
+            raise CheckpointError(f"{path}: {name} holds NaN or infinity")
+    unknown = sorted(set(state) - set(expected))
+    if unknown:
+        raise CheckpointError(f"{path}: unknown tensors {', '.join(unknown[:5])}")
+    model.load_state_dict(state)

@@ -1,0 +1,170 @@
+"""The noise contract: every random number is a pure function of where it is used.
+
+Counter-based Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011)
+keyed by a 64-bit seed that lives in a tensor, so no kernel waits for the host to read it. The
+128-bit counter is
+
+    (element index, low 32 bits; high 32 bits; stream id; level // 4)
+
+and the four words it yields belong to the levels 4j, 4j+1, 4j+2, 4j+3: lane = level % 4. One Philox
+call so serves four levels of an element, which costs a quarter of a call for each, needs no
+interleaving of lanes inside a tile, and lets Box-Muller use both of its outputs.
+
+* Element index: ``global token index * D + dimension`` (int64), never a thread or program id, so
+  the result does not depend on tile sizes, thread counts or the order of the work.
+* Diffusion noise of level k >= 1 uses level coordinate k - 1 (level 0 has no noise).
+* Dropout keeps an element iff its 32-bit word >= round(p * 2^32): exact on every backend.
+* Attention probabilities: element index ``(token * heads + head) << 16 | key position``.
+
+This file is the torch twin, written with int64 arithmetic; the C++ and Triton versions produce the
+same words bit for bit (tested), and the same normals up to the last places of log, sin and cos.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+# Streams keep uses apart that share element indices. A Transformer layer takes four from its base.
+STREAM_NOISE = 0
+STREAM_GUMBEL = 1
+STREAM_EMBEDDING = 2
+STREAM_COARSE_MLP = 4
+STREAM_FINE_EXPERT = 8
+STREAM_COARSE_EXPERT = 12
+STREAM_BACKBONE = 16
+STREAMS_PER_LAYER = 4
+# Offsets inside a layer's four streams.
+SITE_ATTENTION = 0
+SITE_PROJECTION = 1
+SITE_FEEDFORWARD = 2
+
+LANES = 4
+_MASK = 0xFFFFFFFF
+_M0, _M1 = 0xD2511F53, 0xCD9E8D57
+_W0, _W1 = 0x9E3779B9, 0xBB67AE85
+_ROUNDS = 10
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def philox(seed: Tensor, index: Tensor, stream: int, group: int | Tensor) -> tuple[Tensor, ...]:
+    """Philox4x32-10.
+
+    Args:
+        seed: int64 ``[1]`` or ``[]``, the 64-bit key.
+        index: int64, any shape, the element index.
+        stream: stream id, 0 <= stream < 2^32.
+        group: ``level // 4``, an int or an int64 tensor that broadcasts with ``index``.
+
+    Returns:
+        Four int64 tensors of 32-bit words in [0, 2^32), of the broadcast shape.
+    """
+    key = seed.reshape(())
+    k0, k1 = key & _MASK, (key >> 32) & _MASK
+    c0, c1 = index & _MASK, (index >> 32) & _MASK
+    c2 = torch.full_like(index, stream)
+    c3 = torch.zeros_like(index) + group
+    for _ in range(_ROUNDS):
+        # A product of two 32-bit words wraps in int64 without losing a bit: mask after shifting.
+        p0, p1 = c0 * _M0, c2 * _M1
+        c0, c1, c2, c3 = (
+            ((p1 >> 32) & _MASK) ^ c1 ^ k0,
+            p1 & _MASK,
+            ((p0 >> 32) & _MASK) ^ c3 ^ k1,
+            p0 & _MASK,
+        )
+        k0, k1 = (k0 + _W0) & _MASK, (k1 + _W1) & _MASK
+    return c0, c1, c2, c3
+
+
+def words(seed: Tensor, index: Tensor, stream: int, level: int) -> Tensor:
+    """The 32-bit word of one level, int64 in [0, 2^32), shaped like ``index``."""
+    return philox(seed, index, stream, level // LANES)[level % LANES]
+
+
+def to_uniform(word: Tensor, dtype: torch.dtype) -> Tensor:
+    """Uniform in (0, 1): (word >> 9 + 1/2) * 2^-23, exact in float32, never 0 nor 1."""
+    return ((word >> 9).to(dtype) + 0.5) * 2.0**-23
+
+
+def box_muller(a: Tensor, b: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Two standard normals of two words: r cos t, r sin t; r = sqrt(-2 ln u_a), t = 2 pi u_b."""
+    radius = torch.sqrt(-2.0 * torch.log(to_uniform(a, dtype)))
+    angle = (2.0 * math.pi) * to_uniform(b, dtype)
+    return radius * torch.cos(angle), radius * torch.sin(angle)
+
+
+def element_index(num_tokens: int, size: int, device: torch.device | str = "cpu") -> Tensor:
+    """int64 ``[num_tokens, size]``: token * size + dimension."""
+    return torch.arange(num_tokens * size, device=device).view(num_tokens, size)
+
+
+def normal_levels(
+    seed: Tensor, index: Tensor, levels: int, dtype: torch.dtype, stream: int = STREAM_NOISE
+) -> Tensor:
+    """Standard normals at level coordinates 0..levels-1: ``[levels, *index.shape]``."""
+    planes: list[Tensor] = []
+    for group in range(-(-levels // LANES)):
+        w0, w1, w2, w3 = philox(seed, index, stream, group)
+        planes += [*box_muller(w0, w1, dtype), *box_muller(w2, w3, dtype)]
+    if not planes:
+        return torch.empty(0, *index.shape, dtype=dtype, device=index.device)
+    return torch.stack(planes[:levels])
+
+
+def trajectory_noise(
+    seed: Tensor, num_tokens: int, size: int, depth: int, dtype: torch.dtype
+) -> Tensor:
+    """Diffusion noise epsilon_k of Eq. 4 for k = 1..depth: ``[depth, num_tokens, size]``."""
+    index = element_index(num_tokens, size, seed.device)
+    return normal_levels(seed, index, depth, dtype)
+
+
+def gumbel(seed: Tensor, num_sequences: int, choices: int, dtype: torch.dtype) -> Tensor:
+    """Gumbel(0, 1) noise of Eq. 3: ``[num_sequences, choices]``, index = sequence * choices + i."""
+    index = element_index(num_sequences, choices, seed.device)
+    return -torch.log(-torch.log(to_uniform(words(seed, index, STREAM_GUMBEL, 0), dtype)))
+
+
+def dropout_threshold(p: float) -> int:
+    """The word below which an element is dropped: round(p * 2^32)."""
+    return round(p * 2.0**32)
+
+
+def keep_mask(seed: Tensor, index: Tensor, stream: int, level: int, p: float) -> Tensor:
+    """Bool, shaped like ``index``: True where dropout with probability p keeps the element."""
+    return words(seed, index, stream, level) >= dropout_threshold(p)
+
+
+def keep_levels(seed: Tensor, index: Tensor, stream: int, levels: int, p: float) -> Tensor:
+    """:func:`keep_mask` of the levels 0..levels-1: bool ``[levels, *index.shape]``."""
+    masks: list[Tensor] = []
+    for group in range(-(-levels // LANES)):
+        masks += [word >= dropout_threshold(p) for word in philox(seed, index, stream, group)]
+    return torch.stack(masks[:levels])
+
+
+def attention_index(tokens: Tensor, heads: int, keys: Tensor) -> Tensor:
+    """Element index of attention probabilities.
+
+    Args:
+        tokens: int64 ``[...]``, global index of the query token.
+        heads: number of heads H.
+        keys: int64 ``[L]``, position of the key inside its sequence, < 2^16.
+
+    Returns:
+        int64 ``[..., H, L]``.
+    """
+    head = torch.arange(heads, device=tokens.device)
+    row = tokens[..., None] * heads + head
+    return (row[..., None] << 16) | keys
+
+
+def as_seed(value: int, device: torch.device | str = "cpu") -> Tensor:
+    """A 64-bit seed as the int64 ``[1]`` tensor that the ops take."""
+    return torch.tensor([_signed(value % (1 << 64))], dtype=torch.int64, device=device)
