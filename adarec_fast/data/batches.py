@@ -1,0 +1,298 @@
+"""Packed batches, gathered from flat arrays on whatever device these lie on.
+
+No function here loops over users: an epoch's order is one permutation, a batch is a slice of it
+and a few gathers. The number of tokens of each batch is known on the host beforehand, so that
+building a batch on a GPU never waits for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import DataError
+from .flat import gather_ranges, lengths_to_offsets, range_positions
+from .splits import Split
+
+Supervision = Literal["prefix", "all"]
+
+
+class Batch(NamedTuple):
+    """B packed training sequences of N tokens in all; every tensor int64.
+
+    Attributes:
+        item_ids: [N], item indices of the inputs.
+        offsets: [B + 1], where each sequence begins in ``item_ids``.
+        targets: [B] under ``"prefix"`` (the item after each sequence), [N] under ``"all"``
+            (the item after each position).
+        users: [B], user index of each sequence.
+    """
+
+    item_ids: Tensor
+    offsets: Tensor
+    targets: Tensor
+    users: Tensor
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+
+class EvaluationBatch(NamedTuple):
+    """B packed histories to predict from, with what to mask; every tensor int64.
+
+    Attributes:
+        item_ids: [N], the last ``max_length`` items of each history.
+        offsets: [B + 1].
+        targets: [B], the held-out item.
+        users: [B], user index of each history.
+        seen_values: [M], all items of each history, however long.
+        seen_offsets: [B + 1].
+    """
+
+    item_ids: Tensor
+    offsets: Tensor
+    targets: Tensor
+    users: Tensor
+    seen_values: Tensor
+    seen_offsets: Tensor
+
+    def to(self, device: torch.device | str) -> EvaluationBatch:
+        """The same batch on another device."""
+        return EvaluationBatch(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+
+class TrainingBatches:
+    """Epochs of shuffled training batches over jagged training histories.
+
+    Args:
+        values: int64 [N], item indices of the training histories (``Split.inputs("train")``).
+        offsets: int64 [U + 1].
+        supervision: ``"prefix"``: every prefix of a history that is followed by an item is an
+            example, read out at its end; ``"all"``: every history of at least two items is one
+            example, each position predicting the next.
+        batch_size: examples a batch.
+        max_length: longest input; longer ones keep their last ``max_length`` items.
+        seed: with the epoch's number, all that the order depends on.
+        device: where the arrays live and batches are built.
+        drop_last: leave out the last batch of an epoch when it is not full.
+
+    Raises:
+        ValueError: an argument is out of range (named in the message).
+        DataError: no history has two items.
+    """
+
+    def __init__(
+        self,
+        values: Tensor,
+        offsets: Tensor,
+        *,
+        supervision: Supervision = "prefix",
+        batch_size: int,
+        max_length: int,
+        seed: int,
+        device: torch.device | str = "cpu",
+        drop_last: bool = False,
+    ) -> None:
+        if supervision not in ("prefix", "all"):
+            raise ValueError(f"supervision={supervision!r} must be 'prefix' or 'all'")
+        _check_positive(batch_size=batch_size, max_length=max_length)
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+            raise ValueError(f"seed={seed!r} must be an int in 0 .. 2**63 - 1")
+        self.supervision = supervision
+        self.batch_size = batch_size
+        self.max_length = max_length
+        self.seed = seed
+        self.device = torch.device(device)
+        self.drop_last = drop_last
+
+        offsets = offsets.cpu()
+        lengths = offsets[1:] - offsets[:-1]
+        if supervision == "prefix":
+            # Example j of a history of n items reads items 0..j and predicts item j + 1.
+            per_user = (lengths - 1).clamp(min=0)
+            users = torch.repeat_interleave(torch.arange(lengths.numel()), per_user)
+            ends, _ = range_positions(offsets[:-1] + 1, per_user)
+            sizes = (ends - offsets[users]).clamp(max=max_length)
+        else:
+            users = torch.nonzero(lengths >= 2).flatten()
+            ends = offsets[1:][users] - 1
+            sizes = (lengths[users] - 1).clamp(max=max_length)
+        if users.numel() == 0:
+            raise DataError(
+                "no training history has two items, so there is nothing to learn from; "
+                "leave-one-out needs histories of at least 4"
+            )
+        self._sizes = sizes
+        self._values = values.to(self.device)
+        self._users = users.to(self.device)
+        self._starts = (ends - sizes).to(self.device)
+        self._device_sizes = sizes.to(self.device)
+
+    @property
+    def num_examples(self) -> int:
+        return self._sizes.numel()
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        full, rest = divmod(self.num_examples, self.batch_size)
+        return full + (1 if rest and not self.drop_last else 0)
+
+    def epoch(self, e: int, start: int = 0) -> Iterator[Batch]:
+        """Batches ``start``, ``start + 1``, … of epoch ``e``.
+
+        The order depends on ``(seed, e)`` alone: starting at a later batch gives exactly the
+        batches that an uninterrupted epoch would have given from there on.
+
+        Raises:
+            ValueError: ``e`` is negative or ``start`` is outside ``0..len(self)``.
+        """
+        if e < 0:
+            raise ValueError(f"epoch e={e} must be at least 0")
+        if not 0 <= start <= len(self):
+            raise ValueError(f"start={start} must be in 0..{len(self)} (batches an epoch)")
+        return self._epoch(e, start)
+
+    def _epoch(self, e: int, start: int) -> Iterator[Batch]:
+        generator = torch.Generator()  # always on the CPU: one order for every device
+        state = np.random.SeedSequence([self.seed, e]).generate_state(1, np.uint64)
+        generator.manual_seed(int(state[0] >> np.uint64(1)))
+        order = torch.randperm(self.num_examples, generator=generator)
+        bounds = torch.arange(len(self) + 1) * self.batch_size
+        bounds.clamp_(max=self.num_examples)
+        totals = lengths_to_offsets(self._sizes[order])[bounds].diff().tolist()
+        order = order.to(self.device)
+        for index in range(start, len(self)):
+            chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
+            starts, sizes = self._starts[chosen], self._device_sizes[chosen]
+            positions, offsets = range_positions(starts, sizes, totals[index])
+            target_positions = starts + sizes if self.supervision == "prefix" else positions + 1
+            yield Batch(
+                self._values[positions],
+                offsets,
+                self._values[target_positions],
+                self._users[chosen],
+            )
+
+
+class EvaluationBatches:
+    """Histories and targets of one part of a split, in chunks of users.
+
+    Args:
+        split: the leave-one-out split.
+        part: ``"valid"`` or ``"test"``.
+        batch_size: users a batch.
+        max_length: histories keep their last ``max_length`` items; what is to be masked
+            (``seen``) is never cut.
+        users: int64 user indices to evaluate, in this order; all of them by default.
+        device: where the arrays live and batches are built.
+
+    Raises:
+        ValueError: an argument is out of range (named in the message).
+        DataError: ``users`` holds an index outside ``0..num_users-1``.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        part: Literal["valid", "test"],
+        *,
+        batch_size: int,
+        max_length: int,
+        users: Tensor | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        _check_positive(batch_size=batch_size, max_length=max_length)
+        targets = split.targets(part)
+        values, offsets = split.inputs(part)
+        if users is None:
+            users = torch.arange(split.num_users)
+        else:
+            if users.dtype != torch.int64 or users.dim() != 1:
+                raise ValueError(
+                    f"users must be 1-D int64 indices, got {users.dtype} {list(users.shape)}; "
+                    "a bool mask is turned into indices by torch.nonzero(mask).flatten()"
+                )
+            users = users.cpu()
+            wrong = (users < 0) | (users >= split.num_users)
+            if bool(wrong.any()):
+                raise DataError(
+                    f"user index {int(users[wrong][0])} is outside 0..{split.num_users - 1}"
+                )
+        self.part = part
+        self.batch_size = batch_size
+        self.max_length = max_length
+        self.device = torch.device(device)
+        self.num_users = users.numel()
+        lengths = (offsets[1:] - offsets[:-1])[users]
+        self._seen_totals = self._totals(lengths)
+        self._totals_kept = self._totals(lengths.clamp(max=max_length))
+        self._values = values.to(self.device)
+        self._ends = offsets[1:][users].to(self.device)
+        self._lengths = lengths.to(self.device)
+        self._targets = targets[users].to(self.device)
+        self._users = users.to(self.device)
+
+    def _totals(self, lengths: Tensor) -> list[int]:
+        """Tokens of each batch."""
+        bounds = (torch.arange(len(self) + 1) * self.batch_size).clamp(max=self.num_users)
+        totals: list[int] = lengths_to_offsets(lengths)[bounds].diff().tolist()
+        return totals
+
+    def __len__(self) -> int:
+        return -(-self.num_users // self.batch_size)
+
+    def __iter__(self) -> Iterator[EvaluationBatch]:
+        for index in range(len(self)):
+            part = slice(index * self.batch_size, (index + 1) * self.batch_size)
+            ends, lengths = self._ends[part], self._lengths[part]
+            kept = lengths.clamp(max=self.max_length)
+            item_ids, offsets = gather_ranges(
+                self._values, ends - kept, kept, self._totals_kept[index]
+            )
+            seen_values, seen_offsets = gather_ranges(
+                self._values, ends - lengths, lengths, self._seen_totals[index]
+            )
+            yield EvaluationBatch(
+                item_ids,
+                offsets,
+                self._targets[part],
+                self._users[part],
+                seen_values,
+                seen_offsets,
+            )
+
+
+def pack(sequences: Sequence[Sequence[int]], max_length: int) -> tuple[Tensor, Tensor]:
+    """Lists of item indices as a jagged pair ``(values [N], offsets [B + 1])``, int64.
+
+    Sequences longer than ``max_length`` keep their last items.
+
+    Raises:
+        ValueError: ``max_length`` is under 1.
+        DataError: a sequence is empty, or holds something that is not an int of at least 1.
+    """
+    _check_positive(max_length=max_length)
+    kept = [list(sequence[-max_length:]) for sequence in sequences]
+    for number, sequence in enumerate(kept):
+        if not sequence:
+            raise DataError(f"sequences[{number}] is empty; a history needs at least one item")
+        for item in sequence:
+            if isinstance(item, bool) or not isinstance(item, (int, np.integer)) or item < 1:
+                raise DataError(
+                    f"sequences[{number}] holds {item!r}; item indices are ints of at least 1 "
+                    "(external ids are turned into indices by items.encode)"
+                )
+    values = torch.tensor([item for sequence in kept for item in sequence], dtype=torch.int64)
+    lengths = torch.tensor([len(sequence) for sequence in kept], dtype=torch.int64)
+    return values, lengths_to_offsets(lengths)
+
+
+def _check_positive(**arguments: int) -> None:
+    for name, value in arguments.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}={value!r} must be an int of at least 1")

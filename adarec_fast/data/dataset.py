@@ -1,0 +1,196 @@
+"""Interaction data in memory: flat arrays of contiguous indices and their vocabularies."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .errors import DataError
+from .vocabulary import Vocabulary
+
+__all__ = ["DataError", "InteractionData", "PlantedLabels", "ReadReport", "Vocabulary"]
+
+
+@dataclass(frozen=True, eq=False)
+class PlantedLabels:
+    """The intents that a synthetic data set was generated from; all tensors int64.
+
+    Sub-themes are numbered through all themes, so sub-theme ``s`` belongs to theme
+    ``s // subthemes_per_theme``.
+
+    Attributes:
+        item_theme: [num_items + 1], theme of each item; -1 at index 0 (padding).
+        item_subtheme: [num_items + 1], sub-theme of each item; -1 at index 0.
+        user_theme: [num_users], the theme each user prefers.
+        user_subtheme: [num_users], the sub-theme each user prefers, inside that theme.
+    """
+
+    item_theme: Tensor
+    item_subtheme: Tensor
+    user_theme: Tensor
+    user_subtheme: Tensor
+
+    def take(self, items: Tensor, users: Tensor) -> PlantedLabels:
+        """Labels of a selection: item indices (>= 1) and user indices, in their new order."""
+        padding = torch.zeros(1, dtype=torch.int64)
+        items = torch.cat([padding, items])
+        return PlantedLabels(
+            self.item_theme[items],
+            self.item_subtheme[items],
+            self.user_theme[users],
+            self.user_subtheme[users],
+        )
+
+
+@dataclass(frozen=True)
+class ReadReport:
+    """What reading and preprocessing did to a data set.
+
+    Attributes:
+        format: the format that was read, such as ``"sequences"`` or ``"csv"``.
+        num_read: interactions in the source.
+        num_duplicates: interactions removed by ``deduplicate``.
+        num_k_core_users: users removed by ``k_core``.
+        num_k_core_items: items removed by ``k_core``.
+        num_dropped_short: users removed because their history was under ``min_length``.
+    """
+
+    format: str
+    num_read: int
+    num_duplicates: int = 0
+    num_k_core_users: int = 0
+    num_k_core_items: int = 0
+    num_dropped_short: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class InteractionData:
+    """Histories of all users, packed: user ``u`` has ``values[offsets[u]:offsets[u + 1]]``.
+
+    Build it with ``from_flat``, which checks everything; the constructor trusts its caller.
+
+    Attributes:
+        values: int64 [num_interactions] on the CPU, item indices 1..num_items in time order.
+        offsets: int64 [num_users + 1], from 0 to num_interactions.
+        items: external item ids, indices from 1.
+        users: external user ids, indices from 0.
+        name: a short name for logs and run folders.
+        labels: planted intents, of synthetic data only.
+        report: what reading the source did, None when the data were not read.
+    """
+
+    values: Tensor
+    offsets: Tensor
+    items: Vocabulary
+    users: Vocabulary
+    name: str
+    labels: PlantedLabels | None = None
+    report: ReadReport | None = None
+
+    @classmethod
+    def from_flat(
+        cls,
+        values: Tensor,
+        offsets: Tensor,
+        items: Vocabulary,
+        users: Vocabulary,
+        name: str,
+        labels: PlantedLabels | None = None,
+        report: ReadReport | None = None,
+    ) -> InteractionData:
+        """Checked construction.
+
+        Raises:
+            DataError: dtypes, shapes, offsets, vocabularies or item indices disagree.
+        """
+        for argument, tensor in (("values", values), ("offsets", offsets)):
+            if not isinstance(tensor, Tensor) or tensor.dtype != torch.int64 or tensor.dim() != 1:
+                got = (
+                    f"{tensor.dtype} {list(tensor.shape)}"
+                    if isinstance(tensor, Tensor)
+                    else type(tensor).__name__
+                )
+                raise DataError(f"{argument} must be a 1-D int64 tensor, got {got}")
+        if items.first != 1 or users.first != 0:
+            raise DataError(
+                f"items.first={items.first}, users.first={users.first}: item indices start at 1 "
+                "(0 is padding), user indices at 0"
+            )
+        values, offsets = values.cpu(), offsets.cpu()
+        if offsets.numel() != len(users) + 1:
+            raise DataError(
+                f"offsets has {offsets.numel()} entries for {len(users)} users; "
+                f"it must have {len(users) + 1}"
+            )
+        if int(offsets[0]) != 0 or int(offsets[-1]) != values.numel():
+            raise DataError(
+                f"offsets run from {int(offsets[0])} to {int(offsets[-1])}; they must run from 0 "
+                f"to len(values) = {values.numel()}"
+            )
+        decreasing = offsets[1:] < offsets[:-1]
+        if bool(decreasing.any()):
+            user = int(decreasing.int().argmax())
+            raise DataError(f"offsets decrease at user index {user}")
+        if values.numel():
+            low, high = int(values.min()), int(values.max())
+            if low < 1 or high > len(items):
+                wrong = low if low < 1 else high
+                position = int((values == wrong).int().argmax())
+                raise DataError(
+                    f"item index {wrong} at position {position} is outside the catalogue "
+                    f"1..{len(items)}"
+                )
+        if labels is not None:
+            shapes = {
+                "item_theme": len(items) + 1,
+                "item_subtheme": len(items) + 1,
+                "user_theme": len(users),
+                "user_subtheme": len(users),
+            }
+            for field, size in shapes.items():
+                tensor = getattr(labels, field)
+                if tensor.dtype != torch.int64 or list(tensor.shape) != [size]:
+                    raise DataError(
+                        f"labels.{field} is {tensor.dtype} {list(tensor.shape)}; "
+                        f"it must be torch.int64 [{size}]"
+                    )
+        return cls(values, offsets, items, users, name, labels, report)
+
+    @property
+    def num_users(self) -> int:
+        return self.offsets.numel() - 1
+
+    @property
+    def num_items(self) -> int:
+        """Size of the catalogue, without padding; item indices are 1..num_items."""
+        return len(self.items)
+
+    @property
+    def num_interactions(self) -> int:
+        return self.values.numel()
+
+    @property
+    def lengths(self) -> Tensor:
+        """int64 [num_users], the length of each history."""
+        return self.offsets[1:] - self.offsets[:-1]
+
+    def sequence(self, user_index: int) -> Tensor:
+        """int64 item indices of one user's history, oldest first (a view).
+
+        Raises:
+            DataError: ``user_index`` is outside 0..num_users-1.
+        """
+        if not 0 <= user_index < self.num_users:
+            raise DataError(
+                f"user_index={user_index} is outside 0..{self.num_users - 1}; "
+                "external ids are turned into indices by users.encode"
+            )
+        return self.values[int(self.offsets[user_index]) : int(self.offsets[user_index + 1])]
+
+    def replace(self, **changes: object) -> InteractionData:
+        """A copy with some attributes changed and everything checked again."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return InteractionData.from_flat(**{**fields, **changes})

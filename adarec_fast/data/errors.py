@@ -1,0 +1,8 @@
+"""The one error type of everything that reads, checks or fetches data."""
+
+from __future__ import annotations
+
+
+class DataError(ValueError):
+    """A problem with data: the message names the file and line (or row) where there is one,
+    the value that is wrong, and what would be right."""

@@ -1,0 +1,130 @@
+"""Filters on interaction data; every one is vectorised and returns new data."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .dataset import InteractionData
+from .errors import DataError
+from .flat import gather_ranges, lengths_to_offsets
+
+Deduplicate = Literal["consecutive", "all"]
+
+
+def select_interactions(data: InteractionData, keep: Tensor) -> InteractionData:
+    """The interactions where ``keep`` (bool [num_interactions]) is true.
+
+    Users and items that are left with no interaction leave the vocabularies; the others keep
+    their order.
+    """
+    users = _users_of(data)[keep]
+    values = data.values[keep]
+    lengths = torch.bincount(users, minlength=data.num_users)
+    kept_users = torch.nonzero(lengths).flatten()
+    kept_items = torch.nonzero(torch.bincount(values, minlength=data.num_items + 1)).flatten()
+    new_index = torch.zeros(data.num_items + 1, dtype=torch.int64)
+    new_index[kept_items] = torch.arange(1, kept_items.numel() + 1)
+    return data.replace(
+        values=new_index[values],
+        offsets=lengths_to_offsets(lengths[kept_users]),
+        items=data.items.take(kept_items.numpy()),
+        users=data.users.take(kept_users.numpy()),
+        labels=None if data.labels is None else data.labels.take(kept_items, kept_users),
+    )
+
+
+def k_core(data: InteractionData, k: int) -> InteractionData:
+    """The largest part of the data in which every user and item has at least ``k`` interactions.
+
+    ``k = 0`` or 1 leaves the data as they are.
+
+    Raises:
+        DataError: ``k`` is negative, or nothing is left.
+    """
+    if isinstance(k, bool) or not isinstance(k, int) or k < 0:
+        raise DataError(f"k_core={k!r} must be an int of at least 0")
+    if k <= 1:
+        return data
+    users, values = _users_of(data), data.values
+    keep = torch.ones(values.numel(), dtype=torch.bool)
+    while True:
+        per_user = torch.bincount(users[keep], minlength=data.num_users)
+        per_item = torch.bincount(values[keep], minlength=data.num_items + 1)
+        still = keep & (per_user[users] >= k) & (per_item[values] >= k)
+        if torch.equal(still, keep):
+            break
+        keep = still
+    if not bool(keep.any()):
+        raise DataError(f"k_core={k} leaves nothing of {data.name}; choose a smaller k")
+    return data if bool(keep.all()) else select_interactions(data, keep)
+
+
+def deduplicate(data: InteractionData, how: Deduplicate) -> InteractionData:
+    """Drop repeated items of a history.
+
+    Args:
+        data: the data.
+        how: ``"consecutive"`` drops an item that equals the one just before it in the same
+            history, ``"all"`` keeps only the first occurrence of each item of a history.
+    """
+    users, values = _users_of(data), data.values
+    if how == "consecutive":
+        keep = torch.ones(values.numel(), dtype=torch.bool)
+        keep[1:] = (values[1:] != values[:-1]) | (users[1:] != users[:-1])
+    elif how == "all":
+        pairs = users * (data.num_items + 1) + values
+        # A stable sort puts the first occurrence of each pair first in its group.
+        ordered, order = torch.sort(pairs, stable=True)
+        first = torch.ones(values.numel(), dtype=torch.bool)
+        first[1:] = ordered[1:] != ordered[:-1]
+        keep = torch.empty_like(first)
+        keep[order] = first
+    else:
+        raise DataError(f"deduplicate={how!r} must be 'consecutive', 'all' or None")
+    return data if bool(keep.all()) else select_interactions(data, keep)
+
+
+def drop_short(data: InteractionData, min_length: int) -> tuple[InteractionData, int]:
+    """Drop users with fewer than ``min_length`` interactions; also returns how many there were.
+
+    Raises:
+        DataError: ``min_length`` is under 1, or no user is left.
+    """
+    if isinstance(min_length, bool) or not isinstance(min_length, int) or min_length < 1:
+        raise DataError(f"min_length={min_length!r} must be an int of at least 1")
+    short = data.lengths < min_length
+    count = int(short.sum())
+    if count == data.num_users:
+        longest = int(data.lengths.max()) if data.num_users else 0
+        raise DataError(
+            f"{data.name}: all {data.num_users} users have fewer than {min_length} items "
+            f"(the longest history has {longest}); leave-one-out needs at least 3 a user"
+        )
+    if count == 0:
+        return data, 0
+    return select_interactions(data, ~short[_users_of(data)]), count
+
+
+def truncate_histories(data: InteractionData, limit: int) -> InteractionData:
+    """The "cut" sparse setting: the last ``limit`` training items and both targets of each user.
+
+    A history keeps its last ``limit + 2`` items, so that leave-one-out trains on at most
+    ``limit`` and tests on the same targets as before. The catalogue stays whole: items that no
+    cut history holds can still be recommended, and figures compare with those of full ranking.
+
+    Raises:
+        DataError: ``limit`` is under 1.
+    """
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+        raise DataError(f"truncate={limit!r} must be an int of at least 1, or None")
+    lengths = data.lengths.clamp(max=limit + 2)
+    values, offsets = gather_ranges(data.values, data.offsets[1:] - lengths, lengths)
+    return data.replace(values=values, offsets=offsets)
+
+
+def _users_of(data: InteractionData) -> Tensor:
+    """int64 [num_interactions]: the user index of each interaction."""
+    return torch.repeat_interleave(torch.arange(data.num_users), data.lengths)

@@ -1,0 +1,62 @@
+"""Summary statistics of interaction data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from .dataset import InteractionData
+from .splits import Split
+
+_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+
+
+def inspect(data: InteractionData, top: int = 10) -> dict[str, Any]:
+    """What a data set looks like, as a plain dict that ``json`` can write.
+
+    Args:
+        data: interaction data; every history needs 3 items for the leave-one-out figures.
+        top: how many of the most frequent items to list.
+
+    Returns:
+        ``name``, ``users``, ``items``, ``interactions``, ``density`` (interactions over
+        users x items), ``items_untouched``, ``length`` (mean, median, min, max, quantiles),
+        ``training_prefixes``, ``sparse_share`` (users with at most 5 items before the test
+        item), ``repeated_test_targets`` (share of test targets already in the history),
+        ``top_items`` (external id and count) and ``report`` (what reading dropped, or None).
+    """
+    split = Split(data)
+    lengths = data.lengths.numpy()
+    counts = torch.bincount(data.values, minlength=data.num_items + 1)[1:]
+    # A stable sort lists equally frequent items in the order of their indices.
+    order = torch.sort(counts, descending=True, stable=True).indices[:top]
+    quantiles = np.quantile(lengths, _QUANTILES)
+    return {
+        "name": data.name,
+        "users": data.num_users,
+        "items": data.num_items,
+        "interactions": data.num_interactions,
+        "density": data.num_interactions / (data.num_users * data.num_items),
+        "items_untouched": int((counts == 0).sum()),
+        "length": {
+            "mean": float(lengths.mean()),
+            "median": float(np.median(lengths)),
+            "min": int(lengths.min()),
+            "max": int(lengths.max()),
+            "quantiles": {
+                str(q): float(v) for q, v in zip(_QUANTILES, quantiles.tolist(), strict=True)
+            },
+        },
+        "training_prefixes": split.training_prefixes(),
+        "sparse_share": float(split.sparse_users().double().mean()),
+        "repeated_test_targets": float(split.repeated_targets("test").double().mean()),
+        "top_items": [
+            {"item": item, "count": count}
+            for item, count in zip(
+                data.items.decode(order + 1), counts[order].tolist(), strict=True
+            )
+        ],
+        "report": None if data.report is None else vars(data.report).copy(),
+    }

@@ -1,0 +1,249 @@
+"""Text files as bytes: checks, fields, and ids and times parsed a whole column at a time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import DataError
+
+Ids = NDArray[np.int64] | list[str]
+Locate = Callable[[int], str]
+
+_SPACE = np.zeros(256, dtype=bool)
+_SPACE[list(b" \t\n\v\f\r")] = True
+_CANONICAL = re.compile(r"0|-?[1-9][0-9]{0,17}")
+_DIGITS = re.compile(r"-?[0-9]+")
+_SAMPLE = 1000
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        DataError: it is missing, a folder, unreadable, or empty.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: there is no such file") from error
+    except IsADirectoryError as error:
+        raise DataError(f"{path} is a folder; give the path of a file") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    if not data.removeprefix(_BYTE_ORDER_MARK).strip():
+        raise DataError(f"{path}: the file is empty")
+    return data
+
+
+def checked_text(path: Path, data: bytes) -> bytes:
+    """UTF-8 text without byte order mark and with ``\\n`` among its line ends.
+
+    Raises:
+        DataError: a NUL byte, or bytes that are not UTF-8, with file and line.
+    """
+    if b"\0" in data:
+        line = data.count(b"\n", 0, data.index(b"\0")) + 1
+        raise DataError(f"{path}:{line}: a NUL byte; the file must be UTF-8 text")
+    if not data.isascii():
+        try:
+            data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            line = data.count(b"\n", 0, error.start) + 1
+            raise DataError(
+                f"{path}:{line}: not UTF-8 (byte 0x{data[error.start]:02x}: {error.reason}); "
+                "convert the file to UTF-8"
+            ) from error
+    data = data.removeprefix(_BYTE_ORDER_MARK)
+    if b"\r" in data and b"\n" not in data:
+        data = data.replace(b"\r", b"\n")
+    return data
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Fields of a text file: ``data[starts[i]:ends[i]]`` on line ``lines[i]`` (from 1)."""
+
+    path: Path
+    data: bytes
+    starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    lines: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, index: Any) -> Fields:
+        return Fields(self.path, self.data, self.starts[index], self.ends[index], self.lines[index])
+
+    def locate(self, index: int) -> str:
+        """``file:line`` of one field."""
+        return f"{self.path}:{int(self.lines[index])}"
+
+    def strings(self) -> list[str]:
+        data = self.data
+        ranges = zip(self.starts.tolist(), self.ends.tolist(), strict=True)
+        return [data[start:end].decode("utf-8") for start, end in ranges]
+
+    def ids(self, what: str) -> Ids:
+        """The fields as ids: int64 when all are integers, else strings."""
+        numbers, good = _parse_integers(self.data, self.starts, self.ends)
+        return numbers if good.all() else ids_from_strings(self.strings(), what, self.locate)
+
+    def times(self) -> NDArray[Any]:
+        """The fields as times: int64, or whatever ``times_from_strings`` makes of them."""
+        numbers, good = _parse_integers(self.data, self.starts, self.ends)
+        return numbers if good.all() else times_from_strings(self.strings(), self.locate)
+
+
+def split_whitespace(path: Path, data: bytes) -> Fields:
+    """All whitespace-separated fields of a text, in order."""
+    buffer = np.frombuffer(data, dtype=np.uint8)
+    text = np.zeros(len(buffer) + 2, dtype=bool)
+    text[1:-1] = ~_SPACE[buffer]
+    starts = np.flatnonzero(text[1:] & ~text[:-1])
+    ends = np.flatnonzero(~text[1:] & text[:-1])
+    newlines = np.flatnonzero(buffer == ord("\n"))
+    return Fields(path, data, starts, ends, np.searchsorted(newlines, starts) + 1)
+
+
+def split_tabs(path: Path, data: bytes) -> list[Fields]:
+    """Columns of a tab-separated text with a header line; blank lines are skipped.
+
+    Raises:
+        DataError: a line has not as many fields as the header.
+    """
+    buffer = np.frombuffer(data, dtype=np.uint8)
+    newlines = np.flatnonzero(buffer == ord("\n"))
+    line_starts = np.concatenate([[0], newlines + 1])
+    line_ends = np.concatenate([newlines, [len(buffer)]])
+    has_return = (line_ends > line_starts) & (buffer[line_ends - 1] == ord("\r"))
+    line_ends = line_ends - has_return
+    lines = np.arange(1, len(line_starts) + 1)
+    filled = line_ends > line_starts
+    line_starts, line_ends, lines = line_starts[filled], line_ends[filled], lines[filled]
+    tabs = np.flatnonzero(buffer == ord("\t"))
+    counts = np.searchsorted(tabs, line_ends) - np.searchsorted(tabs, line_starts)
+    wrong = counts != counts[0]
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise DataError(
+            f"{path}:{lines[row]}: {counts[row] + 1} tab-separated fields, "
+            f"the header has {counts[0] + 1}"
+        )
+    table = tabs.reshape(len(lines), int(counts[0]))
+    starts = np.column_stack([line_starts, table + 1])[1:]
+    ends = np.column_stack([table, line_ends])[1:]
+    return [Fields(path, data, starts[:, j], ends[:, j], lines[1:]) for j in range(starts.shape[1])]
+
+
+def _parse_integers(
+    data: bytes, starts: NDArray[np.int64], ends: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Fields as int64, and which of them are integers in canonical form of at most 18 digits."""
+    values = np.zeros(len(starts), dtype=np.int64)
+    if not len(starts):
+        return values, np.ones(0, dtype=bool)
+    buffer = np.frombuffer(data, dtype=np.uint8)
+    last = len(buffer) - 1
+    lead = buffer[starts.clip(max=last)]
+    negative = (lead == ord("-")) & (ends > starts)
+    begins = starts + negative
+    digits = ends - begins
+    lead = buffer[begins.clip(max=last)]
+    good = (digits >= 1) & (digits <= 18)
+    good &= (lead != ord("0")) | ((digits == 1) & ~negative)
+    for place in range(int(digits[good].max(initial=0))):
+        active = place < digits
+        digit = buffer[(begins + place).clip(max=last)] - np.uint8(ord("0"))  # wraps when < "0"
+        good &= ~active | (digit <= 9)
+        values = np.where(active, values * 10 + digit, values)
+    return np.where(negative, -values, values), good
+
+
+def ids_from_strings(values: list[str], what: str, locate: Locate) -> Ids:
+    """A text column as ids: int64 when all are integers, else the strings as they are.
+
+    A column whose first ids are nearly all integers must be integers throughout: one that is
+    not is far more often a damaged line than a name. Numbers with leading zeros or of more than
+    18 digits (ISBNs, say) make the column strings.
+
+    Args:
+        values: the ids, none empty.
+        what: ``"user id"`` or ``"item id"``, for messages.
+        locate: where a row is, for messages.
+
+    Raises:
+        DataError: a stray id among integers.
+    """
+    unique = dict.fromkeys(values)
+    strays = {x for x in unique if not _CANONICAL.fullmatch(x)}
+    if not strays:
+        return np.fromiter(map({x: int(x) for x in unique}.__getitem__, values), dtype=np.int64)
+    sample = values[:_SAMPLE]
+    wrong = sum(x in strays for x in sample)
+    nearly_all = wrong <= max(1, len(sample) // 10) and len(sample) > 2 * wrong
+    if not nearly_all or any(_DIGITS.fullmatch(x) for x in strays):
+        return values
+    row = next(i for i, x in enumerate(values) if x in strays)
+    raise DataError(
+        f"{locate(row)}: {what} {values[row]!r} is not an integer, as the other {what}s are "
+        "(where ids are meant to be text, pass a data frame with a text column)"
+    )
+
+
+def times_from_strings(values: Sequence[str], locate: Locate) -> NDArray[Any]:
+    """Times written as integers, decimal numbers, or ISO 8601 (naive ones are taken as UTC).
+
+    Returns:
+        int64 or float64 [len(values)]; ISO times in microseconds.
+
+    Raises:
+        DataError: a value is none of these, or not like the first one.
+    """
+    for convert in (int, float):
+        try:
+            result = np.array([convert(value) for value in values])
+        except ValueError:
+            continue
+        if result.dtype.kind in "if" and np.isfinite(result).all():
+            return result
+    number = _is_number(values[0])
+    times = np.zeros(len(values), dtype=np.int64)
+    for row, value in enumerate(values):
+        try:
+            if number and _is_number(value):
+                continue
+            if number:
+                raise ValueError(value)
+            times[row] = _iso_microseconds(value)
+        except ValueError as error:
+            expected = "a finite number" if number else "a number or an ISO 8601 date and time"
+            raise DataError(f"{locate(row)}: time {value!r} is not {expected}") from error
+    return times
+
+
+def _is_number(value: str) -> bool:
+    try:
+        return bool(np.isfinite(float(value)))
+    except ValueError:
+        return False
+
+
+def _iso_microseconds(value: str) -> int:
+    value = value.strip()
+    if value.endswith("Z"):  # which Python 3.10 does not read
+        value = value[:-1] + "+00:00"
+    moment = datetime.fromisoformat(value)
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=timezone.utc)
+    delta = moment - datetime(1970, 1, 1, tzinfo=timezone.utc)
+    return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
