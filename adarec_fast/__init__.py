@@ -4,9 +4,10 @@ Importing this package compiles nothing and needs no GPU, no triton and no compi
 """
 
 from .config import ADARecConfig, ConfigError, TrainConfig
-from .data import DataError, InteractionData, load, synthetic
-from .model import ADARec, ADARecOutput, Hierarchy, LossOutput
+from .data import DataError, InteractionData, Split, TrainingBatches, load, synthetic
+from .model import ADARec
 from .ops import BackendError
+from .outputs import ADARecOutput, Hierarchy, LossOutput
 from .pretrained import CheckpointError
 
 __version__ = "0.1.0"
@@ -22,7 +23,9 @@ __all__ = [
     "Hierarchy",
     "InteractionData",
     "LossOutput",
+    "Split",
     "TrainConfig",
+    "TrainingBatches",
     "load",
     "synthetic",
 ]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from . import losses, ops, ragged, rng
 from .config import ADARecConfig
 from .data import Batch, Vocabulary
+from .histories import History, check_histories, pack_lists
 from .modules import (
     Denoiser,
     DepthController,
@@ -23,54 +24,8 @@ from .modules import (
     TransformerLayer,
 )
 from .modules.experts import initialise
-
-History = Tensor | tuple[Tensor, Tensor]
-
-
-class Hierarchy(NamedTuple):
-    """A_u for a batch: x0 ``[T+1, N, D]`` of packed tokens; levels k > depth are undefined."""
-
-    levels: Tensor
-    offsets: Tensor
-    depth: Tensor
-
-
-class LossOutput(NamedTuple):
-    """A batch's losses and what the training log shows of them. All but ``total`` is detached.
-
-    Attributes:
-        total: L_tot of Eq. 12, a scalar with gradient.
-        parts: ``rec``, ``deno``, ``cont``, ``expl``: scalars before their weights.
-        depth: ``[B]`` int64, T_u.
-        gate: ``[T+1]``, mean g_k over the examples that reach level k; nan where none does.
-        depth_entropy: entropy of the noise-free depth softmax, nats.
-        denoising_error: mean (eps_theta - eps)^2, the same number as ``parts["deno"]``.
-    """
-
-    total: Tensor
-    parts: dict[str, Tensor]
-    depth: Tensor
-    gate: Tensor
-    depth_entropy: Tensor
-    denoising_error: Tensor
-
-
-class ADARecOutput(NamedTuple):
-    """What ``forward`` returns.
-
-    Attributes:
-        user: h_u ``[B, D]``, Eq. 11 at the last position.
-        depth: T_u ``[B]`` int64.
-        hierarchy: the levels, on demand.
-        gates: g_k ``[T+1, B]``, 0 beyond the depth, on demand.
-        losses: on demand, where targets were given.
-    """
-
-    user: Tensor
-    depth: Tensor
-    hierarchy: Hierarchy | None = None
-    gates: Tensor | None = None
-    losses: LossOutput | None = None
+from .modules.router import mean_gates, mean_of_levels
+from .outputs import ADARecOutput, Hierarchy, LossOutput
 
 
 class _Parsed(NamedTuple):
@@ -141,7 +96,7 @@ class ADARec(nn.Module):
             self.router = Router(size, content=config.router == "content")
         if config.residual:
             self.output_norm = nn.LayerNorm(size, eps=config.layer_norm_eps)
-        self.register_buffer("noise_seed", _first_noise_seed(config.seed))
+        self.register_buffer("noise_seed", rng.spread_seed(config.seed))
         self._initialise()
 
     def _transformer(self, stream: int) -> TransformerLayer:
@@ -228,7 +183,7 @@ class ADARec(nn.Module):
         """Mean of h over S noisy trajectories, at the evaluation depth and without dropout."""
         total = None
         for sample in range(self.config.evaluation_samples):
-            seed = _first_noise_seed(self.config.seed).to(values.device) + sample
+            seed = rng.spread_seed(self.config.seed).to(values.device) + sample
             user = self._parse(values, offsets, None, "last", noise_seed=seed).user
             total = user if total is None else total + user
         assert total is not None
@@ -297,7 +252,7 @@ class ADARec(nn.Module):
             user = aggregate.user
         else:
             aggregate = None
-            user = self._mean_of_levels(x0 if rows is None else x0[:, rows], row_depth, mass)
+            user = mean_of_levels(x0 if rows is None else x0[:, rows], row_depth, mass)
             pooled = (
                 ops.level_pool(x0, offsets, computed, max_length=max_length, backend=backend)
                 if contrast
@@ -344,13 +299,6 @@ class ADARec(nn.Module):
             fine, coarse, content, row_depth, mass, self.level_embedding.weight, backend=backend
         )
         return aggregate, pooled_coarse
-
-    def _mean_of_levels(self, x0: Tensor, row_depth: Tensor, mass: Tensor) -> Tensor:
-        """Table 4's variant without HP-MoE: the mean of the levels, weighted by m_k."""
-        reached = ragged.reached_levels(row_depth, x0.shape[0])
-        weight = torch.where(reached, mass, torch.zeros_like(mass))[..., None]
-        kept = torch.where(reached[..., None], x0, torch.zeros_like(x0))
-        return (weight * kept).sum(0) / weight.sum(0)
 
     def _finish(self, user: Tensor, embeddings: Tensor) -> Tensor:
         if not self.config.residual:
@@ -408,24 +356,17 @@ class ADARec(nn.Module):
             + config.lambda_expl * expl
         )
         parts = {"rec": rec, "deno": deno, "cont": cont, "expl": expl}
+        gate = rec.new_full((config.num_levels,), float("nan"))
+        if parsed.aggregate is not None:
+            gate = mean_gates(parsed.aggregate.gates, parsed.row_depth).detach()
         return parsed, LossOutput(
             total,
             {name: part.detach() for name, part in parts.items()},
             parsed.depth,
-            self._mean_gates(parsed),
+            gate,
             entropy,
             deno.detach(),
         )
-
-    def _mean_gates(self, parsed: _Parsed) -> Tensor:
-        levels = self.config.num_levels
-        if parsed.aggregate is None:
-            return torch.full((levels,), float("nan"), device=parsed.user.device)
-        # Capacity rows carry depth 0 and are never written; torch.where keeps them out.
-        reached = ragged.reached_levels(parsed.row_depth, levels)
-        gates = parsed.aggregate.gates
-        total = torch.where(reached, gates, torch.zeros_like(gates)).sum(1)
-        return total / reached.sum(1)
 
     # ------------------------------------------------------------------ use
 
@@ -460,11 +401,10 @@ class ADARec(nn.Module):
         """
         device = self.item_embedding.weight.device
         if not isinstance(item_ids, (Tensor, tuple)):
-            sizes = torch.tensor([0] + [len(history) for history in item_ids])
-            flat = [item for history in item_ids for item in history]
-            item_ids = (torch.tensor(flat, dtype=torch.int64, device=device),
-                        sizes.cumsum(0).to(device))
-        values, offsets = self._histories(item_ids, lengths, crop=False)
+            item_ids = pack_lists(item_ids, device)
+        values, offsets = check_histories(
+            item_ids, lengths, num_items=self.config.num_items, crop=None
+        )
         was_training = self.training
         self.eval()
         try:
@@ -499,32 +439,11 @@ class ADARec(nn.Module):
             "coarse": parsed.user if fused is None else fused.coarse,
         }
 
-    def _histories(
-        self, item_ids: History, lengths: Tensor | None, *, crop: bool = True
-    ) -> ragged.Jagged:
-        """Packed, checked and cropped histories. A compiled graph trusts its jagged input."""
-        if isinstance(item_ids, Tensor):
-            values, offsets = ragged.from_padded_ids(item_ids, lengths)
-        else:
-            values, offsets = item_ids
-            if lengths is not None:
-                raise ValueError("lengths goes with padded item_ids; the offsets already say it")
-        if torch.compiler.is_compiling():
-            return ragged.Jagged(values, offsets)
-        if values.dtype != torch.int64 or values.dim() != 1:
-            raise ValueError(f"item ids must be int64 [N], got {values.dtype} {list(values.shape)}")
-        ragged.check_offsets(offsets, values.shape[0])
-        end = int(offsets[-1]) if offsets.numel() else 0
-        if end:
-            low, high = int(values[:end].min()), int(values[:end].max())
-            if low < 1 or high > self.config.num_items:
-                wrong = low if low < 1 else high
-                raise ValueError(
-                    f"item id {wrong} is outside the catalogue, 1..{self.config.num_items}"
-                )
-        if crop and end and int(ragged.lengths(offsets).max()) > self.config.max_length:
-            return ragged.keep_last(values, offsets, self.config.max_length)
-        return ragged.Jagged(values, offsets)
+    def _histories(self, item_ids: History, lengths: Tensor | None) -> ragged.Jagged:
+        config = self.config
+        return check_histories(
+            item_ids, lengths, num_items=config.num_items, crop=config.max_length
+        )
 
     # ------------------------------------------------------------------ files
 
@@ -553,15 +472,3 @@ class ADARec(nn.Module):
         from .pretrained import load
 
         return load(Path(folder), device=device, backend=backend, backbone=backbone)
-
-
-def _first_noise_seed(seed: int) -> Tensor:
-    """A key far from those of neighbouring seeds, since each step takes the next key.
-
-    The finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
-    """
-    mask = (1 << 64) - 1
-    z = (seed + 0x9E3779B97F4A7C15) & mask
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
-    return rng.as_seed(z ^ (z >> 31))

@@ -168,3 +168,15 @@ def attention_index(tokens: Tensor, heads: int, keys: Tensor) -> Tensor:
 def as_seed(value: int, device: torch.device | str = "cpu") -> Tensor:
     """A 64-bit seed as the int64 ``[1]`` tensor that the ops take."""
     return torch.tensor([_signed(value % (1 << 64))], dtype=torch.int64, device=device)
+
+
+def spread_seed(seed: int) -> Tensor:
+    """A key far from those of neighbouring seeds, since each training step takes the next key.
+
+    The finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014). int64 ``[1]``.
+    """
+    mask = (1 << 64) - 1
+    z = (seed + 0x9E3779B97F4A7C15) & mask
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+    return as_seed(z ^ (z >> 31))

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import ops
+from .. import ops, ragged
 
 
 class Router(nn.Module):
@@ -20,7 +20,12 @@ class Router(nn.Module):
     def __init__(self, size: int, *, content: bool) -> None:
         super().__init__()
         self.content = content
-        self.router_w1 = nn.Parameter(torch.empty(size, size))
+        self.router_w1: Tensor
+        if content:
+            self.router_w1 = nn.Parameter(torch.empty(size, size))
+        else:
+            # The op takes one all the same, and does not read it.
+            self.register_buffer("router_w1", torch.zeros(size, size), persistent=False)
         self.level_w1 = nn.Parameter(torch.empty(size, size))
         self.b1 = nn.Parameter(torch.empty(size))
         self.router_w2 = nn.Parameter(torch.empty(size))
@@ -44,3 +49,26 @@ class Router(nn.Module):
             fine, coarse, pooled if self.content else None, depth, level_mass, self.router_w1,
             bias, self.router_w2, self.b2, self.gate.weight, self.gate.bias, backend=backend,
         )
+
+
+def mean_of_levels(x0: Tensor, depth: Tensor, level_mass: Tensor) -> Tensor:
+    """Table 4's variant without HP-MoE: the mean of the levels k <= depth, weighted by m_k.
+
+    Args:
+        x0: ``[K, R, D]``; levels beyond a depth are not read.
+        depth: int64 ``[R]``.
+        level_mass: ``[K, R]``.
+
+    Returns:
+        ``[R, D]``.
+    """
+    reached = ragged.reached_levels(depth, x0.shape[0])
+    weight = torch.where(reached, level_mass, torch.zeros_like(level_mass))[..., None]
+    kept = torch.where(reached[..., None], x0, torch.zeros_like(x0))
+    return (weight * kept).sum(0) / weight.sum(0)
+
+
+def mean_gates(gates: Tensor, depth: Tensor) -> Tensor:
+    """Mean g_k ``[K]`` of ``[K, R]`` over the rows that reach level k; nan where none does."""
+    reached = ragged.reached_levels(depth, gates.shape[0])
+    return torch.where(reached, gates, torch.zeros_like(gates)).sum(1) / reached.sum(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -58,6 +59,18 @@ def scatter_rows(rows: Tensor, index: Tensor, shape: Sequence[int]) -> Tensor:
     return rows.new_zeros(total, size).index_copy(0, index, rows).view(*shape, size)
 
 
+def _autograd_reachable() -> AbstractContextManager[object]:
+    """Let autograd record inside an op.
+
+    A dispatch mode (opcheck, a FLOP counter, a profiler) calls ops below autograd, where
+    ``enable_grad`` alone records nothing.
+    """
+    excluded = torch._C._dispatch_tls_local_exclude_set().remove(
+        torch._C.DispatchKey.AutogradFunctionality
+    )
+    return torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), excluded)
+
+
 def recompute(
     function: Callable[..., Any],
     inputs: Sequence[Any],
@@ -75,7 +88,7 @@ def recompute(
     copies = list(inputs)
     for position in differentiable:
         copies[position] = inputs[position].detach().requires_grad_()
-    with torch.enable_grad():
+    with torch.enable_grad(), _autograd_reachable():
         outputs = function(*copies)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     found = torch.autograd.grad(
@@ -85,6 +98,11 @@ def recompute(
         allow_unused=True,
     )
     return tuple(
-        torch.zeros_like(inputs[position]) if grad is None else grad
+        torch.zeros_like(inputs[position]) if grad is None else _laid_out(grad, inputs[position])
         for position, grad in zip(differentiable, found, strict=True)
     )
+
+
+def _laid_out(grad: Tensor, like: Tensor) -> Tensor:
+    """``grad`` with the strides that the ops' fakes promise, those of ``empty_like``."""
+    return grad if grad.stride() == like.stride() else torch.empty_like(like).copy_(grad)

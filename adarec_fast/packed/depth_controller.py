@@ -27,7 +27,8 @@ def _forward(
     sizes, order = ragged.lengths(offsets).sort(descending=True, stable=True)
     running = torch.bincount(sizes, minlength=1).flip(0).cumsum(0).flip(0)[1:].tolist()
     first = offsets[order]
-    inputs = F.linear(embeddings, w_ih)
+    # Capacity may hold NaN, which times a gradient of zero would reach w_ih.
+    inputs = F.linear(embeddings[: int(offsets[-1])], w_ih)
     bias = sequence_bias[order]
     hidden = embeddings.new_zeros(batch, w_hh.shape[1])
     total = torch.zeros_like(hidden)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,9 +38,14 @@ def _forward(
     return total / max(pairs, 1), lse
 
 
+def _full_precision(z: Tensor) -> AbstractContextManager[object]:
+    """No autocast: divided by a temperature of 0.07, the products want all their bits."""
+    return torch.autocast(z.device.type, enabled=False)
+
+
 def fwd(z: Tensor, depth: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """``level_infonce_fwd`` of the op's schema."""
-    with torch.no_grad():
+    with torch.no_grad(), _full_precision(z):
         return _forward(z, depth, targets, temperature)
 
 
@@ -48,4 +55,5 @@ def bwd(
     """``level_infonce_bwd``: the gradient of z."""
     if not bool((depth > 0).any()):
         return torch.zeros_like(z)
-    return recompute(_forward, (z, depth, targets, temperature), (0,), (grad_loss,))[0]
+    with _full_precision(z):
+        return recompute(_forward, (z, depth, targets, temperature), (0,), (grad_loss,))[0]

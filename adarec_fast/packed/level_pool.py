@@ -18,7 +18,7 @@ def _forward(x: Tensor, offsets: Tensor, depth: Tensor | None, causal: bool) -> 
         longest = int(sizes.max()) if batch else 1
         padded = ragged.to_padded(ragged.mask_levels(x, offsets, depth), offsets, longest, dim=1)
         pooled = level_pool(padded, ragged.padding_mask(offsets, longest), True)
-        return ragged.from_padded(pooled, offsets, tokens, dim=1)
+        return ragged.from_padded(pooled, offsets, tokens, dim=1).contiguous()
     pairs = token_pairs(offsets, depth, levels, tokens)
     level, token = pairs // max(tokens, 1), pairs % max(tokens, 1)
     owner = level * batch + ragged.sequence_ids(offsets, tokens)[token]

@@ -31,6 +31,6 @@ def fwd(
         slope = logits.sub_(normaliser).exp_()
         slope.scatter_add_(1, wanted, torch.full_like(slope[:, :1], -1.0))
         slope = (slope * share).to(hidden.dtype)
-        d_hidden[chunk] = slope @ items
-        d_weight[1:] += slope.T @ vectors
+        d_hidden[chunk] = (slope @ items).to(hidden.dtype)
+        d_weight[1:] += (slope.T @ vectors).to(weight.dtype)
     return loss * share, d_hidden, d_weight

@@ -29,7 +29,11 @@ def _forward(
     wide = torch.promote_types(fine.dtype, torch.float32)
     pairs = existing_pairs(depth, levels, rows)
     level, row = pairs // max(rows, 1), pairs % max(rows, 1)
-    before = router_level_bias[level]
+    # Pairs are level-major. Expanding rows keeps the gradient a plain sum, which indexing is not.
+    counts = torch.bincount(level, minlength=levels).tolist()
+    before = torch.cat(
+        [row.expand(n, -1) for row, n in zip(router_level_bias, counts, strict=True)]
+    )
     if pooled is not None:
         before = before + F.linear(pooled.flatten(0, 1)[pairs], router_w1)
     routed = torch.sigmoid(F.silu(before) @ router_w2 + router_b2).to(wide)  # Eq. 7

@@ -1,0 +1,53 @@
+"""What the model returns."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Hierarchy(NamedTuple):
+    """A_u for a batch: x0 ``[T+1, N, D]`` of packed tokens; levels k > depth are undefined."""
+
+    levels: Tensor
+    offsets: Tensor
+    depth: Tensor
+
+
+class LossOutput(NamedTuple):
+    """A batch's losses and what the training log shows of them. All but ``total`` is detached.
+
+    Attributes:
+        total: L_tot of Eq. 12, a scalar with gradient.
+        parts: ``rec``, ``deno``, ``cont``, ``expl``: scalars before their weights.
+        depth: ``[B]`` int64, T_u.
+        gate: ``[T+1]``, mean g_k over the examples that reach level k; nan where none does.
+        depth_entropy: entropy of the noise-free depth softmax, nats.
+        denoising_error: mean (eps_theta - eps)^2, the same number as ``parts["deno"]``.
+    """
+
+    total: Tensor
+    parts: dict[str, Tensor]
+    depth: Tensor
+    gate: Tensor
+    depth_entropy: Tensor
+    denoising_error: Tensor
+
+
+class ADARecOutput(NamedTuple):
+    """What ``forward`` returns.
+
+    Attributes:
+        user: h_u ``[B, D]``, Eq. 11 at the last position.
+        depth: T_u ``[B]`` int64.
+        hierarchy: the levels, on demand.
+        gates: g_k ``[T+1, B]``, 0 beyond the depth, on demand.
+        losses: on demand, where targets were given.
+    """
+
+    user: Tensor
+    depth: Tensor
+    hierarchy: Hierarchy | None = None
+    gates: Tensor | None = None
+    losses: LossOutput | None = None
