@@ -38,6 +38,7 @@ define(
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _fake_forward,
     _fake_backward,
+    cpu=("cpp", "packed"),
 )
 
 
@@ -92,10 +93,13 @@ def depth_controller(
     """
     check_shape("embeddings", embeddings, None, None)
     check_index("offsets", offsets)
+    check_shape("w_hh", w_hh, None, None)
     gates, size = w_hh.shape
     check_shape("w_hh", w_hh, 3 * size, size)
     check_shape("w_ih", w_ih, gates, embeddings.shape[1])
     check_shape("sequence_bias", sequence_bias, offsets.shape[0] - 1, gates)
+    check_shape("b_hh", b_hh, gates)
+    check_shape("b_out", b_out, None)
     check_shape("w_out", w_out, b_out.shape[0], size)
     chosen = choose("depth_controller", backend, embeddings.device.type)
     if chosen != "reference":

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import rng
 from ..reference.encoder_layer import drop
-from ._library import check_shape, choose, define, require
+from ._library import check_index, check_shape, choose, define, require
 
 
 def _fake_forward(x: Tensor, seed: Tensor, p: float, stream: int, backend: str) -> Tensor:
@@ -22,6 +22,7 @@ define(
     None,
     _fake_forward,
     None,
+    cpu=("cpp", "packed"),
 )
 
 
@@ -63,6 +64,7 @@ def dropout(
     require(0.0 <= p < 1.0, lambda: f"p={p} must lie in [0, 1)")
     if seed is None or p == 0.0:
         return x
+    check_index("seed", seed, 1)
     chosen = choose("dropout", backend, x.device.type)
     if chosen != "reference":
         return _Dropout.apply(chosen, x, seed, p, stream)

@@ -56,6 +56,7 @@ define(
     f"(Tensor grad_y, {_INPUTS}) -> (" + ", ".join(["Tensor"] * (1 + len(_WEIGHTS))) + ")",
     _fake_forward,
     _fake_backward,
+    cpu=("cpp", "packed"),
 )
 
 
@@ -127,8 +128,15 @@ def encoder_layer(
         heads >= 1 and size % heads == 0,
         lambda: f"heads={heads} does not divide the size D={size}",
     )
-    check_shape("qkv_w", weights.qkv_w, 3 * size, size)
-    check_shape("ff2_w", weights.ff2_w, size, weights.ff1_w.shape[0])
+    inner = weights.ff1_w.shape[0]
+    shapes = {
+        "qkv_w": (3 * size, size), "qkv_b": (3 * size,), "out_w": (size, size), "ff1_b": (inner,),
+        "ff1_w": (inner, size), "ff2_w": (size, inner),
+    }
+    for name, weight in zip(LayerWeights._fields, weights, strict=True):
+        check_shape(name, weight, *shapes.get(name, (size,)))
+    if seed is not None:
+        check_index("seed", seed, 1)
     if attention_dropout == 0.0 and hidden_dropout == 0.0:
         seed = None
     chosen = choose("encoder_layer", backend, x.device.type)

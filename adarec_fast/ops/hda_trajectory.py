@@ -41,6 +41,8 @@ define(
     f"(Tensor grad_x0, Tensor grad_error, {_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _fake_forward,
     _fake_backward,
+    cpu=("cpp", "packed"),
+    cuda=("triton", "packed"),
 )
 
 
@@ -99,6 +101,7 @@ def hda_trajectory(
     """
     check_shape("embeddings", embeddings, None, None)
     tokens, size = embeddings.shape
+    check_shape("alpha_bar", alpha_bar, None)
     levels = alpha_bar.shape[0]
     hidden = w1.shape[0]
     check_index("offsets", offsets)
@@ -107,6 +110,8 @@ def hda_trajectory(
     check_shape("level_bias", level_bias, levels - 1, hidden)
     check_shape("w2", w2, size, hidden)
     check_shape("b2", b2, size)
+    if seed is not None:
+        check_index("seed", seed, 1)
     if noise is not None:
         check_shape("noise", noise, levels - 1, tokens, size)
     chosen = choose("hda_trajectory", backend, embeddings.device.type)
@@ -116,6 +121,9 @@ def hda_trajectory(
         )
     if noise is None and seed is not None:
         noise = rng.trajectory_noise(seed, tokens, size, levels - 1, embeddings.dtype)
+    if noise is not None:
+        # Plane k-1 holds level k. What is beyond a depth may be anything, also for the gradient.
+        noise = ragged.mask_levels(noise, offsets, depth - 1)
     padded = ragged.to_padded(embeddings, offsets, max_length)
     padded_noise = None if noise is None else ragged.to_padded(noise, offsets, max_length, dim=1)
     x0, error = reference(

@@ -28,6 +28,7 @@ define(
     f"(Tensor grad_loss, Tensor lse, {_INPUTS}) -> Tensor",
     _fake_forward,
     _fake_backward,
+    cpu=("cpp", "packed"),
 )
 
 

@@ -31,6 +31,7 @@ define(
     f"(Tensor grad, {_INPUTS}, SymInt tokens) -> Tensor",
     _fake_forward,
     _fake_backward,
+    cpu=("cpp", "packed"),
 )
 
 

@@ -25,6 +25,7 @@ define(
     None,
     _fake_forward,
     None,
+    cpu=("cpp", "packed"),
 )
 
 

@@ -35,6 +35,7 @@ define(
     f"(Tensor grad_y, {_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _fake_forward,
     _fake_backward,
+    cpu=("cpp", "packed"),
 )
 
 
@@ -102,7 +103,12 @@ def mlp_expert(
     if depth is not None:
         check_index("depth", depth, offsets.shape[0] - 1)
     check_shape("w1", w1, None, size)
+    check_shape("b1", b1, w1.shape[0])
     check_shape("w2", w2, size, w1.shape[0])
+    for name, vector in (("b2", b2), ("ln_w", ln_w), ("ln_b", ln_b)):
+        check_shape(name, vector, size)
+    if seed is not None:
+        check_index("seed", seed, 1)
     if hidden_dropout == 0.0:
         seed = None
     chosen = choose("mlp_expert", backend, x.device.type)

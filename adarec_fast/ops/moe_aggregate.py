@@ -54,6 +54,8 @@ define(
     + ", ".join(["Tensor"] * 10) + ")",
     _fake_forward,
     _fake_backward,
+    cpu=("cpp", "packed"),
+    cuda=("cuda", "packed"),
 )
 
 
@@ -117,6 +119,7 @@ def moe_aggregate(
         check_shape("pooled", pooled, levels, rows, size)
     check_index("depth", depth, rows)
     check_shape("level_mass", level_mass, levels, rows)
+    check_shape("router_w2", router_w2, None)
     hidden = router_w2.shape[0]
     check_shape("router_w1", router_w1, hidden, size)
     check_shape("router_level_bias", router_level_bias, levels, hidden)

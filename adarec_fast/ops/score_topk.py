@@ -27,6 +27,7 @@ define(
     None,
     _fake_forward,
     None,
+    cpu=("cpp", "packed"),
 )
 
 

@@ -1,0 +1,118 @@
+"""``adarec-fast evaluate``, and the table of metrics."""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from .console import command, err, out
+
+if TYPE_CHECKING:
+    from ..evaluation import EvaluationResult, Scorer
+
+
+class Part(str, enum.Enum):
+    """Held-out parts."""
+
+    TEST = "test"
+    VALID = "valid"
+
+
+class SeenMask(str, enum.Enum):
+    """What is done to items of the history."""
+
+    NEG_INF = "neg-inf"
+    OFFICIAL = "official"
+    OFF = "off"
+
+
+@command
+def evaluate(
+    run_dir: Annotated[Path, typer.Argument(help="Folder of a training run.", metavar="RUN_DIR")],
+    part: Annotated[
+        Part,
+        typer.Option(help="Which held-out item to predict."),
+    ] = Part.TEST,
+    seen_mask: Annotated[
+        SeenMask | None,
+        typer.Option(help="Score of seen items: -inf, 0, or untouched; by default as in training."),
+    ] = None,
+    baselines: Annotated[bool, typer.Option(help="Also popularity and a Markov chain.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, ...")] = "auto",
+) -> None:
+    """Rank the whole catalogue for every user: HR, NDCG, MRR, for all and for sparse users."""
+    from ..baselines import MarkovChain, Popularity
+    from ..evaluation import evaluate as run_evaluation
+    from ..model import ADARec
+    from ..training import load_run
+    from ..training.loop import resolve_device
+
+    run = load_run(run_dir, device=resolve_device(device))
+    mask = run.train_config.seen_mask if seen_mask is None else seen_mask.value
+    models: list[ADARec | Scorer] = [run.model]
+    if baselines:
+        models += [Popularity(run.split), MarkovChain(run.split)]
+    with err.status("ranking the catalogue"):
+        results = [
+            run_evaluation(
+                model,
+                run.split,
+                "valid" if part is Part.VALID else "test",
+                seen_mask=mask,
+                batch_size=run.train_config.evaluation_batch_size,
+            )
+            for model in models
+        ]
+    if as_json:
+        answer = {"run": str(run_dir), "results": [result.to_dict() for result in results]}
+        print(json.dumps(answer, indent=2))
+    else:
+        out.print(report(results))
+
+
+def report(results: Sequence[EvaluationResult]) -> RenderableType:
+    """Metrics of several models side by side, then what the first one's depths and gates were."""
+    first = results[0]
+    title = (
+        f"{first.part}: {first.num_users:,} users, {first.num_sparse:,} of them sparse; "
+        f"seen items masked: {first.seen_mask}"
+    )
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    table.add_column("")
+    columns: list[dict[str, float]] = []
+    for result in results:
+        for users, metrics in (("all", result.overall), ("sparse", result.sparse)):
+            if metrics is not None:
+                table.add_column(f"{result.name}\n{users}", justify="right")
+                columns.append(metrics)
+    # One target a user: Recall is HR.
+    for metric in ("HR", "NDCG", "MRR"):
+        for k in first.ks:
+            name = f"{metric}@{k}"
+            values = (f"{metrics[name]:.4f}" for metrics in columns)
+            table.add_row(name, *values, end_section=k == first.ks[-1])
+    notes = []
+    if first.depth_share is not None:
+        shares = "  ".join(f"{k}: {share:.0%}" for k, share in enumerate(first.depth_share))
+        notes.append(f"depth, share of users   {shares}  (mean {first.mean_depth:.2f})")
+    if first.gate is not None:
+        gates = "  ".join(
+            f"{k}: {'-' if gate is None else f'{gate:.2f}'}" for k, gate in enumerate(first.gate)
+        )
+        notes.append(f"gate to the fine expert {gates}")
+    if first.nmi is not None:
+        nmi = "  ".join(f"{name}: {value:.2f}" for name, value in first.nmi.items())
+        notes.append(f"NMI with planted labels {nmi}")
+    if first.num_unreachable:
+        notes.append(f"unreachable targets     {first.num_unreachable:,} (in the history already)")
+    return Group(table, *(Text(" " + note) for note in notes))

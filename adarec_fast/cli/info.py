@@ -1,0 +1,136 @@
+"""``adarec-fast info`` and ``adarec-fast build``."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.table import Table
+
+from .console import command, out
+
+_PACKAGES = ("adarec_fast", "torch", "triton", "numpy", "polars", "pandas", "tensorboard")
+_COMPILERS = {
+    "C++": (os.environ.get("CXX", "c++"), "--version"),
+    "CUDA": ("nvcc", "--version"),
+    "ninja": ("ninja", "--version"),
+}
+
+
+@command
+def info(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Show versions, devices, compilers, and which backend each op would use and why."""
+    facts = gather()
+    if as_json:
+        print(json.dumps(facts, indent=2))
+        return
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for title in ("versions", "machine", "compilers"):
+        for index, (name, value) in enumerate(facts[title].items()):
+            table.add_row(title if index == 0 else "", f"{name} {value or '[dim]not found[/]'}")
+    for index, device in enumerate(facts["devices"]):
+        table.add_row("devices" if index == 0 else "", device)
+    out.print(table)
+
+    ops = Table(box=box.SIMPLE_HEAD)
+    ops.add_column("op", no_wrap=True)
+    ops.add_column("device")
+    ops.add_column("backend")
+    ops.add_column("why", overflow="fold")
+    ops.add_column("available")
+    for row in facts["ops"]:
+        available = ", ".join(row["available"])
+        ops.add_row(
+            row["op"], row["device"], f"[green]{row['backend']}[/]", row["reason"], available
+        )
+    out.print(ops)
+
+
+def gather() -> dict[str, Any]:
+    """Everything that ``info`` shows, as JSON-able values."""
+    import torch
+
+    from ..ops import backend_report
+
+    devices = [f"cpu: {_processor()}"]
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        devices.append(
+            f"cuda:{index}: {properties.name}, sm_{properties.major}{properties.minor}, "
+            f"{properties.total_memory / 2**30:.0f} GiB"
+        )
+    return {
+        "versions": {
+            "python": platform.python_version(),
+            **{name: _version(name) for name in _PACKAGES},
+            "CUDA of torch": torch.version.cuda,
+        },
+        "machine": {
+            "system": f"{platform.system()} {platform.machine()}",
+            "cores": os.cpu_count(),
+            "torch threads": torch.get_num_threads(),
+        },
+        "compilers": {name: _first_line(*line) for name, line in _COMPILERS.items()},
+        "devices": devices,
+        "ops": [
+            {"device": device, **row}
+            for device in (["cuda"] if torch.cuda.is_available() else []) + ["cpu"]
+            for row in backend_report(device)
+        ],
+    }
+
+
+@command
+def build() -> None:
+    """Compile the native extension now rather than on first use."""
+    import torch
+
+    from ..ops import extension
+
+    for backend in ("cpp", "cuda") if torch.version.cuda else ("cpp",):
+        print(extension.build(backend, verbose=True))
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _first_line(program: str, flag: str) -> str | None:
+    """The path and version of a program, None where it is not installed."""
+    path = shutil.which(program)
+    if path is None:
+        return None
+    try:
+        answer = subprocess.run(
+            [path, flag], capture_output=True, text=True, timeout=10, check=False
+        ).stdout.split("\n")
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{path} (does not run: {error})"
+    # nvcc says its release on the fourth line, the others on the first.
+    line = next((line for line in answer if "release" in line), answer[0])
+    return f"{path} ({line.strip()})"
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass  # not Linux: the platform module says what it knows
+    return platform.processor() or platform.machine()

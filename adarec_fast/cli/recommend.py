@@ -1,0 +1,220 @@
+"""``adarec-fast recommend``, and the table that ends a training run."""
+
+from __future__ import annotations
+
+import csv
+import enum
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from ..config import ConfigError
+from .console import command, out
+
+if TYPE_CHECKING:
+    from ..data import Split, Vocabulary
+    from ..model import ADARec
+
+_SHOWN_HISTORY = 5
+
+
+class Output(str, enum.Enum):
+    """Forms of an answer."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+
+
+class Recommendation(NamedTuple):
+    """What one history leads to; ids are external."""
+
+    user: str | int | None
+    history: list[str | int]
+    depth: int
+    items: list[str | int]
+    scores: list[float]
+
+    def to_json(self) -> dict[str, Any]:
+        ranked = zip(self.items, self.scores, strict=True)
+        return {
+            "user": self.user,
+            "history": self.history,
+            "depth": self.depth,
+            "items": [{"item": item, "score": score} for item, score in ranked],
+        }
+
+
+@command
+def recommend(
+    run_dir: Annotated[Path, typer.Argument(help="Folder of a training run.")],
+    user: Annotated[
+        list[str] | None,
+        typer.Option(help="External id of a user of the training data; may be repeated."),
+    ] = None,
+    history: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ITEM,ITEM,...",
+            help="Items of a user never seen, oldest first; may be repeated.",
+        ),
+    ] = None,
+    k: Annotated[int, typer.Option(help="How many items to recommend.", min=1)] = 20,
+    exclude_seen: Annotated[
+        bool,
+        typer.Option(
+            "--exclude-seen/--include-seen", help="Whether items of the history may come again."
+        ),
+    ] = True,
+    output: Annotated[Output, typer.Option(help="Form of the answer.")] = Output.TABLE,
+    device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, ...")] = "auto",
+) -> None:
+    """Recommend items to known users, or to anyone by a history."""
+    if not user and not history:
+        raise ConfigError("recommend needs --user ID or --history ITEM,ITEM,...")
+    from ..training import load_run
+    from ..training.loop import resolve_device
+
+    run = load_run(run_dir, device=resolve_device(device))
+    people: list[str | int | None] = []
+    histories: list[list[int]] = []
+    for index in _encode(run.data.users, user or [], "--user"):
+        people.append(run.data.users.decode([index])[0])
+        histories.append(run.data.sequence(index).tolist())
+    for text in history or []:
+        people.append(None)
+        ids = [part.strip() for part in text.split(",") if part.strip()]
+        if not ids:
+            raise ConfigError(f"--history {text!r} names no item; write ITEM,ITEM,...")
+        histories.append(_encode(run.data.items, ids, "--history"))
+    answers = recommend_for(run.model, run.data.items, people, histories, k, exclude_seen)
+    if output is Output.JSON:
+        print(json.dumps([answer.to_json() for answer in answers], indent=2))
+    elif output is Output.CSV:
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(("user", "rank", "item", "score"))
+        for answer in answers:
+            for rank, pair in enumerate(zip(answer.items, answer.scores, strict=True), 1):
+                writer.writerow((answer.user, rank, *pair))
+    else:
+        for answer in answers:
+            out.print(_heading(answer))
+            out.print(_ranking(answer))
+
+
+def recommend_for(
+    model: ADARec,
+    items: Vocabulary,
+    users: list[str | int | None],
+    histories: list[list[int]],
+    k: int,
+    exclude_seen: bool = True,
+) -> list[Recommendation]:
+    """Ranked items for histories of item indices; fewer than ``k`` where no more are left.
+
+    Raises:
+        ConfigError: ``k`` is larger than the catalogue.
+    """
+    import torch
+
+    from ..data import pack
+
+    if k > len(items):
+        raise ConfigError(f"k={k} is more than the catalogue holds; at most {len(items)}")
+    device = next(model.parameters()).device
+    # Whole histories: the model reads the end of a long one, but all of it counts as seen.
+    longest = max(len(history) for history in histories)
+    values, offsets = (tensor.to(device) for tensor in pack(histories, longest))
+    model.eval()
+    with torch.inference_mode():
+        depths = model((values, offsets)).depth.tolist()
+        chosen, scores = model.recommend((values, offsets), k=k, exclude_seen=exclude_seen)
+    answers = []
+    for row, user in enumerate(users):
+        left = torch.isfinite(scores[row])
+        answers.append(
+            Recommendation(
+                user,
+                items.decode(histories[row]),
+                depths[row],
+                items.decode(chosen[row][left]),
+                scores[row][left].tolist(),
+            )
+        )
+    return answers
+
+
+def samples(model: ADARec, split: Split, count: int = 5, k: int = 5) -> Table:
+    """A few test users: history, chosen depth, recommendations, and the item that came next."""
+    users = _spread(split.num_users, count)
+    values, offsets = split.inputs("test")
+    histories = [values[int(offsets[u]) : int(offsets[u + 1])].tolist() for u in users]
+    names = split.data.users.decode(users)
+    items = split.data.items
+    answers = recommend_for(model, items, names, histories, min(k, len(items)))
+    truth = items.decode(split.targets("test")[users])
+    table = Table(box=box.SIMPLE_HEAD, title="Some users of the test set", title_justify="left")
+    table.add_column("user", no_wrap=True)
+    table.add_column("history, latest last", overflow="fold", ratio=3)
+    table.add_column("depth", justify="right")
+    table.add_column("recommended", overflow="fold", ratio=3)
+    table.add_column("next was", overflow="fold")
+    for answer, target in zip(answers, truth, strict=True):
+        older = len(answer.history) - _SHOWN_HISTORY
+        shown = [f"[dim]{older} more[/]"] if older > 0 else []
+        shown += [escape(str(item)) for item in answer.history[-_SHOWN_HISTORY:]]
+        ranked = [
+            f"[bold green]{escape(str(item))}[/]" if item == target else escape(str(item))
+            for item in answer.items
+        ]
+        table.add_row(
+            escape(str(answer.user)),
+            ", ".join(shown),
+            str(answer.depth),
+            ", ".join(ranked),
+            escape(str(target)),
+        )
+    return table
+
+
+def _heading(answer: Recommendation) -> str:
+    who = "a new user" if answer.user is None else f"user {escape(str(answer.user))}"
+    latest = ", ".join(escape(str(item)) for item in answer.history[-_SHOWN_HISTORY:])
+    older = "… " if len(answer.history) > _SHOWN_HISTORY else ""
+    return (
+        f"[bold]{who}[/], depth {answer.depth}, {len(answer.history)} items, latest last: "
+        f"{older}{latest}"
+    )
+
+
+def _ranking(answer: Recommendation) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("rank", justify="right")
+    table.add_column("item")
+    table.add_column("score", justify="right")
+    for rank, (item, score) in enumerate(zip(answer.items, answer.scores, strict=True), 1):
+        table.add_row(str(rank), escape(str(item)), f"{score:.3f}")
+    return table
+
+
+def _spread(size: int, count: int) -> list[int]:
+    """``count`` indices spread evenly over ``range(size)``."""
+    count = min(count, size)
+    return [index * size // count for index in range(count)]
+
+
+def _encode(vocabulary: Vocabulary, ids: list[str], option: str) -> list[int]:
+    """Indices of external ids; an unknown one names the option it came from."""
+    from ..data import DataError
+
+    try:
+        indices: list[int] = vocabulary.encode(ids).tolist()
+    except DataError as error:
+        raise DataError(f"{option}: {error}") from None
+    return indices

@@ -1,0 +1,146 @@
+"""``adarec-fast train``."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from ..config import ADARecConfig, ConfigError, TrainConfig
+from .console import INTERRUPTED, command, err, out
+from .evaluate import report
+from .options import DataConfig, Values, config_options, load_data, read_assignments, read_config
+from .recommend import samples
+
+# Two minutes on two cores; the fields' own defaults are for real data.
+SYNTHETIC = Values(
+    model={"hidden_size": 32, "dropout": 0.2, "attention_dropout": 0.2},
+    train={"epochs": 12, "patience": 3},
+)
+
+
+@command
+@config_options("data", "model", "train")
+def train(
+    run_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the run [dim](runs/<data>-<n>)[/]", metavar="DIR"),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with the run in --run-dir where it stopped."),
+    ] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="YAML or JSON, flat or with data, model and train."),
+    ] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any field; may be repeated."),
+    ] = None,
+    *,
+    chosen: Values,
+) -> None:
+    """Train a model, test its best epoch and show some recommendations.
+
+    Without options it trains on synthetic data, in under two minutes on two cores. Values are
+    taken from, each overriding those before: defaults, --config, options, --set.
+    """
+    from ..training import make_reporter
+    from ..training import train as run_training
+
+    given = Values() if config is None else read_config(config)
+    given = given.update(chosen).update(read_assignments(assignments or []))
+    if resume:
+        if run_dir is None:
+            raise ConfigError("--resume needs --run-dir, the folder of the run to go on with")
+        given = _stored(run_dir).update(given)
+    elif given.data.get("data", "synthetic") == "synthetic":
+        smaller = {**SYNTHETIC.model, **SYNTHETIC.train}
+        kept = {n: v for n, v in smaller.items() if n not in {**given.model, **given.train}}
+        given = SYNTHETIC.update(given)
+        shown = " ".join(f"{name}={value}" for name, value in kept.items())
+        out.print(f"synthetic data; smaller defaults for it: {shown or 'none left'}")
+    train_config = TrainConfig.create(**given.train)
+    data = load_data(given.data)
+    model_config = ADARecConfig.create(**{**given.model, "num_items": data.num_items})
+    source = DataConfig.create(**given.data).to_dict()
+    if source["data"] != "synthetic":
+        source["data"] = str(Path(source["data"]).resolve())
+
+    made = run_dir is None
+    folder = next_run_dir(Path("runs"), data.name) if run_dir is None else run_dir
+    try:
+        result = run_training(
+            model_config,
+            train_config,
+            data,
+            folder,
+            resume=resume,
+            reporter=make_reporter(out),
+            data_source=source,
+        )
+    except BaseException:
+        # A folder made for a run that never began is of no use to anybody.
+        if made and not (folder / "config.json").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    if result.status == "interrupted":
+        err.print(
+            f"[yellow]interrupted[/]; go on with: adarec-fast train --run-dir {folder} --resume",
+            soft_wrap=True,
+        )
+        raise typer.Exit(INTERRUPTED)
+    _conclude(folder, train_config)
+
+
+def next_run_dir(parent: Path, name: str) -> Path:
+    """Make the first free ``<parent>/<name>-<n>``, counting from 1."""
+    slug = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"
+    parent.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        folder = parent / f"{slug}-{number}"
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return folder
+
+
+def _stored(run_dir: Path) -> Values:
+    """What a run was started with, in the form of a configuration file."""
+    from ..training.run_folder import read_config as read_run_config
+
+    model_config, train_config, about = read_run_config(run_dir)
+    source: dict[str, Any] = about.get("source") or {}
+    model = model_config.to_dict()
+    del model["num_items"]
+    return Values(data=dict(source), model=model, train=train_config.to_dict())
+
+
+def _conclude(folder: Path, config: TrainConfig) -> None:
+    """Test the best epoch, and show what the model does for a few users."""
+    from ..evaluation import evaluate
+    from ..training import load_run
+    from ..training.loop import resolve_device
+
+    run = load_run(folder, device=resolve_device(config.device))
+    result = evaluate(
+        run.model,
+        run.split,
+        "test",
+        seen_mask=config.seen_mask,
+        batch_size=config.evaluation_batch_size,
+    )
+    out.print(report([result]))
+    out.print(samples(run.model, run.split))
+    user = run.data.users.ids[0]
+    out.print(f"The run is in [bold]{escape(str(folder))}[/]. Next:")
+    out.print(f"  adarec-fast evaluate {folder}", markup=False, soft_wrap=True)
+    out.print(f"  adarec-fast recommend {folder} --user {user}", markup=False, soft_wrap=True)

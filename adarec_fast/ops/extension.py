@@ -1,0 +1,431 @@
+"""The C++ and CUDA extensions: built by ninja on first use, cached, loaded once.
+
+``csrc/`` travels with the package. The CPU library holds ``csrc/cpu`` and ``csrc/bindings``; where
+torch is a CUDA build and nvcc is there, a second one holds ``csrc/cuda``. A library is cached by
+the hash of its sources, flags, torch version and processor in ``$ADAREC_FAST_CACHE`` (else
+``$XDG_CACHE_HOME/adarec_fast``, else ``~/.cache/adarec_fast``), and built under a file lock, so
+that processes started together build once.
+
+Environment:
+    ADAREC_FAST_NO_EXT=1     never build or load; other backends run.
+    ADAREC_FAST_PORTABLE=1   build for AVX2 (x86-64-v3) instead of the machine at hand.
+    ADAREC_FAST_SANITIZE     compiler sanitizers, e.g. ``address,undefined`` (for tests).
+    CXX, NVCC                compilers, where ``c++`` and ``nvcc`` are not the ones wanted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib.util
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+SOURCES = Path(__file__).resolve().parent.parent / "csrc"
+BACKENDS = ("cpp", "cuda")
+_NINJA_RULES = """\
+ninja_required_version = 1.5
+rule compile
+  command = $compiler $flags -c $in -o $out # $content
+rule link
+  command = $compiler $in -o $out $flags
+"""
+
+
+class ExtensionError(RuntimeError):
+    """The extension cannot be built or loaded here; the message says why and what would help."""
+
+
+class _Unit(NamedTuple):
+    """One file to compile."""
+
+    source: Path
+    compiler: str
+    flags: str
+
+
+class _Plan(NamedTuple):
+    """All that decides a library's contents."""
+
+    name: str
+    units: list[_Unit]
+    linker: str
+    link_flags: str
+    summary: str
+
+
+def cache_dir() -> Path:
+    """Where built libraries are kept."""
+    chosen = os.environ.get("ADAREC_FAST_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "adarec_fast"
+
+
+def _processor() -> dict[str, str]:
+    """``model name`` and ``flags`` of the first processor; empty where the system hides them."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0]
+    except OSError:
+        return {}
+    fields = (line.partition(":") for line in text.splitlines())
+    wanted = ("model name", "flags")
+    return {key.strip(): value.strip() for key, _, value in fields if key.strip() in wanted}
+
+
+def _torch_folder() -> Path:
+    return Path(torch.__file__).resolve().parent
+
+
+def _gomp() -> str:
+    # Torch's own copy: a second OpenMP runtime would not follow torch.set_num_threads.
+    found = sorted((_torch_folder() / "lib").glob("libgomp*.so*"))
+    return shlex.quote(str(found[0])) if found else "-lgomp"
+
+
+def _host_flags() -> str:
+    portable = os.environ.get("ADAREC_FAST_PORTABLE") == "1"
+    flags = [
+        "-std=c++20", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden",
+        "-march=x86-64-v3" if portable else "-march=native",
+        # Vector types as template arguments lose an alignment attribute that is not needed here;
+        # gcc's own intrinsic headers read registers that they call undefined.
+        "-Wall", "-Wno-ignored-attributes", "-Wno-maybe-uninitialized", "-Wno-uninitialized",
+        "-Wno-unknown-pragmas",
+    ]
+    sanitize = os.environ.get("ADAREC_FAST_SANITIZE")
+    if sanitize:
+        flags += [f"-fsanitize={sanitize}", "-fno-sanitize-recover=undefined", "-g",
+                  "-fno-omit-frame-pointer"]
+    return " ".join(flags)
+
+
+def _torch_flags() -> str:
+    include = _torch_folder() / "include"
+    return " ".join([
+        "-fopenmp", f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}",
+        f"-isystem {shlex.quote(str(include))}",
+        f"-isystem {shlex.quote(str(include / 'torch/csrc/api/include'))}",
+    ])
+
+
+def _link_flags(*libraries: str) -> str:
+    folder = shlex.quote(str(_torch_folder() / "lib"))
+    sanitize = os.environ.get("ADAREC_FAST_SANITIZE")
+    extra = [f"-fsanitize={sanitize}"] if sanitize else []
+    return " ".join(["-shared", f"-L{folder}", *(f"-l{name}" for name in libraries), *extra])
+
+
+def _compiler() -> str:
+    chosen = os.environ.get("CXX")
+    for name in [chosen] if chosen else ["c++", "g++", "clang++"]:
+        found = shutil.which(name)
+        if found:
+            return shlex.quote(found)
+    raise ExtensionError(
+        f"CXX={chosen!r} is not a program" if chosen
+        else "no C++ compiler found (looked for c++, g++, clang++); install one or set CXX"
+    )
+
+
+def _plan_cpp(compiler: str) -> _Plan:
+    host, bound = _host_flags(), _torch_flags()
+    kernels = sorted((SOURCES / "cpu").glob("*.cpp"))
+    bindings = [
+        SOURCES / "bindings.cpp",
+        *(p for p in sorted((SOURCES / "bindings").glob("*.cpp")) if p.stem[-5:] != "_cuda"),
+    ]
+    units = [_Unit(p, compiler, f"-O3 {host}") for p in kernels]
+    # Bindings only check and forward: optimising torch's headers would cost build time for nothing.
+    units += [_Unit(p, compiler, f"-O1 {host} {bound}") for p in bindings]
+    target = "AVX2" if os.environ.get("ADAREC_FAST_PORTABLE") == "1" else "this processor"
+    # The longest first, so that the last job does not run alone.
+    return _Plan("adarec_fast_cpp", units[::-1], compiler,
+                 f"{_link_flags('torch_cpu', 'c10')} {_gomp()}", f"C++ extension for {target}")
+
+
+def _cuda_home() -> Path:
+    nvcc = shutil.which(os.environ.get("NVCC", "nvcc"))
+    root = os.environ.get("CUDA_HOME")
+    if nvcc is None and root and (Path(root) / "bin/nvcc").exists():
+        nvcc = str(Path(root) / "bin/nvcc")
+    if nvcc is None:
+        raise ExtensionError("nvcc is not there; install the CUDA toolkit or set NVCC")
+    return Path(nvcc).resolve().parent.parent
+
+
+def _plan_cuda(compiler: str) -> _Plan:
+    home = _cuda_home()
+    nvcc = shlex.quote(str(home / "bin/nvcc"))
+    major, minor = torch.cuda.get_device_capability()
+    arch = f"{major}{minor}"
+    include = shlex.quote(str(home / "include"))
+    kernel = (
+        f"-O3 -std=c++17 -gencode arch=compute_{arch},code=sm_{arch} -Xcompiler -fPIC "
+        f"-ccbin {compiler}"
+    )
+    units = [_Unit(p, nvcc, kernel) for p in sorted((SOURCES / "cuda").glob("*.cu"))]
+    bound = f"-O1 {_host_flags()} {_torch_flags()} -isystem {include}"
+    units += [
+        _Unit(p, compiler, bound) for p in sorted((SOURCES / "bindings").glob("*_cuda.cpp"))
+    ]
+    folders = [home / "lib64", home / "lib", home / "targets/x86_64-linux/lib"]
+    search = " ".join(f"-L{shlex.quote(str(f))}" for f in folders if f.is_dir())
+    flags = f"{_link_flags('torch_cpu', 'torch_cuda', 'c10', 'c10_cuda')} {search} -lcudart"
+    return _Plan("adarec_fast_cuda", units[::-1], compiler, flags, f"CUDA extension for sm_{arch}")
+
+
+@functools.cache
+def _read(path: Path, modified: int) -> bytes:
+    return path.read_bytes()
+
+
+def _local_files(source: Path) -> list[Path]:
+    """The source and every file of csrc it includes, directly or not, sorted."""
+    seen: set[Path] = set()
+    waiting = [source]
+    while waiting:
+        path = waiting.pop()
+        if path in seen:
+            continue
+        seen.add(path)
+        text = _read(path, path.stat().st_mtime_ns).decode()
+        for name in re.findall(r'^\s*#\s*include\s+"([^"]+)"', text, re.MULTILINE):
+            for folder in (path.parent, SOURCES):
+                if (folder / name).is_file():
+                    waiting.append((folder / name).resolve())
+                    break
+    return sorted(seen)
+
+
+def _digest(*parts: str | bytes) -> str:
+    state = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        state.update(len(data).to_bytes(8, "little") + data)
+    return state.hexdigest()[:20]
+
+
+def _content(source: Path) -> str:
+    return _digest(*(_read(path, path.stat().st_mtime_ns) for path in _local_files(source)))
+
+
+def _environment(plan: _Plan) -> str:
+    """Hash of all that decides the objects, less the sources' contents."""
+    portable = os.environ.get("ADAREC_FAST_PORTABLE") == "1"
+    processor = {} if portable else _processor()
+    return _digest(
+        plan.name, *sorted({f"{u.compiler} {u.flags}" for u in plan.units}), plan.linker,
+        plan.link_flags, torch.__version__, str(torch.version.cuda), platform.platform(),
+        processor.get("model name", ""), processor.get("flags", ""), str(SOURCES),
+    )
+
+
+def _library(plan: _Plan) -> Path:
+    contents = [f"{u.source.name} {_content(u.source)}" for u in plan.units]
+    return cache_dir() / f"{plan.name}-{_digest(_environment(plan), *contents)}.so"
+
+
+def _ninja() -> str:
+    # The package's binary need not be on PATH, e.g. when python is started by its full name.
+    if importlib.util.find_spec("ninja") is not None:
+        import ninja
+
+        candidate = Path(ninja.BIN_DIR) / "ninja"
+        if candidate.exists():
+            return str(candidate)
+    found = shutil.which("ninja")
+    if found is None:
+        raise ExtensionError("ninja is not there; pip install ninja")
+    return found
+
+
+def _escape(path: Path) -> str:
+    return re.sub(r"([$ :])", r"$\1", str(path))
+
+
+def _ninja_file(plan: _Plan, output: Path) -> str:
+    lines = [_NINJA_RULES]
+    objects = []
+    for unit in plan.units:
+        parent = unit.source.parent.name
+        target = Path("objects") / f"{parent}_{unit.source.name}.o"
+        objects.append(_escape(target))
+        # The contents' hash is part of the command, so ninja does not depend on file times.
+        lines += [
+            f"build {objects[-1]}: compile {_escape(unit.source)}",
+            f"  compiler = {unit.compiler}",
+            f"  flags = {unit.flags} -I{shlex.quote(str(SOURCES))}",
+            f"  content = {_content(unit.source)}",
+        ]
+    lines += [
+        f"build {_escape(output)}: link {' '.join(objects)}",
+        f"  compiler = {plan.linker}",
+        f"  flags = {plan.link_flags}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    import fcntl
+
+    with path.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _compile(plan: _Plan, library: Path, folder: Path) -> None:
+    """Run ninja in ``folder``; the library appears under its name whole or not at all."""
+    folder.mkdir(exist_ok=True)
+    output = folder / f"{plan.name}.so"
+    (folder / "build.ninja").write_text(_ninja_file(plan, output), encoding="utf-8")
+    done = subprocess.run([_ninja(), "-C", str(folder)], capture_output=True, text=True)
+    if done.returncode != 0:
+        lines = [line for line in done.stdout.splitlines() if "error" in line.lower()]
+        lines = (lines or done.stdout.splitlines() or done.stderr.splitlines())[:12]
+        raise ExtensionError("the compiler failed:\n  " + "\n  ".join(lines))
+    staged = library.with_name(f"{library.name}.{os.getpid()}")
+    shutil.copyfile(output, staged)
+    os.replace(staged, library)
+
+
+def _checked_compiler() -> str:
+    if os.environ.get("ADAREC_FAST_NO_EXT") == "1":
+        raise ExtensionError("ADAREC_FAST_NO_EXT=1 is set")
+    if platform.machine() not in ("x86_64", "AMD64") or platform.system() != "Linux":
+        raise ExtensionError(
+            f"written for Linux on x86-64, not {platform.system()} on {platform.machine()}"
+        )
+    flags = _processor().get("flags", "avx2 fma").split()
+    if not {"avx2", "fma"} <= set(flags):
+        raise ExtensionError("the processor has no AVX2 and FMA")
+    return _compiler()
+
+
+def _plan(backend: str) -> _Plan:
+    compiler = _checked_compiler()
+    if backend == "cpp":
+        return _plan_cpp(compiler)
+    if backend != "cuda":
+        raise ExtensionError(f"backend={backend!r} is not one of {', '.join(BACKENDS)}")
+    if torch.version.cuda is None:
+        raise ExtensionError("torch is not a CUDA build")
+    if not torch.cuda.is_available():
+        raise ExtensionError("no CUDA device")
+    return _plan_cuda(compiler)
+
+
+def build(backend: str = "cpp", *, verbose: bool = True) -> Path:
+    """Build a backend's library unless it is in the cache.
+
+    Args:
+        backend: ``"cpp"`` or ``"cuda"``.
+        verbose: say on stderr, in one line, what is built, how long it took and where it lies.
+
+    Returns:
+        The library's path.
+
+    Raises:
+        ExtensionError: no compiler, a failing one, a cache that cannot be written, or an unfit
+            machine.
+    """
+    plan = _plan(backend)
+    library = _library(plan)
+    if library.exists():
+        return library
+    folder = cache_dir() / f"build-{_environment(plan)}"
+    started = time.perf_counter()
+    ending = "failed"
+    try:
+        cache_dir().mkdir(parents=True, exist_ok=True)
+        _say(verbose, f"adarec_fast: building the {plan.summary} ({len(plan.units)} files) ... ")
+        try:
+            with _locked(folder.with_suffix(".lock")):
+                # Another process may have built it while this one waited for the lock.
+                if library.exists():
+                    ending = "another process did"
+                else:
+                    _compile(plan, library, folder)
+                    ending = "done"
+        finally:
+            elapsed = time.perf_counter() - started
+            _say(verbose, f"{ending} in {elapsed:.1f} s: {library}\n")
+    except OSError as error:
+        raise ExtensionError(
+            f"cannot write {cache_dir()} ({error.strerror}); set ADAREC_FAST_CACHE to a writable "
+            f"folder"
+        ) from error
+    return library
+
+
+def _say(verbose: bool, text: str) -> None:
+    if verbose:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+
+
+@functools.cache
+def _load(backend: str) -> str | None:
+    """Load a backend's library once a process; the reason if it cannot be had, else None."""
+    try:
+        library = build(backend)
+        try:
+            torch.ops.load_library(str(library))
+        except OSError as error:
+            raise ExtensionError(f"cannot load {library}: {error}") from error
+    except ExtensionError as error:
+        # A machine without a GPU is no reason to warn: nobody expects the CUDA extension there.
+        if backend == "cpp" or torch.cuda.is_available():
+            warnings.warn(
+                f"adarec_fast: the {backend} extension is not used, slower backends run instead: "
+                f"{error}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return str(error)
+    return None
+
+
+def unavailable(backend: str) -> str | None:
+    """Why a backend's library cannot be used, or None. Builds and loads it on the first call.
+
+    The first failure of a process warns (RuntimeWarning), once.
+    """
+    return _load(backend)
+
+
+def functions(name: str, backend: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """An op's forward and backward in a backend's library.
+
+    Raises:
+        ExtensionError: the library cannot be had, or does not hold the op.
+    """
+    reason = unavailable(backend)
+    if reason is not None:
+        raise ExtensionError(f"backend {backend!r} cannot run {name}: {reason}")
+    namespace = getattr(torch.ops, f"adarec_fast_{backend}")
+    if not hasattr(namespace, f"{name}_fwd"):
+        raise ExtensionError(f"the {backend} extension has no op {name}")
+    forward = getattr(namespace, f"{name}_fwd").default
+    if not hasattr(namespace, f"{name}_bwd"):
+        return forward, _no_backward
+    return forward, getattr(namespace, f"{name}_bwd").default
+
+
+def _no_backward(*_: Any) -> Any:
+    raise ExtensionError("this op has no gradient")

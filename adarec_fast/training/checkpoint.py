@@ -1,0 +1,239 @@
+"""Checkpoints of a run: whole or not there, whatever the instant at which the process dies.
+
+A checkpoint is a plain folder (it survives copying and archiving, which a symbolic link might
+not): a model folder, what resuming needs, and ``manifest.json`` with the SHA-256 of every file.
+``NAME`` is replaced in this order:
+
+1. ``NAME.new`` is written; its files and the folder itself are flushed to the disk;
+2. ``NAME`` is renamed to ``NAME.old``, then ``NAME.new`` to ``NAME``;
+3. ``NAME.old`` is removed.
+
+A rename is atomic, so a death in 1 leaves the previous ``NAME``, a death in 3 the new one. Between
+the two renames of 2 there is no ``NAME``, but ``NAME.old`` and ``NAME.new`` are both whole: readers
+take the old one (:func:`find_checkpoint`), the next writer brings back the new (:func:`recover`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..pretrained import CheckpointError
+
+MANIFEST = "manifest.json"
+STATE_TENSORS, STATE_VALUES = "training_state.safetensors", "training_state.json"
+_FORMAT = 1
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def save_checkpoint(
+    run_dir: Path, name: str, fill: Callable[[Path], None], about: Mapping[str, Any]
+) -> None:
+    """Replace the checkpoint ``run_dir / name`` as a whole.
+
+    Args:
+        run_dir: an existing folder, locked by this process.
+        name: ``"best"`` or ``"last"``.
+        fill: writes the files into the empty folder it is given.
+        about: JSON-able facts for the manifest.
+
+    Raises:
+        CheckpointError: the disk is full or refuses; the previous checkpoint is as it was.
+    """
+    recover(run_dir, name)
+    target, fresh, old = _folders(run_dir, name)
+    try:
+        with disk_errors(fresh):
+            fresh.mkdir()
+            fill(fresh)
+            names = sorted(path.name for path in fresh.iterdir())
+            manifest = {
+                "format": _FORMAT,
+                **about,
+                "sha256": {file: _sha256(fresh / file) for file in names},
+            }
+            (fresh / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+            for path in (*fresh.iterdir(), fresh):
+                flush_to_disk(path)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    with disk_errors(target):
+        if target.exists():
+            os.rename(target, old)
+        os.rename(fresh, target)
+        flush_to_disk(run_dir)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def recover(run_dir: Path, name: str) -> None:
+    """Finish or undo what a process that died left of replacing ``name``.
+
+    Only for the one process that may write: it removes temporary folders.
+    """
+    target, fresh, old = _folders(run_dir, name)
+    with disk_errors(target):
+        if not target.exists() and old.exists():
+            os.rename(fresh if fresh.exists() else old, target)
+            flush_to_disk(run_dir)
+        for leftover in (fresh, old):
+            if leftover.exists():
+                shutil.rmtree(leftover)
+
+
+def find_checkpoint(run_dir: Path, name: str) -> Path | None:
+    """The whole checkpoint of that name, or None if there is none; changes nothing."""
+    target, _, old = _folders(run_dir, name)
+    return next((folder for folder in (target, old) if folder.exists()), None)
+
+
+def verify_checkpoint(folder: Path) -> dict[str, Any]:
+    """Check every file against the manifest, and return the manifest.
+
+    Raises:
+        CheckpointError: a file is missing, unreadable, truncated or altered; it is named.
+    """
+    manifest = read_json(folder / MANIFEST)
+    if manifest.get("format") != _FORMAT:
+        raise CheckpointError(
+            f"{folder / MANIFEST}: format {manifest.get('format')!r} is not {_FORMAT}, the only "
+            "one this version reads"
+        )
+    sums = manifest.get("sha256")
+    if not isinstance(sums, dict):
+        raise CheckpointError(f"{folder / MANIFEST}: sha256 must map file names to checksums")
+    for name, expected in sums.items():
+        path = folder / name
+        try:
+            found = _sha256(path)
+        except FileNotFoundError:
+            raise CheckpointError(
+                f"{path}: no such file, though {MANIFEST} lists it; take the folder from a copy"
+            ) from None
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+        if found != expected:
+            raise CheckpointError(
+                f"{path}: truncated or altered: its SHA-256 is {found}, {MANIFEST} says "
+                f"{expected}; take the folder from a copy"
+            )
+    return manifest
+
+
+def write_state(folder: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+    """Write tensors and JSON-able values of a training state into an existing folder."""
+    save_file(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+        folder / STATE_TENSORS,
+    )
+    (folder / STATE_VALUES).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def read_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Inverse of :func:`write_state`; the tensors own their memory.
+
+    Raises:
+        CheckpointError: a file is missing or does not parse, or a tensor is not finite.
+    """
+    path = folder / STATE_TENSORS
+    try:
+        loaded = load_file(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file; the folder cannot be resumed") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not a whole safetensors file: {error}") from None
+    # Copies lie on allocator-aligned addresses as the originals did: some CPU kernels round
+    # differently on others, and resuming must be exact.
+    tensors = {name: tensor.clone() for name, tensor in loaded.items()}
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"{path}: {name} holds NaN or infinity")
+    return tensors, read_json(folder / STATE_VALUES)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        CheckpointError: the file is missing, is not UTF-8, does not parse, or holds no object.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: does not parse as JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: holds a {type(values).__name__}, not a JSON object")
+    return values
+
+
+def write_atomically(path: Path, data: str | bytes) -> None:
+    """Write a small file under a temporary name, flush it, and put it in place.
+
+    Raises:
+        CheckpointError: the disk is full or refuses; what was there stays.
+    """
+    temporary = path.with_name(path.name + ".new")
+    try:
+        with disk_errors(path):
+            temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+            flush_to_disk(temporary)
+            os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn what a disk may refuse inside into a :class:`CheckpointError` naming a file."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        number = error.errno if isinstance(error, OSError) else None
+        # safetensors reports the system's error as text only.
+        full = number in _FULL or any(f"os error {code})" in str(error) for code in _FULL)
+        where = getattr(error, "filename", None) or path
+        if full:
+            free = shutil.disk_usage(path.parent).free / 2**20
+            raise CheckpointError(
+                f"{where}: the disk is full ({free:.1f} MiB left on the file system of "
+                f"{path.parent}); free some space there and resume; earlier checkpoints are intact"
+            ) from error
+        raise CheckpointError(f"{where}: cannot be written: {error}") from error
+
+
+def flush_to_disk(path: Path) -> None:
+    """fsync a file or a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _folders(run_dir: Path, name: str) -> tuple[Path, Path, Path]:
+    return run_dir / name, run_dir / f"{name}.new", run_dir / f"{name}.old"
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,109 @@
+"""Training a model on interaction data, into a run folder that can be resumed exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..config import ADARecConfig, ConfigError, TrainConfig
+from ..data import InteractionData
+from . import run_folder
+from .checkpoint import recover
+from .errors import RunFolderError
+from .reporter import Reporter
+from .result import TrainResult
+from .trainer import Trainer
+
+
+def train(
+    model_config: Mapping[str, Any] | ADARecConfig,
+    train_config: TrainConfig,
+    data: InteractionData,
+    run_dir: str | Path,
+    *,
+    resume: bool = False,
+    reporter: Reporter | None = None,
+    stop_after_steps: int | None = None,
+    data_source: Mapping[str, Any] | None = None,
+    command: Sequence[str] | None = None,
+) -> TrainResult:
+    """Train until the epochs are over, patience runs out, or a signal asks to end.
+
+    Each epoch ends with a validation (every ``evaluate_every``), a line of metrics and the
+    checkpoint ``last/``; ``best/`` holds the weights of the best validation NDCG@20. A run that
+    was killed at any step and is resumed ends, on a CPU, with the very weights and metrics
+    (times apart) of one never killed. SIGINT and SIGTERM finish the step and save; a second
+    signal ends at once.
+
+    Seeds torch's global generator with ``model_config.seed``, in case the backbone draws from it.
+
+    Args:
+        model_config: the model, or its fields; ``num_items`` may be left out of a mapping.
+        train_config: how to train it.
+        data: the interactions; histories of at least 3 items.
+        run_dir: where everything is written, see :mod:`adarec_fast.training.run_folder`.
+        resume: go on from ``last/`` (from the start, if there is none yet).
+        reporter: what shows progress; silent by default.
+        stop_after_steps: save and end after so many steps of this call.
+        data_source: where the data came from, JSON-able; kept in ``config.json``.
+        command: kept in ``environment.json``, this process' command line by default.
+
+    Raises:
+        ConfigError: the model's configuration does not fit the data, or no such device.
+        RunFolderError: the folder holds a run already (and ``resume`` is false), or is in use.
+        CheckpointError: a checkpoint cannot be written (the disk is full), is damaged, or is of
+            another catalogue, data set or configuration.
+        TrainingDiverged: a loss or the gradient norm is not finite.
+    """
+    if stop_after_steps is not None and stop_after_steps < 1:
+        raise ValueError(f"stop_after_steps={stop_after_steps} must be at least 1, or None")
+    config = _model_config(model_config, data)
+    device = resolve_device(train_config.device)
+    run_dir = Path(run_dir)
+    with run_folder.locked(run_dir):
+        if not resume and (run_dir / run_folder.CONFIG).exists():
+            raise RunFolderError(
+                f"run_dir={str(run_dir)!r} holds a run already; resume it (resume=True) or choose "
+                "another folder"
+            )
+        for name in ("best", "last"):
+            recover(run_dir, name)
+        trainer = Trainer(config, train_config, data, run_dir, device, reporter or Reporter())
+        trainer.prepare(data_source)
+        run_folder.write_environment(
+            run_dir, device, command if command is not None else run_folder.default_command()
+        )
+        return trainer.run(stop_after_steps)
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto`` is CUDA where there is one, else the CPU.
+
+    Raises:
+        ConfigError: torch knows no such device, or this machine has none.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device={name!r} is not usable here: {reason}") from error
+    return device
+
+
+def _model_config(given: Mapping[str, Any] | ADARecConfig, data: InteractionData) -> ADARecConfig:
+    if isinstance(given, ADARecConfig):
+        config = given
+    else:
+        config = ADARecConfig.create(**{"num_items": data.num_items, **given})
+    if config.num_items != data.num_items:
+        raise ConfigError(
+            f"num_items={config.num_items}, but {data.name} has {data.num_items} items; "
+            "leave num_items out to take it from the data"
+        )
+    return config

@@ -1,0 +1,121 @@
+"""One optimizer step: autocast, clipping, Adam, and never an update that is not finite."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..config import TrainConfig
+from ..data import Batch
+from ..model import ADARec
+from ..pretrained import CheckpointError
+from .statistics import EpochStatistics
+
+if TYPE_CHECKING:
+    from ..model import LossOutput
+
+_ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
+
+
+class Stepper:
+    """Takes optimizer steps with a model on one device.
+
+    On CUDA a step never waits for the device: steps that are not finite are skipped there, by
+    the ``found_inf`` of torch's fused Adam. Elsewhere reading a scalar is free, so the first such
+    step is noticed before the update.
+
+    Args:
+        model: on its device, in training mode.
+        config: learning rate, weight decay, clipping, autocast.
+        device: the model's device.
+    """
+
+    def __init__(self, model: ADARec, config: TrainConfig, device: torch.device) -> None:
+        self.model = model
+        self.config = config
+        self.device = device
+        self._names = [name for name, _ in model.named_parameters()]
+        self._parameters = [parameter for _, parameter in model.named_parameters()]
+        fused = device.type in ("cpu", "cuda") and all(
+            parameter.is_floating_point() for parameter in self._parameters
+        )
+        self.optimizer = torch.optim.Adam(
+            self._parameters,
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            fused=fused,
+            foreach=None if fused else True,
+        )
+        self.waits = device.type != "cuda"
+
+    def step(self, batch: Batch, number: int, statistics: EpochStatistics) -> bool:
+        """One step on one batch.
+
+        Args:
+            batch: on the model's device.
+            number: the step's number over the whole run, from 1.
+            statistics: takes up the step's losses.
+
+        Returns:
+            False if the step was seen not to be finite and the weights were left alone; on CUDA
+            ``statistics.diverged()`` tells later.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(
+            self.device.type, dtype=torch.bfloat16, enabled=self.config.amp == "bf16"
+        ):
+            output: LossOutput = self.model.loss(batch)
+        output.total.backward()
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        found_inf = statistics.add(output, norm, number)
+        if self.waits and bool(found_inf):
+            return False
+        if self.config.gradient_clip:
+            torch.nn.utils.clip_grads_with_norm_(self._parameters, self.config.gradient_clip, norm)
+        if not self.waits:
+            self.optimizer.found_inf = found_inf  # type: ignore[attr-defined]
+        self.optimizer.step()
+        return True
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Adam's state by parameter: ``adam/<parameter>/exp_avg`` and so on."""
+        state = self.optimizer.state
+        return {
+            f"adam/{name}/{key}": state[parameter][key]
+            for name, parameter in zip(self._names, self._parameters, strict=True)
+            if parameter in state
+            for key in _ADAM_STATE
+        }
+
+    def load_state_tensors(self, tensors: dict[str, Tensor], where: str) -> None:
+        """Inverse of ``state_tensors``.
+
+        Raises:
+            CheckpointError: a tensor is missing, unknown, or of another shape than its parameter.
+        """
+        found = {name for name in tensors if name.startswith("adam/")}
+        state: dict[int, dict[str, Tensor]] = {}
+        for index, (name, parameter) in enumerate(zip(self._names, self._parameters, strict=True)):
+            keys = [f"adam/{name}/{key}" for key in _ADAM_STATE]
+            if keys[0] not in found:  # a parameter that no step has touched yet
+                continue
+            for key in keys:
+                if key not in found:
+                    raise CheckpointError(f"{where}: the tensor {key} is missing")
+                expected = torch.Size() if key.endswith("/step") else parameter.shape
+                if tensors[key].shape != expected:
+                    raise CheckpointError(
+                        f"{where}: {key} is {list(tensors[key].shape)}, the model wants "
+                        f"{list(expected)}"
+                    )
+                found.remove(key)
+            state[index] = {
+                short: tensors[key] for short, key in zip(_ADAM_STATE, keys, strict=True)
+            }
+        if found:
+            raise CheckpointError(f"{where}: unknown tensor {min(found)}")
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -1,0 +1,314 @@
+"""The folder of a run: what lies in it, who may write it, and how it is read back.
+
+::
+
+    config.json               {"model": ..., "train": ..., "data": ...}
+    environment.json          one entry a start: versions, machine, command
+    interactions.safetensors  the data itself, so that users can be served by id
+    users.json                external user ids
+    metrics.jsonl metrics.csv one line an epoch
+    best/ last/               model folders, see :mod:`adarec_fast.training.checkpoint`
+    tensorboard/              if tensorboard is installed
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ..config import ADARecConfig, ConfigError, TrainConfig
+from ..data import DataError, InteractionData, PlantedLabels, Split, Vocabulary
+from ..model import ADARec
+from ..pretrained import CheckpointError
+from .checkpoint import find_checkpoint, read_json, verify_checkpoint, write_atomically
+from .errors import RunFolderError
+from .metrics_log import read_metrics
+
+CONFIG, ENVIRONMENT, USERS = "config.json", "environment.json", "users.json"
+INTERACTIONS = "interactions.safetensors"
+_LABELS = ("item_theme", "item_subtheme", "user_theme", "user_subtheme")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run read back from its folder.
+
+    Attributes:
+        path: the run folder.
+        which: the checkpoint that was loaded, ``"best"`` or ``"last"``.
+        model: in evaluation mode, with its item vocabulary.
+        data: the interactions it was trained on, planted labels included.
+        split: their leave-one-out split.
+        model_config: as trained; ``model.config`` may name another backend.
+        train_config: how it was trained.
+        history: the lines of ``metrics.jsonl``.
+        source: where the data came from, ``config.json``'s ``"data"``.
+    """
+
+    path: Path
+    which: str
+    model: ADARec
+    data: InteractionData
+    split: Split
+    model_config: ADARecConfig
+    train_config: TrainConfig
+    history: list[dict[str, Any]]
+    source: dict[str, Any]
+
+
+def load_run(
+    run_dir: str | Path,
+    *,
+    which: Literal["best", "last"] = "best",
+    device: torch.device | str = "cpu",
+    backend: str | None = None,
+) -> Run:
+    """Read a run folder.
+
+    Args:
+        run_dir: what ``train`` wrote.
+        which: the best epoch's weights, or the last ones.
+        device: where the model goes.
+        backend: replaces the configured backend.
+
+    Raises:
+        RunFolderError: no run is there, or it has no such checkpoint yet.
+        CheckpointError: a file is missing, damaged, or of another catalogue.
+    """
+    if which not in ("best", "last"):
+        raise ValueError(f"which={which!r} must be 'best' or 'last'")
+    run_dir = Path(run_dir)
+    model_config, train_config, source = read_config(run_dir)
+    folder = find_checkpoint(run_dir, which)
+    if folder is None:
+        hint = "; which='last' may exist" if which == "best" else ""
+        raise RunFolderError(f"{run_dir / which}: no such checkpoint yet{hint}")
+    verify_checkpoint(folder)
+    model = ADARec.from_pretrained(folder, device=device, backend=backend)
+    if model.item_vocabulary is None:
+        raise CheckpointError(f"{folder / 'items.json'}: no such file; a run's model has one")
+    data = read_data(run_dir, model.item_vocabulary)
+    return Run(
+        path=run_dir,
+        which=which,
+        model=model,
+        data=data,
+        split=Split(data),
+        model_config=model_config,
+        train_config=train_config,
+        history=read_metrics(run_dir),
+        source=source,
+    )
+
+
+@contextlib.contextmanager
+def locked(run_dir: Path) -> Iterator[None]:
+    """Hold the run folder for writing; the system lets go of it when the process dies.
+
+    Raises:
+        RunFolderError: another process holds it, or the folder cannot be written.
+    """
+    path = run_dir / ".lock"
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise RunFolderError(
+            f"run_dir={str(run_dir)!r} cannot be written: {error.strerror}; choose another folder"
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            owner = file.read().strip() or "unknown"
+            raise RunFolderError(
+                f"run_dir={str(run_dir)!r} is in use by process {owner}; wait for it, end it, or "
+                "choose another folder"
+            ) from error
+        file.seek(0)
+        file.truncate()
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
+def write_config(
+    run_dir: Path,
+    model_config: ADARecConfig,
+    train_config: TrainConfig,
+    data: InteractionData,
+    source: Mapping[str, Any] | None,
+) -> None:
+    """Write ``config.json``."""
+    described = {
+        "name": data.name,
+        "users": data.num_users,
+        "items": data.num_items,
+        "interactions": data.num_interactions,
+        "fingerprint": fingerprint(data),
+        "source": None if source is None else dict(source),
+    }
+    values = {
+        "model": model_config.to_dict(),
+        "train": train_config.to_dict(),
+        "data": described,
+    }
+    write_atomically(run_dir / CONFIG, json.dumps(values, indent=2) + "\n")
+
+
+def read_config(run_dir: Path) -> tuple[ADARecConfig, TrainConfig, dict[str, Any]]:
+    """Inverse of :func:`write_config`; the last is the ``"data"`` part.
+
+    Raises:
+        RunFolderError: the folder holds no run.
+        CheckpointError: ``config.json`` does not parse or does not validate.
+    """
+    path = run_dir / CONFIG
+    if not path.exists():
+        raise RunFolderError(f"run_dir={str(run_dir)!r} holds no run: {path} does not exist")
+    values = read_json(path)
+    if set(values) != {"model", "train", "data"} or not all(
+        isinstance(part, dict) for part in values.values()
+    ):
+        raise CheckpointError(f"{path}: must hold the objects model, train and data")
+    try:
+        model_config = ADARecConfig.create(**values["model"])
+        return model_config, TrainConfig.create(**values["train"]), values["data"]
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def write_data(run_dir: Path, data: InteractionData) -> None:
+    """Write the interactions (with labels) and the user ids."""
+    tensors = {"values": data.values, "offsets": data.offsets}
+    if data.labels is not None:
+        tensors |= {name: getattr(data.labels, name) for name in _LABELS}
+    about = {"name": data.name, "fingerprint": fingerprint(data)}
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    write_atomically(run_dir / INTERACTIONS, save(contiguous, about))
+    write_atomically(run_dir / USERS, json.dumps(data.users.to_json()))
+
+
+def read_data(run_dir: Path, items: Vocabulary) -> InteractionData:
+    """Inverse of :func:`write_data`.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or of another catalogue than ``items``.
+    """
+    path = run_dir / INTERACTIONS
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata() or {}
+            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not a whole safetensors file: {error}") from None
+    missing = {"values", "offsets"} - set(tensors)
+    if missing:
+        raise CheckpointError(f"{path}: the tensor {min(missing)} is missing")
+    labels = None
+    if all(name in tensors for name in _LABELS):
+        labels = PlantedLabels(**{name: tensors[name] for name in _LABELS})
+    try:
+        users = Vocabulary.from_json(read_json(run_dir / USERS))
+        data = InteractionData.from_flat(
+            tensors["values"], tensors["offsets"], items, users, about.get("name", "data"), labels
+        )
+    except DataError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    if fingerprint(data) != about.get("fingerprint"):
+        raise CheckpointError(
+            f"{path}: altered, or of another catalogue than the checkpoint: its fingerprint is "
+            f"{about.get('fingerprint')}, its content with the checkpoint's items has "
+            f"{fingerprint(data)}"
+        )
+    return data
+
+
+def fingerprint(data: InteractionData) -> str:
+    """SHA-256 (hex) of histories and both vocabularies: equal for equal data."""
+    digest = hashlib.sha256(f"{data.items.fingerprint()}:{data.users.fingerprint()}:".encode())
+    for tensor in (data.values, data.offsets):
+        digest.update(np.ascontiguousarray(tensor.numpy()).astype("<i8", copy=False).tobytes())
+    return digest.hexdigest()
+
+
+def write_environment(run_dir: Path, device: torch.device, command: Sequence[str]) -> None:
+    """Add this start of the run to ``environment.json``."""
+    path = run_dir / ENVIRONMENT
+    starts = read_json(path)["starts"] if path.exists() else []
+    starts.append(describe_environment(device, command))
+    write_atomically(path, json.dumps({"starts": starts}, indent=2) + "\n")
+
+
+def describe_environment(device: torch.device, command: Sequence[str]) -> dict[str, Any]:
+    """What a figure depends on: versions, machine, threads, commit, command."""
+    from .. import __version__
+
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "adarec_fast": __version__,
+        "commit": _git_commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "cpu": _cpu_model(),
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "command": list(command),
+    }
+
+
+def default_command() -> list[str]:
+    """The command line of this process."""
+    return list(sys.argv)
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:  # not Linux
+        return platform.processor()
+    return platform.processor()
+
+
+def _git_commit() -> str | None:
+    """The package's commit, when it runs from a checkout of its own."""
+    folder = Path(__file__).resolve().parents[2]
+    if not (folder / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):  # no git, or one that hangs
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None

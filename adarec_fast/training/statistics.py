@@ -1,0 +1,119 @@
+"""Running sums of what a training epoch reports, kept on the device and read now and then."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ..model import LossOutput
+
+# In this order in every tensor below; the first five are summed as losses.
+WATCHED = ("rec", "deno", "cont", "expl", "total", "gradient norm")
+_SCALARS = (
+    "loss_rec", "loss_deno", "loss_cont", "loss_expl", "loss", "gradient_norm",
+    "depth_entropy", "denoising_error",
+)  # fmt: skip
+
+
+class EpochStatistics:
+    """Sums over the examples of an epoch, in one float64 tensor on the training device.
+
+    ``add`` never waits for the device; ``read`` does. Besides the sums it remembers the first
+    step whose losses or gradient norm were not finite, and from then on tells the optimizer to
+    leave the weights alone.
+
+    Args:
+        num_levels: T + 1.
+        device: the training device.
+
+    Attributes:
+        sums: float64 [8 + 3 (T + 1)]: losses by ``WATCHED``, gradient norm, depth entropy and
+            denoising error, each weighted by examples; examples of each depth; sums of the
+            gate of each level over the examples that reach it; their number.
+        examples: number of examples added (host).
+    """
+
+    def __init__(self, num_levels: int, device: torch.device) -> None:
+        self.num_levels = num_levels
+        self.sums = torch.zeros(len(_SCALARS) + 3 * num_levels, dtype=torch.float64, device=device)
+        self.examples = 0
+        self._bad_step = torch.full((), -1, dtype=torch.int64, device=device)
+        self._bad_parts = torch.zeros(len(WATCHED), dtype=torch.bool, device=device)
+
+    def add(self, output: LossOutput, gradient_norm: Tensor, step: int) -> Tensor:
+        """Add one step's output.
+
+        Args:
+            output: what the model's ``loss`` returned.
+            gradient_norm: 0-dim, the norm before clipping.
+            step: number of this step, for ``diverged``.
+
+        Returns:
+            Float32 0-dim: 1 if this or an earlier step was not finite, else 0; what torch's
+            fused Adam takes as ``found_inf``.
+        """
+        parts = [output.parts[name] for name in WATCHED[:4]]
+        watched = torch.stack(
+            [value.detach().double() for value in (*parts, output.total, gradient_norm)]
+        )
+        not_finite = ~torch.isfinite(watched)
+        first = (self._bad_step < 0) & not_finite.any()
+        self._bad_step.copy_(torch.where(first, step, self._bad_step))
+        self._bad_parts.copy_(torch.where(first, not_finite, self._bad_parts))
+
+        depth = output.depth.detach()
+        weight = depth.numel()
+        counts = torch.zeros(self.num_levels, dtype=torch.float64, device=self.sums.device)
+        counts.index_add_(0, depth, torch.ones_like(depth, dtype=torch.float64))
+        # An example reaches its depth and every level before it.
+        reach = counts.flip(0).cumsum(0).flip(0)
+        gate = output.gate.detach().double()
+        known = torch.isfinite(gate)
+        self.sums += torch.cat(
+            [
+                watched * weight,
+                (output.depth_entropy.detach().double() * weight).reshape(1),
+                (output.denoising_error.detach().double() * weight).reshape(1),
+                counts,
+                torch.where(known, gate * reach, 0.0),
+                torch.where(known, reach, 0.0),
+            ]
+        )
+        self.examples += weight
+        return (self._bad_step >= 0).float()
+
+    def diverged(self) -> tuple[int, list[str]] | None:
+        """The first step that was not finite and which values; waits for the device."""
+        step = int(self._bad_step)
+        if step < 0:
+            return None
+        bad = self._bad_parts.tolist()
+        return step, [name for name, flag in zip(WATCHED, bad, strict=True) if flag]
+
+    def read(self) -> dict[str, Any]:
+        """Means over all examples so far, by the names of ``metrics.jsonl``.
+
+        Waits for the device. ``gate`` holds None at levels that no example reached.
+        """
+        sums = self.sums.tolist()
+        examples = max(self.examples, 1)
+        result: dict[str, Any] = {
+            name: value / examples for name, value in zip(_SCALARS, sums, strict=False)
+        }
+        levels = self.num_levels
+        rest = sums[len(_SCALARS) :]
+        counts, gates, reached = rest[:levels], rest[levels : 2 * levels], rest[2 * levels :]
+        result["mean_depth"] = sum(k * count for k, count in enumerate(counts)) / examples
+        result["depth_share"] = [count / examples for count in counts]
+        result["gate"] = [
+            total / number if number else None for total, number in zip(gates, reached, strict=True)
+        ]
+        return result
+
+    def reset(self) -> None:
+        """Begin a new epoch."""
+        self.sums.zero_()
+        self.examples = 0

@@ -1,0 +1,367 @@
+"""A training run between two steps, and what moves it on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..config import ADARecConfig, TrainConfig
+from ..data import InteractionData, Split, TrainingBatches
+from ..evaluation import evaluate
+from ..model import ADARec
+from ..pretrained import CheckpointError, write
+from . import run_folder
+from .checkpoint import (
+    STATE_TENSORS,
+    find_checkpoint,
+    read_state,
+    save_checkpoint,
+    verify_checkpoint,
+    write_state,
+)
+from .early_stopping import EarlyStopping
+from .errors import TrainingDiverged
+from .metrics_log import MetricsLog
+from .optimization import Stepper
+from .reporter import Reporter, StepProgress, TrainingPlan
+from .result import Status, TrainResult
+from .signals import StopSignals
+from .statistics import EpochStatistics
+
+# A resumed run must see the same batches and take the same steps; these may change.
+_FREE_FIELDS = (
+    "epochs", "patience", "log_every", "checkpoint_every", "device", "evaluation_batch_size",
+)  # fmt: skip
+
+
+class Trainer:
+    """Everything a run knows; :func:`adarec_fast.training.train` drives it.
+
+    Args:
+        model_config: the model.
+        config: how it is trained.
+        data: the interactions.
+        run_dir: an existing folder, locked by this process.
+        device: where to train.
+        reporter: shows progress.
+    """
+
+    def __init__(
+        self,
+        model_config: ADARecConfig,
+        config: TrainConfig,
+        data: InteractionData,
+        run_dir: Path,
+        device: torch.device,
+        reporter: Reporter,
+    ) -> None:
+        self.model_config = model_config
+        self.config = config
+        self.data = data
+        self.run_dir = run_dir
+        self.device = device
+        self.reporter = reporter
+        self.split = Split(data)
+        values, offsets = self.split.inputs("train")
+        self.batches = TrainingBatches(
+            values,
+            offsets,
+            supervision=model_config.supervision,
+            batch_size=config.batch_size,
+            max_length=model_config.max_length,
+            seed=config.seed,
+            device=device,
+        )
+        self.stopping = EarlyStopping(config.patience)
+        self.statistics = EpochStatistics(model_config.num_levels, device)
+        self.epoch = 0  # completed epochs
+        self.batch = 0  # batches done of the epoch in progress
+        self.step = 0
+        self.epoch_seconds = 0.0
+        self.saved_step = -1
+
+    # ------------------------------------------------------------------ start
+
+    def prepare(self, data_source: Mapping[str, Any] | None) -> None:
+        """Build the model, or bring back everything from ``last/``."""
+        folder = find_checkpoint(self.run_dir, "last")
+        self.data_fingerprint = run_folder.fingerprint(self.data)
+        if folder is None:
+            torch.manual_seed(self.model_config.seed)
+            model = ADARec(self.model_config)
+            model.item_vocabulary = self.data.items
+        else:
+            self._check_same_run()
+            manifest = verify_checkpoint(folder)
+            if manifest.get("vocabulary") != self.data.items.fingerprint():
+                raise CheckpointError(
+                    f"{folder}: of another catalogue: its items have the fingerprint "
+                    f"{manifest.get('vocabulary')}, those of {self.data.name} "
+                    f"{self.data.items.fingerprint()}; resume with the data of {self.run_dir}"
+                )
+            model = ADARec.from_pretrained(folder)
+        self.model = model.to(self.device).train()
+        self.stepper = Stepper(self.model, self.config, self.device)
+        if folder is not None:
+            self._load_state(folder)
+        if folder is None:
+            run_folder.write_data(self.run_dir, self.data)
+        elif data_source is None:
+            data_source = run_folder.read_config(self.run_dir)[2].get("source")
+        run_folder.write_config(
+            self.run_dir, self.model_config, self.config, self.data, data_source
+        )
+        self.log = MetricsLog(self.run_dir, self.epoch)
+        if folder is None:
+            self.save("last")
+
+    def _check_same_run(self) -> None:
+        """A resumed run must be the same run."""
+        model_config, config, about = run_folder.read_config(self.run_dir)
+        for section, old, new, free in (
+            ("model", model_config.to_dict(), self.model_config.to_dict(), ("backend",)),
+            ("train", config.to_dict(), self.config.to_dict(), _FREE_FIELDS),
+        ):
+            for field, value in new.items():
+                if field not in free and old[field] != value:
+                    raise CheckpointError(
+                        f"{self.run_dir / run_folder.CONFIG}: {section}.{field} is {old[field]!r} "
+                        f"there and {value!r} now; resume with the old value or start another run"
+                    )
+        if about.get("fingerprint") != self.data_fingerprint:
+            raise CheckpointError(
+                f"{self.run_dir / run_folder.CONFIG}: the run was trained on other data: "
+                f"{about.get('name')!r} with {about.get('items')} items and "
+                f"{about.get('interactions')} interactions, not {self.data.name!r} with "
+                f"{self.data.num_items} and {self.data.num_interactions} (or a catalogue in "
+                "another order); resume with the same data"
+            )
+
+    def _load_state(self, folder: Path) -> None:
+        tensors, values = read_state(folder)
+        where = str(folder / STATE_TENSORS)
+        for name in ("statistics", "rng/cpu"):
+            if name not in tensors:
+                raise CheckpointError(f"{where}: the tensor {name} is missing")
+        self.stepper.load_state_tensors(tensors, where)
+        self.statistics.sums.copy_(tensors["statistics"])
+        torch.set_rng_state(tensors["rng/cpu"])
+        if self.device.type == "cuda" and "rng/cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["rng/cuda"], self.device)
+        self.epoch, self.batch, self.step = values["epoch"], values["batch"], values["step"]
+        self.statistics.examples = values["examples"]
+        self.epoch_seconds = values["epoch_seconds"]
+        self.stopping.load_state_dict(values["early_stopping"])
+        self.saved_step = self.step
+
+    # ------------------------------------------------------------------ run
+
+    def run(self, stop_after_steps: int | None) -> TrainResult:
+        """Train until something ends it."""
+        begun = time.perf_counter()
+        stop_at = None if stop_after_steps is None else self.step + stop_after_steps
+        with StopSignals() as signals:
+            try:
+                self.reporter.start(self._plan())
+                status = self._epochs(stop_at, signals)
+                result = TrainResult(
+                    run_dir=self.run_dir,
+                    status=status,
+                    epochs=self.epoch,
+                    steps=self.step,
+                    best_epoch=self.stopping.best_epoch,
+                    best_metric=self.stopping.best,
+                    seconds=time.perf_counter() - begun,
+                    history=self.log.history,
+                )
+                self.reporter.finish(result)
+            finally:
+                self.reporter.close()
+                self.log.close()
+        return result
+
+    def _plan(self) -> TrainingPlan:
+        return TrainingPlan(
+            run_dir=self.run_dir,
+            epochs=self.config.epochs,
+            steps_per_epoch=len(self.batches),
+            num_examples=self.batches.num_examples,
+            epoch=min(self.epoch + 1, self.config.epochs),
+            step=self.step,
+            device=str(self.device),
+            num_parameters=sum(p.numel() for p in self.model.parameters()),
+        )
+
+    def _epochs(self, stop_at: int | None, signals: StopSignals) -> Status:
+        while True:
+            if self.stopping.should_stop:
+                return "early-stopped"
+            if self.epoch >= self.config.epochs:
+                return "finished"
+            ended = self._one_epoch(stop_at, signals)
+            if ended is not None:
+                return ended
+
+    def _one_epoch(self, stop_at: int | None, signals: StopSignals) -> Status | None:
+        """The rest of the epoch in progress; None if it was completed."""
+        clock = _Clock(self)
+        for batch in self.batches.epoch(self.epoch, self.batch):
+            if not self.stepper.step(batch, self.step + 1, self.statistics):
+                self.raise_if_diverged()
+            self.step += 1
+            self.batch += 1
+            ended = self._asked_to_end(stop_at, signals)
+            periodic = self.config.checkpoint_every
+            due = bool(periodic) and self.step % periodic == 0
+            if ended or due or self.batch % self.config.log_every == 0:
+                clock.read()
+            if ended or due:
+                self.save("last")
+            if ended:
+                return ended
+        clock.read()
+        self._end_epoch()
+        return self._asked_to_end(stop_at, signals)
+
+    def _asked_to_end(self, stop_at: int | None, signals: StopSignals) -> Status | None:
+        if signals.received is not None:
+            return "interrupted"
+        return "stopped" if stop_at is not None and self.step >= stop_at else None
+
+    def _end_epoch(self) -> None:
+        # The order matters to a run that dies in here and is resumed: it repeats this epoch's
+        # end, so nothing may lie behind last/ that a repetition would not write again.
+        number = self.epoch + 1
+        metrics: dict[str, Any] = {"epoch": number, "step": self.step}
+        metrics |= self.statistics.read()
+        metrics["learning_rate"] = self.optimizer_learning_rate
+        metrics["examples_per_second"] = self.statistics.examples / max(self.epoch_seconds, 1e-9)
+        is_best = False
+        if number % self.config.evaluate_every == 0 or number == self.config.epochs:
+            is_best = self._validate(number, metrics)
+        metrics["seconds"] = self.epoch_seconds
+        if is_best:
+            self.save("best", epoch=number)
+        self.log.append(metrics)
+        self.epoch, self.batch, self.epoch_seconds = number, 0, 0.0
+        self.statistics.reset()
+        self.save("last")
+        self.reporter.epoch(self.log.history[-1], is_best)
+
+    @property
+    def optimizer_learning_rate(self) -> float:
+        """Adam's step size now."""
+        return float(self.stepper.optimizer.param_groups[0]["lr"])
+
+    def _validate(self, number: int, metrics: dict[str, Any]) -> bool:
+        """Evaluate on the validation part, into ``metrics``; whether it is the best so far."""
+        begun = time.perf_counter()
+        result = evaluate(
+            self.model,
+            self.split,
+            "valid",
+            ks=(5, 10, 20),
+            seen_mask=self.config.seen_mask,
+            batch_size=self.config.evaluation_batch_size,
+            intents=False,
+        )
+        metrics["valid"] = result.overall
+        if result.sparse is not None:
+            metrics["valid_sparse"] = result.sparse
+        metrics["valid_mean_depth"] = result.mean_depth
+        metrics["valid_depth_share"] = result.depth_share
+        metrics["valid_gate"] = result.gate
+        metrics["valid_seconds"] = time.perf_counter() - begun
+        metrics["best"] = self.stopping.update(result.overall["NDCG@20"], number)
+        return bool(metrics["best"])
+
+    def raise_if_diverged(self) -> None:
+        """Wait for the device, and raise :class:`TrainingDiverged` if a step was not finite."""
+        diverged = self.statistics.diverged()
+        if diverged is None:
+            return
+        step, parts = diverged
+        kept = f"the weights of step {self.saved_step} are kept in {self.run_dir / 'last'}"
+        if self.stopping.best_epoch is not None:
+            best = self.run_dir / "best"
+            kept += f", the best ones (epoch {self.stopping.best_epoch}) in {best}"
+        raise TrainingDiverged(step, self.epoch + 1, parts, kept)
+
+    # ------------------------------------------------------------------ save
+
+    def save(self, name: str, epoch: int | None = None) -> None:
+        """Replace ``best/`` or ``last/`` by what is in memory."""
+
+        def fill(folder: Path) -> None:
+            write(self.model, folder)
+            if name == "last":
+                self._write_state(folder)
+
+        about = {
+            "epoch": self.epoch if epoch is None else epoch,
+            "step": self.step,
+            "metric": self.stopping.best if name == "best" else None,
+            "vocabulary": self.data.items.fingerprint(),
+        }
+        save_checkpoint(self.run_dir, name, fill, about)
+        if name == "last":
+            self.saved_step = self.step
+
+    def _write_state(self, folder: Path) -> None:
+        tensors = self.stepper.state_tensors()
+        tensors["statistics"] = self.statistics.sums
+        tensors["rng/cpu"] = torch.get_rng_state()
+        if self.device.type == "cuda":
+            tensors["rng/cuda"] = torch.cuda.get_rng_state(self.device)
+        values = {
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "step": self.step,
+            "examples": self.statistics.examples,
+            "epoch_seconds": self.epoch_seconds,
+            "early_stopping": self.stopping.state_dict(),
+        }
+        write_state(folder, tensors, values)
+
+
+class _Clock:
+    """Time and means between two readings of the statistics, within one epoch of one call."""
+
+    def __init__(self, training: Trainer) -> None:
+        self._training = training
+        self._time = time.perf_counter()
+        self._examples = training.statistics.examples
+        self._loss_sum, self._depth_sum = self._sums()
+
+    def _sums(self) -> tuple[float, float]:
+        means = self._training.statistics.read()
+        examples = self._training.statistics.examples
+        return means["loss"] * examples, means["mean_depth"] * examples
+
+    def read(self) -> None:
+        """Wait for the device, stop if something is not finite, and report."""
+        training = self._training
+        training.raise_if_diverged()
+        loss_sum, depth_sum = self._sums()
+        now = time.perf_counter()
+        seconds = max(now - self._time, 1e-9)
+        training.epoch_seconds += seconds
+        examples = training.statistics.examples - self._examples
+        if examples:
+            training.reporter.step(
+                StepProgress(
+                    epoch=training.epoch + 1,
+                    batch=training.batch,
+                    step=training.step,
+                    loss=(loss_sum - self._loss_sum) / examples,
+                    examples_per_second=examples / seconds,
+                    mean_depth=(depth_sum - self._depth_sum) / examples,
+                )
+            )
+        self._time = now
+        self._examples = training.statistics.examples
+        self._loss_sum, self._depth_sum = loss_sum, depth_sum

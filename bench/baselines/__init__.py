@@ -1,0 +1,1 @@
+"""What adarec_fast is measured against: the same mathematics in plain PyTorch."""

@@ -1,0 +1,86 @@
+"""Result files: ``bench/results/<machine>-<date>.json``, one a run."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import shlex
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from .cell import Session
+from .machine import describe, slug
+
+FOLDER = Path(__file__).parent / "results"
+KIND = "adarec_fast benchmarks"
+
+
+def now() -> str:
+    """The time of a record."""
+    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def make(session: Session, command: list[str]) -> dict[str, Any]:
+    """A run's record: machine, versions, command, peaks and one row a cell.
+
+    The command is given as it was typed, with the current folder in place of its full name.
+    """
+    here = str(Path.cwd())
+    words = [word.replace(here + os.sep, "").replace(here, ".") for word in command]
+    return {
+        "kind": KIND,
+        "device": session.device,
+        "slug": slug(session.device),
+        "date": now(),
+        "command": shlex.join(words),
+        **describe(session.device),
+        "peaks": session.peaks,
+        "rows": session.rows,
+    }
+
+
+def write(record: dict[str, Any], folder: Path) -> Path:
+    """Write a record under its name, whole or not at all; a second one of a day replaces the
+    first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{record['slug']}-{record['date'][:10]}.json"
+    handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(rounded(record), file, indent=1)
+            file.write("\n")
+        os.chmod(temporary, 0o644)  # mkstemp makes it private
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def rounded(value: Any) -> Any:
+    """Floats to five significant digits: no more is measured."""
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [rounded(item) for item in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+def newest(device: str, folder: Path = FOLDER) -> dict[str, Any] | None:
+    """The latest record of a device type, or None; other JSON files are passed over.
+
+    Raises:
+        ValueError: a file that does not parse.
+    """
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path}: not valid JSON: {error}") from None
+        wanted = isinstance(record, dict) and record.get("kind") == KIND
+        if wanted and record["device"] == device:
+            found.append(record)
+    return max(found, key=lambda record: record["date"], default=None)

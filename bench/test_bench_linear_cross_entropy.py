@@ -1,0 +1,76 @@
+"""Full-catalogue cross entropy (Eq. 13), also beside torch's own fused function."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from pytest_benchmark.fixture import BenchmarkFixture
+from torch import Tensor
+
+from adarec_fast import ops
+from adarec_fast.reference.linear_cross_entropy import linear_cross_entropy as reference
+
+from .baselines import packed
+from .cell import Cell
+from .harness import Prepared, Unavailable
+from .op_case import Axis, OpCase, Tensors, normal
+from .workloads import NUM_ITEMS, Histories
+
+TORCH = "torch linear_cross_entropy"
+
+
+class LinearCrossEntropy(OpCase):
+    name = "linear_cross_entropy"
+    training_only = True
+    chunkable = False  # the loss is a mean over the batch
+    differentiable = ("hidden", "weight")
+    axes: ClassVar[dict[str, Axis]] = {"hidden": ("sequence", 0)}
+
+    def make(self, generator: torch.Generator) -> Tensors:
+        return {
+            "hidden": normal(generator, self.batch.batch, self.size),
+            "weight": normal(generator, NUM_ITEMS + 1, self.size, fan_in=self.size),
+        }
+
+    @classmethod
+    def variants(cls, device: str) -> list[str]:
+        return [*super().variants(device), TORCH]
+
+    def prepare(self, variant: str) -> Prepared:
+        if variant != TORCH:
+            return super().prepare(variant)
+        if not hasattr(F, "linear_cross_entropy"):
+            raise Unavailable(f"torch {torch.__version__} has no F.linear_cross_entropy")
+
+        def call(t: Tensors, batch: Histories, drawn: bool) -> Any:
+            return F.linear_cross_entropy(t["hidden"], t["weight"][1:], batch.targets - 1)
+
+        return self._prepared(call, {}, padded=False)
+
+    def public(self, t: Tensors, batch: Histories, backend: str, seed: Tensor | None) -> Any:
+        return ops.linear_cross_entropy(t["hidden"], t["weight"], batch.targets, backend=backend)
+
+    def packed(self, t: Tensors, batch: Histories, drawn: bool) -> Any:
+        return packed.cross_entropy(t["hidden"], t["weight"], batch.targets)
+
+    def padded(self, t: Tensors, batch: Histories, drawn: bool) -> Any:
+        return reference(t["hidden"], t["weight"], batch.targets)
+
+    def padded_floats(self) -> int:
+        return (4 if self.backward else 3) * self.batch.batch * NUM_ITEMS
+
+    def flops(self) -> int:
+        return self.passes * 2 * self.batch.batch * NUM_ITEMS * self.size
+
+    def bytes(self) -> int:
+        moved = (self.batch.batch + NUM_ITEMS) * self.size
+        return 4 * moved * (3 if self.backward else 1)
+
+
+CASES = (LinearCrossEntropy,)
+
+
+def test_linear_cross_entropy(cell: Cell, benchmark: BenchmarkFixture) -> None:
+    cell.run(benchmark)

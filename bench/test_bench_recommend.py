@@ -1,0 +1,123 @@
+"""Recommendation: from histories to the 20 best unseen items."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+from torch import Tensor
+
+from .cell import Cell
+from .harness import (
+    BASELINE_TINY,
+    COMPILED,
+    EAGER,
+    OURS_TINY,
+    PACKED,
+    Prepared,
+    assert_accurate,
+    warmed,
+)
+from .model_case import OURS, ModelCase
+from .workloads import NUM_ITEMS, WORKLOADS, Histories
+
+_K = 20
+Recommend = Callable[[Histories, Tensor], tuple[Tensor, Tensor]]
+
+
+class Recommendation(ModelCase):
+    """Users in turn: 32 single ones, or four batches of 1024. Padded ids are made beforehand."""
+
+    name = "recommend"
+    workloads: ClassVar[tuple[str, ...]] = ("serve-1", "serve-1024")
+    serving_only = True
+
+    def __init__(self, workload: str, size: int, direction: str, device: str) -> None:
+        count = 32 if WORKLOADS[workload].batch == 1 else 4
+        super().__init__(workload, size, direction, device, batches=count)
+        self.model.eval()
+
+    @classmethod
+    def option_name(cls) -> str:
+        return "recommend"
+
+    @classmethod
+    def directions(cls, workload: str) -> tuple[str, ...]:
+        """Inference alone."""
+        return ("forward",)
+
+    def prepare(self, variant: str) -> Prepared:
+        recommend = self._recommend(variant)
+        given = [(batch, batch.padded_ids()) for batch in self.data]
+        users = itertools.cycle(given)
+
+        def run() -> tuple[Tensor, Tensor]:
+            return recommend(*next(users))
+
+        info = warmed(run, self.device, first=variant != COMPILED)
+        self._check(variant, recommend(*given[0]))
+        return Prepared(run, {**info, "ours": variant == OURS})
+
+    def _recommend(self, variant: str) -> Recommend:
+        if variant == PACKED:
+            packed = self.packed().eval()
+            return lambda b, ids: packed.recommend(b.item_ids, b.offsets, ids, _K)
+        if variant in (EAGER, COMPILED):
+            padded = self.padded(compiled=variant == COMPILED).eval()
+            call: Callable[..., tuple[Tensor, Tensor]] = padded.recommend
+            if variant == COMPILED:
+                gpu = self.device == "cuda"
+                mode = "reduce-overhead" if gpu else None
+                call = torch.compile(call, fullgraph=gpu, dynamic=False, mode=mode)
+
+            @torch.no_grad()
+            def recommend(batch: Histories, ids: Tensor) -> tuple[Tensor, Tensor]:
+                return call(ids, batch.lengths, _K)
+
+            return recommend
+        model = self.copy().eval()
+
+        def ours(batch: Histories, ids: Tensor) -> tuple[Tensor, Tensor]:
+            items, scores = model.recommend((batch.item_ids, batch.offsets), k=_K)
+            return scores, items
+
+        return ours
+
+    def _check(self, variant: str, found: tuple[Tensor, Tensor]) -> None:
+        """Scores against the reference's in float64, and the items' own float64 scores."""
+        if not hasattr(self, "_gold"):
+            batch = self.data[0].to("cpu")
+            self._gold = []
+            for dtype in (torch.float64, torch.float32):
+                model = self.copy().to("cpu", dtype).eval()
+                model.config = model.config.replace(backend="reference")
+                history = batch.item_ids, batch.offsets
+                _, scores = model.recommend(history, k=_K)
+                with torch.no_grad():
+                    self._gold.append((scores, model.score(model(history).user)))
+        (best, all_scores), (plain, _) = self._gold
+        scores, items = (t.cpu() for t in found)
+        tiny = OURS_TINY if variant == OURS else BASELINE_TINY
+        assert_accurate(scores, plain, best, f"{variant}: scores", tiny)
+        assert_accurate(all_scores.gather(1, items), plain, best, f"{variant}: items", tiny)
+
+    def flops(self) -> int:
+        """Of the batch in the middle of the timed ones."""
+        costs = [
+            self.model_flops(b, contrast=False) + 2 * b.batch * NUM_ITEMS * self.size
+            for b in self.data
+        ]
+        return sorted(costs)[len(costs) // 2]
+
+    def bytes(self) -> int:
+        return self.parameter_bytes()
+
+
+CASES = (Recommendation,)
+
+
+def test_recommend(cell: Cell, benchmark: BenchmarkFixture) -> None:
+    cell.run(benchmark)

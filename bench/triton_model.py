@@ -1,0 +1,2 @@
+FLOORS={}
+def floors(): return {}

@@ -1,0 +1,28 @@
+// The extension's library and its thread pool; each op registers itself in bindings/<op>.cpp.
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+
+#include <atomic>
+
+#include "cpu/parallel.h"
+#include "cpu/vec.h"
+
+namespace adarec {
+
+void run_parallel(std::int64_t count, void (*task)(void*, std::int64_t), void* context) {
+  // One range element a thread, tasks handed out as threads become free: ragged work balances.
+  std::atomic<std::int64_t> next{0};
+  const std::int64_t threads = std::min<std::int64_t>(at::get_num_threads(), count);
+  at::parallel_for(0, threads, 1, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i; begin < end && (i = next.fetch_add(1)) < count;) task(context, i);
+  });
+}
+
+namespace {
+// Lanes of float the kernels were compiled for: 16 (AVX-512) or 8 (AVX2).
+std::int64_t vector_width() { return kWidth; }
+}  // namespace
+
+}  // namespace adarec
+
+TORCH_LIBRARY(adarec_fast_cpp, m) { m.def("vector_width() -> int", &adarec::vector_width); }

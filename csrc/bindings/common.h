@@ -1,0 +1,88 @@
+// What every binding needs: validation that ends in a Python error naming the argument, and plain
+// float32 pointers for the kernels. CPU memory is free to read, so values are checked as well as
+// shapes, before any work.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <optional>
+
+namespace adarec::bindings {
+
+using at::Tensor;
+
+// The argument as contiguous float32; kernels compute in float32 whatever comes in.
+inline Tensor as_float(const Tensor& t, const char* name) {
+  TORCH_CHECK_VALUE(t.device().is_cpu(), name, " is on ", t.device(), "; backend cpp runs on cpu");
+  TORCH_CHECK_VALUE(t.scalar_type() == at::kFloat || t.scalar_type() == at::kBFloat16, name,
+                    " has dtype ", t.scalar_type(),
+                    "; backend cpp takes float32 or bfloat16 (backend packed takes others)");
+  return t.to(at::kFloat).contiguous();
+}
+
+inline Tensor as_index(const Tensor& t, const char* name) {
+  TORCH_CHECK_VALUE(t.device().is_cpu(), name, " is on ", t.device(), "; backend cpp runs on cpu");
+  TORCH_CHECK_VALUE(t.scalar_type() == at::kLong, name, " has dtype ", t.scalar_type(),
+                    "; it must be torch.int64");
+  return t.contiguous();
+}
+
+template <typename... Sizes>
+inline void check_shape(const Tensor& t, const char* name, Sizes... sizes) {
+  const int64_t want[] = {static_cast<int64_t>(sizes)...};
+  TORCH_CHECK_VALUE(t.sizes() == at::IntArrayRef(want), name, " has shape ", t.sizes(),
+                    "; it must be ", at::IntArrayRef(want));
+}
+
+// offsets int64 [B+1] from 0, not decreasing, within the tokens; returns B. An empty sequence is
+// refused where the op needs a last token.
+inline int64_t check_offsets(const Tensor& offsets, int64_t tokens, bool allow_empty) {
+  TORCH_CHECK_VALUE(offsets.dim() == 1 && offsets.numel() >= 1, "offsets has shape ",
+                    offsets.sizes(), "; it must be [B+1]");
+  const int64_t batch = offsets.numel() - 1;
+  const int64_t* at = offsets.const_data_ptr<int64_t>();
+  TORCH_CHECK_VALUE(at[0] == 0, "offsets must begin at 0, got ", at[0]);
+  for (int64_t b = 0; b < batch; ++b) {
+    TORCH_CHECK_VALUE(at[b + 1] >= at[b], "offsets must not decrease, but offsets[", b + 1,
+                      "]=", at[b + 1], " follows ", at[b]);
+    TORCH_CHECK_VALUE(allow_empty || at[b + 1] > at[b], "offsets: sequence ", b,
+                      " is empty; each needs at least one item");
+  }
+  TORCH_CHECK_VALUE(at[batch] <= tokens, "offsets end at ", at[batch], ", beyond the ", tokens,
+                    " tokens there are");
+  return batch;
+}
+
+// depth int64 [B] with values in 0..levels-1.
+inline void check_depth(const Tensor& depth, int64_t batch, int64_t levels) {
+  check_shape(depth, "depth", batch);
+  const int64_t* at = depth.const_data_ptr<int64_t>();
+  for (int64_t b = 0; b < batch; ++b)
+    TORCH_CHECK_VALUE(at[b] >= 0 && at[b] < levels, "depth[", b, "]=", at[b],
+                      " must lie in 0..", levels - 1);
+}
+
+inline int64_t seed_value(const Tensor& seed) {
+  const Tensor key = as_index(seed, "seed");
+  TORCH_CHECK_VALUE(key.numel() == 1, "seed has shape ", key.sizes(), "; it must be [1]");
+  return *key.const_data_ptr<int64_t>();
+}
+
+inline void check_probability(double p, const char* name) {
+  TORCH_CHECK_VALUE(p >= 0.0 && p < 1.0, name, "=", p, " must lie in [0, 1)");
+}
+
+inline const float* data(const Tensor& t) { return t.const_data_ptr<float>(); }
+inline float* out(Tensor& t) { return t.mutable_data_ptr<float>(); }
+
+// Fresh float32 memory; what a kernel does not reach stays as the allocator left it.
+inline Tensor empty(at::IntArrayRef sizes) { return at::empty(sizes, at::kFloat); }
+
+// A float32 result in the dtype of the input it answers.
+inline Tensor like(const Tensor& result, const Tensor& input) {
+  return result.to(input.scalar_type());
+}
+
+}  // namespace adarec::bindings

@@ -1,0 +1,27 @@
+// depth_controller: jagged GRU, mean pool and logits over the depths (Eq. 1, 2).
+#pragma once
+
+#include <cstdint>
+
+namespace adarec {
+
+// The call's arguments; sizes and values have been checked. Gates in torch.nn.GRU's order.
+struct DepthController {
+  int64_t tokens, sequences, size, hidden, depths;  // N, B, D, G, T + 1
+  const float* embeddings;                          // [N, D]
+  const int64_t* offsets;                           // [B + 1], no sequence is empty
+  const float* sequence_bias;                       // [B, 3G]
+  const float *w_ih, *w_hh, *b_hh;                  // [3G, D], [3G, G], [3G]
+  const float *w_out, *b_out;                       // [T + 1, G], [T + 1]
+};
+
+struct DepthControllerGradients {
+  float *embeddings, *sequence_bias, *w_ih, *w_hh, *b_hh, *w_out, *b_out;
+};
+
+// logits [B, T + 1] and the hidden state behind every token, [N, G].
+void depth_controller_forward(const DepthController& op, float* logits, float* hidden);
+void depth_controller_backward(const DepthController& op, const float* grad_logits,
+                               const float* hidden, const DepthControllerGradients& out);
+
+}  // namespace adarec

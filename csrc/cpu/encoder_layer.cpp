@@ -1,0 +1,140 @@
+// The encoder layer's forward pass: LN(x' + FF(x')), x' = LN(x + Attention(x)), a tile at a time.
+#include "encoder_layer_tile.h"
+
+#include <cmath>
+
+#include "gemm.h"
+#include "philox.h"
+#include "rows.h"
+#include "vec.h"
+
+namespace adarec {
+namespace encoder {
+namespace {
+
+// keep [Q, dp]: 0 or 1/(1-p) for the elements of a hidden dropout site, all levels of an item
+// from one Philox call.
+void hidden_keep(const EncoderLayer& op, const Sizes& s, const Plan& plan, const Tile& tile,
+                 uint32_t site, float* keep) {
+  const Philox philox(op.seed, op.stream + site);
+  const Dropout dropout(op.hidden_dropout);
+  const Vec scale = set1(dropout.scale());
+  for (int64_t n = tile.first; n < tile.last; ++n) {
+    const Item& item = plan.items[n];
+    const int64_t count = op.last_only ? 1 : item.length;
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t token = item.begin + (op.last_only ? item.length - 1 : i);
+      for (int64_t c = 0; c < s.dp; c += kWidth) {
+        const Words words = philox(token * s.d + c, item.level / kLanes);
+        for (int64_t level = 0; level < item.levels; ++level)
+          store(keep + (item.query + level * count + i) * s.dp + c,
+                adarec::keep(dropout.kept(words.word[item.level % kLanes + level]), scale));
+      }
+    }
+  }
+}
+
+// y = LayerNorm(base + keep * (branch + shift)) by rows, shift being the bias of the linear layer
+// that made the branch. keep, xhat and rstd may be null, y may be branch.
+void add_norm(int64_t rows, const Sizes& s, const float* base, const float* branch,
+              const float* shift, const float* keep, const float* gain, const float* bias,
+              const float* valid, float eps, float* xhat, float* rstd, float* y) {
+  const float share = 1.0f / static_cast<float>(s.d);
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t at = r * s.dp;
+    Vec total = zero();
+    for (int64_t c = 0; c < s.dp; c += kWidth) {
+      Vec v = load(branch + at + c) + load(shift + c);
+      v = keep ? fma(v, load(keep + at + c), load(base + at + c)) : v + load(base + at + c);
+      store(y + at + c, v);
+      total = total + v;
+    }
+    const Vec mean = set1(sum(total) * share);
+    Vec square = zero();
+    for (int64_t c = 0; c < s.dp; c += kWidth) {
+      const Vec v = (load(y + at + c) - mean) * load(valid + c);
+      store(y + at + c, v);
+      square = fma(v, v, square);
+    }
+    const float inverse = 1.0f / std::sqrt(sum(square) * share + eps);
+    if (rstd) rstd[r] = inverse;
+    for (int64_t c = 0; c < s.dp; c += kWidth) {
+      const Vec v = load(y + at + c) * set1(inverse);
+      if (xhat) store(xhat + at + c, v);
+      store(y + at + c, fma(v, load(gain + c), load(bias + c)));
+    }
+  }
+}
+
+}  // namespace
+
+void tile_forward(const EncoderLayer& op, const Sizes& s, const Weights& weights, const Plan& plan,
+                  const Tile& tile, const Workspace& w) {
+  const int rows = tile.rows, queries = tile.queries;
+  const bool backward = w.xhat1 != nullptr;
+  for_each_row(op, plan, tile, false, [&](int64_t from, int64_t to) {
+    load_row(op.x, op.bf16, from, s.d, s.dp, w.x + to * s.dp);
+  });
+  if (op.last_only) {
+    for (int64_t n = tile.first; n < tile.last; ++n) {
+      const Item& item = plan.items[n];
+      for (int64_t j = 0; j < item.levels; ++j)
+        copy_row(w.x + (item.row + (j + 1) * item.length - 1) * s.dp, s.dp,
+                 w.xq + (item.query + j) * s.dp);
+    }
+    set_rows(queries, s.dp, weights.qkv_b, w.q, w.ld_q);
+    gemm_nn(queries, s.dp, s.d, w.xq, s.dp, weights.qkv_t, 3 * s.dp, w.q, w.ld_q, 1);
+    set_rows(rows, 2 * s.dp, weights.qkv_b + s.dp, w.k, w.ld_kv);
+    gemm_nn(rows, 2 * s.dp, s.d, w.x, s.dp, weights.qkv_t + s.dp, 3 * s.dp, w.k, w.ld_kv, 1);
+  } else {
+    set_rows(rows, 3 * s.dp, weights.qkv_b, w.q, w.ld_q);
+    gemm_nn(rows, 3 * s.dp, s.d, w.x, s.dp, weights.qkv_t, 3 * s.dp, w.q, w.ld_q, 1);
+  }
+  attention(op, s, plan, tile, w);
+
+  const bool dropout = op.seeded && op.hidden_dropout > 0;
+  if (dropout) {
+    hidden_keep(op, s, plan, tile, kSiteProjection, w.keep1);
+    hidden_keep(op, s, plan, tile, kSiteFeedForward, w.keep2);
+  }
+  gemm_nn(queries, s.dp, s.d, w.context, s.dp, weights.out_t, s.dp, w.y, s.dp, 0);
+  add_norm(queries, s, w.xq, w.y, weights.out_b, dropout ? w.keep1 : nullptr, weights.ln1_w,
+           weights.ln1_b, weights.valid, op.eps, w.xhat1, w.rstd1, w.h);
+
+  gemm_nn(queries, s.fp, s.d, w.h, s.dp, weights.ff1_t, s.fp, w.g, s.fp, 0);
+  for (int64_t r = 0; r < queries; ++r)
+    for (int64_t c = 0; c < s.fp; c += kWidth) {
+      float* at = w.g + r * s.fp + c;
+      const Vec u = load(at) + load(weights.ff1_b + c);
+      if (backward) {
+        Vec slope;
+        store(at, gelu(u, slope));
+        store(w.dg + r * s.fp + c, slope);
+      } else {
+        store(at, gelu(u));
+      }
+    }
+  gemm_nn(queries, s.dp, s.f, w.g, s.fp, weights.ff2_t, s.dp, w.y, s.dp, 0);
+  add_norm(queries, s, w.h, w.y, weights.ff2_b, dropout ? w.keep2 : nullptr, weights.ln2_w,
+           weights.ln2_b, weights.valid, op.eps, w.xhat2, w.rstd2, w.y);
+}
+
+}  // namespace encoder
+
+void encoder_layer_forward(const EncoderLayer& op, void* y) {
+  using namespace encoder;
+  const Sizes s = make_sizes(op);
+  const Plan plan = make_plan(op);
+  Scratch shared;
+  const Weights weights = pack_weights(op, s, false, shared);
+  parallel_for(static_cast<int64_t>(plan.tiles.size()), [&](int64_t t) {
+    Scratch scratch;
+    const Workspace w = make_workspace(op, s, plan, false, scratch);
+    tile_forward(op, s, weights, plan, plan.tiles[t], w);
+    for_each_row(op, plan, plan.tiles[t], true, [&](int64_t to, int64_t from) {
+      store_row(w.y + from * s.dp, op.bf16, to, s.d, y);
+    });
+  });
+}
+
+}  // namespace adarec

@@ -1,0 +1,37 @@
+// encoder_layer: a causal post-LN Transformer layer over levels x jagged sequences.
+#pragma once
+
+#include <cstdint>
+
+namespace adarec {
+
+// The call's arguments; sizes and values have been checked. Weights are [out, in].
+struct EncoderLayer {
+  int64_t levels, tokens, sequences, size, inner, heads;  // K, N, B, D, F, H
+  bool bf16;             // x, y and their gradients are bfloat16 instead of float32
+  const void* x;         // [K, N, D]
+  const int64_t* offsets;
+  const int64_t* depth;  // [B], or null: every sequence has all levels
+  const float *qkv_w, *qkv_b, *out_w, *out_b, *ln1_w, *ln1_b, *ff1_w, *ff1_b, *ff2_w, *ff2_b,
+      *ln2_w, *ln2_b;
+  float eps;
+  double attention_dropout, hidden_dropout;
+  bool seeded;           // dropout is off without a seed
+  int64_t seed;
+  uint32_t stream;
+  bool last_only;
+};
+
+// Gradients in the shapes of the inputs; x in its dtype, the rest float32.
+struct EncoderLayerGradients {
+  void* x;
+  float *qkv_w, *qkv_b, *out_w, *out_b, *ln1_w, *ln1_b, *ff1_w, *ff1_b, *ff2_w, *ff2_b, *ln2_w,
+      *ln2_b;
+};
+
+// y [K, N, D], or [K, B, D] if last_only. Rows beyond a depth or the last offset stay untouched.
+void encoder_layer_forward(const EncoderLayer& op, void* y);
+void encoder_layer_backward(const EncoderLayer& op, const void* grad_y,
+                            const EncoderLayerGradients& out);
+
+}  // namespace adarec

@@ -1,0 +1,135 @@
+// Register-blocked float32 products of row-major matrices for tiles that live in L1 and L2.
+//
+// A block of C of kRows rows by up to four vectors of columns stays in registers over the whole of
+// K: with AVX-512 6 x 4 vectors use 24 accumulators, 4 registers for a row of B and one broadcast
+// of A; with AVX2 6 x 2. Every K is summed in order, so an element of C does not depend on M, on
+// its row, or on how the caller cut the rows into tiles. Nothing allocates.
+#pragma once
+
+#include "vec.h"
+
+namespace adarec {
+
+namespace detail {
+
+constexpr int kRows = 6;
+constexpr int kColumns = ADAREC_AVX512 ? 4 : 2;  // vectors
+
+// C[R, V vectors] = beta * C + A B. A's element (m, k) is a[m * row + k * col]; with kTransposed
+// row is 1 (A is read down its columns), otherwise col is 1. beta is 0 or 1.
+template <int R, int V, bool kTail, bool kTransposed>
+inline __attribute__((always_inline)) void block(int depth, const float* __restrict a,
+                                                 std::int64_t lda, const float* __restrict b,
+                                                 std::int64_t ldb, float* __restrict c,
+                                                 std::int64_t ldc, bool accumulate, Mask tail) {
+  const std::int64_t row = kTransposed ? 1 : lda, col = kTransposed ? lda : 1;
+  Vec sum[R][V];
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < V; ++v) {
+      const float* at = c + r * ldc + v * kWidth;
+      if (!accumulate) sum[r][v] = zero();
+      else sum[r][v] = kTail && v == V - 1 ? load(at, tail) : load(at);
+    }
+  for (int k = 0; k < depth; ++k) {
+    Vec right[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v)
+      right[v] = kTail && v == V - 1 ? load(b + v * kWidth, tail) : load(b + v * kWidth);
+#pragma GCC unroll 6
+    for (int r = 0; r < R; ++r) {
+      const Vec left = set1(a[r * row]);
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) sum[r][v] = fma(left, right[v], sum[r][v]);
+    }
+    a += col;
+    b += ldb;
+  }
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < V; ++v) {
+      float* at = c + r * ldc + v * kWidth;
+      if (kTail && v == V - 1) store(at, sum[r][v], tail);
+      else store(at, sum[r][v]);
+    }
+}
+
+// All rows of one panel of columns.
+template <int V, bool kTail, bool kTransposed>
+__attribute__((noinline)) void panel(int rows, int depth, const float* a, std::int64_t lda,
+                                     const float* b, std::int64_t ldb, float* c, std::int64_t ldc,
+                                     bool accumulate, Mask tail) {
+  const std::int64_t row = kTransposed ? 1 : lda;
+  int m = 0;
+  for (; m + kRows <= rows; m += kRows)
+    block<kRows, V, kTail, kTransposed>(depth, a + m * row, lda, b, ldb, c + m * ldc, ldc,
+                                        accumulate, tail);
+  for (; m + 3 <= rows; m += 3)
+    block<3, V, kTail, kTransposed>(depth, a + m * row, lda, b, ldb, c + m * ldc, ldc, accumulate,
+                                    tail);
+  for (; m < rows; ++m)
+    block<1, V, kTail, kTransposed>(depth, a + m * row, lda, b, ldb, c + m * ldc, ldc, accumulate,
+                                    tail);
+}
+
+template <bool kTransposed>
+inline void product(int rows, int columns, int depth, const float* a, std::int64_t lda,
+                    const float* b, std::int64_t ldb, float* c, std::int64_t ldc,
+                    bool accumulate) {
+  constexpr int kPanel = kColumns * kWidth;
+  const Mask full = first(kWidth);
+  int n = 0;
+  for (; n + kPanel <= columns; n += kPanel)
+    panel<kColumns, false, kTransposed>(rows, depth, a, lda, b + n, ldb, c + n, ldc, accumulate,
+                                        full);
+  if (n == columns) return;
+  const int rest = columns - n;
+  const int lanes = rest % kWidth;
+  const Mask tail = lanes ? first(lanes) : full;
+#define ADAREC_PANEL(V)                                                                        \
+  if (lanes)                                                                                   \
+    panel<V, true, kTransposed>(rows, depth, a, lda, b + n, ldb, c + n, ldc, accumulate, tail); \
+  else                                                                                         \
+    panel<V, false, kTransposed>(rows, depth, a, lda, b + n, ldb, c + n, ldc, accumulate, tail)
+  switch (vectors(rest)) {
+    case 1: ADAREC_PANEL(1); break;
+    case 2: ADAREC_PANEL(2); break;
+#if ADAREC_AVX512
+    case 3: ADAREC_PANEL(3); break;
+    case 4: ADAREC_PANEL(4); break;
+#endif
+    default: break;
+  }
+#undef ADAREC_PANEL
+}
+
+}  // namespace detail
+
+// C[M, N] = beta * C + A[M, K] B[K, N], beta 0 or 1 (with 0 the old C is not read).
+inline void gemm_nn(int M, int N, int K, const float* A, std::int64_t lda, const float* B,
+                    std::int64_t ldb, float* C, std::int64_t ldc, int beta) {
+  detail::product<false>(M, N, K, A, lda, B, ldb, C, ldc, beta != 0);
+}
+
+// C[M, N] += A[K, M]^T B[K, N]: the gradient of a weight.
+inline void gemm_tn(int M, int N, int K, const float* A, std::int64_t lda, const float* B,
+                    std::int64_t ldb, float* C, std::int64_t ldc) {
+  detail::product<true>(M, N, K, A, lda, B, ldb, C, ldc, true);
+}
+
+// dst[cols, rows] = src[rows, cols]^T, so that an [out, in] weight can stand on the right.
+inline void transpose(int rows, int cols, const float* src, float* dst) {
+  for (int r0 = 0; r0 < rows; r0 += 16)
+    for (int c = 0; c < cols; ++c)
+      for (int r = r0; r < rows && r < r0 + 16; ++r)
+        dst[static_cast<std::int64_t>(c) * rows + r] = src[static_cast<std::int64_t>(r) * cols + c];
+}
+
+// sums[N] += column sums of A[M, N]: the gradient of a bias.
+inline void add_columns(int M, int N, const float* A, std::int64_t lda, float* sums) {
+  for_lanes(N, [&](int i, auto m) {
+    Vec total = load(sums + i, m);
+    for (int r = 0; r < M; ++r) total = total + load(A + r * lda + i, m);
+    store(sums + i, total, m);
+  });
+}
+
+}  // namespace adarec

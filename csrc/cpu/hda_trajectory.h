@@ -1,0 +1,35 @@
+// Eq. 4 and 5: noising, denoiser and x0 for all levels of ragged depth.
+#pragma once
+
+#include <cstdint>
+
+namespace adarec {
+
+// The call's arguments; sizes and values have been checked.
+struct HDATrajectory {
+  std::int64_t levels, tokens, sequences;  // T + 1, N, B
+  int size, hidden;                        // D, H
+  const float* embeddings;                 // [N, D]
+  const std::int64_t* offsets;             // [B+1]
+  const std::int64_t* depth;               // [B]
+  const float* alpha_bar;                  // [T+1]
+  const float* w1;                         // [H, D]
+  const float* level_bias;                 // [T, H]
+  const float* w2;                         // [D, H]
+  const float* b2;                         // [D]
+  bool seeded;
+  std::int64_t seed;
+  const float* noise;                      // [T, N, D], or null
+};
+
+struct HDATrajectoryGradients {
+  float *embeddings, *w1, *level_bias, *w2, *b2;
+};
+
+// x0 [T+1, N, D], error [N]. Levels beyond a depth and tokens behind the last offset stay as they
+// are in x0; the error of such tokens is 0.
+void hda_trajectory_forward(const HDATrajectory& op, float* x0, float* error);
+void hda_trajectory_backward(const HDATrajectory& op, const float* grad_x0,
+                             const float* grad_error, const HDATrajectoryGradients& out);
+
+}  // namespace adarec

@@ -1,0 +1,277 @@
+// The coarse expert, a tile of tokens at a time, level by level; a tile's hidden layer never
+// leaves L2. The backward pass computes each tile again.
+#include "mlp_expert.h"
+
+#include <cmath>
+#include <cstring>
+
+#include "gemm.h"
+#include "parallel.h"
+#include "philox.h"
+#include "token_tiles.h"
+#include "vec.h"
+
+namespace adarec {
+namespace {
+
+std::int32_t tile_rows(const MLPExpert& op) { return op.size <= 128 ? 96 : 48; }
+
+struct Shared {
+  const MLPExpert& op;
+  TokenTiles tiles;
+  const float *w1_t, *w2_t;  // [D, H], [H, D]
+  Philox philox;
+  Dropout dropout;
+
+  Shared(const MLPExpert& o, Scratch& scratch)
+      : op(o),
+        tiles(make_token_tiles(o.sequences, o.offsets, o.depth, o.levels, o.last_only,
+                               tile_rows(o), scratch)),
+        philox(o.seed, o.stream),
+        dropout(o.dropout) {
+    float* first = scratch.take(std::int64_t{o.size} * o.hidden);
+    float* second = scratch.take(std::int64_t{o.size} * o.hidden);
+    transpose(o.hidden, o.size, o.w1, first);
+    transpose(o.size, o.hidden, o.w2, second);
+    w1_t = first;
+    w2_t = second;
+  }
+
+  float* row(float* planes, int k, std::int64_t row, std::int64_t rows) const {
+    return planes + (k * rows + row) * op.size;
+  }
+};
+
+class Tile {
+ public:
+  Tile(const Shared& shared, std::int64_t index, bool backward, Scratch& scratch)
+      : s_(shared),
+        op_(shared.op),
+        rows_(shared.tiles.rows + shared.tiles.begin(index)),
+        vectors_(vectors(shared.op.size)) {
+    const std::int64_t count = shared.tiles.size(index);
+    x = scratch.take(count * op_.size);
+    hidden = scratch.take(count * op_.hidden);
+    slope = backward ? scratch.take(count * op_.hidden) : nullptr;
+    normal = scratch.take(count * op_.size);
+    rstd = scratch.take(count);
+    // A bit a lane for each of four levels: one Philox call serves them all.
+    kept_ = op_.seeded ? scratch.take<std::uint32_t>(kLanes * count * vectors_) : nullptr;
+    count_ = count;
+  }
+
+  // Level k of its n rows up to xhat and 1 / sigma of the LayerNorm. Levels come in order.
+  void compute(int k, int n) {
+    const int size = op_.size, wide = op_.hidden;
+    if (kept_ != nullptr && k % kLanes == 0) make_masks(k, n);
+    for (int r = 0; r < n; ++r)
+      std::memcpy(x + r * size, op_.x + (k * op_.tokens + rows_[r].token) * size,
+                  sizeof(float) * size);
+    gemm_nn(n, wide, size, x, size, s_.w1_t, wide, hidden, wide, 0);
+    activate(n);
+    gemm_nn(n, size, wide, hidden, wide, s_.w2_t, size, normal, size, 0);
+    for (int r = 0; r < n; ++r) normalise(k, r);
+  }
+
+  // values [D] of row r, dropped out as at level k.
+  template <typename M>
+  Vec drop(int k, int r, int i, Vec value, M) const {
+    if (kept_ == nullptr) return value;
+    return keep(from_bits(mask_of(k, r)[i / kWidth]), value * set1(s_.dropout.scale()));
+  }
+
+  const TokenRow& row(int r) const { return rows_[r]; }
+
+  float *x, *hidden, *slope, *normal, *rstd;  // normal: xhat
+
+ private:
+  std::uint32_t* mask_of(int k, int r) const {
+    return kept_ + (k % kLanes * count_ + r) * vectors_;
+  }
+
+  void make_masks(int k, int n) {
+    for (int r = 0; r < n; ++r) {
+      const std::uint64_t element = static_cast<std::uint64_t>(rows_[r].token) * op_.size;
+      for (int v = 0; v < vectors_; ++v) {
+        const Words words =
+            s_.philox(element + v * kWidth, static_cast<std::uint32_t>(k / kLanes));
+        for (int j = 0; j < kLanes; ++j)
+          mask_of(k + j, r)[v] = bits(s_.dropout.kept(words.word[j]));
+      }
+    }
+  }
+
+  void activate(int n) {
+    for (int r = 0; r < n; ++r) {
+      const std::int64_t row = std::int64_t{r} * op_.hidden;
+      for_lanes(op_.hidden, [&](int i, auto m) {
+        const Vec value = load(hidden + row + i, m) + load(op_.b1 + i, m);
+        if (slope == nullptr) {
+          store(hidden + row + i, gelu(value), m);
+        } else {
+          Vec derivative;
+          store(hidden + row + i, gelu(value, derivative), m);
+          store(slope + row + i, derivative, m);
+        }
+      });
+    }
+  }
+
+  void normalise(int k, int r) {
+    const int size = op_.size;
+    float* row = normal + r * size;
+    Vec total = zero();
+    for_lanes(size, [&](int i, auto m) {
+      const Vec v = drop(k, r, i, load(row + i, m) + load(op_.b2 + i, m), m);
+      store(row + i, v, m);
+      total = total + v;
+    });
+    const float share = 1.0f / static_cast<float>(size);
+    const Vec mean = set1(sum(total) * share);
+    Vec squares = zero();
+    for_lanes(size, [&](int i, auto m) {
+      const Vec v = load(row + i, m) - mean;
+      store(row + i, v, m);
+      const Vec kept = load(row + i, m);  // 0 in the lanes behind the end
+      squares = fma(kept, kept, squares);
+    });
+    rstd[r] = 1.0f / std::sqrt(sum(squares) * share + op_.eps);
+    const Vec scale = set1(rstd[r]);
+    for_lanes(size, [&](int i, auto m) { store(row + i, load(row + i, m) * scale, m); });
+  }
+
+  const Shared& s_;
+  const MLPExpert& op_;
+  const TokenRow* rows_;
+  int vectors_;
+  std::int64_t count_;
+  std::uint32_t* kept_;
+};
+
+void forward_tile(const Shared& shared, std::int64_t index, float* y) {
+  const MLPExpert& op = shared.op;
+  const std::int64_t targets = op.last_only ? op.sequences : op.tokens;
+  Scratch scratch;
+  Tile tile(shared, index, false, scratch);
+  for (int k = 0; k <= tile.row(0).depth; ++k) {
+    const int n = shared.tiles.reaching(index, k);
+    tile.compute(k, n);
+    for (int r = 0; r < n; ++r) {
+      float* to = shared.row(y, k, tile.row(r).target, targets);
+      for_lanes(op.size, [&](int i, auto m) {
+        store(to + i,
+              fma(load(op.ln_w + i, m), load(tile.normal + r * op.size + i, m),
+                  load(op.ln_b + i, m)),
+              m);
+      });
+    }
+  }
+}
+
+// Where a group's sums keep each gradient.
+struct Sums {
+  std::int64_t w1, w2, b1, b2, ln_w, ln_b, floats;
+  explicit Sums(const MLPExpert& op) {
+    const std::int64_t weight = std::int64_t{op.size} * op.hidden;
+    w1 = 0;
+    w2 = weight;
+    b1 = 2 * weight;
+    b2 = b1 + op.hidden;
+    ln_w = b2 + op.size;
+    ln_b = ln_w + op.size;
+    floats = ln_b + op.size;
+  }
+};
+
+// The LayerNorm's and dropout's gradient of row r at level k, from grad [D] into d [D].
+void norm_backward(const MLPExpert& op, const Tile& tile, int k, int r, const float* grad, float* d,
+                   float* d_gain, float* d_bias) {
+  const float* xhat = tile.normal + r * op.size;
+  Vec total = zero(), along = zero();
+  for_lanes(op.size, [&](int i, auto m) {
+    const Vec g = load(grad + i, m), h = load(xhat + i, m);
+    store(d_gain + i, fma(g, h, load(d_gain + i, m)), m);
+    store(d_bias + i, load(d_bias + i, m) + g, m);
+    const Vec w = g * load(op.ln_w + i, m);
+    total = total + w;
+    along = fma(w, h, along);
+  });
+  const float share = 1.0f / static_cast<float>(op.size);
+  const Vec mean = set1(sum(total) * share), slant = set1(sum(along) * share);
+  const Vec scale = set1(tile.rstd[r]);
+  for_lanes(op.size, [&](int i, auto m) {
+    const Vec w = load(grad + i, m) * load(op.ln_w + i, m);
+    const Vec v = scale * fnma(slant, load(xhat + i, m), w - mean);
+    store(d + i, tile.drop(k, r, i, v, m), m);
+  });
+}
+
+void backward_tile(const Shared& shared, std::int64_t index, const float* grad_y, float* grad_x,
+                   const Sums& at, float* sums) {
+  const MLPExpert& op = shared.op;
+  const int size = op.size, hidden = op.hidden;
+  const std::int64_t targets = op.last_only ? op.sequences : op.tokens;
+  Scratch scratch;
+  Tile tile(shared, index, true, scratch);
+  const std::int64_t count = shared.tiles.size(index);
+  float* d_out = scratch.take(count * size);
+  float* d_hidden = scratch.take(count * hidden);
+  for (int k = 0; k <= tile.row(0).depth; ++k) {
+    const int n = shared.tiles.reaching(index, k);
+    tile.compute(k, n);
+    for (int r = 0; r < n; ++r)
+      norm_backward(op, tile, k, r, grad_y + (k * targets + tile.row(r).target) * size,
+                    d_out + r * size, sums + at.ln_w, sums + at.ln_b);
+    gemm_tn(size, hidden, n, d_out, size, tile.hidden, hidden, sums + at.w2, hidden);
+    add_columns(n, size, d_out, size, sums + at.b2);
+    gemm_nn(n, hidden, size, d_out, size, op.w2, hidden, d_hidden, hidden, 0);
+    for_lanes(n * hidden, [&](int i, auto m) {
+      store(d_hidden + i, load(d_hidden + i, m) * load(tile.slope + i, m), m);
+    });
+    gemm_tn(hidden, size, n, d_hidden, hidden, tile.x, size, sums + at.w1, size);
+    add_columns(n, hidden, d_hidden, hidden, sums + at.b1);
+    gemm_nn(n, size, hidden, d_hidden, hidden, op.w1, size, d_out, size, 0);
+    for (int r = 0; r < n; ++r)
+      std::memcpy(shared.row(grad_x, k, tile.row(r).token, op.tokens), d_out + r * size,
+                  sizeof(float) * size);
+  }
+}
+
+// Tokens before the last one had no part in a readout of the last: their gradient is 0.
+void clear_earlier_tokens(const MLPExpert& op, float* grad_x) {
+  parallel_for(op.levels, [&](std::int64_t k) {
+    for (std::int64_t s = 0; s < op.sequences; ++s) {
+      if (op.depth != nullptr && op.depth[s] < k) continue;
+      float* first = grad_x + (k * op.tokens + op.offsets[s]) * op.size;
+      std::fill(first, first + (op.offsets[s + 1] - 1 - op.offsets[s]) * op.size, 0.0f);
+    }
+  });
+}
+
+}  // namespace
+
+void mlp_expert_forward(const MLPExpert& op, float* y) {
+  Scratch scratch;
+  const Shared shared(op, scratch);
+  parallel_for(shared.tiles.tiles(), [&](std::int64_t t) { forward_tile(shared, t, y); });
+}
+
+void mlp_expert_backward(const MLPExpert& op, const float* grad_y, const MLPExpertGradients& out) {
+  Scratch scratch;
+  const Shared shared(op, scratch);
+  const Sums at(op);
+  const GroupSums groups(shared.tiles.tiles(), at.floats, scratch);
+  if (op.last_only) clear_earlier_tokens(op, out.x);
+  groups.run([&](std::int64_t t, float* sums) {
+    backward_tile(shared, t, grad_y, out.x, at, sums);
+  });
+  const std::int64_t weight = std::int64_t{op.size} * op.hidden;
+  groups.add_up(at.w1, weight, out.w1);
+  groups.add_up(at.w2, weight, out.w2);
+  groups.add_up(at.b1, op.hidden, out.b1);
+  groups.add_up(at.b2, op.size, out.b2);
+  groups.add_up(at.ln_w, op.size, out.ln_w);
+  groups.add_up(at.ln_b, op.size, out.ln_b);
+}
+
+}  // namespace adarec

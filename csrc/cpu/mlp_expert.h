@@ -1,0 +1,35 @@
+// The token-wise coarse expert LN(dropout(W2 GELU(W1 x + b1) + b2)) over levels of ragged depth.
+#pragma once
+
+#include <cstdint>
+
+namespace adarec {
+
+// The call's arguments; sizes and values have been checked.
+struct MLPExpert {
+  std::int64_t levels, tokens, sequences;  // K, N, B
+  int size, hidden;                        // D, H
+  const float* x;                          // [K, N, D]
+  const std::int64_t* offsets;             // [B+1]
+  const std::int64_t* depth;               // [B], or null: all levels exist
+  const float *w1, *b1;                    // [H, D], [H]
+  const float *w2, *b2;                    // [D, H], [D]
+  const float *ln_w, *ln_b;                // [D]
+  float eps;
+  double dropout;
+  bool seeded;                             // dropout is off without a seed
+  std::int64_t seed;
+  std::uint32_t stream;
+  bool last_only;
+};
+
+struct MLPExpertGradients {
+  float *x, *w1, *b1, *w2, *b2, *ln_w, *ln_b;
+};
+
+// y [K, N, D], or [K, B, D] if last_only; what a depth does not reach stays as it is, in the
+// gradient of x as well.
+void mlp_expert_forward(const MLPExpert& op, float* y);
+void mlp_expert_backward(const MLPExpert& op, const float* grad_y, const MLPExpertGradients& out);
+
+}  // namespace adarec

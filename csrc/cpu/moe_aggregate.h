@@ -1,0 +1,46 @@
+// Eq. 7 to 11: routing and gated fusion of both experts over ragged levels.
+#pragma once
+
+#include <cstdint>
+
+namespace adarec {
+
+// Rows of float32, or of bfloat16.
+struct Rows {
+  void* data;
+  bool bf16;
+};
+
+struct MoEAggregate {
+  std::int64_t levels, rows, dim, hidden;  // K, R, D, H
+  Rows fine, coarse;                       // [K, R, D]
+  Rows pooled;                             // [K, R, D], or null data
+  const std::int64_t* depth;               // [R] in 0..K-1
+  const float* level_mass;                 // [K, R]
+  const float* router_w1;                  // [H, D]
+  const float* router_level_bias;          // [K, H]
+  const float* router_w2;                  // [H]
+  const float* router_b2;                  // [1]
+  const float* gate_w;                     // [D, D]
+  const float* gate_b;                     // [D]
+};
+
+struct MoEAggregateOut {
+  Rows user;       // [R, D]
+  float* gates;    // [K, R], 0 where not reached
+  float* z_fine;   // [R, D]
+  float* z_coarse; // [R, D]
+};
+
+struct MoEAggregateGradients {
+  Rows grad_user;                      // [R, D], in
+  const float *gates, *z_fine, *z_coarse;  // as the forward pass left them
+  Rows fine, coarse, pooled;           // [K, R, D], levels not reached are not written
+  float* level_mass;                   // [K, R], 0 where not reached
+  float *router_w1, *router_level_bias, *router_w2, *router_b2, *gate_w, *gate_b;
+};
+
+void moe_aggregate_forward(const MoEAggregate& op, const MoEAggregateOut& out);
+void moe_aggregate_backward(const MoEAggregate& op, const MoEAggregateGradients& grad);
+
+}  // namespace adarec

@@ -1,0 +1,279 @@
+// SIMD vectors of float: 16 lanes on AVX-512, 8 on AVX2 + FMA, and the functions the ops need.
+//
+// Arithmetic (+ - * /) is the compiler's own on the vector types. Every transcendental below is
+// within about 2 units in the last place over the range it is used on (tests/test_extension.py
+// holds the figures); polynomial coefficients are minimax fits made for this file.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+namespace adarec {
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
+#define ADAREC_AVX512 1
+constexpr int kWidth = 16;
+using Vec = __m512;
+using Mask = __mmask16;
+typedef std::int32_t IVec __attribute__((vector_size(64)));
+typedef std::uint32_t UVec __attribute__((vector_size(64)));
+#elif defined(__AVX2__) && defined(__FMA__)
+#define ADAREC_AVX512 0
+constexpr int kWidth = 8;
+using Vec = __m256;
+using Mask = __m256;  // all bits of a lane set or clear
+typedef std::int32_t IVec __attribute__((vector_size(32)));
+typedef std::uint32_t UVec __attribute__((vector_size(32)));
+#else
+#error "adarec_fast needs AVX2 and FMA (x86-64-v3) or AVX-512"
+#endif
+
+// bfloat16 in memory; arithmetic is always float.
+struct BFloat16 {
+  std::uint16_t bits;
+};
+
+inline int vectors(int n) { return (n + kWidth - 1) / kWidth; }
+
+#if ADAREC_AVX512
+
+inline Vec set1(float x) { return _mm512_set1_ps(x); }
+inline Vec zero() { return _mm512_setzero_ps(); }
+inline UVec set1u(std::uint32_t x) { return (UVec)_mm512_set1_epi32(static_cast<int>(x)); }
+inline Vec load(const float* p) { return _mm512_loadu_ps(p); }
+inline void store(float* p, Vec v) { _mm512_storeu_ps(p, v); }
+inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+inline Vec fnma(Vec a, Vec b, Vec c) { return _mm512_fnmadd_ps(a, b, c); }  // c - a * b
+inline Vec sqrt(Vec a) { return _mm512_sqrt_ps(a); }
+inline Vec round(Vec a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT); }
+// As x86 does it: where either is NaN the second operand comes back.
+inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
+inline Vec min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
+inline Vec to_float(IVec a) { return _mm512_cvtepi32_ps((__m512i)a); }
+inline IVec to_int(Vec a) { return (IVec)_mm512_cvtps_epi32(a); }  // to nearest
+inline Mask less(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+inline Mask at_least(UVec a, UVec b) { return _mm512_cmpge_epu32_mask((__m512i)a, (__m512i)b); }
+inline Vec select(Mask m, Vec yes, Vec no) { return _mm512_mask_blend_ps(m, no, yes); }
+inline Vec keep(Mask m, Vec v) { return _mm512_maskz_mov_ps(m, v); }  // 0 where not kept
+inline std::uint32_t bits(Mask m) { return m; }
+inline Mask from_bits(std::uint32_t b) { return static_cast<Mask>(b); }
+inline Mask first(int n) {  // the first n lanes, 0 <= n <= kWidth
+  return static_cast<Mask>((1u << n) - 1u);
+}
+inline Vec load(const float* p, Mask m) { return _mm512_maskz_loadu_ps(m, p); }
+inline void store(float* p, Vec v, Mask m) { _mm512_mask_storeu_ps(p, m, v); }
+inline float sum(Vec v) { return _mm512_reduce_add_ps(v); }
+inline float largest(Vec v) { return _mm512_reduce_max_ps(v); }
+
+#else
+
+inline Vec set1(float x) { return _mm256_set1_ps(x); }
+inline Vec zero() { return _mm256_setzero_ps(); }
+inline UVec set1u(std::uint32_t x) { return (UVec)_mm256_set1_epi32(static_cast<int>(x)); }
+inline Vec load(const float* p) { return _mm256_loadu_ps(p); }
+inline void store(float* p, Vec v) { _mm256_storeu_ps(p, v); }
+inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+inline Vec fnma(Vec a, Vec b, Vec c) { return _mm256_fnmadd_ps(a, b, c); }
+inline Vec sqrt(Vec a) { return _mm256_sqrt_ps(a); }
+inline Vec round(Vec a) {
+  return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+inline Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
+inline Vec min(Vec a, Vec b) { return _mm256_min_ps(a, b); }
+inline Vec to_float(IVec a) { return _mm256_cvtepi32_ps((__m256i)a); }
+inline IVec to_int(Vec a) { return (IVec)_mm256_cvtps_epi32(a); }
+inline Mask less(Vec a, Vec b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
+inline Mask at_least(UVec a, UVec b) {
+  return _mm256_castsi256_ps(
+      _mm256_cmpeq_epi32(_mm256_max_epu32((__m256i)a, (__m256i)b), (__m256i)a));
+}
+inline Vec select(Mask m, Vec yes, Vec no) { return _mm256_blendv_ps(no, yes, m); }
+inline Vec keep(Mask m, Vec v) { return _mm256_and_ps(m, v); }
+inline std::uint32_t bits(Mask m) { return static_cast<std::uint32_t>(_mm256_movemask_ps(m)); }
+inline Mask from_bits(std::uint32_t b) {
+  const __m256i lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+  const __m256i set = _mm256_and_si256(_mm256_set1_epi32(static_cast<int>(b)), lane);
+  return _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, lane));
+}
+inline Mask first(int n) {
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  return _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(n), lane));
+}
+inline Vec load(const float* p, Mask m) { return _mm256_maskload_ps(p, _mm256_castps_si256(m)); }
+inline void store(float* p, Vec v, Mask m) {
+  _mm256_maskstore_ps(p, _mm256_castps_si256(m), v);
+}
+inline float sum(Vec v) {
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+inline float largest(Vec v) {
+  __m128 s = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  s = _mm_max_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
+}
+
+#endif
+
+inline UVec as_bits(Vec v) { return (UVec)v; }
+inline Vec as_float(UVec v) { return (Vec)v; }
+inline Vec abs(Vec v) { return as_float(as_bits(v) & set1u(0x7fffffffu)); }
+inline Vec negate(Vec v) { return as_float(as_bits(v) ^ set1u(0x80000000u)); }
+inline Vec with_sign_of(Vec magnitude, Vec sign) {
+  return as_float(as_bits(magnitude) | (as_bits(sign) & set1u(0x80000000u)));
+}
+
+// Stands for a full mask, at no cost: body of for_lanes may take `auto`.
+struct All {
+  operator Mask() const { return first(kWidth); }
+};
+inline Vec load(const float* p, All) { return load(p); }
+inline void store(float* p, Vec v, All) { store(p, v); }
+
+// Calls body(offset, mask of valid lanes) over [0, n); only the last may be a true mask.
+template <typename Body>
+inline void for_lanes(int n, Body&& body) {
+  int i = 0;
+  for (; i + kWidth <= n; i += kWidth) body(i, All{});
+  if (i < n) body(i, first(n - i));
+}
+
+// e^x; 0 and infinity beyond float32's range, NaN stays NaN.
+inline Vec exp(Vec x) {
+  // The bounds lie a little outside the finite range: the scaling overflows to 0 or infinity.
+  x = min(set1(89.0f), max(set1(-105.0f), x));
+  const Vec n = round(x * set1(1.44269504089f));
+  Vec r = fnma(n, set1(0.693145751953125f), x);
+  r = fnma(n, set1(1.42860682030941723e-6f), r);
+  Vec p = set1(1.395047875e-3f);
+  p = fma(p, r, set1(8.368882351e-3f));
+  p = fma(p, r, set1(4.166620597e-2f));
+  p = fma(p, r, set1(1.666651964e-1f));
+  p = fma(p, r, set1(0.5f));
+  p = fma(p * r, r, r) + set1(1.0f);
+#if ADAREC_AVX512
+  return _mm512_scalef_ps(p, n);
+#else
+  // In two factors: 2^n alone may lie beyond the range though the product does not.
+  const IVec whole = to_int(n);
+  const IVec half = whole >> 1;
+  const Vec a = as_float((UVec)((half + 127) << 23));
+  const Vec b = as_float((UVec)((whole - half + 127) << 23));
+  return p * a * b;
+#endif
+}
+
+// ln x of positive, normal, finite x (what a uniform or a sum of exponentials is).
+inline Vec log(Vec x) {
+  const IVec raw = (IVec)x;
+  const IVec exponent = (raw - 0x3f3504f3) >> 23;  // mantissa in [sqrt(1/2), sqrt(2))
+  const Vec f = (Vec)(raw - (exponent << 23)) - set1(1.0f);
+  const Vec e = to_float(exponent);
+  Vec p = set1(6.746631861e-2f);
+  p = fma(p, f, set1(-1.167564914e-1f));
+  p = fma(p, f, set1(1.188816503e-1f));
+  p = fma(p, f, set1(-1.240558922e-1f));
+  p = fma(p, f, set1(1.421955228e-1f));
+  p = fma(p, f, set1(-1.666799635e-1f));
+  p = fma(p, f, set1(2.000211924e-1f));
+  p = fma(p, f, set1(-2.500000894e-1f));
+  p = fma(p, f, set1(3.333331347e-1f));
+  const Vec square = f * f;
+  Vec y = p * square * f;
+  y = fma(e, set1(1.42860682030941723e-6f), y);
+  y = fnma(square, set1(0.5f), y);
+  return fma(e, set1(0.693145751953125f), f + y);
+}
+
+// sin and cos of 2 pi u, u in turns: the reduction is exact, no multiple of pi is ever rounded.
+inline void sincos_turns(Vec u, Vec& sine, Vec& cosine) {
+  const Vec q = round(u * set1(4.0f));
+  const Vec r = fnma(q, set1(0.25f), u);
+  const Vec s2 = r * r;
+  Vec s = set1(-7.539365387e1f);
+  s = fma(s, s2, set1(8.159235382e1f));
+  s = fma(s, s2, set1(-4.134166336e1f));
+  s = fma(s, s2, set1(6.283185482f)) * r;
+  Vec c = set1(5.924596405e1f);
+  c = fma(c, s2, set1(-8.544374084e1f));
+  c = fma(c, s2, set1(6.493932343e1f));
+  c = fma(c, s2, set1(-1.973920822e1f));
+  c = fma(c, s2, set1(1.0f));
+  const UVec quadrant = (UVec)to_int(q);
+#if ADAREC_AVX512
+  const Mask odd = _mm512_test_epi32_mask((__m512i)quadrant, _mm512_set1_epi32(1));
+#else
+  const Mask odd = as_float(quadrant << 31);  // blendv looks at the sign bit only
+#endif
+  const Vec a = select(odd, c, s);
+  const Vec b = select(odd, s, c);
+  sine = as_float(as_bits(a) ^ ((quadrant & 2u) << 30));
+  cosine = as_float(as_bits(b) ^ (((quadrant + 1u) & 2u) << 30));
+}
+
+inline Vec sigmoid(Vec x) { return set1(1.0f) / (set1(1.0f) + exp(negate(x))); }
+
+inline Vec tanh(Vec x) {
+  const Vec a = abs(x);
+  const Vec s = x * x;
+  Vec p = set1(-5.515164696e-3f);
+  p = fma(p, s, set1(2.046942152e-2f));
+  p = fma(p, s, set1(-5.368802324e-2f));
+  p = fma(p, s, set1(1.333083063e-1f));
+  p = fma(p, s, set1(-3.333325982e-1f));
+  const Vec small = fma(p * s, x, x);
+  const Vec large = set1(1.0f) - set1(2.0f) / (exp(a + a) + set1(1.0f));
+  return select(less(a, set1(0.625f)), small, with_sign_of(large, x));
+}
+
+namespace detail {
+// erfc(a) / exp(-a^2) for a >= 0, a polynomial in t = 1 / (1 + 0.4 a).
+inline Vec scaled_erfc(Vec a) {
+  const Vec t = set1(1.0f) / fma(a, set1(0.4f), set1(1.0f));
+  Vec p = set1(-2.602625079e-2f);
+  p = fma(p, t, set1(1.788263470e-1f));
+  p = fma(p, t, set1(-4.542008638e-1f));
+  p = fma(p, t, set1(4.887074232e-1f));
+  p = fma(p, t, set1(-2.362402380e-1f));
+  p = fma(p, t, set1(2.466687262e-1f));
+  p = fma(p, t, set1(1.382902265e-1f));
+  p = fma(p, t, set1(2.131145298e-1f));
+  p = fma(p, t, set1(2.251637727e-1f));
+  p = fma(p, t, set1(2.256963253e-1f));
+  return p * t;
+}
+// Phi(x), and exp(-x^2 / 2), which the density shares.
+inline Vec normal_cdf(Vec x, Vec& bell) {
+  const Vec a = abs(x) * set1(0.707106781f);
+  bell = exp(negate(a * a));
+  const Vec tail = set1(0.5f) * bell * scaled_erfc(a);
+  return select(less(x, zero()), tail, set1(1.0f) - tail);
+}
+}  // namespace detail
+
+// GELU with the exact Gaussian distribution function: x Phi(x).
+inline Vec gelu(Vec x) {
+  Vec bell;
+  return x * detail::normal_cdf(x, bell);
+}
+// The same and its derivative Phi(x) + x phi(x).
+inline Vec gelu(Vec x, Vec& slope) {
+  Vec bell;
+  const Vec phi = detail::normal_cdf(x, bell);
+  slope = fma(x * set1(0.398942280f), bell, phi);
+  return x * phi;
+}
+
+inline Vec silu(Vec x) { return x * sigmoid(x); }
+// SiLU and its derivative s + x s (1 - s).
+inline Vec silu(Vec x, Vec& slope) {
+  const Vec s = sigmoid(x);
+  const Vec y = x * s;
+  slope = fma(y, set1(1.0f) - s, s);
+  return y;
+}
+
+}  // namespace adarec

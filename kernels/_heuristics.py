@@ -1,0 +1,47 @@
+"""Tile shapes, fixed by kernel, padded D, precision and architecture; chosen from resources.
+
+``bench/triton_resources.py`` compiles every row and shows registers, spills and shared memory. A
+row for an architecture is there only where it differs from the common one.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Tile(NamedTuple):
+    """Rows of a tile, columns of a hidden chunk, and what the compiler is told."""
+
+    rows: int
+    chunk: int
+    num_warps: int
+    num_stages: int = 2
+
+    @property
+    def options(self) -> dict[str, int]:
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages}
+
+
+# (kernel, padded D, "half" | "tf32" | "ieee") -> tile; sizes below the smallest take its row.
+_TABLE: dict[tuple[str, int, str], Tile] = {}
+_BY_ARCHITECTURE: dict[tuple[int, str, int, str], Tile] = {}
+
+
+def _rows(kernel: str, kinds: str, **tiles: Tile) -> None:
+    for kind in kinds.split():
+        for size, tile in tiles.items():
+            _TABLE[kernel, int(size[1:]), kind] = tile
+
+
+for _kernel in ("hda_forward", "mlp_forward"):
+    _rows(_kernel, "half tf32 ieee", d64=Tile(32, 64, 8), d128=Tile(32, 32, 8), d256=Tile(16, 32, 8))
+for _kernel in ("hda_backward", "mlp_backward"):
+    _rows(_kernel, "half tf32 ieee", d64=Tile(32, 32, 8), d128=Tile(32, 32, 8), d256=Tile(16, 32, 8))
+_rows("mlp_weights", "half tf32 ieee", d64=Tile(32, 64, 8), d128=Tile(32, 32, 8), d256=Tile(16, 32, 8))
+
+
+def tile(kernel: str, size: int, kind: str, architecture: int) -> Tile:
+    """The tile of a kernel for a padded D (at most 256), a precision and an architecture."""
+    bucket = 64 if size <= 64 else size
+    special = _BY_ARCHITECTURE.get((architecture, kernel, bucket, kind))
+    return special or _TABLE[kernel, bucket, kind]

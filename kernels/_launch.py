@@ -1,0 +1,130 @@
+"""How a launcher starts its kernels: precision, architecture, and one gate that all pass through.
+
+The gate can record instead of run: that is how the resources of exactly the default configurations
+are compiled and counted on a machine without a GPU.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# Streaming multiprocessors of the common part of an architecture: A100, RTX 3090, RTX 4090, H200.
+MULTIPROCESSORS = {80: 108, 86: 82, 89: 128, 90: 132}
+LARGEST_SIZE = 256
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+class Launch(NamedTuple):
+    """A kernel with its grid, its arguments by name and its compile options."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]
+    options: dict[str, int]
+
+
+class Operands(NamedTuple):
+    """What the tensor cores are fed: dtype, ``input_precision`` of tl.dot, and a table key."""
+
+    dtype: Any
+    torch_dtype: torch.dtype
+    precision: str
+    kind: str
+
+
+_recording: list[Launch] | None = None
+_architecture: int | None = None
+
+
+@contextmanager
+def recording(architecture: int) -> Iterator[list[Launch]]:
+    """Collect launches, as they would be on ``architecture`` (86 for sm_86), without running."""
+    global _recording, _architecture
+    launches: list[Launch] = []
+    _recording, _architecture = launches, architecture
+    try:
+        yield launches
+    finally:
+        _recording, _architecture = None, None
+
+
+def architecture(device: torch.device) -> int:
+    """Compute capability as an int, 86 for sm_86; 86 on a CPU, where the interpreter runs."""
+    if _architecture is not None:
+        return _architecture
+    if device.type != "cuda":
+        return 86
+    major, minor = torch.cuda.get_device_capability(device)
+    return major * 10 + minor
+
+
+def multiprocessors(device: torch.device) -> int:
+    """How many there are; the interpreter takes one block after another and is given few."""
+    if _architecture is not None:
+        return MULTIPROCESSORS[_architecture]
+    if device.type != "cuda":
+        return 2
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def launch(
+    kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], options: dict[str, int]
+) -> None:
+    """Run a kernel on its tensors' device, or record it; nothing to do for an empty grid."""
+    if min(grid) == 0:
+        return
+    if _recording is not None:
+        _recording.append(Launch(kernel, grid, arguments, options))
+        return
+    first = next(value for value in arguments.values() if isinstance(value, Tensor))
+    with torch.cuda.device_of(first):
+        kernel[grid](**arguments, **options, enable_fp_fusion=True)
+
+
+def operands(x: Tensor) -> Operands:
+    """Precision of the matrix products: autocast's dtype, x's own, or float32 by torch's switch.
+
+    Raises:
+        ValueError: a dtype that the kernels do not have.
+    """
+    dtype = x.dtype
+    kind = x.device.type
+    if dtype == torch.float32 and torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+    if dtype in (torch.bfloat16, torch.float16):
+        kernel_dtype = tl.bfloat16 if dtype == torch.bfloat16 else tl.float16
+        return Operands(kernel_dtype, dtype, "upcast" if _INTERPRETED else "ieee", "half")
+    if dtype == torch.float32:
+        if torch.backends.cuda.matmul.fp32_precision == "tf32":
+            return Operands(tl.float32, dtype, "tf32", "tf32")
+        return Operands(tl.float32, dtype, "ieee", "ieee")
+    raise ValueError(
+        f"the triton backend computes in float32, bfloat16 or float16, not {dtype}; "
+        f"use backend='packed'"
+    )
+
+
+def padded_size(size: int, name: str = "D") -> int:
+    """The power of two, at least 16, that a tile of ``size`` columns takes.
+
+    Raises:
+        ValueError: more than the kernels hold on chip.
+    """
+    if not 1 <= size <= LARGEST_SIZE:
+        raise ValueError(
+            f"{name}={size}: the triton backend takes 1 to {LARGEST_SIZE}; use backend='packed'"
+        )
+    return max(16, triton.next_power_of_2(size))
+
+
+def search_steps(batch: int) -> int:
+    """Steps that a binary search over ``batch`` sequences takes."""
+    return batch.bit_length()

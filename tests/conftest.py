@@ -1,0 +1,115 @@
+"""What every test may rely on: seeds, threads, poisoned memory, backends and real data."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import Backend, backends_for
+from helpers_suite import OpSuite
+
+from adarec_fast.ops._library import unavailable
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave long sweeps out unless `-m` speaks; leave CUDA tests out where there is no device."""
+    for item in items:
+        if "slow" in item.keywords and not config.getoption("-m"):
+            item.add_marker(pytest.mark.skip(reason="a long sweep; run it with `pytest -m slow`"))
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give a suite's tests the backends and variants that :class:`OpSuite` speaks of."""
+    suite = metafunc.cls
+    if suite is None or not issubclass(suite, OpSuite):
+        return
+    names = list(suite.variants)
+    quiet = [name for name in names if name not in suite.noisy]
+    for fixture, chosen in (("build", names), ("quiet", quiet), ("main", names[:1])):
+        if fixture in metafunc.fixturenames:
+            builds = [suite.variants[name] for name in chosen]
+            metafunc.parametrize(fixture, builds, ids=chosen)
+    every = backends_for(suite.op)
+    for fixture, wanted in (
+        ("backend", every),
+        ("rival", [p for p in every if p.values[0].name != "reference"]),
+        ("exact", [p for p in every if torch.float64 in p.values[0].dtypes]),
+    ):
+        if fixture in metafunc.fixturenames:
+            metafunc.parametrize(fixture, wanted, indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def _same_start() -> None:
+    """A fixed seed, and one thread: two cost more than they bring for tensors this small."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+
+
+def available(chosen: Backend) -> Backend:
+    """Skip, with the reason, what cannot run here."""
+    why = unavailable(chosen.op, chosen.name, chosen.device)
+    if why is not None:
+        pytest.skip(f"{chosen.name} cannot run {chosen.op} on {chosen.device}: {why}")
+    return chosen
+
+
+@pytest.fixture
+def backend(request: pytest.FixtureRequest) -> Backend:
+    """One of `backends_for(op)`."""
+    return available(request.param)
+
+
+@pytest.fixture
+def rival(request: pytest.FixtureRequest) -> Backend:
+    """One of them that is not the reference."""
+    return available(request.param)
+
+
+@pytest.fixture
+def exact(request: pytest.FixtureRequest) -> Backend:
+    """One of them that computes in float64."""
+    return available(request.param)
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """Fill memory that was only allocated: NaN in floats, the greatest value in integers.
+
+    It holds for `torch.empty`, its relatives and `at::empty` in C++, so that a result that nobody
+    wrote cannot look right because the allocator gave back an old one.
+    """
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        torch.utils.deterministic.fill_uninitialized_memory,
+    )
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+    torch.utils.deterministic.fill_uninitialized_memory = before[2]
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Run the test with one and with two threads."""
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of `ADAREC_FAST_DATA`, with Beauty.txt in it."""
+    folder = os.environ.get("ADAREC_FAST_DATA")
+    if not folder:
+        pytest.skip("ADAREC_FAST_DATA does not name a folder with Beauty.txt")
+    if not (Path(folder) / "Beauty.txt").is_file():
+        pytest.skip(f"ADAREC_FAST_DATA={folder} has no Beauty.txt")
+    return Path(folder)
