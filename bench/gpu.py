@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,7 +25,7 @@ from .workloads import MAX_DEPTH, NUM_ITEMS, histories
 
 ROOT = Path(__file__).parents[1]
 _TOTAL = 530.0  # seconds
-_TESTS, _PROFILE = 150.0, 45.0
+_TESTS, _PROFILE, _GRACE = 140.0, 45.0, 10.0
 _TAIL = 40  # lines of a test run's output that are kept
 _STEPS, _TOP = 10, 15
 
@@ -57,9 +58,13 @@ def _run(name: str, command: list[str], seconds: float) -> dict[str, Any]:
         output, _ = process.communicate(timeout=seconds)
         status: int | None = process.returncode
     except subprocess.TimeoutExpired:
-        process.kill()
-        output, _ = process.communicate()
         status = None
+        process.send_signal(signal.SIGINT)  # pytest then reports and saves what it has
+        try:
+            output, _ = process.communicate(timeout=_GRACE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            output, _ = process.communicate()
     lines = output.splitlines()
     print("\n".join(lines[-120:]), flush=True)
     return {
@@ -140,7 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
     folder = Path(os.environ.get("OUT") or records.FOLDER)
     tests = run_tests(_TESTS)
     with tempfile.TemporaryDirectory() as scratch:
-        left = _TOTAL - _PROFILE - (time.monotonic() - started)
+        left = _TOTAL - _PROFILE - _GRACE - (time.monotonic() - started)
         benchmarks = run_benchmarks(Path(scratch), left)
         record = records.newest("cuda", Path(scratch))
     try:

@@ -51,8 +51,12 @@ class ModelCase(Subject):
         """The model again, with parameters of its own."""
         return copy.deepcopy(self.model)
 
-    def padded(self, *, compiled: bool) -> PaddedADARec:
-        """The padded baseline. Raises Unavailable if it would not fit into memory."""
+    def padded(self, *, eager_recurrence: bool = False) -> PaddedADARec:
+        """The padded baseline. Raises Unavailable if it would not fit into memory.
+
+        With ``eager_recurrence``, compiling it leaves the depth controller's loop out, which
+        breaks the graph in two.
+        """
         limit = MEMORY_LIMIT
         if self.device == "cuda":
             limit = int(0.6 * torch.cuda.get_device_properties(0).total_memory)
@@ -64,7 +68,7 @@ class ModelCase(Subject):
             raise Unavailable(
                 f"padded it needs about {needed / 2**30:.0f} GiB, more than {limit / 2**30:.0f}"
             )
-        if compiled and self.device == "cpu":
+        if eager_recurrence:
             return PaddedADARec(self.copy(), torch.compiler.disable(depth_controller))
         return PaddedADARec(self.copy())
 

@@ -56,7 +56,7 @@ class OpCase(Subject):
         chunkable: sequences do not depend on each other, so that a baseline that does not fit into
             memory may take them in chunks.
         stochastic: it draws noise or dropout in training.
-        not_compiled: why the compiled baseline is not measured on a CPU.
+        not_compiled: why the compiled baseline is not measured.
         differentiable: tensors that receive a gradient.
         axes: where a tensor's sequences lie; one that is not named is a weight.
         output_axes: the same for outputs; None for a number that belongs to the whole batch.
@@ -158,7 +158,7 @@ class OpCase(Subject):
         if variant == EAGER:
             return self._padded(compiled=False)
         if variant == COMPILED:
-            if self.not_compiled and self.device == "cpu":
+            if self.not_compiled:
                 raise Unavailable(self.not_compiled)
             return self._padded(compiled=True)
         if variant == PACKED:

@@ -66,12 +66,11 @@ class Recommendation(ModelCase):
             packed = self.packed().eval()
             return lambda b, ids: packed.recommend(b.item_ids, b.offsets, ids, _K)
         if variant in (EAGER, COMPILED):
-            padded = self.padded(compiled=variant == COMPILED).eval()
+            padded = self.padded(eager_recurrence=variant == COMPILED).eval()
             call: Callable[..., tuple[Tensor, Tensor]] = padded.recommend
             if variant == COMPILED:
-                gpu = self.device == "cuda"
-                mode = "reduce-overhead" if gpu else None
-                call = torch.compile(call, fullgraph=gpu, dynamic=False, mode=mode)
+                mode = "reduce-overhead" if self.device == "cuda" else None
+                call = torch.compile(call, dynamic=False, mode=mode)
 
             @torch.no_grad()
             def recommend(batch: Histories, ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -65,13 +65,13 @@ class TrainingStep(ModelCase):
             packed = self.packed()
             return packed, lambda b: packed(b.item_ids, b.offsets, b.targets)
         if variant in (EAGER, COMPILED):
-            padded = self.padded(compiled=variant == COMPILED)
+            gpu = self.device == "cuda"
+            # Launches are dear on a GPU: there the loop is worth its minutes of compilation.
+            padded = self.padded(eager_recurrence=variant == COMPILED and not gpu)
             ids = {id(batch): batch.padded_ids() for batch in self.data}
             call: Callable[..., Tensor] = padded
             if variant == COMPILED:
-                gpu = self.device == "cuda"
                 mode = "reduce-overhead" if gpu else None
-                # The eager recurrent loop breaks the CPU's graph in two.
                 call = torch.compile(padded, fullgraph=gpu, dynamic=False, mode=mode)
 
             def loss(batch: Histories) -> Tensor:

@@ -1,2 +1,97 @@
-FLOORS={}
-def floors(): return {}
+"""A static model of the Triton kernels: operations, bytes, random numbers, and the floor of a time.
+
+The floor is what the busiest unit alone would need at its peak: tensor cores, memory, or the
+pipelines that make random numbers. A measured time is held against it; it is no prediction.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+# Dense peaks. RTX 3090: NVIDIA Ampere GA102 whitepaper, appendix A (boost clock, 82 SMs).
+# H200: NVIDIA H200 Tensor Core GPU datasheet, SXM, dense (half of the figures with sparsity); its
+# clock is the one those figures imply at 132 SMs and 4096 dense 16-bit operations a clock.
+PEAKS: dict[str, dict[str, float]] = {
+    "RTX 3090": {
+        "half_tflops": 71.0, "tf32_tflops": 35.6, "ieee_tflops": 35.6, "gbytes_per_s": 936.0,
+        "multiprocessors": 82, "ghz": 1.695,
+    },
+    "H200": {
+        "half_tflops": 989.0, "tf32_tflops": 494.5, "ieee_tflops": 67.0, "gbytes_per_s": 4800.0,
+        "multiprocessors": 132, "ghz": 1.83,
+    },
+}
+# Issue slots of one element's pair of levels: ten Philox rounds of four multiplications (two slots
+# each) and four logic operations, then a logarithm, a root and two polynomials. 128 slots a clock.
+PHILOX_SLOTS = 10 * (4 * 2 + 4)
+BOX_MULLER_SLOTS = 60
+SLOTS_PER_CLOCK = 128
+
+# "large": 8192 sequences of 7 tokens on average, T = 8, every depth equally likely.
+SEQUENCES, TOKENS, MEAN_DEPTH, LEVELS = 8192, 57344, 4.0, 9
+
+
+def _hda(size: int, word: int, backward: bool) -> dict[str, float]:
+    pairs = TOKENS * MEAN_DEPTH * size
+    product = 2 * pairs * 2 * size
+    plane = TOKENS * size * word
+    if not backward:
+        return {"flops": 2 * product, "bytes": plane * (2 + MEAN_DEPTH), "normals": pairs}
+    # Five products for dE, four for the weights; dx0 is read, E_k and d epsilon_theta go to memory
+    # and come back once for each of the weights kernel's chunks (counted once: they stay in L2).
+    return {
+        "flops": 9 * product, "bytes": plane * (3 + MEAN_DEPTH * 5), "normals": pairs,
+    }
+
+
+def _mlp(size: int, word: int, backward: bool) -> dict[str, float]:
+    pairs = TOKENS * (MEAN_DEPTH + 1) * size
+    product = 2 * pairs * 2 * size
+    planes = pairs * word
+    words = pairs / 2
+    if not backward:
+        return {"flops": 2 * product, "bytes": 2 * planes, "words": words}
+    return {"flops": 9 * product, "bytes": 6 * planes, "words": words}
+
+
+def _moe(size: int, word: int, backward: bool) -> dict[str, float]:
+    pairs = SEQUENCES * (MEAN_DEPTH + 1) * size
+    product, gate = 2 * pairs * size, 2 * SEQUENCES * size * size
+    planes = pairs * word
+    if not backward:
+        return {"flops": product + gate, "bytes": 3 * planes}
+    return {"flops": 4 * product + 3 * gate, "bytes": 8 * planes}
+
+
+def _pool(size: int, word: int, backward: bool) -> dict[str, float]:
+    tokens = TOKENS * (MEAN_DEPTH + 1) * size
+    sequences = SEQUENCES * (MEAN_DEPTH + 1) * size
+    return {"flops": 0.0, "bytes": (tokens + sequences) * word}
+
+
+OPS = {"hda_trajectory": _hda, "mlp_expert": _mlp, "moe_aggregate": _moe, "level_pool": _pool}
+
+
+def floors() -> dict[str, dict[str, Any]]:
+    """``op/direction/D/precision`` -> counts, and by GPU each unit's time and the floor, in us."""
+    found: dict[str, dict[str, Any]] = {}
+    for op, count in OPS.items():
+        for size in (64, 128):
+            for precision, word in (("half", 2), ("tf32", 4), ("ieee", 4)):
+                for direction in ("forward", "backward"):
+                    work = count(size, word, direction == "backward")
+                    # Two levels a call, so half a Philox and half a Box-Muller a normal.
+                    slots = work.get("normals", 0.0) * (PHILOX_SLOTS + BOX_MULLER_SLOTS) / 2
+                    slots += work.get("words", 0.0) * PHILOX_SLOTS
+                    row: dict[str, Any] = {name: round(value) for name, value in work.items()}
+                    for gpu, peak in PEAKS.items():
+                        clocks = peak["multiprocessors"] * SLOTS_PER_CLOCK * peak["ghz"] * 1e9
+                        times = {
+                            "products": work["flops"] / (peak[f"{precision}_tflops"] * 1e12),
+                            "memory": work["bytes"] / (peak["gbytes_per_s"] * 1e9),
+                            "random": slots / clocks,
+                        }
+                        row[gpu] = {name: round(1e6 * t, 1) for name, t in times.items()}
+                        row[gpu]["floor"] = max(row[gpu].values())
+                    found[f"{op}/{direction}/{size}/{precision}"] = row
+    return found

@@ -33,7 +33,7 @@ from adarec_fast import rng
 from adarec_fast.kernels._launch import Launch, recording
 from adarec_fast.ops._library import OPS, implementation
 
-from .triton_model import FLOORS, floors
+from .triton_model import PEAKS, floors
 
 TABLE = Path(__file__).parent / "results" / "triton-resources.json"
 ARCHITECTURES = (80, 86, 89, 90)
@@ -263,7 +263,7 @@ def write(rows: dict[str, dict[str, Any]]) -> None:
         "command": "python -m bench.triton_resources",
         "versions": {"triton": triton.__version__, "torch": torch.__version__},
         "kernels": dict(sorted(merged.items())),
-        "model": {"peaks": FLOORS, "floors": floors()},
+        "model": {"unit": "microseconds", "peaks": PEAKS, "floors": floors()},
     }
     TABLE.parent.mkdir(exist_ok=True)
     partial = TABLE.with_suffix(".partial")

@@ -33,11 +33,16 @@ def _rows(kernel: str, kinds: str, **tiles: Tile) -> None:
             _TABLE[kernel, int(size[1:]), kind] = tile
 
 
+_ALL = "half tf32 ieee"
 for _kernel in ("hda_forward", "mlp_forward"):
-    _rows(_kernel, "half tf32 ieee", d64=Tile(32, 64, 8), d128=Tile(32, 32, 8), d256=Tile(16, 32, 8))
+    _rows(_kernel, "half tf32", d64=Tile(32, 64, 8), d128=Tile(32, 32, 8), d256=Tile(16, 32, 8))
+    _rows(_kernel, "ieee", d64=Tile(32, 32, 8), d128=Tile(16, 32, 8), d256=Tile(16, 32, 8))
 for _kernel in ("hda_backward", "mlp_backward"):
-    _rows(_kernel, "half tf32 ieee", d64=Tile(32, 32, 8), d128=Tile(32, 32, 8), d256=Tile(16, 32, 8))
-_rows("mlp_weights", "half tf32 ieee", d64=Tile(32, 64, 8), d128=Tile(32, 32, 8), d256=Tile(16, 32, 8))
+    _rows(_kernel, _ALL, d64=Tile(32, 32, 8), d128=Tile(32, 32, 8), d256=Tile(16, 16, 8))
+_rows("mlp_weights", "half", d64=Tile(32, 64, 8), d128=Tile(32, 64, 8), d256=Tile(16, 16, 8))
+_rows("mlp_weights", "tf32", d64=Tile(32, 32, 4), d128=Tile(32, 64, 8), d256=Tile(16, 32, 8))
+_rows("mlp_weights", "ieee", d64=Tile(32, 32, 8), d128=Tile(16, 32, 8), d256=Tile(16, 16, 8))
+_rows("moe", _ALL, d64=Tile(16, 64, 4), d128=Tile(16, 32, 4), d256=Tile(16, 32, 8))
 
 
 def tile(kernel: str, size: int, kind: str, architecture: int) -> Tile:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -38,7 +39,7 @@ def _gradients(model: ADARec, batch: Batch) -> dict[str, torch.Tensor]:
 def test_padded_and_jagged_inputs_agree() -> None:
     model = ADARec(**SMALL).eval()
     right = torch.zeros_like(PADDED_LEFT)
-    for row, (start, stop) in enumerate(zip(OFFSETS[:-1], OFFSETS[1:], strict=True)):
+    for row, (start, stop) in enumerate(pairwise(OFFSETS.tolist())):
         right[row, : stop - start] = VALUES[start:stop]
     jagged = model((VALUES, OFFSETS))
     for padded in (PADDED_LEFT, right):
@@ -238,9 +239,9 @@ def test_bad_histories_are_named(history: Any, lengths: Any, message: str) -> No
 
 def test_bad_arguments_are_named() -> None:
     model = ADARec(**SMALL)
-    with pytest.raises(ValueError, match="supervision='prefix' takes \\[3\\], one target a history"):
+    with pytest.raises(ValueError, match=r"takes \[3\], one target a history"):
         model.loss(_batch("all"))
-    with pytest.raises(ValueError, match="k=41 must lie in 1..40"):
+    with pytest.raises(ValueError, match=r"k=41 must lie in 1\.\.40"):
         model.recommend([[1]], k=41)
     with pytest.raises(ConfigError, match="did you mean 'max_depth'"):
         ADARec(num_items=4, max_dept=3)
@@ -248,6 +249,13 @@ def test_bad_arguments_are_named() -> None:
         ADARec(num_items=4, hidden_size=16, num_heads=3)
     with pytest.raises(ConfigError, match="max_depth=0"):
         ADARec(num_items=4, max_depth=0)
+
+
+def test_double_precision_runs_whatever_was_built() -> None:
+    model = ADARec(**SMALL).double()
+    exact = ADARec(**SMALL, backend="reference").double()
+    found, expected = model.loss(_batch("prefix")).total, exact.loss(_batch("prefix")).total
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_empty_batch() -> None:

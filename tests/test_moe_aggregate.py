@@ -51,8 +51,8 @@ def build(batch: Batch, *, content: bool = True, soft: bool = False) -> OpCase:
             "depth": ("sequence", 0),
             "level_mass": ("sequence", 1),
         },
-        # Gradients of gates are dot products over D.
-        scale=size**0.5,
+        # Gradients of gates are sums of dot products over D; at depth 0 they cancel.
+        scale=4 * size**0.5,
         output_axes=(("sequence", 0), ("sequence", 1), ("sequence", 0), ("sequence", 0)),
     )
 

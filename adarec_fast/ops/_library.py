@@ -121,11 +121,15 @@ def _no_backward(*_: Any) -> Any:
     raise BackendError("this op has no gradient")
 
 
-def unavailable(name: str, backend: str, device: str) -> str | None:
-    """Why ``backend`` cannot run ``name`` on a device type, or None if it can."""
+def unavailable(
+    name: str, backend: str, device: str, dtype: torch.dtype = torch.float32
+) -> str | None:
+    """Why ``backend`` cannot run ``name`` on a device type and dtype, or None if it can."""
     info = OPS[name]
     if backend == "reference":
         return None
+    if dtype == torch.float64 and backend != "packed":
+        return "computes in float32, not float64"
     # The interpreter runs the kernels on CPU tensors, which is how they are tested.
     interpreted = backend == "triton" and _interpreting() and backend in info.cuda
     if backend not in info.backends(device) and not interpreted:
@@ -153,16 +157,18 @@ def _triton_missing() -> str | None:
 
 
 @torch.compiler.assume_constant_result
-def choose(name: str, backend: str, device: str) -> str:
+def choose(name: str, backend: str, device: str, dtype: torch.dtype = torch.float32) -> str:
     """The backend that runs an op; ``ADAREC_FAST_BACKEND`` speaks where the argument is "auto".
 
     Raises:
         BackendError: an unknown backend, or one that was asked for and cannot run.
     """
-    return explain(name, backend, device).backend
+    return explain(name, backend, device, dtype).backend
 
 
-def explain(name: str, backend: str = "auto", device: str = "cpu") -> Choice:
+def explain(
+    name: str, backend: str = "auto", device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> Choice:
     """:func:`choose` with its reason, as ``adarec-fast info`` prints it."""
     source = "asked for"
     if backend == "auto":
@@ -173,7 +179,7 @@ def explain(name: str, backend: str = "auto", device: str = "cpu") -> Choice:
             raise BackendError(
                 f"backend={backend!r} is unknown; choose from auto, {', '.join(BACKENDS)}"
             )
-        why = unavailable(name, backend, device)
+        why = unavailable(name, backend, device, dtype)
         if why is None:
             return Choice(backend, source)
         if source == "asked for":
@@ -182,7 +188,7 @@ def explain(name: str, backend: str = "auto", device: str = "cpu") -> Choice:
         source = f"{backend} {why}"
     missing: list[str] = []
     for candidate in OPS[name].backends(device):
-        why = unavailable(name, candidate, device)
+        why = unavailable(name, candidate, device, dtype)
         if why is None:
             notes = [source] if source.startswith(backend) and backend != "auto" else []
             return Choice(candidate, "; ".join([*notes, *missing]) or "fastest there is")

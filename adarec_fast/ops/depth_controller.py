@@ -101,7 +101,7 @@ def depth_controller(
     check_shape("b_hh", b_hh, gates)
     check_shape("b_out", b_out, None)
     check_shape("w_out", w_out, b_out.shape[0], size)
-    chosen = choose("depth_controller", backend, embeddings.device.type)
+    chosen = choose("depth_controller", backend, embeddings.device.type, embeddings.dtype)
     if chosen != "reference":
         return _DepthController.apply(
             chosen, embeddings, offsets, sequence_bias, w_ih, w_hh, b_hh, w_out, b_out, max_length

@@ -23,6 +23,7 @@ define(
     _fake_forward,
     None,
     cpu=("cpp", "packed"),
+    cuda=("triton", "packed"),
 )
 
 
@@ -65,7 +66,7 @@ def dropout(
     if seed is None or p == 0.0:
         return x
     check_index("seed", seed, 1)
-    chosen = choose("dropout", backend, x.device.type)
+    chosen = choose("dropout", backend, x.device.type, x.dtype)
     if chosen != "reference":
         return _Dropout.apply(chosen, x, seed, p, stream)
     keep = rng.keep_mask(seed, rng.element_index(x.shape[0], x.shape[1], x.device), stream, 0, p)

@@ -139,7 +139,7 @@ def encoder_layer(
         check_index("seed", seed, 1)
     if attention_dropout == 0.0 and hidden_dropout == 0.0:
         seed = None
-    chosen = choose("encoder_layer", backend, x.device.type)
+    chosen = choose("encoder_layer", backend, x.device.type, x.dtype)
     if chosen != "reference":
         return _EncoderLayer.apply(
             chosen, x, offsets, depth, *weights, heads, eps, attention_dropout, hidden_dropout,

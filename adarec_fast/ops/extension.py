@@ -36,12 +36,15 @@ import torch
 
 SOURCES = Path(__file__).resolve().parent.parent / "csrc"
 BACKENDS = ("cpp", "cuda")
+_PREFIX = "prefix.h"
 _NINJA_RULES = """\
 ninja_required_version = 1.5
 rule compile
-  command = $compiler $flags -c $in -o $out # $content
+  command = $tool $flags -c $in -o $out # $content
+rule header
+  command = $tool $flags -x c++-header -c $in -o $out # $content
 rule link
-  command = $compiler $in -o $out $flags
+  command = $cxx $in -o $out $flags
 """
 
 
@@ -50,21 +53,23 @@ class ExtensionError(RuntimeError):
 
 
 class _Unit(NamedTuple):
-    """One file to compile."""
+    """One file to compile; ``tool`` is "cxx" or "nvcc"."""
 
     source: Path
-    compiler: str
+    tool: str
     flags: str
 
 
 class _Plan(NamedTuple):
-    """All that decides a library's contents."""
+    """All that decides a library's contents. Which compiler is there does not: a machine without
+    one can load what another has built."""
 
     name: str
     units: list[_Unit]
-    linker: str
     link_flags: str
     summary: str
+    # A header that the units of this tool and these flags share, compiled once.
+    prefix: _Unit | None = None
 
 
 def cache_dir() -> Path:
@@ -97,11 +102,14 @@ def _gomp() -> str:
     return shlex.quote(str(found[0])) if found else "-lgomp"
 
 
+def _portable() -> bool:
+    return os.environ.get("ADAREC_FAST_PORTABLE") == "1"
+
+
 def _host_flags() -> str:
-    portable = os.environ.get("ADAREC_FAST_PORTABLE") == "1"
     flags = [
         "-std=c++20", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden",
-        "-march=x86-64-v3" if portable else "-march=native",
+        "-march=x86-64-v3" if _portable() else "-march=native",
         # Vector types as template arguments lose an alignment attribute that is not needed here;
         # gcc's own intrinsic headers read registers that they call undefined.
         "-Wall", "-Wno-ignored-attributes", "-Wno-maybe-uninitialized", "-Wno-uninitialized",
@@ -142,20 +150,22 @@ def _compiler() -> str:
     )
 
 
-def _plan_cpp(compiler: str) -> _Plan:
+def _plan_cpp() -> _Plan:
     host, bound = _host_flags(), _torch_flags()
     kernels = sorted((SOURCES / "cpu").glob("*.cpp"))
     bindings = [
         SOURCES / "bindings.cpp",
         *(p for p in sorted((SOURCES / "bindings").glob("*.cpp")) if p.stem[-5:] != "_cuda"),
     ]
-    units = [_Unit(p, compiler, f"-O3 {host}") for p in kernels]
-    # Bindings only check and forward: optimising torch's headers would cost build time for nothing.
-    units += [_Unit(p, compiler, f"-O1 {host} {bound}") for p in bindings]
-    target = "AVX2" if os.environ.get("ADAREC_FAST_PORTABLE") == "1" else "this processor"
-    # The longest first, so that the last job does not run alone.
-    return _Plan("adarec_fast_cpp", units[::-1], compiler,
-                 f"{_link_flags('torch_cpu', 'c10')} {_gomp()}", f"C++ extension for {target}")
+    # Bindings only check and forward: optimising torch's headers would cost build time for
+    # nothing. They take the longest, so they go first.
+    units = [_Unit(p, "cxx", f"-O1 {host} {bound}") for p in bindings]
+    units += [_Unit(p, "cxx", f"-O3 {host}") for p in kernels]
+    return _Plan(
+        "adarec_fast_cpp", units, f"{_link_flags('torch_cpu', 'c10')} {_gomp()}",
+        f"C++ extension for {'AVX2' if _portable() else 'this processor'}",
+        _Unit(SOURCES / "bindings/common.h", "cxx", units[0].flags),
+    )
 
 
 def _cuda_home() -> Path:
@@ -168,25 +178,26 @@ def _cuda_home() -> Path:
     return Path(nvcc).resolve().parent.parent
 
 
-def _plan_cuda(compiler: str) -> _Plan:
+def _plan_cuda() -> _Plan:
+    if torch.version.cuda is None:
+        raise ExtensionError("torch is not a CUDA build")
+    if not torch.cuda.is_available():
+        raise ExtensionError("no CUDA device")
     home = _cuda_home()
-    nvcc = shlex.quote(str(home / "bin/nvcc"))
     major, minor = torch.cuda.get_device_capability()
     arch = f"{major}{minor}"
-    include = shlex.quote(str(home / "include"))
-    kernel = (
-        f"-O3 -std=c++17 -gencode arch=compute_{arch},code=sm_{arch} -Xcompiler -fPIC "
-        f"-ccbin {compiler}"
-    )
-    units = [_Unit(p, nvcc, kernel) for p in sorted((SOURCES / "cuda").glob("*.cu"))]
-    bound = f"-O1 {_host_flags()} {_torch_flags()} -isystem {include}"
-    units += [
-        _Unit(p, compiler, bound) for p in sorted((SOURCES / "bindings").glob("*_cuda.cpp"))
+    kernel = f"-O3 -std=c++17 -gencode arch=compute_{arch},code=sm_{arch} -Xcompiler -fPIC"
+    units = [
+        _Unit(p, "nvcc", f"{kernel} -ccbin $cxx") for p in sorted((SOURCES / "cuda").glob("*.cu"))
     ]
+    bound = f"-O1 {_host_flags()} {_torch_flags()} -isystem {shlex.quote(str(home / 'include'))}"
+    units += [_Unit(p, "cxx", bound) for p in sorted((SOURCES / "bindings").glob("*_cuda.cpp"))]
+    if not units:
+        raise ExtensionError("this installation holds no CUDA sources")
     folders = [home / "lib64", home / "lib", home / "targets/x86_64-linux/lib"]
     search = " ".join(f"-L{shlex.quote(str(f))}" for f in folders if f.is_dir())
     flags = f"{_link_flags('torch_cpu', 'torch_cuda', 'c10', 'c10_cuda')} {search} -lcudart"
-    return _Plan("adarec_fast_cuda", units[::-1], compiler, flags, f"CUDA extension for sm_{arch}")
+    return _Plan("adarec_fast_cuda", units, flags, f"CUDA extension for sm_{arch}")
 
 
 @functools.cache
@@ -226,11 +237,10 @@ def _content(source: Path) -> str:
 
 def _environment(plan: _Plan) -> str:
     """Hash of all that decides the objects, less the sources' contents."""
-    portable = os.environ.get("ADAREC_FAST_PORTABLE") == "1"
-    processor = {} if portable else _processor()
+    processor = {} if _portable() else _processor()
     return _digest(
-        plan.name, *sorted({f"{u.compiler} {u.flags}" for u in plan.units}), plan.linker,
-        plan.link_flags, torch.__version__, str(torch.version.cuda), platform.platform(),
+        plan.name, *sorted({f"{unit.tool} {unit.flags}" for unit in plan.units}), plan.link_flags,
+        torch.__version__, str(torch.version.cuda), platform.platform(),
         processor.get("model name", ""), processor.get("flags", ""), str(SOURCES),
     )
 
@@ -258,26 +268,34 @@ def _escape(path: Path) -> str:
     return re.sub(r"([$ :])", r"$\1", str(path))
 
 
-def _ninja_file(plan: _Plan, output: Path) -> str:
-    lines = [_NINJA_RULES]
+def _edge(rule: str, unit: _Unit, target: str, flags: str = "", needs: str = "") -> str:
+    # The contents' hash is part of the command, so ninja does not depend on file times.
+    return (
+        f"build {target}: {rule} {_escape(unit.source)}{needs}\n"
+        f"  tool = ${unit.tool}\n"
+        f"  flags = {unit.flags} -I{shlex.quote(str(SOURCES))}{flags}\n"
+        f"  content = {_content(unit.source)}\n"
+    )
+
+
+def _ninja_file(plan: _Plan, folder: Path) -> str:
+    lines = [f"cxx = {_compiler()}\n"]
+    if any(unit.tool == "nvcc" for unit in plan.units):
+        lines.append(f"nvcc = {shlex.quote(str(_cuda_home() / 'bin/nvcc'))}\n")
+    lines.append(_NINJA_RULES)
     objects = []
+    if plan.prefix is not None:
+        header = plan.prefix._replace(source=folder / _PREFIX)
+        lines.append(_edge("header", header, f"{_PREFIX}.gch"))
     for unit in plan.units:
-        parent = unit.source.parent.name
-        target = Path("objects") / f"{parent}_{unit.source.name}.o"
-        objects.append(_escape(target))
-        # The contents' hash is part of the command, so ninja does not depend on file times.
-        lines += [
-            f"build {objects[-1]}: compile {_escape(unit.source)}",
-            f"  compiler = {unit.compiler}",
-            f"  flags = {unit.flags} -I{shlex.quote(str(SOURCES))}",
-            f"  content = {_content(unit.source)}",
-        ]
-    lines += [
-        f"build {_escape(output)}: link {' '.join(objects)}",
-        f"  compiler = {plan.linker}",
-        f"  flags = {plan.link_flags}",
-    ]
-    return "\n".join(lines) + "\n"
+        objects.append(f"objects/{unit.source.parent.name}_{unit.source.name}.o")
+        prefixed = plan.prefix is not None and unit[1:] == plan.prefix[1:]
+        extra = (f" -include {_PREFIX}", f" || {_PREFIX}.gch") if prefixed else ()
+        lines.append(_edge("compile", unit, objects[-1], *extra))
+    lines.append(
+        f"build {plan.name}.so: link {' '.join(objects)}\n  flags = {plan.link_flags}\n"
+    )
+    return "".join(lines)
 
 
 @contextlib.contextmanager
@@ -292,42 +310,35 @@ def _locked(path: Path) -> Iterator[None]:
 def _compile(plan: _Plan, library: Path, folder: Path) -> None:
     """Run ninja in ``folder``; the library appears under its name whole or not at all."""
     folder.mkdir(exist_ok=True)
-    output = folder / f"{plan.name}.so"
-    (folder / "build.ninja").write_text(_ninja_file(plan, output), encoding="utf-8")
+    if plan.prefix is not None:
+        # What a compiler reads that does not take to the compiled header.
+        text = f'#include "{plan.prefix.source}"\n'
+        (folder / _PREFIX).write_text(text, encoding="utf-8")
+    (folder / "build.ninja").write_text(_ninja_file(plan, folder), encoding="utf-8")
     done = subprocess.run([_ninja(), "-C", str(folder)], capture_output=True, text=True)
     if done.returncode != 0:
         lines = [line for line in done.stdout.splitlines() if "error" in line.lower()]
         lines = (lines or done.stdout.splitlines() or done.stderr.splitlines())[:12]
         raise ExtensionError("the compiler failed:\n  " + "\n  ".join(lines))
+    # It is large, and quickly made again for the next change.
+    (folder / f"{_PREFIX}.gch").unlink(missing_ok=True)
     staged = library.with_name(f"{library.name}.{os.getpid()}")
-    shutil.copyfile(output, staged)
+    shutil.copyfile(folder / f"{plan.name}.so", staged)
     os.replace(staged, library)
 
 
-def _checked_compiler() -> str:
+def _plan(backend: str) -> _Plan:
+    if backend not in BACKENDS:
+        raise ExtensionError(f"backend={backend!r} is not one of {', '.join(BACKENDS)}")
     if os.environ.get("ADAREC_FAST_NO_EXT") == "1":
         raise ExtensionError("ADAREC_FAST_NO_EXT=1 is set")
     if platform.machine() not in ("x86_64", "AMD64") or platform.system() != "Linux":
         raise ExtensionError(
             f"written for Linux on x86-64, not {platform.system()} on {platform.machine()}"
         )
-    flags = _processor().get("flags", "avx2 fma").split()
-    if not {"avx2", "fma"} <= set(flags):
+    if not {"avx2", "fma"} <= set(_processor().get("flags", "avx2 fma").split()):
         raise ExtensionError("the processor has no AVX2 and FMA")
-    return _compiler()
-
-
-def _plan(backend: str) -> _Plan:
-    compiler = _checked_compiler()
-    if backend == "cpp":
-        return _plan_cpp(compiler)
-    if backend != "cuda":
-        raise ExtensionError(f"backend={backend!r} is not one of {', '.join(BACKENDS)}")
-    if torch.version.cuda is None:
-        raise ExtensionError("torch is not a CUDA build")
-    if not torch.cuda.is_available():
-        raise ExtensionError("no CUDA device")
-    return _plan_cuda(compiler)
+    return _plan_cpp() if backend == "cpp" else _plan_cuda()
 
 
 def build(backend: str = "cpp", *, verbose: bool = True) -> Path:

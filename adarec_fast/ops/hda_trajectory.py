@@ -114,7 +114,7 @@ def hda_trajectory(
         check_index("seed", seed, 1)
     if noise is not None:
         check_shape("noise", noise, levels - 1, tokens, size)
-    chosen = choose("hda_trajectory", backend, embeddings.device.type)
+    chosen = choose("hda_trajectory", backend, embeddings.device.type, embeddings.dtype)
     if chosen != "reference":
         return _HDATrajectory.apply(
             chosen, embeddings, offsets, depth, alpha_bar, w1, level_bias, w2, b2, seed, noise

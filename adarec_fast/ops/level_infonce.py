@@ -75,7 +75,7 @@ def level_infonce(
     check_index("depth", depth, z.shape[1])
     check_index("targets", targets, z.shape[1])
     require(temperature > 0, lambda: f"temperature={temperature} must be greater than 0")
-    chosen = choose("level_infonce", backend, z.device.type)
+    chosen = choose("level_infonce", backend, z.device.type, z.dtype)
     if chosen != "reference":
         return _LevelInfoNCE.apply(chosen, z, depth, targets, temperature)[0]
     return reference(z, depth, targets, temperature)

@@ -32,6 +32,7 @@ define(
     _fake_forward,
     _fake_backward,
     cpu=("cpp", "packed"),
+    cuda=("triton", "packed"),
 )
 
 
@@ -81,7 +82,7 @@ def level_pool(
     check_index("offsets", offsets)
     if depth is not None:
         check_index("depth", depth, offsets.shape[0] - 1)
-    chosen = choose("level_pool", backend, x.device.type)
+    chosen = choose("level_pool", backend, x.device.type, x.dtype)
     if chosen != "reference":
         return _LevelPool.apply(chosen, x, offsets, depth, causal)
     tokens = x.shape[1]

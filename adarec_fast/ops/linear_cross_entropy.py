@@ -66,7 +66,7 @@ def linear_cross_entropy(
     check_shape("hidden", hidden, None, None)
     check_shape("weight", weight, None, hidden.shape[1])
     check_index("targets", targets, hidden.shape[0])
-    chosen = choose("linear_cross_entropy", backend, hidden.device.type)
+    chosen = choose("linear_cross_entropy", backend, hidden.device.type, hidden.dtype)
     if chosen != "reference":
         needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
         return _LinearCrossEntropy.apply(chosen, hidden, weight, targets, needs_grad)

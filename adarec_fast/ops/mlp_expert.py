@@ -36,6 +36,7 @@ define(
     _fake_forward,
     _fake_backward,
     cpu=("cpp", "packed"),
+    cuda=("triton", "packed"),
 )
 
 
@@ -111,7 +112,7 @@ def mlp_expert(
         check_index("seed", seed, 1)
     if hidden_dropout == 0.0:
         seed = None
-    chosen = choose("mlp_expert", backend, x.device.type)
+    chosen = choose("mlp_expert", backend, x.device.type, x.dtype)
     if chosen != "reference":
         return _MLPExpert.apply(
             chosen, x, offsets, depth, w1, b1, w2, b2, ln_w, ln_b, eps, hidden_dropout, seed,

@@ -55,7 +55,7 @@ define(
     _fake_forward,
     _fake_backward,
     cpu=("cpp", "packed"),
-    cuda=("cuda", "packed"),
+    cuda=("cuda", "triton", "packed"),
 )
 
 
@@ -127,7 +127,7 @@ def moe_aggregate(
     check_shape("gate_w", gate_w, size, size)
     check_shape("gate_b", gate_b, size)
     inputs = (level_mass, router_w1, router_level_bias, router_w2, router_b2, gate_w, gate_b)
-    chosen = choose("moe_aggregate", backend, fine.device.type)
+    chosen = choose("moe_aggregate", backend, fine.device.type, fine.dtype)
     if chosen != "reference":
         return Aggregate(*_MoEAggregate.apply(chosen, fine, coarse, pooled, depth, *inputs))
     reached = ragged.reached_levels(depth, levels)

@@ -68,7 +68,7 @@ def score_topk(
         1 <= k <= catalogue,
         lambda: f"k={k} must lie in 1..{catalogue}, the number of items",
     )
-    chosen = choose("score_topk", backend, users.device.type)
+    chosen = choose("score_topk", backend, users.device.type, users.dtype)
     if chosen != "reference":
         with torch.no_grad():
             return torch.ops.adarec_fast.score_topk_fwd(

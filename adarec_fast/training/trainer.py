@@ -103,7 +103,7 @@ class Trainer:
                     f"{manifest.get('vocabulary')}, those of {self.data.name} "
                     f"{self.data.items.fingerprint()}; resume with the data of {self.run_dir}"
                 )
-            model = ADARec.from_pretrained(folder)
+            model = ADARec.from_pretrained(folder, backend=self.model_config.backend)
         self.model = model.to(self.device).train()
         self.stepper = Stepper(self.model, self.config, self.device)
         if folder is not None:

@@ -29,8 +29,8 @@ from adarec_fast.reference.mlp_expert import mlp_expert
 from adarec_fast.reference.moe_aggregate import moe_aggregate
 
 GRU_NOT_COMPILED = (
-    "Inductor unrolls the recurrent loop's 50 steps: minutes of compilation for a few "
-    "milliseconds a step; it stays eager on a CPU"
+    "Inductor unrolls the recurrent loop's 50 steps: minutes of compilation for some "
+    "milliseconds; it stays eager"
 )
 
 
@@ -87,7 +87,7 @@ class PaddedADARec(nn.Module):
 
     Args:
         model: a default ADARec, whose parameters are used and not copied.
-        recurrent: what computes Eq. 1 and 2. A compiled baseline on a CPU takes
+        recurrent: what computes Eq. 1 and 2. A compiled baseline may take
             ``torch.compiler.disable(depth_controller)``: see ``GRU_NOT_COMPILED``.
 
     Raises:

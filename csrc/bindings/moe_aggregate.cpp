@@ -86,7 +86,7 @@ Call checked(const Tensor& fine, const Tensor& coarse, const Maybe& pooled, cons
 std::tuple<Tensor, Tensor, Tensor, Tensor> forward(ADAREC_MOE_PARAMETERS) {
   const Call call = ADAREC_MOE_CHECKED;
   const MoEAggregate& op = call.op;
-  Tensor user = at::empty({op.rows, op.dim}, call.fine.options());
+  Tensor user = empty({op.rows, op.dim}, call.fine.scalar_type());
   Tensor gates = empty({op.levels, op.rows});
   Tensor z_fine = empty({op.rows, op.dim}), z_coarse = empty({op.rows, op.dim});
   moe_aggregate_forward(op, {rows(user), out(gates), out(z_fine), out(z_coarse)});
@@ -106,9 +106,9 @@ Gradients backward(const Tensor& grad_user, const Tensor& gates, const Tensor& z
   check_shape(z_coarse, "z_coarse", op.rows, op.dim);
   const Tensor upstream = as_rows(grad_user, "grad_user"), g = as_float(gates, "gates"),
                zf = as_float(z_fine, "z_fine"), zc = as_float(z_coarse, "z_coarse");
-  const auto same = [](const Tensor& t) { return at::empty(t.sizes(), t.options()); };
+  const auto same = [](const Tensor& t) { return empty(t.sizes(), t.scalar_type()); };
   Tensor d_fine = same(call.fine), d_coarse = same(call.coarse);
-  Tensor d_pooled = pooled ? same(call.pooled) : at::empty({0}, fine.options());
+  Tensor d_pooled = pooled ? same(call.pooled) : empty({0}, fine.scalar_type());
   Tensor d_mass = empty(level_mass.sizes()), d_w1 = empty(router_w1.sizes()),
          d_bias = empty(router_level_bias.sizes()), d_w2 = empty(router_w2.sizes()),
          d_b2 = empty({1}), d_gate_w = empty(gate_w.sizes()), d_gate_b = empty(gate_b.sizes());

@@ -38,7 +38,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& users_in, const Tensor& items_i
                       " must lie in 0..", op.items);
   op.seen_score = static_cast<float>(seen_score);
   Tensor scores = empty({op.users, k});
-  Tensor best = at::empty({op.users, k}, at::kLong);
+  Tensor best = empty({op.users, k}, at::kLong);
   op.scores = out(scores);
   op.best = best.mutable_data_ptr<int64_t>();
   score_topk(op);

@@ -33,7 +33,9 @@ struct Level {
   std::vector<std::int32_t> mates;    // their rows at the next level: the positives
   float* unit;                        // [users, D]
   float* norm;                        // [users]
-  std::int64_t panels() const { return (static_cast<std::int64_t>(anchors.size()) + kPanel - 1) / kPanel; }
+  std::int64_t panels() const {
+    return (static_cast<std::int64_t>(anchors.size()) + kPanel - 1) / kPanel;
+  }
 };
 
 struct Plan {
@@ -42,7 +44,8 @@ struct Plan {
   std::vector<std::int32_t> label;  // [B]: the first user with the same target
   std::int64_t pairs = 0;
 
-  Plan(const LevelInfoNCE& op_in, Scratch& scratch) : op(op_in), levels(op.levels), label(op.users) {
+  Plan(const LevelInfoNCE& op_in, Scratch& scratch)
+      : op(op_in), levels(op.levels), label(op.users) {
     for (std::int64_t u = 0; u < op.users; ++u)
       for (std::int64_t k = 0; k <= op.depth[u]; ++k) {
         if (k < op.depth[u] && k >= op.depth[u] / 2) {
@@ -168,7 +171,8 @@ double panel_forward(Panel& panel, float* lse) {
   alignas(64) float maximum[kPanel], total[kPanel];
   std::fill_n(maximum, kPanel, std::numeric_limits<float>::lowest());
   std::fill_n(total, kPanel, 0.0f);
-  panel.for_tiles(0, static_cast<std::int64_t>(next.users.size()), [&](std::int64_t row, int items) {
+  const auto size = static_cast<std::int64_t>(next.users.size());
+  panel.for_tiles(0, size, [&](std::int64_t row, int items) {
     panel.compare(row, items);
     raise_maximum(panel.logits, items, maximum, total, nullptr, op.dim);
     exponentiate(panel.logits, items, maximum, total);
@@ -241,8 +245,9 @@ void level_backward(const Plan& plan, std::int64_t k, const Slopes* as_anchors,
   std::vector<float> slope(op.dim);
   std::size_t anchor = 0;
   for (std::size_t row = 0; row < level.users.size(); ++row) {
-    if (as_candidates != nullptr) copy_row(as_candidates->candidates + row * dim, dim, slope.data());
-    else std::fill(slope.begin(), slope.end(), 0.0f);
+    std::fill(slope.begin(), slope.end(), 0.0f);
+    if (as_candidates != nullptr)
+      copy_row(as_candidates->candidates + row * dim, dim, slope.data());
     if (anchor < level.anchors.size() && level.anchors[anchor] == static_cast<std::int32_t>(row)) {
       for (std::int64_t d = 0; d < dim; ++d) {
         float total = 0;
@@ -254,7 +259,9 @@ void level_backward(const Plan& plan, std::int64_t k, const Slopes* as_anchors,
     }
     const float* unit = level.unit + row * dim;
     Vec along = zero();
-    for_lanes(dim, [&](int i, Mask m) { along = fma(load(unit + i, m), load(&slope[i], m), along); });
+    for_lanes(dim, [&](int i, Mask m) {
+      along = fma(load(unit + i, m), load(&slope[i], m), along);
+    });
     // A vector too short to be normalised was only divided.
     const Vec part = set1(level.norm[row] > kSmallest ? sum(along) : 0.0f);
     const Vec norm = set1(level.norm[row]);
@@ -306,8 +313,8 @@ void level_infonce_backward(const LevelInfoNCE& op, const float* lse, float grad
     range_backward(panel, k, range, slopes[k], lse, share);
   });
   parallel_for(op.levels, [&](std::int64_t k) {
-    level_backward(plan, k, k + 1 < op.levels ? &slopes[k] : nullptr, k > 0 ? &slopes[k - 1] : nullptr,
-                   share, d_z);
+    level_backward(plan, k, k + 1 < op.levels ? &slopes[k] : nullptr,
+                   k > 0 ? &slopes[k - 1] : nullptr, share, d_z);
   });
 }
 

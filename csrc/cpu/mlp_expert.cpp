@@ -135,7 +135,8 @@ class Tile {
       const Vec kept = load(row + i, m);  // 0 in the lanes behind the end
       squares = fma(kept, kept, squares);
     });
-    rstd[r] = 1.0f / std::sqrt(sum(squares) * share + op_.eps);
+    // Rounded once: where most of a row is dropped, its gradient cancels to a few last places.
+    rstd[r] = static_cast<float>(1.0 / std::sqrt(double{sum(squares)} * share + op_.eps));
     const Vec scale = set1(rstd[r]);
     for_lanes(size, [&](int i, auto m) { store(row + i, load(row + i, m) * scale, m); });
   }

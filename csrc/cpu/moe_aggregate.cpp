@@ -86,7 +86,8 @@ struct Tile {
     pairs = 0;
     for (int r = 0; r < rows; ++r) {
       begin[r] = pairs;
-      for (std::int64_t k = 0; k <= op.depth[first + r]; ++k) place[pairs++] = k * op.rows + first + r;
+      for (std::int64_t k = 0; k <= op.depth[first + r]; ++k)
+        place[pairs++] = k * op.rows + first + r;
     }
     begin[rows] = pairs;
   }

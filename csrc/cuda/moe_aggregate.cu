@@ -19,7 +19,8 @@ __device__ __forceinline__ void route(const Tile& t, const MoEAggregate& op, flo
     float logit[4] = {};
     for (int first = 0; first < op.hidden; first += kColumns) {
       float before[4][4] = {};
-      if (pooled != nullptr) product<4, true>(t, content, op.dim, op.router_w1, op.hidden, first, before);
+      if (pooled != nullptr)
+        product<4, true>(t, content, op.dim, op.router_w1, op.hidden, first, before);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int pair = threadIdx.x / 16 + 16 * i;

@@ -58,6 +58,9 @@ struct Word<float> {
 template <>
 struct Word<BFloat16> {
   static constexpr int kSize = 8;
+  static __device__ __forceinline__ std::uint32_t pair(float first, float second) {
+    return narrow(first) | narrow(second) << 16;
+  }
   static __device__ __forceinline__ void load(const BFloat16* from, float (&to)[kSize]) {
     const uint4 w = *reinterpret_cast<const uint4*>(from);
     const std::uint32_t part[4] = {w.x, w.y, w.z, w.w};
@@ -68,9 +71,8 @@ struct Word<BFloat16> {
     }
   }
   static __device__ __forceinline__ void store(BFloat16* to, const float (&from)[kSize]) {
-    *reinterpret_cast<uint4*>(to) =
-        make_uint4(narrow(from[0]) | narrow(from[1]) << 16, narrow(from[2]) | narrow(from[3]) << 16,
-                   narrow(from[4]) | narrow(from[5]) << 16, narrow(from[6]) | narrow(from[7]) << 16);
+    *reinterpret_cast<uint4*>(to) = make_uint4(pair(from[0], from[1]), pair(from[2], from[3]),
+                                               pair(from[4], from[5]), pair(from[6], from[7]));
   }
   static __device__ __forceinline__ void load4(const BFloat16* from, float (&to)[4]) {
     const uint2 w = *reinterpret_cast<const uint2*>(from);
@@ -78,8 +80,7 @@ struct Word<BFloat16> {
     to[2] = widen(w.y << 16), to[3] = widen(w.y & 0xffff0000u);
   }
   static __device__ __forceinline__ void store4(BFloat16* to, const float (&from)[4]) {
-    *reinterpret_cast<uint2*>(to) = make_uint2(narrow(from[0]) | narrow(from[1]) << 16,
-                                               narrow(from[2]) | narrow(from[3]) << 16);
+    *reinterpret_cast<uint2*>(to) = make_uint2(pair(from[0], from[1]), pair(from[2], from[3]));
   }
 };
 
@@ -179,10 +180,10 @@ __device__ __forceinline__ void load_lines(const Tile& t, float* lines, int coun
   }
 }
 
-// total[i][j] = sum over d < depth of lines[row][d] * B[d][column], with row = threadIdx / 16 + 16 i
-// and column = first + 4 (threadIdx % 16) + j. B[d][n] is weight[n * depth + d] if kTransposed,
-// weight[d * columns + n] if not, and 0 for n >= columns. Whole-block; synchronises before and
-// after it uses the slice.
+// total[i][j] = sum over d < depth of lines[row][d] * B[d][column], with row = threadIdx / 16 +
+// 16 i and column = first + 4 (threadIdx % 16) + j. B[d][n] is weight[n * depth + d] if
+// kTransposed, weight[d * columns + n] if not, and 0 for n >= columns. Whole-block; synchronises
+// before and after it uses the slice.
 template <int kRowsEach, bool kTransposed>
 __device__ __forceinline__ void product(const Tile& t, const float* lines, int depth,
                                         const float* weight, int columns, int first,

@@ -1,0 +1,229 @@
+"""``mlp_expert`` in Triton: the token-wise coarse expert over levels of ragged depth.
+
+A program takes a tile of rows (tokens, or the last tokens of sequences) and loops over the levels
+up to the deepest of its tile; the hidden activations never leave the chip. Backward recomputes
+them: one kernel makes dx and the gradient before LayerNorm and dropout, the second, shared with the
+denoiser, the weight gradients.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .. import rng
+from . import _heuristics
+from ._jagged import planes_of, token_of
+from ._launch import Operands, architecture, launch, operands, padded_size, search_steps
+from ._mlp import activate, activate_and_slope, hidden_before, load_w1, load_w2, weight_gradients
+from ._product import product
+from .philox import keep, philox4
+
+
+@triton.jit
+def _scale_pair(seed_ptr, index, stream, pair, threshold, scale, DROPOUT: tl.constexpr):
+    """Dropout's factors of the levels 2 * pair and 2 * pair + 1: 0 or 1 / (1 - p)."""
+    if DROPOUT:
+        w0, w1, w2, w3 = philox4(seed_ptr, index, stream, pair // 2)
+        first = pair % 2 == 0
+        even = tl.where(keep(tl.where(first, w0, w2), threshold), scale, 0.0)
+        odd = tl.where(keep(tl.where(first, w1, w3), threshold), scale, 0.0)
+    else:
+        even = 1.0
+        odd = 1.0
+    return even, odd
+
+
+@triton.jit
+def _perceptron(x, b2, w1_ptr, b1_ptr, w2_ptr, dims, H: tl.constexpr, D: tl.constexpr,
+                CHUNK: tl.constexpr, PRECISION: tl.constexpr):
+    """W2 GELU(W1 x + b1) + b2, the hidden dimension in chunks."""
+    y = tl.zeros(x.shape, tl.float32) + b2[None, :]
+    for start in range(0, H, CHUNK):
+        hidden = start + tl.arange(0, CHUNK)
+        w1 = load_w1(w1_ptr, hidden, dims, H, D, x.dtype)
+        before = hidden_before(x, w1, b1_ptr, hidden, H, PRECISION)
+        w2 = load_w2(w2_ptr, hidden, dims, H, D, x.dtype)
+        y += product(activate(before, True).to(x.dtype), tl.trans(w2), PRECISION)
+    return y
+
+
+@triton.jit
+def _normalise(y, inside, eps, D: tl.constexpr):
+    """LayerNorm without its affine part, and 1 / sigma of each row."""
+    mean = tl.sum(y, 1) / D
+    centred = tl.where(inside, y - mean[:, None], 0.0)
+    inverse = 1.0 / tl.sqrt(tl.sum(centred * centred, 1) / D + eps)
+    return centred * inverse[:, None], inverse
+
+
+@triton.jit(do_not_specialize=["rows", "tokens", "batch", "steps", "planes", "threshold"])
+def _forward_kernel(
+    x_ptr, offsets_ptr, depth_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr, ln_w_ptr, ln_b_ptr, seed_ptr,
+    y_ptr, rows, tokens, batch, steps, planes, eps, threshold, scale, stream,
+    D: tl.constexpr, H: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
+    CHUNK: tl.constexpr, DROPOUT: tl.constexpr, HAS_DEPTH: tl.constexpr, LAST: tl.constexpr,
+    OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    reach = planes_of(row, rows, offsets_ptr, depth_ptr, batch, steps, planes, HAS_DEPTH, LAST)
+    deepest = tl.max(reach)
+    if deepest == 0:
+        return
+    dims = tl.arange(0, BLOCK_D)
+    inside = (dims < D)[None, :]
+    token = token_of(row, reach > 0, offsets_ptr, LAST)
+    index = token[:, None] * D + dims[None, :]
+    at_row = row[:, None] * D + dims[None, :]
+    b2 = tl.load(b2_ptr + dims, mask=dims < D, other=0.0).to(tl.float32)
+    ln_w = tl.load(ln_w_ptr + dims, mask=dims < D, other=0.0).to(tl.float32)
+    ln_b = tl.load(ln_b_ptr + dims, mask=dims < D, other=0.0).to(tl.float32)
+    for pair in range(0, tl.cdiv(deepest, 2)):
+        even, odd = _scale_pair(seed_ptr, index, stream, pair, threshold, scale, DROPOUT)
+        for lane in tl.static_range(2):
+            plane = 2 * pair + lane
+            if plane < deepest:
+                mask = (reach > plane)[:, None] & inside
+                at_x = x_ptr + tokens.to(tl.int64) * D * plane + index
+                x = tl.load(at_x, mask=mask, other=0.0).to(OPERAND)
+                y = _perceptron(x, b2, w1_ptr, b1_ptr, w2_ptr, dims, H, D, CHUNK, PRECISION)
+                y *= even if lane == 0 else odd
+                y, _ = _normalise(y, inside, eps, D)
+                y = y * ln_w[None, :] + ln_b[None, :]
+                tl.store(y_ptr + rows.to(tl.int64) * D * plane + at_row, y, mask=mask)
+
+
+@triton.jit(do_not_specialize=["rows", "tokens", "batch", "steps", "planes", "threshold"])
+def _backward_kernel(
+    grad_ptr, x_ptr, offsets_ptr, depth_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr, ln_w_ptr, ln_b_ptr,
+    seed_ptr, d_x_ptr, d_y_ptr, reach_ptr, d_ln_w_ptr, d_ln_b_ptr,
+    rows, tokens, batch, steps, planes, eps, threshold, scale, stream,
+    D: tl.constexpr, H: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
+    CHUNK: tl.constexpr, DROPOUT: tl.constexpr, HAS_DEPTH: tl.constexpr, LAST: tl.constexpr,
+    OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    reach = planes_of(row, rows, offsets_ptr, depth_ptr, batch, steps, planes, HAS_DEPTH, LAST)
+    tl.store(reach_ptr + row, reach, mask=row < rows)
+    deepest = tl.max(reach)
+    dims = tl.arange(0, BLOCK_D)
+    inside = (dims < D)[None, :]
+    token = token_of(row, reach > 0, offsets_ptr, LAST)
+    index = token[:, None] * D + dims[None, :]
+    at_row = row[:, None] * D + dims[None, :]
+    b2 = tl.load(b2_ptr + dims, mask=dims < D, other=0.0).to(tl.float32)
+    ln_w = tl.load(ln_w_ptr + dims, mask=dims < D, other=0.0).to(tl.float32)
+    d_ln_w = tl.zeros((BLOCK_D,), tl.float32)
+    d_ln_b = tl.zeros((BLOCK_D,), tl.float32)
+    for pair in range(0, tl.cdiv(deepest, 2)):
+        even, odd = _scale_pair(seed_ptr, index, stream, pair, threshold, scale, DROPOUT)
+        for lane in tl.static_range(2):
+            plane = 2 * pair + lane
+            if plane < deepest:
+                mask = (reach > plane)[:, None] & inside
+                at_x = tokens.to(tl.int64) * D * plane + index
+                at_y = rows.to(tl.int64) * D * plane + at_row
+                factor = even if lane == 0 else odd
+                x = tl.load(x_ptr + at_x, mask=mask, other=0.0).to(OPERAND)
+                y = _perceptron(x, b2, w1_ptr, b1_ptr, w2_ptr, dims, H, D, CHUNK, PRECISION)
+                y, inverse = _normalise(y * factor, inside, eps, D)
+                grad = tl.load(grad_ptr + at_y, mask=mask, other=0.0).to(tl.float32)
+                d_ln_w += tl.sum(grad * y, 0)
+                d_ln_b += tl.sum(grad, 0)
+                grad *= ln_w[None, :]
+                # LayerNorm's backward: take out the mean and the part along y itself.
+                along = tl.sum(grad * y, 1) / D
+                mean = tl.sum(grad, 1) / D
+                d_y = (grad - mean[:, None] - y * along[:, None]) * inverse[:, None] * factor
+                d_y = tl.where(inside, d_y, 0.0).to(OPERAND)
+                tl.store(d_y_ptr + at_y, d_y, mask=mask)
+                d_x = tl.zeros((ROWS, BLOCK_D), tl.float32)
+                for start in range(0, H, CHUNK):
+                    hidden = start + tl.arange(0, CHUNK)
+                    w1 = load_w1(w1_ptr, hidden, dims, H, D, OPERAND)
+                    before = hidden_before(x, w1, b1_ptr, hidden, H, PRECISION)
+                    _, slope = activate_and_slope(before, True)
+                    w2 = load_w2(w2_ptr, hidden, dims, H, D, OPERAND)
+                    d_before = product(d_y, w2, PRECISION) * slope
+                    d_x += product(d_before.to(OPERAND), tl.trans(w1), PRECISION)
+                tl.store(d_x_ptr + at_x, d_x, mask=mask)
+    at = tl.program_id(0) * D + dims
+    tl.store(d_ln_w_ptr + at, d_ln_w, mask=dims < D)
+    tl.store(d_ln_b_ptr + at, d_ln_b, mask=dims < D)
+
+
+def _arguments(
+    kernel: str, ops: Operands, x: Tensor, offsets: Tensor, depth: Tensor | None, w1: Tensor,
+    b1: Tensor, w2: Tensor, b2: Tensor, ln_w: Tensor, ln_b: Tensor, eps: float,
+    hidden_dropout: float, seed: Tensor | None, stream: int, last_only: bool,
+) -> tuple[dict[str, Any], _heuristics.Tile]:
+    planes, tokens, size = x.shape
+    block = padded_size(size)
+    tile = _heuristics.tile(kernel, block, ops.kind, architecture(x.device))
+    batch = offsets.shape[0] - 1
+    return {
+        "x_ptr": x, "offsets_ptr": offsets, "depth_ptr": depth, "w1_ptr": w1, "b1_ptr": b1,
+        "w2_ptr": w2, "b2_ptr": b2, "ln_w_ptr": ln_w, "ln_b_ptr": ln_b, "seed_ptr": seed,
+        "rows": batch if last_only else tokens, "tokens": tokens, "batch": batch,
+        "steps": search_steps(batch), "planes": planes, "eps": eps,
+        "threshold": rng.dropout_threshold(hidden_dropout), "scale": 1.0 / (1.0 - hidden_dropout),
+        "stream": stream, "D": size, "H": w1.shape[0], "BLOCK_D": block, "ROWS": tile.rows,
+        "CHUNK": tile.chunk, "DROPOUT": seed is not None, "HAS_DEPTH": depth is not None,
+        "LAST": last_only, "OPERAND": ops.dtype, "PRECISION": ops.precision,
+    }, tile
+
+
+def fwd(
+    x: Tensor, offsets: Tensor, depth: Tensor | None, w1: Tensor, b1: Tensor, w2: Tensor,
+    b2: Tensor, ln_w: Tensor, ln_b: Tensor, eps: float, hidden_dropout: float,
+    seed: Tensor | None, stream: int, last_only: bool,
+) -> Tensor:
+    """``mlp_expert_fwd`` of the op's schema: ``[K, N, D]``, or ``[K, B, D]`` if ``last_only``."""
+    x, w1, w2 = x.contiguous(), w1.contiguous(), w2.contiguous()
+    arguments, tile = _arguments(
+        "mlp_forward", operands(x), x, offsets, depth, w1, b1, w2, b2, ln_w, ln_b, eps,
+        hidden_dropout, seed, stream, last_only,
+    )
+    rows = arguments["rows"]
+    y = x.new_empty(x.shape[0], rows, x.shape[2])
+    grid = (triton.cdiv(rows, tile.rows),)
+    launch(_forward_kernel, grid, {**arguments, "y_ptr": y}, tile.options)
+    return y
+
+
+def bwd(
+    grad_y: Tensor, x: Tensor, offsets: Tensor, depth: Tensor | None, w1: Tensor, b1: Tensor,
+    w2: Tensor, b2: Tensor, ln_w: Tensor, ln_b: Tensor, eps: float, hidden_dropout: float,
+    seed: Tensor | None, stream: int, last_only: bool,
+) -> tuple[Tensor, ...]:
+    """``mlp_expert_bwd``: gradients of x, w1, b1, w2, b2, ln_w and ln_b."""
+    grad_y, x, w1, w2 = (t.contiguous() for t in (grad_y, x, w1, w2))
+    ops = operands(x)
+    arguments, tile = _arguments(
+        "mlp_backward", ops, x, offsets, depth, w1, b1, w2, b2, ln_w, ln_b, eps, hidden_dropout,
+        seed, stream, last_only,
+    )
+    rows = arguments["rows"]
+    tiles = triton.cdiv(rows, tile.rows)
+    # Tokens that are not the last of their sequence have a gradient too: zero.
+    d_x = torch.zeros_like(x) if last_only else torch.empty_like(x)
+    d_y = x.new_empty(x.shape[0], rows, x.shape[2], dtype=ops.torch_dtype)
+    reach = torch.empty(rows, dtype=torch.int32, device=x.device)
+    d_ln_w = torch.empty(tiles, x.shape[2], dtype=torch.float32, device=x.device)
+    d_ln_b = torch.empty_like(d_ln_w)
+    arguments |= {
+        "grad_ptr": grad_y, "d_x_ptr": d_x, "d_y_ptr": d_y, "reach_ptr": reach,
+        "d_ln_w_ptr": d_ln_w, "d_ln_b_ptr": d_ln_b,
+    }
+    launch(_backward_kernel, (tiles,), arguments, tile.options)
+    d_w = weight_gradients(
+        x, d_y, reach, offsets, w1, b1, w2, ops, gelu=True, last_only=last_only
+    )
+    return (
+        d_x, d_w.w1.to(w1.dtype), d_w.bias.sum(0).to(b1.dtype), d_w.w2.to(w2.dtype),
+        d_w.b2.to(b2.dtype), d_ln_w.sum(0).to(ln_w.dtype), d_ln_b.sum(0).to(ln_b.dtype),
+    )

@@ -1,0 +1,48 @@
+"""Start the Triton tests interpreted, and the compile-only check, each in its own process.
+
+Triton decides when it is imported whether kernels are interpreted, so both need a fresh one.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("triton is not installed", allow_module_level=True)
+
+ROOT = Path(__file__).parent.parent
+
+
+def _run(arguments: list[str], interpret: bool) -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "1" if interpret else "0"}
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-4000:]
+
+
+@pytest.mark.parametrize("name", ["philox", "tiles"])
+def test_interpreted(name: str) -> None:
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        pytest.skip("this session is interpreted already and runs the file itself")
+    _run(["-m", "pytest", "-q", f"tests/test_triton_{name}.py"], interpret=True)
+
+
+def test_default_configurations_fit_sm_86() -> None:
+    _run(
+        ["-m", "bench.triton_resources", "--check", "--arch", "86", "--size", "64",
+         "--precision", "tf32"],
+        interpret=False,
+    )
+
+
+@pytest.mark.slow
+def test_every_configuration_is_as_good_as_the_table() -> None:
+    _run(["-m", "bench.triton_resources", "--check"], interpret=False)

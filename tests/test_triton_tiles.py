@@ -1,0 +1,98 @@
+"""Results do not depend on tile shapes; run by test_triton_interpreter.py."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from helpers import Backend, OpCase, check_against_float64, evaluate, random_batch
+
+if os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip(
+        "these kernels run interpreted; test_triton_interpreter.py starts this file with "
+        "TRITON_INTERPRET=1",
+        allow_module_level=True,
+    )
+
+pytest.importorskip("triton")
+
+import test_dropout  # noqa: E402
+import test_hda_trajectory  # noqa: E402
+import test_level_pool  # noqa: E402
+import test_mlp_expert  # noqa: E402
+import test_moe_aggregate  # noqa: E402
+from helpers_suite import EXTREMES, OpSuite  # noqa: E402
+
+from adarec_fast.kernels import _heuristics  # noqa: E402
+
+SUITES: tuple[type[OpSuite], ...] = tuple(
+    value
+    for module in (
+        test_dropout, test_hda_trajectory, test_level_pool, test_mlp_expert, test_moe_aggregate
+    )
+    for value in vars(module).values()
+    if isinstance(value, type) and issubclass(value, OpSuite) and value is not OpSuite
+)
+CASES = [
+    pytest.param(suite.op, build, id=f"{suite.op}-{name}")
+    for suite in SUITES
+    for name, build in suite.variants.items()
+]
+
+
+def _backend(op: str) -> Backend:
+    return Backend(op, "triton", "cpu")
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize(("op", "build"), CASES)
+def test_equals_the_float64_reference(op: str, build: object) -> None:
+    ragged = random_batch(4, size=16, max_depth=5, max_length=9, capacity=3, seed=1)
+    for batch in (ragged, EXTREMES["one-token"], EXTREMES["empty-with-capacity"]):
+        check_against_float64(build(batch), _backend(op), torch.float32)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize(("op", "build"), CASES)
+def test_bfloat16_and_autocast(op: str, build: object) -> None:
+    batch = random_batch(3, size=32, capacity=1)
+    check_against_float64(build(batch), _backend(op), torch.bfloat16)
+    check_against_float64(build(batch), _backend(op), torch.float32, autocast=True)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("size", [20, 128])
+@pytest.mark.parametrize(("op", "build"), CASES[::2])
+def test_other_sizes(op: str, build: object, size: int) -> None:
+    check_against_float64(
+        build(random_batch(2, size=size, max_length=3)), _backend(op), torch.float32
+    )
+
+
+@pytest.mark.parametrize("op", ["hda_trajectory", "mlp_expert", "moe_aggregate"])
+def test_tile_shapes_change_nothing_but_rounding(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    suite = next(s for s in SUITES if s.op == op)
+    case: OpCase = list(suite.variants.values())[1](random_batch(8, size=16, max_depth=3))
+    default = evaluate(case, "triton", torch.float32)
+    small = {key: _heuristics.Tile(16, 16, 4) for key in _heuristics._TABLE}
+    monkeypatch.setattr(_heuristics, "_TABLE", small)
+    other = evaluate(case, "triton", torch.float32)
+    for one, two in zip(default.outputs, other.outputs, strict=True):
+        torch.testing.assert_close(one, two)
+    for name, one in default.gradients.items():
+        torch.testing.assert_close(one, other.gradients[name], rtol=1e-4, atol=1e-4, msg=name)
+
+
+def test_sizes_beyond_the_chip_are_refused() -> None:
+    suite = next(s for s in SUITES if s.op == "level_pool")
+    case = next(iter(suite.variants.values()))(random_batch(1, size=300))
+    with pytest.raises(ValueError, match="D=300"):
+        evaluate(case, "triton", torch.float32)
+
+
+def test_float64_is_refused() -> None:
+    suite = next(s for s in SUITES if s.op == "mlp_expert")
+    case = next(iter(suite.variants.values()))(random_batch(1))
+    with pytest.raises(ValueError, match="float64"):
+        evaluate(case, "triton", torch.float64)
