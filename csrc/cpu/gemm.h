@@ -2,8 +2,10 @@
 //
 // A block of C of kRows rows by up to four vectors of columns stays in registers over the whole of
 // K: with AVX-512 6 x 4 vectors use 24 accumulators, 4 registers for a row of B and one broadcast
-// of A; with AVX2 6 x 2. Every K is summed in order, so an element of C does not depend on M, on
-// its row, or on how the caller cut the rows into tiles. Nothing allocates.
+// of A; with AVX2 6 x 2. K is summed in order, in runs that begin at zero and are then added to C:
+// rounding errors grow with a run's length and not with K, nor with what C has gathered before. An
+// element of C does not depend on M, on its row, or on how the caller cut the rows into tiles.
+// Nothing allocates.
 #pragma once
 
 #include "vec.h"
@@ -14,6 +16,7 @@ namespace detail {
 
 constexpr int kRows = 6;
 constexpr int kColumns = ADAREC_AVX512 ? 4 : 2;  // vectors
+constexpr int kRun = 128;
 
 // C[R, V vectors] = beta * C + A B. A's element (m, k) is a[m * row + k * col]; with kTransposed
 // row is 1 (A is read down its columns), otherwise col is 1. beta is 0 or 1.
@@ -23,33 +26,36 @@ inline __attribute__((always_inline)) void block(int depth, const float* __restr
                                                  std::int64_t ldb, float* __restrict c,
                                                  std::int64_t ldc, bool accumulate, Mask tail) {
   const std::int64_t row = kTransposed ? 1 : lda, col = kTransposed ? lda : 1;
-  Vec sum[R][V];
-  for (int r = 0; r < R; ++r)
-    for (int v = 0; v < V; ++v) {
-      const float* at = c + r * ldc + v * kWidth;
-      if (!accumulate) sum[r][v] = zero();
-      else sum[r][v] = kTail && v == V - 1 ? load(at, tail) : load(at);
-    }
-  for (int k = 0; k < depth; ++k) {
-    Vec right[V];
+  do {
+    Vec sum[R][V];
+    for (int r = 0; r < R; ++r)
+      for (int v = 0; v < V; ++v) sum[r][v] = zero();
+    const int run = depth < kRun ? depth : kRun;
+    for (int k = 0; k < run; ++k) {
+      Vec right[V];
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v)
-      right[v] = kTail && v == V - 1 ? load(b + v * kWidth, tail) : load(b + v * kWidth);
+      for (int v = 0; v < V; ++v)
+        right[v] = kTail && v == V - 1 ? load(b + v * kWidth, tail) : load(b + v * kWidth);
 #pragma GCC unroll 6
-    for (int r = 0; r < R; ++r) {
-      const Vec left = set1(a[r * row]);
+      for (int r = 0; r < R; ++r) {
+        const Vec left = set1(a[r * row]);
 #pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) sum[r][v] = fma(left, right[v], sum[r][v]);
+        for (int v = 0; v < V; ++v) sum[r][v] = fma(left, right[v], sum[r][v]);
+      }
+      a += col;
+      b += ldb;
     }
-    a += col;
-    b += ldb;
-  }
-  for (int r = 0; r < R; ++r)
-    for (int v = 0; v < V; ++v) {
-      float* at = c + r * ldc + v * kWidth;
-      if (kTail && v == V - 1) store(at, sum[r][v], tail);
-      else store(at, sum[r][v]);
-    }
+    for (int r = 0; r < R; ++r)
+      for (int v = 0; v < V; ++v) {
+        float* at = c + r * ldc + v * kWidth;
+        if (kTail && v == V - 1)
+          store(at, accumulate ? load(at, tail) + sum[r][v] : sum[r][v], tail);
+        else
+          store(at, accumulate ? load(at) + sum[r][v] : sum[r][v]);
+      }
+    accumulate = true;
+    depth -= run;
+  } while (depth > 0);
 }
 
 // All rows of one panel of columns.
@@ -126,9 +132,9 @@ inline void transpose(int rows, int cols, const float* src, float* dst) {
 // sums[N] += column sums of A[M, N]: the gradient of a bias.
 inline void add_columns(int M, int N, const float* A, std::int64_t lda, float* sums) {
   for_lanes(N, [&](int i, auto m) {
-    Vec total = load(sums + i, m);
+    Vec total = zero();
     for (int r = 0; r < M; ++r) total = total + load(A + r * lda + i, m);
-    store(sums + i, total, m);
+    store(sums + i, load(sums + i, m) + total, m);
   });
 }
 
