@@ -65,7 +65,7 @@ BATCH = Batch((3, 1, 4), (2, 0, 1), capacity=2)
         ("offsets", torch.tensor([0, 3, 3, 8]), "sequence 1 is empty"),
         ("offsets", torch.tensor([0, 3, 4, 11]), "beyond the 10 tokens"),
         ("offsets", torch.tensor([0, 3, 4, 8], dtype=torch.int32), "offsets has dtype"),
-        ("embeddings", torch.zeros(10, 16, dtype=torch.float64), "embeddings has dtype"),
+        ("embeddings", torch.zeros(10, 16, dtype=torch.float16), "embeddings has dtype"),
         ("b_hh", torch.zeros(25), "b_hh has shape"),
         ("sequence_bias", torch.zeros(2, 24), "sequence_bias has shape"),
     ],

@@ -95,7 +95,7 @@ BATCH = Batch((3, 1, 4), (2, 0, 1), capacity=2)
         ("depth", torch.tensor([0, 3, 1]), r"depth\[1\]=3 must lie in 0..2"),
         ("depth", torch.tensor([-1, 0, 1]), r"depth\[0\]=-1 must lie in 0..2"),
         ("depth", torch.tensor([0, 1]), "depth has shape"),
-        ("x", torch.zeros(3, 10, 16, dtype=torch.float64), "x has dtype"),
+        ("x", torch.zeros(3, 10, 16, dtype=torch.float16), "x has dtype"),
         ("ff1_b", torch.zeros(63), "ff1_b has shape"),
         ("ln2_w", torch.zeros(16, 1), "ln2_w has shape"),
         ("seed", torch.tensor([1, 2]), "seed has shape"),

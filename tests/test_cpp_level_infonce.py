@@ -81,7 +81,7 @@ def test_vectors_of_zeros() -> None:
         ("depth", torch.tensor([0, 1]), "depth has shape"),
         ("targets", torch.tensor([1, 2]), "targets has shape"),
         ("targets", torch.tensor([1.0, 2.0, 3.0]), "targets has dtype"),
-        ("z", torch.zeros(3, 3, 16, dtype=torch.float64), "z has dtype"),
+        ("z", torch.zeros(3, 3, 16, dtype=torch.float16), "z has dtype"),
     ],
 )
 def test_bad_tensors_are_refused(name: str, value: Tensor, message: str) -> None:

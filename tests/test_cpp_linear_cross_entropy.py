@@ -93,7 +93,7 @@ def test_nan_is_not_hidden() -> None:
         ("targets", torch.tensor([1, -1, 0]), r"targets\[1\]=-1 must lie in 0..40"),
         ("targets", torch.tensor([1, 2**62, 0]), r"targets\[1\]=\d+ must lie in 0..40"),
         ("targets", torch.tensor([1, 2, 0], dtype=torch.int32), "targets has dtype"),
-        ("hidden", torch.zeros(3, 16, dtype=torch.float64), "hidden has dtype"),
+        ("hidden", torch.zeros(3, 16, dtype=torch.float16), "hidden has dtype"),
         ("weight", torch.zeros(41, 15), "weight has shape"),
         ("weight", torch.zeros(1, 16), "weight has shape"),
     ],

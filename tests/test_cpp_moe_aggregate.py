@@ -60,7 +60,7 @@ def test_router_of_any_width(variant: str, hidden: int) -> None:
         ("depth", torch.tensor([0, 3, 1]), r"depth\[1\]=3 must lie in 0..2"),
         ("depth", torch.tensor([-1, 0, 1]), r"depth\[0\]=-1 must lie in 0..2"),
         ("depth", torch.tensor([0, 1]), "depth has shape"),
-        ("fine", torch.zeros(3, 3, 16, dtype=torch.float64), "fine has dtype"),
+        ("fine", torch.zeros(3, 3, 16, dtype=torch.float16), "fine has dtype"),
         ("coarse", torch.zeros(3, 3, 15), "coarse has shape"),
         ("pooled", torch.zeros(3, 2, 16), "pooled has shape"),
         ("level_mass", torch.zeros(3), "level_mass has shape"),

@@ -81,7 +81,7 @@ def test_nan_and_infinity_rank_as_in_a_sort() -> None:
         (3, torch.tensor([0, 2, 1, 2]), "must not decrease"),
         (3, torch.tensor([1, 1, 2, 2]), "must begin at 0"),
         (3, torch.tensor([0, 1, 2, 3]), "beyond the 2 tokens"),
-        (0, torch.zeros(3, 6, dtype=torch.float64), "users has dtype"),
+        (0, torch.zeros(3, 6, dtype=torch.float16), "users has dtype"),
     ],
 )
 def test_bad_tensors_are_refused(place: int, value: Tensor, message: str) -> None:

@@ -96,6 +96,8 @@ class Sender(Reporter):
         if progress.step == 6:
             os.kill(os.getpid(), getattr(signal, name))
 
+# A shell starts its background jobs with SIGINT ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 for name in sys.argv[2:]:
     result = train(model, config, data, Path(sys.argv[1]) / name, reporter=Sender())
     print(result.status, result.steps)

@@ -17,14 +17,15 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 
 pytest.importorskip("triton")
 
-import test_dropout  # noqa: E402
-import test_hda_trajectory  # noqa: E402
-import test_level_pool  # noqa: E402
-import test_mlp_expert  # noqa: E402
-import test_moe_aggregate  # noqa: E402
-from helpers_suite import EXTREMES, OpSuite  # noqa: E402
+import test_dropout
+import test_hda_trajectory
+import test_level_pool
+import test_mlp_expert
+import test_moe_aggregate
+from helpers_suite import EXTREMES, OpSuite
 
-from adarec_fast.kernels import _heuristics  # noqa: E402
+from adarec_fast.kernels import _heuristics
+from adarec_fast.kernels._launch import operands
 
 SUITES: tuple[type[OpSuite], ...] = tuple(
     value
@@ -92,7 +93,5 @@ def test_sizes_beyond_the_chip_are_refused() -> None:
 
 
 def test_float64_is_refused() -> None:
-    suite = next(s for s in SUITES if s.op == "mlp_expert")
-    case = next(iter(suite.variants.values()))(random_batch(1))
     with pytest.raises(ValueError, match="float64"):
-        evaluate(case, "triton", torch.float64)
+        operands(torch.zeros(1, dtype=torch.float64))
