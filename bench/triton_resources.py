@@ -44,7 +44,7 @@ LEVELS = 9
 
 
 class Processor(NamedTuple):
-    """Limits of a multiprocessor (CUDA C++ Programming Guide, table of technical specifications)."""
+    """Limits of a multiprocessor (CUDA C++ Programming Guide, technical specifications)."""
 
     registers: int
     shared: int

@@ -33,10 +33,10 @@ from ._product import product
 
 
 @triton.jit
-def _predict(noisy, b2, w1_ptr, bias_ptr, w2_ptr, dims, H: tl.constexpr, D: tl.constexpr,
+def _predict(noisy, w1_ptr, bias_ptr, w2_ptr, b2_ptr, dims, H: tl.constexpr, D: tl.constexpr,
              CHUNK: tl.constexpr, PRECISION: tl.constexpr):
     """epsilon_theta = W2 SiLU(W1 E_k + bias_k) + b2, the hidden dimension in chunks."""
-    predicted = tl.zeros(noisy.shape, tl.float32) + b2[None, :]
+    predicted = tl.zeros(noisy.shape, tl.float32)
     for start in range(0, H, CHUNK):
         hidden = start + tl.arange(0, CHUNK)
         w1 = load_w1(w1_ptr, hidden, dims, H, D, noisy.dtype)
@@ -44,7 +44,8 @@ def _predict(noisy, b2, w1_ptr, bias_ptr, w2_ptr, dims, H: tl.constexpr, D: tl.c
         w2 = load_w2(w2_ptr, hidden, dims, H, D, noisy.dtype)
         after = activate(before, False).to(noisy.dtype)
         predicted += product(after, tl.trans(w2), PRECISION)
-    return predicted
+    b2 = tl.load(b2_ptr + dims, mask=dims < D, other=0.0).to(tl.float32)
+    return predicted + b2[None, :]
 
 
 @triton.jit(do_not_specialize=["tokens", "batch", "steps"])
@@ -66,7 +67,6 @@ def _forward_kernel(
     real = (reach >= 0)[:, None] & inside
     e = tl.load(e_ptr + index, mask=real, other=0.0).to(tl.float32)
     tl.store(x0_ptr + index, e, mask=real)
-    b2 = tl.load(b2_ptr + dims, mask=dims < D, other=0.0).to(tl.float32)
     error = tl.zeros((ROWS,), tl.float32)
     stride = tokens.to(tl.int64) * D
     for pair in range(0, tl.cdiv(deepest, 2)):
@@ -82,7 +82,7 @@ def _forward_kernel(
                     noise = even if lane == 0 else odd
                     noisy += spread * noise
                 bias_row = bias_ptr + (level - 1) * H
-                miss = _predict(noisy.to(OPERAND), b2, w1_ptr, bias_row, w2_ptr, dims, H, D,
+                miss = _predict(noisy.to(OPERAND), w1_ptr, bias_row, w2_ptr, b2_ptr, dims, H, D,
                                 CHUNK, PRECISION)
                 if NOISE != 0:
                     miss -= noise
@@ -113,10 +113,8 @@ def _backward_kernel(
     inside = (dims < D)[None, :]
     index = token[:, None] * D + dims[None, :]
     real = (reach >= 0)[:, None] & inside
-    e = tl.load(e_ptr + index, mask=real, other=0.0).to(tl.float32)
     d_e = tl.load(grad_x0_ptr + index, mask=real, other=0.0).to(tl.float32)
     d_error = tl.load(grad_error_ptr + token, mask=reach >= 1, other=0.0).to(tl.float32)
-    b2 = tl.load(b2_ptr + dims, mask=dims < D, other=0.0).to(tl.float32)
     stride = tokens.to(tl.int64) * D
     for pair in range(0, tl.cdiv(deepest, 2)):
         if NOISE != 0:
@@ -126,16 +124,18 @@ def _backward_kernel(
             if level <= deepest:
                 alpha_bar = tl.load(alpha_bar_ptr + level).to(tl.float32)
                 signal, spread = tl.sqrt(alpha_bar), tl.sqrt(1.0 - alpha_bar)
-                noisy = signal * e
+                mask = (reach >= level)[:, None] & inside
+                # E comes anew from L1 at every level: held in registers, it spills at D >= 128.
+                noisy = signal * tl.load(e_ptr + index, mask=mask, other=0.0).to(tl.float32)
                 if NOISE != 0:
                     noise = even if lane == 0 else odd
                     noisy += spread * noise
                 x = noisy.to(OPERAND)
                 bias_row = bias_ptr + (level - 1) * H
-                miss = _predict(x, b2, w1_ptr, bias_row, w2_ptr, dims, H, D, CHUNK, PRECISION)
+                miss = _predict(x, w1_ptr, bias_row, w2_ptr, b2_ptr, dims, H, D, CHUNK,
+                                PRECISION)
                 if NOISE != 0:
                     miss -= noise
-                mask = (reach >= level)[:, None] & inside
                 d_x0 = tl.load(grad_x0_ptr + stride * level + index, mask=mask, other=0.0)
                 d_x0 = d_x0.to(tl.float32)
                 d_miss = 2.0 * d_error[:, None] * miss - (spread / signal) * d_x0

@@ -334,12 +334,13 @@ def bwd(
     common = {
         "grad_ptr": grad_user, "gates_ptr": gates, "z_fine_ptr": z_fine,
         "z_coarse_ptr": z_coarse, "fine_ptr": fine, "coarse_ptr": coarse,
-        "pooled_ptr": pooled, "depth_ptr": depth, "mass_ptr": level_mass, "w1_ptr": router_w1, "bias_ptr": router_level_bias,
-        "w2_ptr": router_w2, "gate_w_ptr": gate_w, "gate_b_ptr": gate_b,
+        "pooled_ptr": pooled, "depth_ptr": depth, "mass_ptr": level_mass,
+        "w1_ptr": router_w1, "bias_ptr": router_level_bias, "w2_ptr": router_w2,
+        "gate_w_ptr": gate_w, "gate_b_ptr": gate_b,
         "d_through_ptr": d_through, "d_before_ptr": d_before, "d_logit_ptr": d_logit,
-        "d_fine_ptr": d_fine, "d_coarse_ptr": d_coarse, "d_mass_ptr": d_mass, "d_pooled_ptr": d_pooled,
-        "d_w1_ptr": d_w1, "d_bias_ptr": d_bias, "d_w2_ptr": d_w2, "d_z_fine_ptr": d_z_fine,
-        "CONTENT": pooled is not None, **shape,
+        "d_fine_ptr": d_fine, "d_coarse_ptr": d_coarse, "d_mass_ptr": d_mass,
+        "d_pooled_ptr": d_pooled, "d_w1_ptr": d_w1, "d_bias_ptr": d_bias, "d_w2_ptr": d_w2,
+        "d_z_fine_ptr": d_z_fine, "CONTENT": pooled is not None, **shape,
     }
 
     def run(kernel: Any, *grid: int) -> None:
