@@ -45,6 +45,8 @@ inline Vec zero() { return _mm512_setzero_ps(); }
 inline UVec set1u(std::uint32_t x) { return (UVec)_mm512_set1_epi32(static_cast<int>(x)); }
 inline Vec load(const float* p) { return _mm512_loadu_ps(p); }
 inline void store(float* p, Vec v) { _mm512_storeu_ps(p, v); }
+// Past the caches, to an aligned address: a line that is not to be read soon is not fetched first.
+inline void stream(float* p, Vec v) { _mm512_stream_ps(p, v); }
 inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
 inline Vec fnma(Vec a, Vec b, Vec c) { return _mm512_fnmadd_ps(a, b, c); }  // c - a * b
 inline Vec sqrt(Vec a) { return _mm512_sqrt_ps(a); }
@@ -75,6 +77,7 @@ inline Vec zero() { return _mm256_setzero_ps(); }
 inline UVec set1u(std::uint32_t x) { return (UVec)_mm256_set1_epi32(static_cast<int>(x)); }
 inline Vec load(const float* p) { return _mm256_loadu_ps(p); }
 inline void store(float* p, Vec v) { _mm256_storeu_ps(p, v); }
+inline void stream(float* p, Vec v) { _mm256_stream_ps(p, v); }
 inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
 inline Vec fnma(Vec a, Vec b, Vec c) { return _mm256_fnmadd_ps(a, b, c); }
 inline Vec sqrt(Vec a) { return _mm256_sqrt_ps(a); }

@@ -1,0 +1,232 @@
+// The gated aggregation, backward: gates and the router's hidden layer are made again, the experts'
+// outputs read once, their gradients written once.
+#include "moe_aggregate.h"
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "moe_aggregate_tile.h"
+
+namespace adarec {
+namespace {
+
+using namespace moe;
+
+constexpr std::int64_t kGroups = 32;  // shares of the weights' gradients, whatever the thread count
+
+// A share of the weights' gradients.
+struct Share {
+  float *router_w1, *router_level_bias, *router_w2, *gate_w, *gate_b;
+  float* level_logit;  // [K]: the router's logits' gradients, summed by level
+
+  static std::int64_t size(const MoEAggregate& op) {
+    return (op.hidden + op.dim + 1) * op.dim + (op.levels + 1) * op.hidden + op.levels;
+  }
+
+  Share(const MoEAggregate& op, float* memory) {
+    const auto part = [&](std::int64_t count) { return std::exchange(memory, memory + count); };
+    router_w1 = part(op.hidden * op.dim);
+    router_level_bias = part(op.levels * op.hidden);
+    router_w2 = part(op.hidden);
+    gate_w = part(op.dim * op.dim);
+    gate_b = part(op.dim);
+    level_logit = part(op.levels);
+  }
+};
+
+// Scratch of the backward pass beside a Tile's.
+struct Slopes {
+  float *gate, *fine, *coarse;  // [kTile, D]: of Eq. 10's logits and of the two averages
+  float* fine_along;            // [pairs]: slope . (output - average) of the fine expert
+  float* logit;                 // [pairs]: of the router's logits
+  float *input, *buffer;        // [D]
+
+  Slopes(const MoEAggregate& op, Scratch& scratch) {
+    gate = scratch.take(kTile * op.dim);
+    fine = scratch.take(kTile * op.dim);
+    coarse = scratch.take(kTile * op.dim);
+    fine_along = scratch.take(kTile * op.levels);
+    logit = scratch.take(kTile * op.levels);
+    input = scratch.take(op.dim);
+    buffer = scratch.take(op.dim);
+  }
+};
+
+// Eq. 10 and 11 backwards: slopes of the averages, and the gate's weights.
+void fusion_backward(Tile& tile, const MoEAggregateGradients& grad, Slopes& slopes, Share& share) {
+  const MoEAggregate& op = tile.op;
+  const int dim = static_cast<int>(op.dim);
+  const float* z_fine = grad.z_fine + tile.first * dim;
+  const float* z_coarse = grad.z_coarse + tile.first * dim;
+  tile.run_gate(z_coarse);
+  for (int r = 0; r < tile.rows; ++r) {
+    const float* upstream = read(grad.grad_user, tile.first + r, dim, slopes.input);
+    for_lanes(dim, [&](int i, auto m) {
+      const int at = r * dim + i;
+      const auto g = fuse_gradient(load(upstream + i, m), load(tile.gate + at, m),
+                                        load(z_fine + at, m), load(z_coarse + at, m));
+      store(slopes.fine + at, g.fine, m);
+      store(slopes.coarse + at, g.coarse, m);
+      store(slopes.gate + at, g.logit, m);
+    });
+  }
+  gemm_nn(tile.rows, dim, dim, slopes.gate, dim, op.gate_w, dim, slopes.coarse, dim, 1);
+  gemm_tn(dim, dim, tile.rows, slopes.gate, dim, z_coarse, dim, share.gate_w, dim);
+  add_columns(tile.rows, dim, slopes.gate, dim, share.gate_b);
+}
+
+// Whether gradients of [K, R, D] are written past the caches: whole lines, more than would stay.
+bool streamed(const MoEAggregate& op, const Rows& gradient) {
+  constexpr std::int64_t kKept = std::int64_t{1} << 20;  // floats
+  return !gradient.bf16 && op.dim % 16 == 0 && op.levels * op.rows * op.dim > kKept &&
+         reinterpret_cast<std::uintptr_t>(gradient.data) % 64 == 0;
+}
+
+// One expert output backwards: writes scale * slope to its gradient and returns
+// slope . (output - average).
+template <bool kStreamed>
+float output_backward(const Rows& output, const Rows& gradient, std::int64_t row,
+                      const float* slope, const float* average, float scale, int dim,
+                      float* buffer) {
+  const float* from = read(output, row, dim, buffer);
+  float* to = gradient.bf16 ? buffer : static_cast<float*>(gradient.data) + row * dim;
+  Vec along = zero();
+  for_lanes(dim, [&](int i, auto m) {
+    const Vec s = load(slope + i, m);
+    along = fma(s, load(from + i, m) - load(average + i, m), along);
+    if constexpr (kStreamed)
+      stream(to + i, set1(scale) * s);
+    else
+      store(to + i, set1(scale) * s, m);
+  });
+  if (gradient.bf16) store_row(buffer, true, row, dim, gradient.data);
+  return sum(along);
+}
+
+// Eq. 8 and 9 backwards: the experts' outputs, the level masses, the router's logits.
+template <bool kStreamed>
+void averages_backward(Tile& tile, const MoEAggregateGradients& grad, Slopes& slopes,
+                       Share& share) {
+  const MoEAggregate& op = tile.op;
+  const int dim = static_cast<int>(op.dim);
+  tile.weigh(grad.gates);
+  tile.for_pairs([&](int p, std::int64_t k, std::int64_t at) {
+    const int row = tile.row[p], within = row * dim;
+    slopes.fine_along[p] =
+        output_backward<kStreamed>(op.fine, grad.fine, at, slopes.fine + within,
+                        grad.z_fine + tile.first * dim + within,
+                        tile.fine[k * kTile + row] / tile.fine_total[row], dim, slopes.buffer);
+  });
+  tile.for_pairs([&](int p, std::int64_t k, std::int64_t at) {
+    const int row = tile.row[p], within = row * dim;
+    const float coarse_along =
+        output_backward<kStreamed>(op.coarse, grad.coarse, at, slopes.coarse + within,
+                        grad.z_coarse + tile.first * dim + within,
+                        tile.coarse[k * kTile + row] / tile.coarse_total[row], dim, slopes.buffer);
+    const LevelGradient g = level_gradient(
+        op.level_mass[at], grad.gates[at], slopes.fine_along[p] / tile.fine_total[row],
+        coarse_along / tile.coarse_total[row]);
+    grad.level_mass[at] = g.mass;
+    slopes.logit[p] = g.logit;
+    share.level_logit[k] += g.logit;
+  });
+  tile.clear_unreached(grad.level_mass);
+}
+
+// The router's hidden layer backwards: before becomes its slope.
+void hidden_backward(const MoEAggregate& op, float logit, const float* bias, float* before,
+                     float* d_bias, float* d_w2) {
+  const Vec scale = set1(logit);
+  for_lanes(static_cast<int>(op.hidden), [&](int i, auto m) {
+    Vec slope;
+    const Vec active = silu(load(before + i, m) + load(bias + i, m), slope);
+    store(d_w2 + i, fma(scale, active, load(d_w2 + i, m)), m);
+    slope = scale * load(op.router_w2 + i, m) * slope;
+    store(before + i, slope, m);
+    store(d_bias + i, load(d_bias + i, m) + slope, m);
+  });
+}
+
+template <bool kStreamed>
+void router_backward(Tile& tile, const MoEAggregateGradients& grad, Slopes& slopes, Share& share) {
+  const MoEAggregate& op = tile.op;
+  const int dim = static_cast<int>(op.dim), hidden = static_cast<int>(op.hidden);
+  tile.run_router();
+  tile.for_pairs([&](int p, std::int64_t k, std::int64_t) {
+    hidden_backward(op, slopes.logit[p], op.router_level_bias + k * hidden,
+                    tile.before + p * hidden, share.router_level_bias + k * hidden,
+                    share.router_w2);
+  });
+  gemm_tn(hidden, dim, tile.pairs, tile.before, hidden, tile.content, dim, share.router_w1, dim);
+  // Its content has been read for the last time.
+  gemm_nn(tile.pairs, dim, hidden, tile.before, hidden, op.router_w1, dim, tile.content, dim, 0);
+  tile.for_pairs([&](int p, std::int64_t, std::int64_t at) {
+    const float* from = tile.content + p * dim;
+    if constexpr (kStreamed) {
+      float* to = static_cast<float*>(grad.pooled.data) + at * dim;
+      for (int i = 0; i < dim; i += kWidth) stream(to + i, load(from + i));
+    } else {
+      store_row(from, grad.pooled.bf16, at, dim, grad.pooled.data);
+    }
+  });
+}
+
+}  // namespace
+
+void moe_aggregate_backward(const MoEAggregate& op, const MoEAggregateGradients& grad) {
+  Scratch scratch;
+  const Plan plan(op, scratch);
+  const bool content = op.pooled.data != nullptr;
+  const std::int64_t groups = std::max<std::int64_t>(1, std::min(plan.tiles(), kGroups));
+  const std::int64_t size = Share::size(op);
+  float* shares = scratch.take(groups * size);
+  const bool streams = streamed(op, grad.fine) && streamed(op, grad.coarse) &&
+                       (!content || streamed(op, grad.pooled));
+  parallel_for(groups, [&](std::int64_t group) {
+    Scratch local;
+    Share share(op, shares + group * size);
+    std::fill_n(shares + group * size, size, 0.0f);
+    Tile tile(plan, local);
+    Slopes slopes(op, local);
+    for (std::int64_t t = plan.tiles() * group / groups; t < plan.tiles() * (group + 1) / groups;
+         ++t) {
+      tile.move_to(t);
+      fusion_backward(tile, grad, slopes, share);
+      if (streams) {
+        averages_backward<true>(tile, grad, slopes, share);
+        if (content) router_backward<true>(tile, grad, slopes, share);
+      } else {
+        averages_backward<false>(tile, grad, slopes, share);
+        if (content) router_backward<false>(tile, grad, slopes, share);
+      }
+    }
+    if (streams) _mm_sfence();  // before another thread may read
+  });
+  constexpr std::int64_t kPiece = 4096;
+  parallel_for((size + kPiece - 1) / kPiece, [&](std::int64_t piece) {
+    const std::int64_t from = piece * kPiece, to = std::min(size, from + kPiece);
+    for (std::int64_t g = 1; g < groups; ++g)
+      for (std::int64_t i = from; i < to; ++i) shares[i] += shares[g * size + i];
+  });
+  Share total(op, shares);
+  if (!content) {
+    // The router sees the level alone: one pass over the levels does for all rows.
+    std::vector<float> before(op.hidden);
+    for (std::int64_t k = 0; k < op.levels; ++k) {
+      std::fill(before.begin(), before.end(), 0.0f);
+      hidden_backward(op, total.level_logit[k], op.router_level_bias + k * op.hidden, before.data(),
+                      total.router_level_bias + k * op.hidden, total.router_w2);
+    }
+  }
+  std::copy_n(total.router_w1, op.hidden * op.dim, grad.router_w1);
+  std::copy_n(total.router_level_bias, op.levels * op.hidden, grad.router_level_bias);
+  std::copy_n(total.router_w2, op.hidden, grad.router_w2);
+  std::copy_n(total.gate_w, op.dim * op.dim, grad.gate_w);
+  std::copy_n(total.gate_b, op.dim, grad.gate_b);
+  float logits = 0;
+  for (std::int64_t k = 0; k < op.levels; ++k) logits += total.level_logit[k];
+  grad.router_b2[0] = logits;
+}
+
+}  // namespace adarec
