@@ -25,6 +25,7 @@ EAGER, COMPILED, PACKED = "eager padded", "compiled padded", "packed eager"
 MEMORY_LIMIT = 12 * 2**30  # for a baseline on a CPU; more is not measured, or done in chunks
 _SHORTEST_ROUND = 5e-4  # seconds; shorter calls are repeated inside a round
 _MAX_ROUNDS = 300
+_SLOW, _PATIENCE = 2.0, 12.0  # seconds: longer calls have fewer rounds, at least two
 
 
 class Unavailable(Exception):
@@ -98,7 +99,7 @@ def compare(
         subject: what is measured.
         variants: in the order of the table.
         seconds: time for the rounds of one variant, on average.
-        least_rounds: at least so many, however long they take.
+        least_rounds: at least so many of each; fewer, but two, of calls of several seconds.
     """
     outcomes = {variant: Outcome() for variant in variants}
     runs: dict[str, Callable[[], object]] = {}
@@ -124,30 +125,34 @@ def _interleaved(
     runs: dict[str, Callable[[], object]], device: str, seconds: float, least_rounds: int
 ) -> dict[str, list[float]]:
     """Seconds a call of every round of every variant, the variants taking turns."""
-    repeats = {}
-    for variant, run in runs.items():
+
+    def timed(run: Callable[[], object], count: int) -> float:
         synchronize(device)
         started = time.perf_counter()
-        run()
+        for _ in range(count):
+            run()
         synchronize(device)
-        once = time.perf_counter() - started
-        repeats[variant] = max(1, math.ceil(_SHORTEST_ROUND / max(once, 1e-9)))
+        return (time.perf_counter() - started) / count
+
     rounds: dict[str, list[float]] = {variant: [] for variant in runs}
+    repeats, most = {}, {}
     gc.collect()
     gc.disable()
     try:
+        for variant, run in runs.items():
+            once = timed(run, 1)
+            repeats[variant] = max(1, math.ceil(_SHORTEST_ROUND / max(once, 1e-9)))
+            most[variant] = _MAX_ROUNDS
+            if once > _SLOW:  # what took minutes to measure is a round
+                rounds[variant].append(once)
+                most[variant] = min(least_rounds, max(2, math.ceil(_PATIENCE / once)))
         end = time.perf_counter() + seconds * len(runs)
         for number in range(_MAX_ROUNDS):
             if number >= least_rounds and time.perf_counter() >= end:
                 break
             for variant, run in runs.items():
-                count = repeats[variant]
-                synchronize(device)
-                started = time.perf_counter()
-                for _ in range(count):
-                    run()
-                synchronize(device)
-                rounds[variant].append((time.perf_counter() - started) / count)
+                if len(rounds[variant]) < most[variant]:
+                    rounds[variant].append(timed(run, repeats[variant]))
     finally:
         gc.enable()
     return rounds
