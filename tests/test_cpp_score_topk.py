@@ -36,7 +36,7 @@ def problem(users: int, items: int, *, size: int = 6) -> list[Tensor]:
     ]
 
 
-@pytest.mark.parametrize("users", [1, 63, 65, 600])
+@pytest.mark.parametrize("users", [1, 8, 9, 63, 65, 600])
 @pytest.mark.parametrize(("items", "k"), [(1, 1), (97, 97), (700, 1), (700, 10), (700, 150)])
 @pytest.mark.parametrize("seen_score", [float("-inf"), 0.0])
 def test_the_reference_and_any_number_of_threads_agree(
@@ -49,6 +49,23 @@ def test_the_reference_and_any_number_of_threads_agree(
         scores, best = score_topk(*arguments, k, seen_score=seen_score, backend="cpp")
         assert torch.equal(scores, wanted[0])
         assert torch.equal(best, wanted[1])
+
+
+@pytest.mark.parametrize("size", [3, 16, 64, 130, 256])
+@pytest.mark.parametrize("items", [5, 255, 1300])
+def test_a_few_users_get_the_bits_they_get_among_many(size: int, items: int) -> None:
+    g = torch.Generator().manual_seed(size)
+    users, vectors = torch.randn(40, size, generator=g), torch.randn(items + 1, size, generator=g)
+    seen = torch.randint(0, items + 1, (80,), generator=g)
+    offsets = torch.arange(0, 81, 2)
+    for k in {1, 5, items}:
+        many = score_topk(users, vectors, seen, offsets, k, backend="cpp")
+        for count in (1, 3, 8):
+            few = score_topk(
+                users[:count], vectors, seen[: 2 * count], offsets[: count + 1], k, backend="cpp"
+            )
+            for one, all_ in zip(few, many, strict=True):
+                assert torch.equal(one, all_[:count])
 
 
 @pytest.mark.parametrize("rising", [True, False])

@@ -30,4 +30,8 @@ struct TopK {
 
 void score_topk(const TopK& op);
 
+// The same for a few users: the catalogue is shared out, not the users.
+constexpr std::int64_t kFewUsers = 8;
+void score_topk_few(const TopK& op);
+
 }  // namespace adarec

@@ -130,6 +130,51 @@ inline Vec with_sign_of(Vec magnitude, Vec sign) {
   return as_float(as_bits(magnitude) | (as_bits(sign) & set1u(0x80000000u)));
 }
 
+// rows[i] lane j <-> rows[j] lane i.
+inline void transpose_lanes(Vec (&rows)[kWidth]) {
+#if ADAREC_AVX512
+  __m512 a[16], b[16];
+  for (int i = 0; i < 16; i += 4) {  // 4 x 4 blocks within 128 bits
+    const __m512 s = _mm512_unpacklo_ps(rows[i], rows[i + 1]);
+    const __m512 t = _mm512_unpackhi_ps(rows[i], rows[i + 1]);
+    const __m512 u = _mm512_unpacklo_ps(rows[i + 2], rows[i + 3]);
+    const __m512 v = _mm512_unpackhi_ps(rows[i + 2], rows[i + 3]);
+    a[i] = _mm512_shuffle_ps(s, u, 0x44);
+    a[i + 1] = _mm512_shuffle_ps(s, u, 0xee);
+    a[i + 2] = _mm512_shuffle_ps(t, v, 0x44);
+    a[i + 3] = _mm512_shuffle_ps(t, v, 0xee);
+  }
+  for (int j = 0; j < 4; ++j) {  // then the blocks
+    b[j] = _mm512_shuffle_f32x4(a[j], a[4 + j], 0x44);
+    b[4 + j] = _mm512_shuffle_f32x4(a[j], a[4 + j], 0xee);
+    b[8 + j] = _mm512_shuffle_f32x4(a[8 + j], a[12 + j], 0x44);
+    b[12 + j] = _mm512_shuffle_f32x4(a[8 + j], a[12 + j], 0xee);
+  }
+  for (int j = 0; j < 4; ++j) {
+    rows[j] = _mm512_shuffle_f32x4(b[j], b[8 + j], 0x88);
+    rows[4 + j] = _mm512_shuffle_f32x4(b[j], b[8 + j], 0xdd);
+    rows[8 + j] = _mm512_shuffle_f32x4(b[4 + j], b[12 + j], 0x88);
+    rows[12 + j] = _mm512_shuffle_f32x4(b[4 + j], b[12 + j], 0xdd);
+  }
+#else
+  __m256 a[8];
+  for (int i = 0; i < 8; i += 4) {
+    const __m256 s = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
+    const __m256 t = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
+    const __m256 u = _mm256_unpacklo_ps(rows[i + 2], rows[i + 3]);
+    const __m256 v = _mm256_unpackhi_ps(rows[i + 2], rows[i + 3]);
+    a[i] = _mm256_shuffle_ps(s, u, 0x44);
+    a[i + 1] = _mm256_shuffle_ps(s, u, 0xee);
+    a[i + 2] = _mm256_shuffle_ps(t, v, 0x44);
+    a[i + 3] = _mm256_shuffle_ps(t, v, 0xee);
+  }
+  for (int j = 0; j < 4; ++j) {
+    rows[j] = _mm256_permute2f128_ps(a[j], a[4 + j], 0x20);
+    rows[4 + j] = _mm256_permute2f128_ps(a[j], a[4 + j], 0x31);
+  }
+#endif
+}
+
 // Stands for a full mask, at no cost: body of for_lanes may take `auto`.
 struct All {
   operator Mask() const { return first(kWidth); }
