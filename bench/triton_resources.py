@@ -112,6 +112,17 @@ def _pool(size: int) -> tuple[list[Any], list[Any]]:
     )
 
 
+def _encoder(size: int) -> tuple[list[Any], list[Any]]:
+    b, inner = _batch(size), 4 * size
+    shapes = [(3 * size, size), (3 * size,), (size, size), (size,), (size,), (size,),
+              (inner, size), (inner,), (size, inner), (size,), (size,), (size,)]
+    inputs = [
+        b["x"], b["offsets"], b["depth"], *(torch.zeros(shape) for shape in shapes),
+        2, 1e-12, 0.1, 0.1, b["seed"], rng.STREAM_FINE_EXPERT, False, 48,
+    ]
+    return inputs, [b["x"], *inputs]
+
+
 def _dropout(size: int) -> tuple[list[Any], None]:
     b = _batch(size)
     return [b["e"], b["seed"], 0.1, rng.STREAM_EMBEDDING], None
@@ -123,6 +134,7 @@ EXAMPLES: dict[str, Callable[[int], tuple[list[Any], list[Any] | None]]] = {
     "mlp_expert": _mlp,
     "moe_aggregate": _moe,
     "level_pool": _pool,
+    "encoder_layer": _encoder,
     "dropout": _dropout,
 }
 

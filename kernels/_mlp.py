@@ -73,6 +73,29 @@ def hidden_before(x, w1, bias_ptr, hidden, H: tl.constexpr, PRECISION: tl.conste
 
 
 @triton.jit
+def perceptron(x, b2, w1_ptr, b1_ptr, w2_ptr, dims, H: tl.constexpr, D: tl.constexpr,
+               CHUNK: tl.constexpr, PRECISION: tl.constexpr):
+    """W2 GELU(W1 x + b1) + b2, the hidden dimension in chunks."""
+    y = tl.zeros(x.shape, tl.float32) + b2[None, :]
+    for start in range(0, H, CHUNK):
+        hidden = start + tl.arange(0, CHUNK)
+        w1 = load_w1(w1_ptr, hidden, dims, H, D, x.dtype)
+        before = hidden_before(x, w1, b1_ptr, hidden, H, PRECISION)
+        w2 = load_w2(w2_ptr, hidden, dims, H, D, x.dtype)
+        y += product(activate(before, True).to(x.dtype), tl.trans(w2), PRECISION)
+    return y
+
+
+@triton.jit
+def normalise(y, inside, eps, D: tl.constexpr):
+    """LayerNorm without its affine part, and 1 / sigma of each row."""
+    mean = tl.sum(y, 1) / D
+    centred = tl.where(inside, y - mean[:, None], 0.0)
+    inverse = 1.0 / tl.sqrt(tl.sum(centred * centred, 1) / D + eps)
+    return centred * inverse[:, None], inverse
+
+
+@triton.jit
 def noise_pair(seed_ptr, noise_ptr, index, pair, plane_stride, reach, inside,
                NOISE: tl.constexpr):
     """Noise of the level coordinates 2 * pair and 2 * pair + 1, float32.

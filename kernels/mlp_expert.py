@@ -19,7 +19,15 @@ from .. import rng
 from . import _heuristics
 from ._jagged import planes_of, token_of
 from ._launch import Operands, architecture, launch, operands, padded_size, search_steps
-from ._mlp import activate, activate_and_slope, hidden_before, load_w1, load_w2, weight_gradients
+from ._mlp import (
+    activate_and_slope,
+    hidden_before,
+    load_w1,
+    load_w2,
+    normalise,
+    perceptron,
+    weight_gradients,
+)
 from ._product import product
 from .philox import keep, philox4
 
@@ -36,29 +44,6 @@ def _scale_pair(seed_ptr, index, stream, pair, threshold, scale, DROPOUT: tl.con
         even = 1.0
         odd = 1.0
     return even, odd
-
-
-@triton.jit
-def _perceptron(x, b2, w1_ptr, b1_ptr, w2_ptr, dims, H: tl.constexpr, D: tl.constexpr,
-                CHUNK: tl.constexpr, PRECISION: tl.constexpr):
-    """W2 GELU(W1 x + b1) + b2, the hidden dimension in chunks."""
-    y = tl.zeros(x.shape, tl.float32) + b2[None, :]
-    for start in range(0, H, CHUNK):
-        hidden = start + tl.arange(0, CHUNK)
-        w1 = load_w1(w1_ptr, hidden, dims, H, D, x.dtype)
-        before = hidden_before(x, w1, b1_ptr, hidden, H, PRECISION)
-        w2 = load_w2(w2_ptr, hidden, dims, H, D, x.dtype)
-        y += product(activate(before, True).to(x.dtype), tl.trans(w2), PRECISION)
-    return y
-
-
-@triton.jit
-def _normalise(y, inside, eps, D: tl.constexpr):
-    """LayerNorm without its affine part, and 1 / sigma of each row."""
-    mean = tl.sum(y, 1) / D
-    centred = tl.where(inside, y - mean[:, None], 0.0)
-    inverse = 1.0 / tl.sqrt(tl.sum(centred * centred, 1) / D + eps)
-    return centred * inverse[:, None], inverse
 
 
 @triton.jit(do_not_specialize=["rows", "tokens", "batch", "steps", "planes", "threshold"])
@@ -90,9 +75,9 @@ def _forward_kernel(
                 mask = (reach > plane)[:, None] & inside
                 at_x = x_ptr + tokens.to(tl.int64) * D * plane + index
                 x = tl.load(at_x, mask=mask, other=0.0).to(OPERAND)
-                y = _perceptron(x, b2, w1_ptr, b1_ptr, w2_ptr, dims, H, D, CHUNK, PRECISION)
+                y = perceptron(x, b2, w1_ptr, b1_ptr, w2_ptr, dims, H, D, CHUNK, PRECISION)
                 y *= even if lane == 0 else odd
-                y, _ = _normalise(y, inside, eps, D)
+                y, _ = normalise(y, inside, eps, D)
                 y = y * ln_w[None, :] + ln_b[None, :]
                 tl.store(y_ptr + rows.to(tl.int64) * D * plane + at_row, y, mask=mask)
 
@@ -129,8 +114,8 @@ def _backward_kernel(
                 at_y = rows.to(tl.int64) * D * plane + at_row
                 factor = even if lane == 0 else odd
                 x = tl.load(x_ptr + at_x, mask=mask, other=0.0).to(OPERAND)
-                y = _perceptron(x, b2, w1_ptr, b1_ptr, w2_ptr, dims, H, D, CHUNK, PRECISION)
-                y, inverse = _normalise(y * factor, inside, eps, D)
+                y = perceptron(x, b2, w1_ptr, b1_ptr, w2_ptr, dims, H, D, CHUNK, PRECISION)
+                y, inverse = normalise(y * factor, inside, eps, D)
                 grad = tl.load(grad_ptr + at_y, mask=mask, other=0.0).to(tl.float32)
                 d_ln_w += tl.sum(grad * y, 0)
                 d_ln_b += tl.sum(grad, 0)

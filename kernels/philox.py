@@ -93,3 +93,15 @@ def box_muller(a, b):
 def keep(word, threshold):
     """Dropout's mask: True where the word reaches round(p * 2^32), an int64."""
     return word.to(tl.int64) >= threshold
+
+
+@triton.jit
+def keep_bits(seed_ptr, index, stream, group, threshold):
+    """Dropout's masks of the levels 4 * group .. 4 * group + 3 as the bits 0..3 of an int32.
+
+    All four levels of a Philox call in one register an element.
+    """
+    w0, w1, w2, w3 = philox4(seed_ptr, index, stream, group)
+    low = keep(w0, threshold).to(tl.int32) | (keep(w1, threshold).to(tl.int32) << 1)
+    high = keep(w2, threshold).to(tl.int32) | (keep(w3, threshold).to(tl.int32) << 1)
+    return low | (high << 2)

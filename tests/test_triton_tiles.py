@@ -6,7 +6,7 @@ import os
 
 import pytest
 import torch
-from helpers import Backend, OpCase, check_against_float64, evaluate, random_batch
+from helpers import Backend, Batch, OpCase, check_against_float64, evaluate, random_batch
 
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip(
@@ -18,6 +18,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 pytest.importorskip("triton")
 
 import test_dropout
+import test_encoder_layer
 import test_hda_trajectory
 import test_level_pool
 import test_mlp_expert
@@ -30,7 +31,8 @@ from adarec_fast.kernels._launch import operands
 SUITES: tuple[type[OpSuite], ...] = tuple(
     value
     for module in (
-        test_dropout, test_hda_trajectory, test_level_pool, test_mlp_expert, test_moe_aggregate
+        test_dropout, test_encoder_layer, test_hda_trajectory, test_level_pool, test_mlp_expert,
+        test_moe_aggregate,
     )
     for value in vars(module).values()
     if isinstance(value, type) and issubclass(value, OpSuite) and value is not OpSuite
@@ -71,7 +73,9 @@ def test_other_sizes(op: str, build: object, size: int) -> None:
     )
 
 
-@pytest.mark.parametrize("op", ["hda_trajectory", "mlp_expert", "moe_aggregate"])
+@pytest.mark.parametrize("op", [
+    "encoder_layer", "hda_trajectory", "mlp_expert", "moe_aggregate",
+])
 def test_tile_shapes_change_nothing_but_rounding(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     suite = next(s for s in SUITES if s.op == op)
     case: OpCase = list(suite.variants.values())[1](random_batch(8, size=16, max_depth=3))
@@ -83,6 +87,15 @@ def test_tile_shapes_change_nothing_but_rounding(op: str, monkeypatch: pytest.Mo
         torch.testing.assert_close(one, two)
     for name, one in default.gradients.items():
         torch.testing.assert_close(one, other.gradients[name], rtol=1e-4, atol=1e-4, msg=name)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("last_only", [False, True], ids=["all", "last"])
+def test_sequences_longer_than_a_tile(last_only: bool) -> None:
+    batch = Batch((1, 70, 3, 40), (1, 2, 0, 2), size=20, capacity=3, max_length=70)
+    case = test_encoder_layer.build(batch, dropout=(0.3, 0.2), last_only=last_only)
+    case.options["max_length"] = batch.max_length
+    check_against_float64(case, _backend("encoder_layer"), torch.float32)
 
 
 def test_sizes_beyond_the_chip_are_refused() -> None:

@@ -1,0 +1,178 @@
+"""Causal attention over jagged sequences, forward and backward, in tiles of consecutive tokens.
+
+A program takes one level, one head and a tile of rows: tokens, so that several short sequences
+share a tile, or sequences (LAST), each with its last token as the only query. Query i sees the keys
+from the begin of its sequence to its own token, which is the causal and the block-diagonal mask at
+once. Keys come in blocks with a running softmax, so a sequence may be longer than any tile.
+Probabilities are never stored: backward makes them again from the row's log-sum-exp.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .. import rng
+from . import _heuristics
+from ._launch import Operands, architecture, launch, padded_size
+from ._layout import Layout
+from ._product import product
+from .philox import keep, philox4
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+# Below every score, and finite: the difference of two of them is a number.
+LOWEST = tl.constexpr(-1e30)
+
+
+@triton.jit
+def _queries(row, rows, level, offsets_ptr, sequence_ptr, reach_ptr, LAST: tl.constexpr):
+    """Token of each query row and first key it sees, int64, and whether it is there at the level.
+
+    A row that is not there has its first key behind its last and sees none.
+    """
+    exists = tl.load(reach_ptr + row, mask=row < rows, other=0) > level
+    if LAST:
+        begin = tl.load(offsets_ptr + row, mask=exists, other=0)
+        token = tl.load(offsets_ptr + row + 1, mask=exists, other=0) - 1
+    else:
+        sequence = tl.load(sequence_ptr + row, mask=exists, other=0)
+        begin = tl.load(offsets_ptr + sequence, mask=exists, other=0)
+        token = row
+    return token, tl.where(exists, begin, token + 1), exists
+
+
+@triton.jit
+def _seen(begin, token, key):
+    """The mask ``[rows, keys]``."""
+    return (begin[:, None] <= key[None, :]) & (key[None, :] <= token[:, None])
+
+
+@triton.jit
+def _dropout(p, seed_ptr, token, begin, key, level, head, stream, threshold, keep_scale,
+             HEADS: tl.constexpr):
+    """``p [rows, keys]`` where the mask of the contract keeps it, times 1 / (1 - rate)."""
+    # A key that the query does not see may lie before its sequence; its p is zero anyway.
+    place = tl.maximum(key[None, :] - begin[:, None], 0)
+    w0, w1, w2, w3 = philox4(
+        seed_ptr, ((token * HEADS + head) << 16)[:, None] | place, stream, level // 4
+    )
+    lane = level % 4
+    word = tl.where(lane < 2, tl.where(lane == 0, w0, w1), tl.where(lane == 2, w2, w3))
+    return tl.where(keep(word, threshold), p * keep_scale, 0.0)
+
+
+@triton.jit(do_not_specialize=["rows", "tokens", "threshold"])
+def _attention_kernel(
+    q_ptr, kv_ptr, offsets_ptr, sequence_ptr, row_reach_ptr, token_reach_ptr, seed_ptr,
+    context_ptr, lse_ptr, rows, tokens, scale, threshold, keep_scale, stream,
+    D: tl.constexpr, HEADS: tl.constexpr, Q_STRIDE: tl.constexpr, KV_STRIDE: tl.constexpr,
+    BLOCK_H: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, DROPOUT: tl.constexpr,
+    LAST: tl.constexpr, PRECISION: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    level = tl.program_id(1)
+    head = tl.program_id(2)
+    token, begin, exists = _queries(
+        row, rows, level, offsets_ptr, sequence_ptr, row_reach_ptr, LAST
+    )
+    if tl.max(exists.to(tl.int32)) == 0:
+        return
+    first = tl.min(tl.where(exists, begin, tokens))
+    end = tl.max(tl.where(exists, token + 1, 0))
+    dims = tl.arange(0, BLOCK_H)
+    inside = (dims < D // HEADS)[None, :]
+    column = (head * (D // HEADS) + dims)[None, :]
+    at_row = level.to(tl.int64) * rows + row
+    there = exists[:, None] & inside
+    q = tl.load(q_ptr + at_row[:, None] * Q_STRIDE + column, mask=there, other=0.0)
+    top = tl.full((ROWS,), LOWEST, tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    context = tl.zeros((ROWS, BLOCK_H), tl.float32)
+    for block in range(0, tl.cdiv(end - first, KEYS)):
+        key = first + block * KEYS + tl.arange(0, KEYS)
+        reach = tl.load(token_reach_ptr + key, mask=key < end, other=0)
+        at_key = (level.to(tl.int64) * tokens + key)[:, None] * KV_STRIDE + column
+        mask = (reach > level)[:, None] & inside
+        k = tl.load(kv_ptr + at_key, mask=mask, other=0.0)
+        v = tl.load(kv_ptr + D + at_key, mask=mask, other=0.0)
+        seen = _seen(begin, token, key)
+        scores = tl.where(seen, product(q, tl.trans(k), PRECISION) * (scale * LOG2_E), LOWEST)
+        higher = tl.maximum(top, tl.max(scores, 1))
+        p = tl.where(seen, tl.exp2(scores - higher[:, None]), 0.0)
+        decay = tl.exp2(top - higher)
+        total = total * decay + tl.sum(p, 1)
+        if DROPOUT:
+            p = _dropout(p, seed_ptr, token, begin, key, level, head, stream, threshold,
+                         keep_scale, HEADS)
+        context = context * decay[:, None] + product(p.to(v.dtype), v, PRECISION)
+        top = higher
+    total = tl.where(exists, total, 1.0)
+    context /= total[:, None]
+    tl.store(context_ptr + at_row[:, None] * D + column, context, mask=there)
+    if lse_ptr is not None:
+        at = (level.to(tl.int64) * HEADS + head) * rows + row
+        tl.store(lse_ptr + at, top + tl.log2(total), mask=exists)
+
+
+def _arguments(
+    kernel: str, q: Tensor, kv: Tensor, offsets: Tensor, layout: Layout, heads: int,
+    dropout: float, seed: Tensor | None, stream: int, last_only: bool, ops: Operands,
+) -> tuple[dict[str, Any], _heuristics.Tile]:
+    size = q.shape[2]
+    block = padded_size(size // heads)
+    tile = _heuristics.tile(kernel, block, ops.kind, architecture(q.device))
+    return {
+        "q_ptr": q, "kv_ptr": kv, "offsets_ptr": offsets, "sequence_ptr": layout.sequence,
+        "row_reach_ptr": layout.row_reach, "token_reach_ptr": layout.token_reach,
+        "seed_ptr": seed, "rows": q.shape[1], "tokens": kv.shape[1],
+        "scale": (size // heads) ** -0.5, "threshold": rng.dropout_threshold(dropout),
+        "keep_scale": 1.0 / (1.0 - dropout), "stream": stream + rng.SITE_ATTENTION,
+        "D": size, "HEADS": heads, "Q_STRIDE": q.stride(1), "KV_STRIDE": kv.stride(1),
+        "BLOCK_H": block, "ROWS": tile.rows, "KEYS": tile.chunk,
+        "DROPOUT": seed is not None and dropout > 0, "LAST": last_only,
+        "PRECISION": ops.precision,
+    }, tile
+
+
+class Attended(NamedTuple):
+    """``context [K, R, D]`` in the operands' dtype; ``lse [K, H, R]``, base 2, or None."""
+
+    context: Tensor
+    lse: Tensor | None
+
+
+def attention(
+    q: Tensor, kv: Tensor, offsets: Tensor, layout: Layout, ops: Operands, *, heads: int,
+    dropout: float, seed: Tensor | None, stream: int, last_only: bool, save: bool,
+) -> Attended:
+    """softmax(q k^T / sqrt(d)) v for every head and level.
+
+    Args:
+        q: ``[K, R, D]``, its rows and planes perhaps part of longer ones.
+        kv: ``[K, N, 2D]``, keys before values, the same.
+        offsets: int64 ``[B+1]``.
+        layout: of the batch.
+        ops: precision of the products; q and kv are in its dtype.
+        heads: divides D.
+        dropout, seed, stream: of the probabilities; ``stream`` is the layer's first.
+        last_only: rows are sequences; else R = N.
+        save: give the log-sum-exp too, which backward needs.
+    """
+    planes, rows, size = q.shape
+    arguments, tile = _arguments(
+        "attention", q, kv, offsets, layout, heads, dropout, seed, stream, last_only, ops
+    )
+    context = q.new_empty(planes, rows, size)
+    lse = None
+    if save:
+        lse = torch.empty(planes, heads, rows, dtype=torch.float32, device=q.device)
+    grid = (triton.cdiv(rows, tile.rows), planes, heads)
+    launch(
+        _attention_kernel, grid, {**arguments, "context_ptr": context, "lse_ptr": lse},
+        tile.options,
+    )
+    return Attended(context, lse)

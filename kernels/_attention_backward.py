@@ -1,0 +1,167 @@
+"""The attention's gradients: one kernel for the queries', one for the keys' and values'.
+
+With P the probabilities, m the kept scales, C the context and dC its gradient: dP = m (dC V^T),
+delta = rowsum(dC C) = rowsum(P dP), dS = P (dP - delta) / sqrt(d), dQ = dS K, dK = dS^T Q and
+dV = (P m)^T dC. Each kernel makes P again from the log-sum-exp and owns what it writes, so there
+is no atomic addition and the result is the same from run to run.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ._attention import LOG2_E, Attended, _arguments, _dropout, _queries, _seen
+from ._launch import Operands, launch
+from ._layout import Layout
+from ._product import product
+
+
+@triton.jit
+def _probabilities(q, k, lse, seen, scale, PRECISION: tl.constexpr):
+    """P ``[rows, keys]``, zero where a key is not seen."""
+    scores = product(q, tl.trans(k), PRECISION) * (scale * LOG2_E)
+    return tl.where(seen, tl.exp2(scores - lse[:, None]), 0.0)
+
+
+@triton.jit(do_not_specialize=["rows", "tokens", "threshold"])
+def _attention_queries_kernel(
+    q_ptr, kv_ptr, offsets_ptr, sequence_ptr, row_reach_ptr, token_reach_ptr, seed_ptr,
+    context_ptr, d_context_ptr, lse_ptr, delta_ptr, d_q_ptr,
+    rows, tokens, scale, threshold, keep_scale, stream,
+    D: tl.constexpr, HEADS: tl.constexpr, Q_STRIDE: tl.constexpr, KV_STRIDE: tl.constexpr,
+    BLOCK_H: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, DROPOUT: tl.constexpr,
+    LAST: tl.constexpr, PRECISION: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    level = tl.program_id(1)
+    head = tl.program_id(2)
+    token, begin, exists = _queries(
+        row, rows, level, offsets_ptr, sequence_ptr, row_reach_ptr, LAST
+    )
+    if tl.max(exists.to(tl.int32)) == 0:
+        return
+    first = tl.min(tl.where(exists, begin, tokens))
+    end = tl.max(tl.where(exists, token + 1, 0))
+    dims = tl.arange(0, BLOCK_H)
+    inside = (dims < D // HEADS)[None, :]
+    column = (head * (D // HEADS) + dims)[None, :]
+    at_row = level.to(tl.int64) * rows + row
+    there = exists[:, None] & inside
+    q = tl.load(q_ptr + at_row[:, None] * Q_STRIDE + column, mask=there, other=0.0)
+    at_context = at_row[:, None] * D + column
+    d_context = tl.load(d_context_ptr + at_context, mask=there, other=0.0)
+    context = tl.load(context_ptr + at_context, mask=there, other=0.0).to(tl.float32)
+    delta = tl.sum(d_context.to(tl.float32) * context, 1)
+    at = (level.to(tl.int64) * HEADS + head) * rows + row
+    tl.store(delta_ptr + at, delta, mask=exists)
+    lse = tl.load(lse_ptr + at, mask=exists, other=0.0)
+    d_q = tl.zeros((ROWS, BLOCK_H), tl.float32)
+    for block in range(0, tl.cdiv(end - first, KEYS)):
+        key = first + block * KEYS + tl.arange(0, KEYS)
+        reach = tl.load(token_reach_ptr + key, mask=key < end, other=0)
+        at_key = (level.to(tl.int64) * tokens + key)[:, None] * KV_STRIDE + column
+        mask = (reach > level)[:, None] & inside
+        k = tl.load(kv_ptr + at_key, mask=mask, other=0.0)
+        v = tl.load(kv_ptr + D + at_key, mask=mask, other=0.0)
+        seen = _seen(begin, token, key)
+        p = _probabilities(q, k, lse, seen, scale, PRECISION)
+        d_p = product(d_context, tl.trans(v), PRECISION)
+        if DROPOUT:
+            d_p = _dropout(d_p, seed_ptr, token, begin, key, level, head, stream, threshold,
+                           keep_scale, HEADS)
+        d_scores = p * (d_p - delta[:, None]) * scale
+        d_q += product(d_scores.to(k.dtype), k, PRECISION)
+    tl.store(d_q_ptr + at_row[:, None] * Q_STRIDE + column, d_q, mask=there)
+
+
+@triton.jit(do_not_specialize=["rows", "tokens", "threshold"])
+def _attention_keys_kernel(
+    q_ptr, kv_ptr, offsets_ptr, sequence_ptr, row_reach_ptr, token_reach_ptr, seed_ptr,
+    d_context_ptr, lse_ptr, delta_ptr, d_kv_ptr,
+    rows, tokens, scale, threshold, keep_scale, stream,
+    D: tl.constexpr, HEADS: tl.constexpr, Q_STRIDE: tl.constexpr, KV_STRIDE: tl.constexpr,
+    BLOCK_H: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, DROPOUT: tl.constexpr,
+    LAST: tl.constexpr, PRECISION: tl.constexpr,
+):
+    key = tl.program_id(0).to(tl.int64) * KEYS + tl.arange(0, KEYS)
+    level = tl.program_id(1)
+    head = tl.program_id(2)
+    exists = tl.load(token_reach_ptr + key, mask=key < tokens, other=0) > level
+    if tl.max(exists.to(tl.int32)) == 0:
+        return
+    # The queries that see one of these keys: from the first key's own, to the last sequence's end.
+    sequence = tl.load(sequence_ptr + key, mask=exists, other=0).to(tl.int64)
+    if LAST:
+        first = tl.min(tl.where(exists, sequence, rows))
+        end = tl.max(tl.where(exists, sequence + 1, 0))
+    else:
+        first = tl.min(tl.where(exists, key, rows))
+        end = tl.max(tl.load(offsets_ptr + sequence + 1, mask=exists, other=0))
+    dims = tl.arange(0, BLOCK_H)
+    inside = (dims < D // HEADS)[None, :]
+    column = (head * (D // HEADS) + dims)[None, :]
+    at_key = (level.to(tl.int64) * tokens + key)[:, None] * KV_STRIDE + column
+    there = exists[:, None] & inside
+    k = tl.load(kv_ptr + at_key, mask=there, other=0.0)
+    v = tl.load(kv_ptr + D + at_key, mask=there, other=0.0)
+    d_k = tl.zeros((KEYS, BLOCK_H), tl.float32)
+    d_v = tl.zeros((KEYS, BLOCK_H), tl.float32)
+    for block in range(0, tl.cdiv(end - first, ROWS)):
+        row = first + block * ROWS + tl.arange(0, ROWS)
+        token, begin, asks = _queries(
+            row, end, level, offsets_ptr, sequence_ptr, row_reach_ptr, LAST
+        )
+        at_row = level.to(tl.int64) * rows + row
+        mask = asks[:, None] & inside
+        q = tl.load(q_ptr + at_row[:, None] * Q_STRIDE + column, mask=mask, other=0.0)
+        at_context = at_row[:, None] * D + column
+        d_context = tl.load(d_context_ptr + at_context, mask=mask, other=0.0)
+        at = (level.to(tl.int64) * HEADS + head) * rows + row
+        lse = tl.load(lse_ptr + at, mask=asks, other=0.0)
+        delta = tl.load(delta_ptr + at, mask=asks, other=0.0)
+        # A key that does not exist lies behind its sequence, or in one that does not exist here.
+        seen = _seen(begin, token, key)
+        p = _probabilities(q, k, lse, seen, scale, PRECISION)
+        d_p = product(d_context, tl.trans(v), PRECISION)
+        kept = p
+        if DROPOUT:
+            # One mask for both: where it drops, P m and dP are zero.
+            factor = _dropout(tl.full((ROWS, KEYS), 1.0, tl.float32), seed_ptr, token, begin,
+                              key, level, head, stream, threshold, keep_scale, HEADS)
+            kept = p * factor
+            d_p *= factor
+        d_v += product(tl.trans(kept.to(q.dtype)), d_context, PRECISION)
+        d_scores = p * (d_p - delta[:, None]) * scale
+        d_k += product(tl.trans(d_scores.to(q.dtype)), q, PRECISION)
+    tl.store(d_kv_ptr + at_key, d_k, mask=there)
+    tl.store(d_kv_ptr + D + at_key, d_v, mask=there)
+
+
+def attention_backward(
+    d_context: Tensor, attended: Attended, q: Tensor, kv: Tensor, d_q: Tensor, d_kv: Tensor,
+    offsets: Tensor, layout: Layout, ops: Operands, *, heads: int, dropout: float,
+    seed: Tensor | None, stream: int, last_only: bool,
+) -> None:
+    """Write ``d_q [K, R, D]`` and ``d_kv [K, N, 2D]``, which lie as q and kv do.
+
+    ``d_context [K, R, D]`` is in the operands' dtype; the rest is as in ``attention``.
+    """
+    planes, rows, _ = q.shape
+    tokens = kv.shape[1]
+    options = (offsets, layout, heads, dropout, seed, stream, last_only, ops)
+    assert attended.lse is not None
+    shared = {
+        "d_context_ptr": d_context, "lse_ptr": attended.lse,
+        "delta_ptr": torch.empty_like(attended.lse),
+    }
+    arguments, tile = _arguments("attention_queries", q, kv, *options)
+    arguments |= {**shared, "context_ptr": attended.context, "d_q_ptr": d_q}
+    grid = (triton.cdiv(rows, tile.rows), planes, heads)
+    launch(_attention_queries_kernel, grid, arguments, tile.options)
+    arguments, tile = _arguments("attention_keys", q, kv, *options)
+    arguments |= {**shared, "d_kv_ptr": d_kv, "KEYS": tile.rows, "ROWS": tile.chunk}
+    grid = (triton.cdiv(tokens, tile.rows), planes, heads)
+    launch(_attention_keys_kernel, grid, arguments, tile.options)
