@@ -1,10 +1,13 @@
 """Causal attention over jagged sequences, forward and backward, in tiles of consecutive tokens.
 
-A program takes one level, one head and a tile of rows: tokens, so that several short sequences
+A program takes one head, four levels, and a tile of rows: tokens, so that several short sequences
 share a tile, or sequences (LAST), each with its last token as the only query. Query i sees the keys
 from the begin of its sequence to its own token, which is the causal and the block-diagonal mask at
 once. Keys come in blocks with a running softmax, so a sequence may be longer than any tile.
 Probabilities are never stored: backward makes them again from the row's log-sum-exp.
+
+Dropout's masks cost as much as the products, and one Philox call makes those of four levels. The
+first block, for short sequences the only one, is made once and serves the four.
 """
 
 from __future__ import annotations
@@ -18,10 +21,10 @@ from torch import Tensor
 
 from .. import rng
 from . import _heuristics
-from ._launch import Operands, architecture, launch, padded_size
+from ._launch import LARGEST_SIZE, Operands, architecture, launch, padded_size
 from ._layout import Layout
 from ._product import product
-from .philox import keep, philox4
+from .philox import drop, keep_bits
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 # Below every score, and finite: the difference of two of them is a number.
@@ -52,17 +55,23 @@ def _seen(begin, token, key):
 
 
 @triton.jit
-def _dropout(p, seed_ptr, token, begin, key, level, head, stream, threshold, keep_scale,
-             HEADS: tl.constexpr):
-    """``p [rows, keys]`` where the mask of the contract keeps it, times 1 / (1 - rate)."""
+def _pair_bits(seed_ptr, token, begin, key, head, group, stream, threshold, HEADS: tl.constexpr):
+    """Dropout's masks of four levels (``keep_bits``) for queries and keys, ``[rows, keys]``."""
     # A key that the query does not see may lie before its sequence; its p is zero anyway.
     place = tl.maximum(key[None, :] - begin[:, None], 0)
-    w0, w1, w2, w3 = philox4(
-        seed_ptr, ((token * HEADS + head) << 16)[:, None] | place, stream, level // 4
-    )
-    lane = level % 4
-    word = tl.where(lane < 2, tl.where(lane == 0, w0, w1), tl.where(lane == 2, w2, w3))
-    return tl.where(keep(word, threshold), p * keep_scale, 0.0)
+    index = ((token * HEADS + head) << 16)[:, None] | place
+    return keep_bits(seed_ptr, index, stream, group, threshold)
+
+
+@triton.jit
+def _key_bits(seed_ptr, offsets_ptr, sequence_ptr, key, exists, head, group, stream, threshold,
+              HEADS: tl.constexpr):
+    """The same ``[1, keys]`` where a key has one query only, the last token of its sequence."""
+    sequence = tl.load(sequence_ptr + key, mask=exists, other=0)
+    begin = tl.load(offsets_ptr + sequence, mask=exists, other=0)
+    token = tl.load(offsets_ptr + sequence + 1, mask=exists, other=1) - 1
+    index = ((token * HEADS + head) << 16) | tl.where(exists, key - begin, 0)
+    return keep_bits(seed_ptr, index[None, :], stream, group, threshold)
 
 
 @triton.jit(do_not_specialize=["rows", "tokens", "threshold"])
@@ -74,48 +83,64 @@ def _attention_kernel(
     LAST: tl.constexpr, PRECISION: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    level = tl.program_id(1)
+    group = tl.program_id(1)
     head = tl.program_id(2)
-    token, begin, exists = _queries(
-        row, rows, level, offsets_ptr, sequence_ptr, row_reach_ptr, LAST
-    )
-    if tl.max(exists.to(tl.int32)) == 0:
+    deepest = tl.max(tl.load(row_reach_ptr + row, mask=row < rows, other=0))
+    if deepest <= 4 * group:
         return
-    first = tl.min(tl.where(exists, begin, tokens))
-    end = tl.max(tl.where(exists, token + 1, 0))
+    # Rows of sequences that end within the group see keys that are zero, and are not stored.
+    token, begin, any_level = _queries(
+        row, rows, 4 * group, offsets_ptr, sequence_ptr, row_reach_ptr, LAST
+    )
+    first = tl.min(tl.where(any_level, begin, tokens))
+    end = tl.max(tl.where(any_level, token + 1, 0))
     dims = tl.arange(0, BLOCK_H)
     inside = (dims < D // HEADS)[None, :]
     column = (head * (D // HEADS) + dims)[None, :]
-    at_row = level.to(tl.int64) * rows + row
-    there = exists[:, None] & inside
-    q = tl.load(q_ptr + at_row[:, None] * Q_STRIDE + column, mask=there, other=0.0)
-    top = tl.full((ROWS,), LOWEST, tl.float32)
-    total = tl.zeros((ROWS,), tl.float32)
-    context = tl.zeros((ROWS, BLOCK_H), tl.float32)
-    for block in range(0, tl.cdiv(end - first, KEYS)):
-        key = first + block * KEYS + tl.arange(0, KEYS)
-        reach = tl.load(token_reach_ptr + key, mask=key < end, other=0)
-        at_key = (level.to(tl.int64) * tokens + key)[:, None] * KV_STRIDE + column
-        mask = (reach > level)[:, None] & inside
-        k = tl.load(kv_ptr + at_key, mask=mask, other=0.0)
-        v = tl.load(kv_ptr + D + at_key, mask=mask, other=0.0)
-        seen = _seen(begin, token, key)
-        scores = tl.where(seen, product(q, tl.trans(k), PRECISION) * (scale * LOG2_E), LOWEST)
-        higher = tl.maximum(top, tl.max(scores, 1))
-        p = tl.where(seen, tl.exp2(scores - higher[:, None]), 0.0)
-        decay = tl.exp2(top - higher)
-        total = total * decay + tl.sum(p, 1)
-        if DROPOUT:
-            p = _dropout(p, seed_ptr, token, begin, key, level, head, stream, threshold,
-                         keep_scale, HEADS)
-        context = context * decay[:, None] + product(p.to(v.dtype), v, PRECISION)
-        top = higher
-    total = tl.where(exists, total, 1.0)
-    context /= total[:, None]
-    tl.store(context_ptr + at_row[:, None] * D + column, context, mask=there)
-    if lse_ptr is not None:
-        at = (level.to(tl.int64) * HEADS + head) * rows + row
-        tl.store(lse_ptr + at, top + tl.log2(total), mask=exists)
+    if DROPOUT and not LAST:
+        first_bits = _pair_bits(seed_ptr, token, begin, first + tl.arange(0, KEYS), head, group,
+                                stream, threshold, HEADS)
+    for level in range(4 * group, tl.minimum(4 * group + 4, deepest)):
+        plane = tl.full((), level, tl.int64)
+        exists = tl.load(row_reach_ptr + row, mask=row < rows, other=0) > level
+        at_row = plane * rows + row
+        there = exists[:, None] & inside
+        q = tl.load(q_ptr + at_row[:, None] * Q_STRIDE + column, mask=there, other=0.0)
+        top = tl.full((ROWS,), LOWEST, tl.float32)
+        total = tl.zeros((ROWS,), tl.float32)
+        context = tl.zeros((ROWS, BLOCK_H), tl.float32)
+        for block in range(0, tl.cdiv(end - first, KEYS)):
+            key = first + block * KEYS + tl.arange(0, KEYS)
+            real = tl.load(token_reach_ptr + key, mask=key < end, other=0) > level
+            at_key = (plane * tokens + key)[:, None] * KV_STRIDE + column
+            mask = real[:, None] & inside
+            k = tl.load(kv_ptr + at_key, mask=mask, other=0.0)
+            v = tl.load(kv_ptr + D + at_key, mask=mask, other=0.0)
+            seen = _seen(begin, token, key)
+            scores = product(q, tl.trans(k), PRECISION) * (scale * LOG2_E)
+            scores = tl.where(seen, scores, LOWEST)
+            higher = tl.maximum(top, tl.max(scores, 1))
+            p = tl.where(seen, tl.exp2(scores - higher[:, None]), 0.0)
+            decay = tl.exp2(top - higher)
+            total = total * decay + tl.sum(p, 1)
+            if DROPOUT:
+                if LAST:
+                    bits = _key_bits(seed_ptr, offsets_ptr, sequence_ptr, key, real, head, group,
+                                     stream, threshold, HEADS)
+                else:
+                    bits = first_bits
+                    if block > 0:
+                        bits = _pair_bits(seed_ptr, token, begin, key, head, group, stream,
+                                          threshold, HEADS)
+                p = drop(p, bits, level - 4 * group, keep_scale)
+            context = context * decay[:, None] + product(p.to(v.dtype), v, PRECISION)
+            top = higher
+        total = tl.where(exists, total, 1.0)
+        context /= total[:, None]
+        tl.store(context_ptr + at_row[:, None] * D + column, context, mask=there)
+        if lse_ptr is not None:
+            at = (plane * HEADS + head) * rows + row
+            tl.store(lse_ptr + at, top + tl.log2(total), mask=exists)
 
 
 def _arguments(
@@ -124,7 +149,9 @@ def _arguments(
 ) -> tuple[dict[str, Any], _heuristics.Tile]:
     size = q.shape[2]
     block = padded_size(size // heads)
-    tile = _heuristics.tile(kernel, block, ops.kind, architecture(q.device))
+    # Tiles are chosen for two heads.
+    bucket = min(2 * block, LARGEST_SIZE)
+    tile = _heuristics.tile(kernel, bucket, ops.kind, architecture(q.device))
     return {
         "q_ptr": q, "kv_ptr": kv, "offsets_ptr": offsets, "sequence_ptr": layout.sequence,
         "row_reach_ptr": layout.row_reach, "token_reach_ptr": layout.token_reach,
@@ -170,7 +197,7 @@ def attention(
     lse = None
     if save:
         lse = torch.empty(planes, heads, rows, dtype=torch.float32, device=q.device)
-    grid = (triton.cdiv(rows, tile.rows), planes, heads)
+    grid = (triton.cdiv(rows, tile.rows), triton.cdiv(planes, rng.LANES), heads)
     launch(
         _attention_kernel, grid, {**arguments, "context_ptr": context, "lse_ptr": lse},
         tile.options,

@@ -13,10 +13,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._attention import LOG2_E, Attended, _arguments, _dropout, _queries, _seen
+from .. import rng
+from ._attention import (
+    LOG2_E,
+    Attended,
+    _arguments,
+    _key_bits,
+    _pair_bits,
+    _queries,
+    _seen,
+)
 from ._launch import Operands, launch
 from ._layout import Layout
 from ._product import product
+from .philox import drop
 
 
 @triton.jit
@@ -36,45 +46,58 @@ def _attention_queries_kernel(
     LAST: tl.constexpr, PRECISION: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    level = tl.program_id(1)
+    group = tl.program_id(1)
     head = tl.program_id(2)
-    token, begin, exists = _queries(
-        row, rows, level, offsets_ptr, sequence_ptr, row_reach_ptr, LAST
-    )
-    if tl.max(exists.to(tl.int32)) == 0:
+    deepest = tl.max(tl.load(row_reach_ptr + row, mask=row < rows, other=0))
+    if deepest <= 4 * group:
         return
-    first = tl.min(tl.where(exists, begin, tokens))
-    end = tl.max(tl.where(exists, token + 1, 0))
+    token, begin, any_level = _queries(
+        row, rows, 4 * group, offsets_ptr, sequence_ptr, row_reach_ptr, LAST
+    )
+    first = tl.min(tl.where(any_level, begin, tokens))
+    end = tl.max(tl.where(any_level, token + 1, 0))
     dims = tl.arange(0, BLOCK_H)
     inside = (dims < D // HEADS)[None, :]
     column = (head * (D // HEADS) + dims)[None, :]
-    at_row = level.to(tl.int64) * rows + row
-    there = exists[:, None] & inside
-    q = tl.load(q_ptr + at_row[:, None] * Q_STRIDE + column, mask=there, other=0.0)
-    at_context = at_row[:, None] * D + column
-    d_context = tl.load(d_context_ptr + at_context, mask=there, other=0.0)
-    context = tl.load(context_ptr + at_context, mask=there, other=0.0).to(tl.float32)
-    delta = tl.sum(d_context.to(tl.float32) * context, 1)
-    at = (level.to(tl.int64) * HEADS + head) * rows + row
-    tl.store(delta_ptr + at, delta, mask=exists)
-    lse = tl.load(lse_ptr + at, mask=exists, other=0.0)
-    d_q = tl.zeros((ROWS, BLOCK_H), tl.float32)
-    for block in range(0, tl.cdiv(end - first, KEYS)):
-        key = first + block * KEYS + tl.arange(0, KEYS)
-        reach = tl.load(token_reach_ptr + key, mask=key < end, other=0)
-        at_key = (level.to(tl.int64) * tokens + key)[:, None] * KV_STRIDE + column
-        mask = (reach > level)[:, None] & inside
-        k = tl.load(kv_ptr + at_key, mask=mask, other=0.0)
-        v = tl.load(kv_ptr + D + at_key, mask=mask, other=0.0)
-        seen = _seen(begin, token, key)
-        p = _probabilities(q, k, lse, seen, scale, PRECISION)
-        d_p = product(d_context, tl.trans(v), PRECISION)
-        if DROPOUT:
-            d_p = _dropout(d_p, seed_ptr, token, begin, key, level, head, stream, threshold,
-                           keep_scale, HEADS)
-        d_scores = p * (d_p - delta[:, None]) * scale
-        d_q += product(d_scores.to(k.dtype), k, PRECISION)
-    tl.store(d_q_ptr + at_row[:, None] * Q_STRIDE + column, d_q, mask=there)
+    if DROPOUT and not LAST:
+        first_bits = _pair_bits(seed_ptr, token, begin, first + tl.arange(0, KEYS), head, group,
+                                stream, threshold, HEADS)
+    for level in range(4 * group, tl.minimum(4 * group + 4, deepest)):
+        plane = tl.full((), level, tl.int64)
+        exists = tl.load(row_reach_ptr + row, mask=row < rows, other=0) > level
+        at_row = plane * rows + row
+        there = exists[:, None] & inside
+        q = tl.load(q_ptr + at_row[:, None] * Q_STRIDE + column, mask=there, other=0.0)
+        at_context = at_row[:, None] * D + column
+        d_context = tl.load(d_context_ptr + at_context, mask=there, other=0.0)
+        context = tl.load(context_ptr + at_context, mask=there, other=0.0).to(tl.float32)
+        delta = tl.sum(d_context.to(tl.float32) * context, 1)
+        at = (plane * HEADS + head) * rows + row
+        tl.store(delta_ptr + at, delta, mask=exists)
+        lse = tl.load(lse_ptr + at, mask=exists, other=0.0)
+        d_q = tl.zeros((ROWS, BLOCK_H), tl.float32)
+        for block in range(0, tl.cdiv(end - first, KEYS)):
+            key = first + block * KEYS + tl.arange(0, KEYS)
+            real = tl.load(token_reach_ptr + key, mask=key < end, other=0) > level
+            at_key = (plane * tokens + key)[:, None] * KV_STRIDE + column
+            mask = real[:, None] & inside
+            k = tl.load(kv_ptr + at_key, mask=mask, other=0.0)
+            v = tl.load(kv_ptr + D + at_key, mask=mask, other=0.0)
+            p = _probabilities(q, k, lse, _seen(begin, token, key), scale, PRECISION)
+            d_p = product(d_context, tl.trans(v), PRECISION)
+            if DROPOUT:
+                if LAST:
+                    bits = _key_bits(seed_ptr, offsets_ptr, sequence_ptr, key, real, head, group,
+                                     stream, threshold, HEADS)
+                else:
+                    bits = first_bits
+                    if block > 0:
+                        bits = _pair_bits(seed_ptr, token, begin, key, head, group, stream,
+                                          threshold, HEADS)
+                d_p = drop(d_p, bits, level - 4 * group, keep_scale)
+            d_scores = p * (d_p - delta[:, None]) * scale
+            d_q += product(d_scores.to(k.dtype), k, PRECISION)
+        tl.store(d_q_ptr + at_row[:, None] * Q_STRIDE + column, d_q, mask=there)
 
 
 @triton.jit(do_not_specialize=["rows", "tokens", "threshold"])
@@ -87,57 +110,69 @@ def _attention_keys_kernel(
     LAST: tl.constexpr, PRECISION: tl.constexpr,
 ):
     key = tl.program_id(0).to(tl.int64) * KEYS + tl.arange(0, KEYS)
-    level = tl.program_id(1)
+    group = tl.program_id(1)
     head = tl.program_id(2)
-    exists = tl.load(token_reach_ptr + key, mask=key < tokens, other=0) > level
-    if tl.max(exists.to(tl.int32)) == 0:
+    reach = tl.load(token_reach_ptr + key, mask=key < tokens, other=0)
+    deepest = tl.max(reach)
+    if deepest <= 4 * group:
         return
     # The queries that see one of these keys: from the first key's own, to the last sequence's end.
-    sequence = tl.load(sequence_ptr + key, mask=exists, other=0).to(tl.int64)
+    any_level = reach > 4 * group
+    sequence = tl.load(sequence_ptr + key, mask=any_level, other=0).to(tl.int64)
     if LAST:
-        first = tl.min(tl.where(exists, sequence, rows))
-        end = tl.max(tl.where(exists, sequence + 1, 0))
+        first = tl.min(tl.where(any_level, sequence, rows))
+        end = tl.max(tl.where(any_level, sequence + 1, 0))
     else:
-        first = tl.min(tl.where(exists, key, rows))
-        end = tl.max(tl.load(offsets_ptr + sequence + 1, mask=exists, other=0))
+        first = tl.min(tl.where(any_level, key, rows))
+        end = tl.max(tl.load(offsets_ptr + sequence + 1, mask=any_level, other=0))
     dims = tl.arange(0, BLOCK_H)
     inside = (dims < D // HEADS)[None, :]
     column = (head * (D // HEADS) + dims)[None, :]
-    at_key = (level.to(tl.int64) * tokens + key)[:, None] * KV_STRIDE + column
-    there = exists[:, None] & inside
-    k = tl.load(kv_ptr + at_key, mask=there, other=0.0)
-    v = tl.load(kv_ptr + D + at_key, mask=there, other=0.0)
-    d_k = tl.zeros((KEYS, BLOCK_H), tl.float32)
-    d_v = tl.zeros((KEYS, BLOCK_H), tl.float32)
-    for block in range(0, tl.cdiv(end - first, ROWS)):
-        row = first + block * ROWS + tl.arange(0, ROWS)
-        token, begin, asks = _queries(
-            row, end, level, offsets_ptr, sequence_ptr, row_reach_ptr, LAST
-        )
-        at_row = level.to(tl.int64) * rows + row
-        mask = asks[:, None] & inside
-        q = tl.load(q_ptr + at_row[:, None] * Q_STRIDE + column, mask=mask, other=0.0)
-        at_context = at_row[:, None] * D + column
-        d_context = tl.load(d_context_ptr + at_context, mask=mask, other=0.0)
-        at = (level.to(tl.int64) * HEADS + head) * rows + row
-        lse = tl.load(lse_ptr + at, mask=asks, other=0.0)
-        delta = tl.load(delta_ptr + at, mask=asks, other=0.0)
-        # A key that does not exist lies behind its sequence, or in one that does not exist here.
-        seen = _seen(begin, token, key)
-        p = _probabilities(q, k, lse, seen, scale, PRECISION)
-        d_p = product(d_context, tl.trans(v), PRECISION)
-        kept = p
-        if DROPOUT:
-            # One mask for both: where it drops, P m and dP are zero.
-            factor = _dropout(tl.full((ROWS, KEYS), 1.0, tl.float32), seed_ptr, token, begin,
-                              key, level, head, stream, threshold, keep_scale, HEADS)
-            kept = p * factor
-            d_p *= factor
-        d_v += product(tl.trans(kept.to(q.dtype)), d_context, PRECISION)
-        d_scores = p * (d_p - delta[:, None]) * scale
-        d_k += product(tl.trans(d_scores.to(q.dtype)), q, PRECISION)
-    tl.store(d_kv_ptr + at_key, d_k, mask=there)
-    tl.store(d_kv_ptr + D + at_key, d_v, mask=there)
+    if DROPOUT:
+        if LAST:
+            first_bits = _key_bits(seed_ptr, offsets_ptr, sequence_ptr, key, any_level, head,
+                                   group, stream, threshold, HEADS)
+        else:
+            token, begin, _ = _queries(first + tl.arange(0, ROWS), end, 4 * group, offsets_ptr,
+                                       sequence_ptr, row_reach_ptr, LAST)
+            first_bits = _pair_bits(seed_ptr, token, begin, key, head, group, stream, threshold,
+                                    HEADS)
+    for level in range(4 * group, tl.minimum(4 * group + 4, deepest)):
+        plane = tl.full((), level, tl.int64)
+        at_key = (plane * tokens + key)[:, None] * KV_STRIDE + column
+        there = (reach > level)[:, None] & inside
+        k = tl.load(kv_ptr + at_key, mask=there, other=0.0)
+        v = tl.load(kv_ptr + D + at_key, mask=there, other=0.0)
+        d_k = tl.zeros((KEYS, BLOCK_H), tl.float32)
+        d_v = tl.zeros((KEYS, BLOCK_H), tl.float32)
+        for block in range(0, tl.cdiv(end - first, ROWS)):
+            row = first + block * ROWS + tl.arange(0, ROWS)
+            token, begin, asks = _queries(row, end, level, offsets_ptr, sequence_ptr,
+                                          row_reach_ptr, LAST)
+            at_row = plane * rows + row
+            mask = asks[:, None] & inside
+            q = tl.load(q_ptr + at_row[:, None] * Q_STRIDE + column, mask=mask, other=0.0)
+            at_context = at_row[:, None] * D + column
+            d_context = tl.load(d_context_ptr + at_context, mask=mask, other=0.0)
+            at = (plane * HEADS + head) * rows + row
+            lse = tl.load(lse_ptr + at, mask=asks, other=0.0)
+            delta = tl.load(delta_ptr + at, mask=asks, other=0.0)
+            # A key that does not exist lies behind its sequence, or in one that asks nothing.
+            p = _probabilities(q, k, lse, _seen(begin, token, key), scale, PRECISION)
+            kept = p
+            d_p = product(d_context, tl.trans(v), PRECISION)
+            if DROPOUT:
+                bits = first_bits
+                if not LAST and block > 0:
+                    bits = _pair_bits(seed_ptr, token, begin, key, head, group, stream,
+                                      threshold, HEADS)
+                kept = drop(p, bits, level - 4 * group, keep_scale)
+                d_p = drop(d_p, bits, level - 4 * group, keep_scale)
+            d_v += product(tl.trans(kept.to(q.dtype)), d_context, PRECISION)
+            d_scores = p * (d_p - delta[:, None]) * scale
+            d_k += product(tl.trans(d_scores.to(q.dtype)), q, PRECISION)
+        tl.store(d_kv_ptr + at_key, d_k, mask=there)
+        tl.store(d_kv_ptr + D + at_key, d_v, mask=there)
 
 
 def attention_backward(
@@ -150,7 +185,7 @@ def attention_backward(
     ``d_context [K, R, D]`` is in the operands' dtype; the rest is as in ``attention``.
     """
     planes, rows, _ = q.shape
-    tokens = kv.shape[1]
+    tokens, groups = kv.shape[1], triton.cdiv(planes, rng.LANES)
     options = (offsets, layout, heads, dropout, seed, stream, last_only, ops)
     assert attended.lse is not None
     shared = {
@@ -159,9 +194,9 @@ def attention_backward(
     }
     arguments, tile = _arguments("attention_queries", q, kv, *options)
     arguments |= {**shared, "context_ptr": attended.context, "d_q_ptr": d_q}
-    grid = (triton.cdiv(rows, tile.rows), planes, heads)
+    grid = (triton.cdiv(rows, tile.rows), groups, heads)
     launch(_attention_queries_kernel, grid, arguments, tile.options)
     arguments, tile = _arguments("attention_keys", q, kv, *options)
     arguments |= {**shared, "d_kv_ptr": d_kv, "KEYS": tile.rows, "ROWS": tile.chunk}
-    grid = (triton.cdiv(tokens, tile.rows), planes, heads)
+    grid = (triton.cdiv(tokens, tile.rows), groups, heads)
     launch(_attention_keys_kernel, grid, arguments, tile.options)

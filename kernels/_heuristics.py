@@ -53,7 +53,7 @@ for _kernel in ("linear", "linear_backward", "linear_weights"):
     _rows(_kernel, _ALL, d64=Tile(32, 64, 8), d128=Tile(32, 32, 8), d256=Tile(16, 32, 8))
 for _kernel in ("sublayers", "sublayers_backward"):
     _rows(_kernel, _ALL, d64=Tile(32, 32, 8), d128=Tile(32, 32, 8), d256=Tile(16, 16, 8))
-# For these the size is that of a head, and a chunk a block of keys, or of queries for their keys.
+# A chunk is a block of keys, and of queries where rows are keys.
 for _kernel in ("attention", "attention_queries", "attention_keys"):
     _rows(_kernel, _ALL, d64=Tile(32, 32, 4), d128=Tile(32, 32, 4), d256=Tile(16, 16, 8))
 _rows("moe", _ALL, d64=Tile(16, 64, 4), d128=Tile(16, 32, 4), d256=Tile(16, 32, 8))

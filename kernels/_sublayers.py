@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -20,7 +19,7 @@ from ._jagged import token_of
 from ._launch import Operands, architecture, launch, padded_size
 from ._mlp import load_w2, normalise, perceptron
 from ._product import product
-from .philox import keep_bits
+from .philox import drop, keep_bits
 
 
 @triton.jit
@@ -35,9 +34,9 @@ def _bits(seed_ptr, index, stream, group, threshold, DROPOUT: tl.constexpr):
 
 @triton.jit
 def _drop(y, bits, lane, keep_scale, DROPOUT: tl.constexpr):
-    """``y`` where bit ``lane`` keeps it, times 1 / (1 - rate); the same for y's gradient."""
+    """Dropout, if there is one, of y or of its gradient."""
     if DROPOUT:
-        y = tl.where(((bits >> lane) & 1) != 0, y * keep_scale, 0.0)
+        y = drop(y, bits, lane, keep_scale)
     return y
 
 

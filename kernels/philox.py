@@ -105,3 +105,9 @@ def keep_bits(seed_ptr, index, stream, group, threshold):
     low = keep(w0, threshold).to(tl.int32) | (keep(w1, threshold).to(tl.int32) << 1)
     high = keep(w2, threshold).to(tl.int32) | (keep(w3, threshold).to(tl.int32) << 1)
     return low | (high << 2)
+
+
+@triton.jit
+def drop(x, bits, lane, keep_scale):
+    """``x * keep_scale`` where bit ``lane`` of ``keep_bits`` is set, else 0; same for gradients."""
+    return tl.where(((bits >> lane) & 1) != 0, x * keep_scale, 0.0)
