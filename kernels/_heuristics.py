@@ -57,6 +57,17 @@ for _kernel in ("sublayers", "sublayers_backward"):
 for _kernel in ("attention", "attention_queries", "attention_keys"):
     _rows(_kernel, _ALL, d64=Tile(32, 32, 4), d128=Tile(32, 32, 4), d256=Tile(16, 16, 8))
 _rows("moe", _ALL, d64=Tile(16, 64, 4), d128=Tile(16, 32, 4), d256=Tile(16, 32, 8))
+# The chunk is a tile of the catalogue.
+_rows("score_topk", _ALL, d64=Tile(16, 128, 4))
+# The chunk is a tile of candidates.
+for _kernel in ("infonce_forward", "infonce_backward"):
+    _rows(_kernel, "tf32 ieee", d64=Tile(32, 32, 4), d128=Tile(16, 32, 4), d256=Tile(16, 16, 8))
+# Of a scan, the chunk is the part of the recurrent weights that stays in registers, if all of it.
+for _kernel in ("gru_scan", "gru_scan_backward"):
+    _rows(_kernel, "half tf32", d64=Tile(16, 64, 4), d128=Tile(16, 32, 8), d256=Tile(16, 16, 8))
+    _rows(_kernel, "ieee", d64=Tile(16, 32, 4), d128=Tile(16, 32, 8), d256=Tile(16, 16, 8))
+for _kernel in ("gru_gates", "gru_weights"):
+    _rows(_kernel, _ALL, d64=Tile(32, 32, 4), d128=Tile(32, 32, 4), d256=Tile(16, 32, 8))
 
 
 def tile(kernel: str, size: int, kind: str, architecture: int) -> Tile:

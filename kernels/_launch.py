@@ -103,13 +103,17 @@ def operands(x: Tensor) -> Operands:
         kernel_dtype = tl.bfloat16 if dtype == torch.bfloat16 else tl.float16
         return Operands(kernel_dtype, dtype, "upcast" if _INTERPRETED else "ieee", "half")
     if dtype == torch.float32:
-        if torch.backends.cuda.matmul.fp32_precision == "tf32":
-            return Operands(tl.float32, dtype, "tf32", "tf32")
-        return Operands(tl.float32, dtype, "ieee", "ieee")
+        return float32_operands()
     raise ValueError(
         f"the triton backend computes in float32, bfloat16 or float16, not {dtype}; "
         f"use backend='packed'"
     )
+
+
+def float32_operands() -> Operands:
+    """Float32 by torch's switch, also under autocast."""
+    kind = "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+    return Operands(tl.float32, torch.float32, kind, kind)
 
 
 def padded_size(size: int, name: str = "D") -> int:

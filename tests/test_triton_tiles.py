@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,22 +18,26 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 
 pytest.importorskip("triton")
 
+import test_depth_controller
 import test_dropout
 import test_encoder_layer
 import test_hda_trajectory
+import test_level_infonce
 import test_level_pool
 import test_mlp_expert
 import test_moe_aggregate
+import test_score_topk
 from helpers_suite import EXTREMES, OpSuite
 
 from adarec_fast.kernels import _heuristics
 from adarec_fast.kernels._launch import operands
+from adarec_fast.ops import score_topk
 
 SUITES: tuple[type[OpSuite], ...] = tuple(
     value
     for module in (
-        test_dropout, test_encoder_layer, test_hda_trajectory, test_level_pool, test_mlp_expert,
-        test_moe_aggregate,
+        test_depth_controller, test_dropout, test_encoder_layer, test_hda_trajectory,
+        test_level_infonce, test_level_pool, test_mlp_expert, test_moe_aggregate, test_score_topk,
     )
     for value in vars(module).values()
     if isinstance(value, type) and issubclass(value, OpSuite) and value is not OpSuite
@@ -73,12 +78,42 @@ def test_other_sizes(op: str, build: object, size: int) -> None:
     )
 
 
-@pytest.mark.parametrize("op", [
-    "encoder_layer", "hda_trajectory", "mlp_expert", "moe_aggregate",
-])
+BATCHES = {name: replace(batch, size=13) for name, batch in EXTREMES.items()}
+BATCHES["wide"] = random_batch(3, size=256, max_length=3)
+STREAMING = ("depth_controller", "level_infonce", "score_topk")
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES.keys())
+@pytest.mark.parametrize(("op", "build"), [c for c in CASES if c.values[0] in STREAMING])
+def test_extreme_batches(op: str, build: object, batch: Batch) -> None:
+    check_against_float64(build(batch), _backend(op), torch.float32)
+
+
+def test_ranking_in_rounds_and_parts() -> None:
+    g = torch.Generator().manual_seed(0)
+    users = torch.randint(-2, 3, (19, 5), generator=g).float()
+    items = torch.randint(-1, 2, (131, 5), generator=g).float()
+    items[[7, 129]] = float("nan")
+    offsets = torch.arange(20) * 3
+    seen = torch.randint(0, 131, (57,), generator=g)
+    for k in (1, 130):
+        wanted = score_topk(users, items, seen, offsets, k, backend="reference")
+        scores, best = score_topk(users, items, seen, offsets, k, backend="triton")
+        assert torch.equal(best, wanted[1])
+        torch.testing.assert_close(scores, wanted[0], rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    "op",
+    [
+        "depth_controller", "encoder_layer", "hda_trajectory", "level_infonce", "mlp_expert",
+        "moe_aggregate",
+    ],
+)
 def test_tile_shapes_change_nothing_but_rounding(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     suite = next(s for s in SUITES if s.op == op)
-    case: OpCase = list(suite.variants.values())[1](random_batch(8, size=16, max_depth=3))
+    case: OpCase = list(suite.variants.values())[:2][-1](random_batch(8, size=16, max_depth=3))
     default = evaluate(case, "triton", torch.float32)
     small = {key: _heuristics.Tile(16, 16, 4) for key in _heuristics._TABLE}
     monkeypatch.setattr(_heuristics, "_TABLE", small)

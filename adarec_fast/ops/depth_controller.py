@@ -39,6 +39,7 @@ define(
     _fake_forward,
     _fake_backward,
     cpu=("cpp", "packed"),
+    cuda=("triton", "packed"),
 )
 
 

@@ -28,6 +28,7 @@ define(
     _fake_forward,
     None,
     cpu=("cpp", "packed"),
+    cuda=("triton", "packed"),
 )
 
 
