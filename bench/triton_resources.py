@@ -37,7 +37,7 @@ from .triton_model import PEAKS, floors
 
 TABLE = Path(__file__).parent / "results" / "triton-resources.json"
 ARCHITECTURES = (80, 86, 89, 90)
-SIZES = (64, 128, 256)
+SIZES = (32, 64, 128, 256)
 PRECISIONS = ("half", "tf32", "ieee")
 SHARED_LIMIT_SM86 = 99 * 1024
 LEVELS = 9
@@ -128,6 +128,31 @@ def _dropout(size: int) -> tuple[list[Any], None]:
     return [b["e"], b["seed"], 0.1, rng.STREAM_EMBEDDING], None
 
 
+def _controller(size: int) -> tuple[list[Any], list[Any]]:
+    b, gates = _batch(size), 3 * size
+    inputs = [
+        b["e"], b["offsets"], torch.zeros(3, gates), torch.zeros(gates, size),
+        torch.zeros(gates, size), torch.zeros(gates), torch.zeros(LEVELS, size),
+        torch.zeros(LEVELS), 40,
+    ]
+    return inputs, [torch.zeros(3, LEVELS), b["e"], *inputs]
+
+
+def _infonce(size: int) -> tuple[list[Any], list[Any]]:
+    b = _batch(size)
+    inputs = [b["z"], b["depth"], torch.arange(3), 0.07]
+    return inputs, [torch.ones(()), torch.zeros(LEVELS - 1, 3), *inputs]
+
+
+def _topk(size: int) -> tuple[list[Any], None]:
+    # More than one round, so that the kernels keep as much as they ever do.
+    b = _batch(size)
+    return [
+        torch.zeros(3, size), torch.zeros(1001, size), torch.ones(40, dtype=torch.int64),
+        b["offsets"], 100, 0.0,
+    ], None
+
+
 # Example inputs of fwd and bwd by op; shapes matter only where a kernel is specialised on them.
 EXAMPLES: dict[str, Callable[[int], tuple[list[Any], list[Any] | None]]] = {
     "hda_trajectory": _hda,
@@ -136,6 +161,9 @@ EXAMPLES: dict[str, Callable[[int], tuple[list[Any], list[Any] | None]]] = {
     "level_pool": _pool,
     "encoder_layer": _encoder,
     "dropout": _dropout,
+    "depth_controller": _controller,
+    "level_infonce": _infonce,
+    "score_topk": _topk,
 }
 
 

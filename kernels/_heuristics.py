@@ -60,14 +60,18 @@ _rows("moe", _ALL, d64=Tile(16, 64, 4), d128=Tile(16, 32, 4), d256=Tile(16, 32, 
 # The chunk is a tile of the catalogue.
 _rows("score_topk", _ALL, d64=Tile(16, 128, 4))
 # The chunk is a tile of candidates.
-for _kernel in ("infonce_forward", "infonce_backward"):
-    _rows(_kernel, "tf32 ieee", d64=Tile(32, 32, 4), d128=Tile(16, 32, 4), d256=Tile(16, 16, 8))
+_rows("infonce_forward", "tf32 ieee", d64=Tile(32, 32, 4), d128=Tile(32, 32, 4),
+      d256=Tile(32, 32, 4))
+_rows("infonce_backward", "tf32", d64=Tile(32, 32, 4), d128=Tile(32, 32, 4), d256=Tile(32, 64, 8))
+_rows("infonce_backward", "ieee", d64=Tile(32, 32, 4), d128=Tile(16, 32, 8), d256=Tile(16, 16, 8))
 # Of a scan, the chunk is the part of the recurrent weights that stays in registers, if all of it.
 for _kernel in ("gru_scan", "gru_scan_backward"):
-    _rows(_kernel, "half tf32", d64=Tile(16, 64, 4), d128=Tile(16, 32, 8), d256=Tile(16, 16, 8))
-    _rows(_kernel, "ieee", d64=Tile(16, 32, 4), d128=Tile(16, 32, 8), d256=Tile(16, 16, 8))
-for _kernel in ("gru_gates", "gru_weights"):
-    _rows(_kernel, _ALL, d64=Tile(32, 32, 4), d128=Tile(32, 32, 4), d256=Tile(16, 32, 8))
+    _rows(_kernel, "half", d64=Tile(16, 64, 4, 2, 255), d128=Tile(16, 32, 8), d256=Tile(16, 16, 16))
+    _rows(_kernel, "tf32", d64=Tile(16, 64, 4), d128=Tile(16, 32, 8), d256=Tile(16, 16, 16))
+    _rows(_kernel, "ieee", d64=Tile(16, 32, 4), d128=Tile(16, 16, 8), d256=Tile(16, 16, 16))
+_rows("gru_gates", _ALL, d64=Tile(32, 32, 4), d128=Tile(32, 32, 4), d256=Tile(32, 32, 4))
+_rows("gru_weights", "half tf32", d64=Tile(32, 32, 4), d128=Tile(32, 32, 4), d256=Tile(16, 32, 8))
+_rows("gru_weights", "ieee", d64=Tile(16, 32, 4), d128=Tile(16, 32, 4), d256=Tile(16, 16, 8))
 
 
 def tile(kernel: str, size: int, kind: str, architecture: int) -> Tile:

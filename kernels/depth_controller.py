@@ -63,47 +63,51 @@ def _tanh(x):
 def _gates_kernel(
     e_ptr, offsets_ptr, bias_ptr, w_ih_ptr, w_hh_ptr, b_hh_ptr, hidden_ptr, gates_ptr, place_ptr,
     tokens, batch, steps,
-    D: tl.constexpr, G: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_G: tl.constexpr,
-    ROWS: tl.constexpr, CHUNK: tl.constexpr, WHOLE_GATES: tl.constexpr, OPERAND: tl.constexpr,
+    D: tl.constexpr, G: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
+    DEPTH: tl.constexpr, WHOLE_GATES: tl.constexpr, OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Planes ``[N, G]``: the input's share of r, z and n; or r, z, n and W_hn h + b_hn."""
     token = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     sequence = sequence_of(token, offsets_ptr, batch, steps)
     real = (token < tokens) & (sequence < batch)
-    place = token - tl.load(offsets_ptr + sequence, mask=real, other=0)
-    dims = tl.arange(0, BLOCK_D)
     units = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
     mask = real[:, None] & (units < G)[None, :]
-    at_e = token[:, None] * D + dims[None, :]
-    e = _load(e_ptr, at_e, real[:, None] & (dims < D)[None, :], OPERAND)
+    at_bias = sequence.to(tl.int64)[:, None] * (3 * G) + units[None, :]
+    reset = _load(bias_ptr, at_bias, mask, tl.float32)
+    update = _load(bias_ptr, G + at_bias, mask, tl.float32)
+    new = _load(bias_ptr, 2 * G + at_bias, mask, tl.float32)
+    for start in range(0, D, DEPTH):
+        dims = start + tl.arange(0, DEPTH)
+        at_e = token[:, None] * D + dims[None, :]
+        e = _load(e_ptr, at_e, real[:, None] & (dims < D)[None, :], OPERAND)
+        reset += product(e, _columns_of(w_ih_ptr, 0, units, dims, G, D, OPERAND), PRECISION)
+        update += product(e, _columns_of(w_ih_ptr, 1, units, dims, G, D, OPERAND), PRECISION)
+        new += product(e, _columns_of(w_ih_ptr, 2, units, dims, G, D, OPERAND), PRECISION)
+    plane = tokens.to(tl.int64) * G
+    at = token[:, None] * G + units[None, :]
     if WHOLE_GATES:
+        place = token - tl.load(offsets_ptr + sequence, mask=real, other=0)
         tl.store(place_ptr + token, tl.where(real, place, -1).to(tl.int32), mask=token < tokens)
-        before = tl.arange(0, BLOCK_G)
-        at_h = (token - 1)[:, None] * G + before[None, :]
-        had = (real & (place > 0))[:, None] & (before < G)[None, :]
-        h = _load(hidden_ptr, at_h, had, OPERAND)
-    reset = tl.zeros((ROWS, CHUNK), tl.float32)
-    for gate in tl.static_range(3):
-        at_bias = sequence.to(tl.int64)[:, None] * (3 * G) + gate * G + units[None, :]
-        value = _load(bias_ptr, at_bias, mask, tl.float32)
-        w = _columns_of(w_ih_ptr, gate, units, dims, G, D, OPERAND)
-        value += product(e, w, PRECISION)
-        at = (tokens.to(tl.int64) * gate + token)[:, None] * G + units[None, :]
-        if WHOLE_GATES:
-            w = _columns_of(w_hh_ptr, gate, units, before, G, G, OPERAND)
-            recurrent = product(h, w, PRECISION)
-            recurrent += _load(b_hh_ptr, gate * G + units, units < G, tl.float32)[None, :]
-            if gate == 0:
-                value = tl.sigmoid(value + recurrent)
-                reset = value
-            elif gate == 1:
-                value = tl.sigmoid(value + recurrent)
-            else:
-                value = _tanh(value + reset * recurrent)
-                at_last = (tokens.to(tl.int64) * 3 + token)[:, None] * G + units[None, :]
-                tl.store(gates_ptr + at_last, recurrent, mask=mask)
-        tl.store(gates_ptr + at, value, mask=mask)
+        recurrent = tl.zeros((ROWS, CHUNK), tl.float32)
+        recurrent += _load(b_hh_ptr, 2 * G + units, units < G, tl.float32)[None, :]
+        reset += _load(b_hh_ptr, units, units < G, tl.float32)[None, :]
+        update += _load(b_hh_ptr, G + units, units < G, tl.float32)[None, :]
+        for start in range(0, G, DEPTH):
+            states = start + tl.arange(0, DEPTH)
+            had = (real & (place > 0))[:, None] & (states < G)[None, :]
+            h = _load(hidden_ptr, (token - 1)[:, None] * G + states[None, :], had, OPERAND)
+            reset += product(h, _columns_of(w_hh_ptr, 0, units, states, G, G, OPERAND), PRECISION)
+            update += product(h, _columns_of(w_hh_ptr, 1, units, states, G, G, OPERAND), PRECISION)
+            w = _columns_of(w_hh_ptr, 2, units, states, G, G, OPERAND)
+            recurrent += product(h, w, PRECISION)
+        reset = tl.sigmoid(reset)
+        update = tl.sigmoid(update)
+        new = _tanh(new + reset * recurrent)
+        tl.store(gates_ptr + 3 * plane + at, recurrent, mask=mask)
+    tl.store(gates_ptr + at, reset, mask=mask)
+    tl.store(gates_ptr + plane + at, update, mask=mask)
+    tl.store(gates_ptr + 2 * plane + at, new, mask=mask)
 
 
 @triton.jit(do_not_specialize=["tokens", "batch"])
@@ -187,8 +191,8 @@ def _scan_backward_kernel(
     inside = (units < G)[None, :]
     plane = tokens.to(tl.int64) * G
     levels = tl.arange(0, BLOCK_LEVELS)
-    mask = (row < batch)[:, None] & (levels < LEVELS)[None, :]
-    grad = _load(grad_ptr, row[:, None] * LEVELS + levels[None, :], mask, OPERAND)
+    asked = (row < batch)[:, None] & (levels < LEVELS)[None, :]
+    grad = _load(grad_ptr, row[:, None] * LEVELS + levels[None, :], asked, OPERAND)
     w_out = _rows_of(w_out_ptr, 0, levels, units, LEVELS, G, OPERAND)
     share = product(grad, w_out, PRECISION) / tl.maximum(length, 1).to(tl.float32)[:, None]
     if CHUNK >= BLOCK_G:
@@ -232,21 +236,21 @@ def _scan_backward_kernel(
             for start in range(0, G, CHUNK):
                 part = start + tl.arange(0, CHUNK)
                 at_part = token[:, None] * G + part[None, :]
-                there = running[:, None] & (part < G)[None, :]
-                d_part = _load(gates_ptr, at_part, there, OPERAND)
+                ran = running[:, None] & (part < G)[None, :]
+                d_part = _load(gates_ptr, at_part, ran, OPERAND)
                 w = _rows_of(w_hh_ptr, 0, part, units, G, G, OPERAND)
                 carried += product(d_part, w, PRECISION)
-                d_part = _load(gates_ptr, plane + at_part, there, OPERAND)
+                d_part = _load(gates_ptr, plane + at_part, ran, OPERAND)
                 w = _rows_of(w_hh_ptr, 1, part, units, G, G, OPERAND)
                 carried += product(d_part, w, PRECISION)
-                d_part = _load(gates_ptr, 3 * plane + at_part, there, OPERAND)
+                d_part = _load(gates_ptr, 3 * plane + at_part, ran, OPERAND)
                 w = _rows_of(w_hh_ptr, 2, part, units, G, G, OPERAND)
                 carried += product(d_part, w, PRECISION)
-    at = row[:, None] * (3 * G) + units[None, :]
-    mask = (row < batch)[:, None] & inside
-    tl.store(d_bias_ptr + at, sum_r, mask=mask)
-    tl.store(d_bias_ptr + G + at, sum_z, mask=mask)
-    tl.store(d_bias_ptr + 2 * G + at, sum_n, mask=mask)
+    at_bias = row[:, None] * (3 * G) + units[None, :]
+    there = (row < batch)[:, None] & inside
+    tl.store(d_bias_ptr + at_bias, sum_r, mask=there)
+    tl.store(d_bias_ptr + G + at_bias, sum_z, mask=there)
+    tl.store(d_bias_ptr + 2 * G + at_bias, sum_n, mask=there)
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -340,7 +344,7 @@ class _Run:
 
     def __call__(self, kernel: Any, name: str, *grid: int, **more: Any) -> None:
         tile = self.tile(name)
-        every = {**self.arguments, "ROWS": tile.rows, "CHUNK": tile.chunk, **more}
+        every = {**self.arguments, "ROWS": tile.rows, "CHUNK": tile.chunk, "DEPTH": 32, **more}
         launch(kernel, grid, {n: every[n] for n in kernel.arg_names}, tile.options)
 
 
