@@ -29,6 +29,10 @@ SLOTS_PER_CLOCK = 128
 
 # "large": 8192 sequences of 7 tokens on average, T = 8, every depth equally likely.
 SEQUENCES, TOKENS, MEAN_DEPTH, LEVELS = 8192, 57344, 4.0, 9
+# "serve-1024": users ranked at once over Beauty's catalogue.
+RANKED, ITEMS = 1024, 12101
+# Computed in float32 also under autocast.
+FLOAT32 = ("level_infonce",)
 
 
 def _hda(size: int, word: int, backward: bool) -> dict[str, float]:
@@ -69,7 +73,40 @@ def _pool(size: int, word: int, backward: bool) -> dict[str, float]:
     return {"flops": 0.0, "bytes": (tokens + sequences) * word}
 
 
-OPS = {"hda_trajectory": _hda, "mlp_expert": _mlp, "moe_aggregate": _moe, "level_pool": _pool}
+def _controller(size: int, word: int, backward: bool) -> dict[str, float]:
+    # The hidden size is D. A product with three gates' weights of one kind, and a plane of gates.
+    product, plane = 2 * TOKENS * size * 3 * size, TOKENS * size * 4
+    tokens = TOKENS * size * word
+    if not backward:
+        return {"flops": 2 * product, "bytes": 2 * tokens + 6 * plane}
+    # Gates again, the scan's product, both weights, dE; four planes are made, replaced, and read
+    # by the weights' and dE's kernels.
+    return {"flops": 6 * product, "bytes": 6 * tokens + 19 * plane}
+
+
+def _infonce(size: int, word: int, backward: bool) -> dict[str, float]:
+    # Depths 0..8 equally likely: level k has (min(2k + 1, 8) - k) / 9 of the users as anchors and
+    # (8 - k) / 9 as candidates.
+    deepest = LEVELS - 1
+    share = sum((min(2 * k + 1, deepest) - k) * (deepest - k) for k in range(deepest)) / LEVELS**2
+    product = 2 * share * SEQUENCES**2 * size
+    vectors = SEQUENCES * (MEAN_DEPTH + 1) * size
+    if not backward:
+        return {"flops": product, "bytes": vectors * (word + 8)}
+    # A pair's similarity and its gradient, once for the anchor and once for the candidate.
+    return {"flops": 4 * product, "bytes": vectors * (2 * word + 8)}
+
+
+def _topk(size: int, word: int, backward: bool) -> dict[str, float]:
+    if backward:
+        return {}
+    return {"flops": 2 * RANKED * ITEMS * size, "bytes": (RANKED + ITEMS) * size * word}
+
+
+OPS = {
+    "hda_trajectory": _hda, "mlp_expert": _mlp, "moe_aggregate": _moe, "level_pool": _pool,
+    "depth_controller": _controller, "level_infonce": _infonce, "score_topk": _topk,
+}
 
 
 def floors() -> dict[str, dict[str, Any]]:
@@ -80,6 +117,9 @@ def floors() -> dict[str, dict[str, Any]]:
             for precision, word in (("half", 2), ("tf32", 4), ("ieee", 4)):
                 for direction in ("forward", "backward"):
                     work = count(size, word, direction == "backward")
+                    if not work:
+                        continue
+                    peak_kind = "ieee" if precision == "half" and op in FLOAT32 else precision
                     # Two levels a call, so half a Philox and half a Box-Muller a normal.
                     slots = work.get("normals", 0.0) * (PHILOX_SLOTS + BOX_MULLER_SLOTS) / 2
                     slots += work.get("words", 0.0) * PHILOX_SLOTS
@@ -87,7 +127,7 @@ def floors() -> dict[str, dict[str, Any]]:
                     for gpu, peak in PEAKS.items():
                         clocks = peak["multiprocessors"] * SLOTS_PER_CLOCK * peak["ghz"] * 1e9
                         times = {
-                            "products": work["flops"] / (peak[f"{precision}_tflops"] * 1e12),
+                            "products": work["flops"] / (peak[f"{peak_kind}_tflops"] * 1e12),
                             "memory": work["bytes"] / (peak["gbytes_per_s"] * 1e9),
                             "random": slots / clocks,
                         }

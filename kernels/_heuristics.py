@@ -63,7 +63,8 @@ _rows("score_topk", _ALL, d64=Tile(16, 128, 4))
 _rows("infonce_forward", "tf32 ieee", d64=Tile(32, 32, 4), d128=Tile(32, 32, 4),
       d256=Tile(32, 32, 4))
 _rows("infonce_backward", "tf32", d64=Tile(32, 32, 4), d128=Tile(32, 32, 4), d256=Tile(32, 64, 8))
-_rows("infonce_backward", "ieee", d64=Tile(32, 32, 4), d128=Tile(16, 32, 8), d256=Tile(16, 16, 8))
+_rows("infonce_backward", "ieee", d64=Tile(32, 32, 4, 2, 255), d128=Tile(16, 32, 8),
+      d256=Tile(16, 16, 8))
 # Of a scan, the chunk is the part of the recurrent weights that stays in registers, if all of it.
 for _kernel in ("gru_scan", "gru_scan_backward"):
     _rows(_kernel, "half", d64=Tile(16, 64, 4, 2, 255), d128=Tile(16, 32, 8), d256=Tile(16, 16, 16))
