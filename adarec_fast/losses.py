@@ -8,7 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import ragged
+from . import ops, ragged
+from .config import ADARecConfig
+from .outputs import LossOutput, Parsed
 
 
 def denoising_loss(error: Tensor, offsets: Tensor, depth: Tensor, size: int) -> Tensor:
@@ -43,3 +45,62 @@ def exploration_loss(logits: Tensor) -> Tensor:
     followed: L_expl = sum p log p.
     """
     return -depth_entropy(logits)
+
+
+def objective(
+    config: ADARecConfig, parsed: Parsed, table: Tensor, offsets: Tensor, targets: Tensor
+) -> LossOutput:
+    """Eq. 12 with each of its parts.
+
+    Args:
+        config: the weights, the temperature, the backend.
+        parsed: the pass from the histories to h.
+        table: item embeddings ``[V+1, D]``.
+        offsets: int64 ``[B+1]``.
+        targets: int64 ``[R]``, an item for each row of ``parsed.user``.
+    """
+    levels = config.num_levels
+    rec = ops.linear_cross_entropy(parsed.user, table, targets, backend=config.backend)
+    zero = torch.zeros((), dtype=rec.dtype, device=rec.device)
+    deno = cont = expl = entropy = zero
+    if parsed.error is not None:
+        deno = denoising_loss(parsed.error, offsets, parsed.computed, config.hidden_size)
+    if parsed.contrast is not None:
+        asked = targets
+        if config.supervision == "all":
+            asked = targets[ragged.last_tokens(offsets)]
+        contrast = parsed.contrast
+        if parsed.computed is not parsed.depth:
+            # Eq. 6 writes no gradient beyond T_u, where the levels computed all the same need one.
+            reached = ragged.reached_levels(parsed.depth, levels)[..., None]
+            contrast = torch.where(reached, contrast, torch.zeros_like(contrast))
+        cont = ops.level_infonce(
+            contrast, parsed.depth, asked, config.contrastive_temperature, backend=config.backend
+        )
+    if parsed.logits is not None:
+        expl = exploration_loss(parsed.logits)
+        entropy = -expl.detach()
+    total = (
+        rec
+        + config.lambda_deno * deno
+        + config.lambda_cont * cont
+        + config.lambda_expl * expl
+    )
+    parts = {"rec": rec, "deno": deno, "cont": cont, "expl": expl}
+    gate = rec.new_full((levels,), float("nan"))
+    if parsed.aggregate is not None:
+        gate = mean_gates(parsed.aggregate.gates, parsed.row_depth).detach()
+    return LossOutput(
+        total,
+        {name: part.detach() for name, part in parts.items()},
+        parsed.depth,
+        gate,
+        entropy,
+        deno.detach(),
+    )
+
+
+def mean_gates(gates: Tensor, depth: Tensor) -> Tensor:
+    """Mean g_k ``[K]`` of ``[K, R]`` over the rows that reach level k; nan where none does."""
+    reached = ragged.reached_levels(depth, gates.shape[0])
+    return torch.where(reached, gates, torch.zeros_like(gates)).sum(1) / reached.sum(1)

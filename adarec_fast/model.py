@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,22 +24,8 @@ from .modules import (
     TransformerLayer,
 )
 from .modules.experts import initialise
-from .modules.router import mean_gates, mean_of_levels
-from .outputs import ADARecOutput, Hierarchy, LossOutput
-
-
-class _Parsed(NamedTuple):
-    """One pass from E to h, with everything the losses need."""
-
-    user: Tensor  # [R, D]
-    depth: Tensor  # [B]
-    computed: Tensor  # [B], levels computed: the depth, or T under depth_gradient="full"
-    logits: Tensor | None  # [B, T+1]
-    levels: Tensor  # [T+1, N, D]
-    error: Tensor | None  # [N]
-    contrast: Tensor | None  # [T+1, B, D], what Eq. 6 compares
-    aggregate: ops.Aggregate | None
-    row_depth: Tensor  # [R]
+from .modules.router import mean_of_levels
+from .outputs import ADARecOutput, Hierarchy, LossOutput, Parsed
 
 
 class ADARec(nn.Module):
@@ -204,7 +190,7 @@ class ADARec(nn.Module):
         *,
         noise_seed: Tensor | None = None,
         contrast: bool = False,
-    ) -> _Parsed:
+    ) -> Parsed:
         """E, depth, hierarchy and h, read out at the ``"last"`` position or at ``"all"``.
 
         ``seed`` drives dropout, the depth's sample and the diffusion noise; ``noise_seed`` the
@@ -226,13 +212,14 @@ class ADARec(nn.Module):
         if self.training and config.depth_gradient == "full":
             computed = torch.full_like(depth, config.max_depth)
         if rows is None:
-            row_depth = ragged.row_of_tokens(computed, offsets, tokens)
+            # Capacity behind the last token reaches no level, not even level 0: depth -1.
+            row_depth = ragged.row_of_tokens(computed + 1, offsets, tokens) - 1
             mass = ragged.row_of_tokens(mass, offsets, tokens, dim=1)
         else:
             row_depth = computed
         if not config.augmented:
             user = embeddings if rows is None else embeddings[rows]
-            return _Parsed(
+            return Parsed(
                 self._finish(user, user), depth, computed, logits, embeddings[None], None, None,
                 None, row_depth,
             )
@@ -259,7 +246,7 @@ class ADARec(nn.Module):
                 else None
             )
         user = self._finish(user, embeddings if rows is None else embeddings[rows])
-        return _Parsed(
+        return Parsed(
             user, depth, computed, logits, x0, error, pooled, aggregate, row_depth
         )
 
@@ -318,7 +305,7 @@ class ADARec(nn.Module):
 
     def _loss(
         self, values: Tensor, offsets: Tensor, targets: Tensor
-    ) -> tuple[_Parsed, LossOutput]:
+    ) -> tuple[Parsed, LossOutput]:
         config = self.config
         everywhere = config.supervision == "all"
         expected = values.shape[0] if everywhere else offsets.shape[0] - 1
@@ -331,42 +318,8 @@ class ADARec(nn.Module):
         parsed = self._parse(
             values, offsets, self._next_seed(), "all" if everywhere else "last", contrast=contrast
         )
-        rec = ops.linear_cross_entropy(
-            parsed.user, self.item_embedding.weight, targets, backend=config.backend
-        )
-        zero = torch.zeros((), dtype=rec.dtype, device=rec.device)
-        deno = cont = expl = entropy = zero
-        if parsed.error is not None:
-            deno = losses.denoising_loss(
-                parsed.error, offsets, parsed.computed, config.hidden_size
-            )
-        if parsed.contrast is not None:
-            asked = targets[ragged.last_tokens(offsets)] if everywhere else targets
-            cont = ops.level_infonce(
-                parsed.contrast, parsed.depth, asked, config.contrastive_temperature,
-                backend=config.backend,
-            )
-        if parsed.logits is not None:
-            expl = losses.exploration_loss(parsed.logits)
-            entropy = -expl.detach()
-        total = (
-            rec
-            + config.lambda_deno * deno
-            + config.lambda_cont * cont
-            + config.lambda_expl * expl
-        )
-        parts = {"rec": rec, "deno": deno, "cont": cont, "expl": expl}
-        gate = rec.new_full((config.num_levels,), float("nan"))
-        if parsed.aggregate is not None:
-            gate = mean_gates(parsed.aggregate.gates, parsed.row_depth).detach()
-        return parsed, LossOutput(
-            total,
-            {name: part.detach() for name, part in parts.items()},
-            parsed.depth,
-            gate,
-            entropy,
-            deno.detach(),
-        )
+        table = self.item_embedding.weight
+        return parsed, losses.objective(self.config, parsed, table, offsets, targets)
 
     # ------------------------------------------------------------------ use
 

@@ -1,10 +1,12 @@
-"""What the model returns."""
+"""What the model returns, and what it hands to its losses."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 from torch import Tensor
+
+from .ops import Aggregate
 
 
 class Hierarchy(NamedTuple):
@@ -51,3 +53,17 @@ class ADARecOutput(NamedTuple):
     hierarchy: Hierarchy | None = None
     gates: Tensor | None = None
     losses: LossOutput | None = None
+
+
+class Parsed(NamedTuple):
+    """One pass from item ids to h, with everything that the losses need."""
+
+    user: Tensor  # [R, D]
+    depth: Tensor  # [B]
+    computed: Tensor  # [B], levels computed: the depth, or T under depth_gradient="full"
+    logits: Tensor | None  # [B, T+1]
+    levels: Tensor  # [T+1, N, D]
+    error: Tensor | None  # [N]
+    contrast: Tensor | None  # [T+1, B, D], what Eq. 6 compares
+    aggregate: Aggregate | None
+    row_depth: Tensor  # [R]

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import assert_close_to_float64
 
-from adarec_fast import ADARec, ConfigError, rng
+from adarec_fast import ADARec, ConfigError, ops, rng
 from adarec_fast.data import Batch
 
 SMALL: dict[str, Any] = {
@@ -106,6 +107,48 @@ def test_every_variant_trains_alike_on_reference_and_packed(
         torch.testing.assert_close(found[1][name], expected, rtol=1e-7, atol=1e-10, msg=name)
     # The schedule is a float32 table, so that nothing else limits the agreement above.
     assert float(found[0]["depth_controller.w_out"].abs().sum()) > 0
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("supervision", ["prefix", "all"])
+@pytest.mark.parametrize("depth_gradient", ["truncated", "full"])
+@pytest.mark.parametrize("coarse_expert", ["mlp", "transformer"])
+@pytest.mark.parametrize("backend", ["auto", "packed", "reference"])
+@pytest.mark.parametrize("capacity", [0, 7])
+def test_nothing_unwritten_is_read(
+    supervision: str, depth_gradient: str, coarse_expert: str, backend: str, capacity: int
+) -> None:
+    """Levels beyond a depth and rows behind the last token hold NaN, or what was there before."""
+    options = {
+        **SMALL,
+        "supervision": supervision,
+        "depth_gradient": depth_gradient,
+        "coarse_expert": coarse_expert,
+    }
+    exact, plain = (
+        _gradients(ADARec(**options, backend="reference").to(dtype), _batch(supervision))
+        for dtype in (torch.float64, torch.float32)
+    )
+    batch = _batch(supervision)
+    unused = torch.zeros(capacity, dtype=torch.int64)
+    targets = batch.targets
+    if supervision == "all":
+        targets = torch.cat([targets, unused])
+    batch = batch._replace(item_ids=torch.cat([VALUES, unused]), targets=targets)
+    model = ADARec(**options, backend=backend)
+    moe = ops.choose("moe_aggregate", backend, "cpu")
+    if supervision == "all" and capacity and moe == "cpp":
+        # Rows of depth -1 are refused rather than read; nothing pads such batches on a CPU.
+        with pytest.raises(ValueError, match=r"depth\[9\]=-1 must lie in 0"):
+            model.loss(batch)
+        return
+    found = _gradients(model, batch)
+    assert found.keys() == exact.keys()
+    for name, gradient in found.items():
+        assert_close_to_float64(gradient, plain[name], exact[name], name)
+    user = model.eval()((batch.item_ids, OFFSETS)).user
+    torch.testing.assert_close(user, model((VALUES, OFFSETS)).user)
+    assert user.isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,9 @@ class DepthController(nn.Module):
         noise = rng.gumbel(seed, logits.shape[0], logits.shape[1], logits.dtype)
         soft = torch.softmax((logits + noise) / self.temperature, -1)
         depth = soft.argmax(-1)
-        hard = F.one_hot(depth, logits.shape[1]).to(logits.dtype)
+        # Not F.one_hot, which reads the depths on the host to check them.
+        choices = torch.arange(logits.shape[1], device=depth.device)
+        hard = (choices == depth[:, None]).to(logits.dtype)
         # The difference is exactly zero, so that the forward value stays a true one-hot.
         chosen = hard + (soft - soft.detach())
         return depth, chosen.flip(-1).cumsum(-1).flip(-1).T.contiguous()

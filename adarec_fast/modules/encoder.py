@@ -53,9 +53,10 @@ class SASRecEncoder(nn.Module):
         x = ops.dropout(
             x, p=self.dropout, seed=seed, stream=rng.STREAM_EMBEDDING, backend=backend
         )
+        # Ops write no gradient behind the last token, where LayerNorm and positions would read it.
+        levels = ragged.mask_levels(x[None], offsets, None)
         if not len(self.layers) or batch == 0:
-            return x
-        levels = x[None]
+            return levels[0]
         for layer in self.layers:
             levels = layer(
                 levels, offsets, None, seed=seed, max_length=self.max_length, backend=backend
@@ -121,4 +122,4 @@ class ForeignBackbone(nn.Module):
             raise ValueError(
                 f"backbone returned {result.shape[0]} rows for {tokens} tokens in [N, D] form"
             )
-        return result
+        return ragged.mask_levels(result[None], offsets, None)[0]

@@ -66,9 +66,3 @@ def mean_of_levels(x0: Tensor, depth: Tensor, level_mass: Tensor) -> Tensor:
     weight = torch.where(reached, level_mass, torch.zeros_like(level_mass))[..., None]
     kept = torch.where(reached[..., None], x0, torch.zeros_like(x0))
     return (weight * kept).sum(0) / weight.sum(0)
-
-
-def mean_gates(gates: Tensor, depth: Tensor) -> Tensor:
-    """Mean g_k ``[K]`` of ``[K, R]`` over the rows that reach level k; nan where none does."""
-    reached = ragged.reached_levels(depth, gates.shape[0])
-    return torch.where(reached, gates, torch.zeros_like(gates)).sum(1) / reached.sum(1)

@@ -22,9 +22,8 @@ _ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
 class Stepper:
     """Takes optimizer steps with a model on one device.
 
-    On CUDA a step never waits for the device: steps that are not finite are skipped there, by
-    the ``found_inf`` of torch's fused Adam. Elsewhere reading a scalar is free, so the first such
-    step is noticed before the update.
+    A step never waits for the device: one that is not finite is skipped there, by the
+    ``found_inf`` of torch's fused Adam, and so are all that follow it.
 
     Args:
         model: on its device, in training mode.
@@ -38,29 +37,20 @@ class Stepper:
         self.device = device
         self._names = [name for name, _ in model.named_parameters()]
         self._parameters = [parameter for _, parameter in model.named_parameters()]
-        fused = device.type in ("cpu", "cuda") and all(
-            parameter.is_floating_point() for parameter in self._parameters
-        )
         self.optimizer = torch.optim.Adam(
             self._parameters,
             lr=config.learning_rate,
             weight_decay=config.weight_decay,
-            fused=fused,
-            foreach=None if fused else True,
+            fused=True,
         )
-        self.waits = device.type != "cuda"
 
-    def step(self, batch: Batch, number: int, statistics: EpochStatistics) -> bool:
+    def step(self, batch: Batch, number: int, statistics: EpochStatistics) -> None:
         """One step on one batch.
 
         Args:
             batch: on the model's device.
             number: the step's number over the whole run, from 1.
-            statistics: takes up the step's losses.
-
-        Returns:
-            False if the step was seen not to be finite and the weights were left alone; on CUDA
-            ``statistics.diverged()`` tells later.
+            statistics: takes up the step's losses; its ``diverged()`` tells of a bad step later.
         """
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(
@@ -71,14 +61,10 @@ class Stepper:
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         found_inf = statistics.add(output, norm, number)
-        if self.waits and bool(found_inf):
-            return False
         if self.config.gradient_clip:
             torch.nn.utils.clip_grads_with_norm_(self._parameters, self.config.gradient_clip, norm)
-        if not self.waits:
-            self.optimizer.found_inf = found_inf  # type: ignore[attr-defined]
+        self.optimizer.found_inf = found_inf  # type: ignore[attr-defined]
         self.optimizer.step()
-        return True
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Adam's state by parameter: ``adam/<parameter>/exp_avg`` and so on."""

@@ -210,8 +210,7 @@ class Trainer:
         """The rest of the epoch in progress; None if it was completed."""
         clock = _Clock(self)
         for batch in self.batches.epoch(self.epoch, self.batch):
-            if not self.stepper.step(batch, self.step + 1, self.statistics):
-                self.raise_if_diverged()
+            self.stepper.step(batch, self.step + 1, self.statistics)
             self.step += 1
             self.batch += 1
             ended = self._asked_to_end(stop_at, signals)

@@ -1,0 +1,153 @@
+"""A training step never waits for the device, from gathering its batch to Adam's update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from adarec_fast import ADARec, TrainConfig, synthetic
+from adarec_fast.data import Split, TrainingBatches
+from adarec_fast.ops import OPS, choose
+from adarec_fast.training.optimization import Stepper
+from adarec_fast.training.statistics import EpochStatistics
+
+DATA = synthetic(num_users=40, num_items=60, num_themes=3, subthemes_per_theme=2, seed=2)
+SPLIT = Split(DATA)
+MODEL: dict[str, Any] = {
+    "num_items": 60, "hidden_size": 16, "num_layers": 1, "max_depth": 2, "max_length": 10,
+}  # fmt: skip
+_READS, _SHAPES = torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape
+# In Python, above the dispatcher. On a CPU these leave no other trace.
+_METHODS: dict[Any, str] = {
+    getattr(Tensor, name): name
+    for name in ("tolist", "numpy", "__array__", "__dlpack__", "cpu", "__bool__", "__int__",
+                 "__float__", "__index__", "__contains__")
+}  # fmt: skip
+_UPLOADS = {torch.tensor: "torch.tensor", torch.as_tensor: "torch.as_tensor",
+            torch.from_numpy: "torch.from_numpy"}
+
+
+class HostRead(AssertionError):
+    """Something that would make the host wait for a GPU."""
+
+
+def _is_mask(index: object) -> bool:
+    return isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8)
+
+
+class _BelowAutograd(TorchDispatchMode):
+    """Fails on ATen ops that read a tensor on the host or whose shape depends on its values.
+
+    An op of this package is one call here: what runs inside it differs with the device.
+    """
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = func.overloadpacket._qualified_op_name
+        if name in ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"):
+            bad = any(map(_is_mask, args[1]))
+        elif name == "aten::repeat_interleave":
+            bad = kwargs.get("output_size") is None
+        else:
+            bad = _READS in func.tags or _SHAPES in func.tags
+        if bad:
+            raise HostRead(f"{func} reads values on the host")
+        return func(*args, **kwargs)
+
+
+class _AboveAutograd(TorchFunctionMode):
+    """Fails on Python's ways to copy a tensor to the host, or host data to the device."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func in _METHODS or func in _UPLOADS:
+            raise HostRead(f"{_METHODS.get(func) or _UPLOADS[func]} copies between host and device")
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def no_host_reads() -> Iterator[None]:
+    """Raises :class:`HostRead` where a GPU would be waited for."""
+    with _AboveAutograd(), _BelowAutograd():
+        yield
+
+
+def _training(
+    supervision: str, backend: str, device: str, **options: Any
+) -> tuple[Stepper, EpochStatistics, Iterator[Any]]:
+    model = ADARec(**MODEL, supervision=supervision, backend=backend, **options).to(device)
+    stepper = Stepper(model.train(), TrainConfig(batch_size=8), torch.device(device))
+    batches = TrainingBatches(
+        *SPLIT.inputs("train"), supervision=supervision, batch_size=8, max_length=10, seed=0,
+        device=device,
+    )  # fmt: skip
+    return stepper, EpochStatistics(3, torch.device(device)), batches.epoch(0)
+
+
+VARIANTS = [
+    {},
+    {"depth_gradient": "full", "coarse_expert": "transformer", "residual": True},
+    {"depth": "fixed", "diffusion": False},
+    {"moe": False},
+]
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("supervision", ["prefix", "all"])
+def test_a_step_reads_nothing_on_the_host(
+    supervision: str, backend: str, options: dict[str, Any]
+) -> None:
+    stepper, statistics, batches = _training(supervision, backend, "cpu", **options)
+    # The epoch's order and the sizes of its batches are made on the host, once.
+    stepper.step(next(batches), 1, statistics)
+    with no_host_reads():
+        for number in (2, 3):
+            stepper.step(next(batches), number, statistics)
+    assert statistics.diverged() is None
+    assert statistics.read()["loss"] > 0
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda x: x.sum().item(), lambda x: float(x.sum()), lambda x: bool(x.any()),
+        lambda x: x.tolist(), lambda x: x.numpy(), lambda x: x.cpu(), lambda x: x.nonzero(),
+        lambda x: x[x > 0], lambda x: x.masked_select(x > 0), lambda x: x.unique(),
+        lambda x: torch.where(x > 0), lambda x: torch.equal(x, x), lambda x: torch.tensor([1.0]),
+        lambda x: torch.repeat_interleave(x.long()), lambda x: x.__setitem__(x > 0, x[1:2]),
+        lambda x: torch.nn.functional.one_hot(x.long(), 3),
+    ],
+)  # fmt: skip
+def test_the_guard_sees_reads(read: Callable[[Tensor], object]) -> None:
+    with pytest.raises(HostRead), no_host_reads():
+        read(torch.arange(3.0))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
+@pytest.mark.parametrize("supervision", ["prefix", "all"])
+def test_a_step_never_synchronises_a_gpu(supervision: str, options: dict[str, Any]) -> None:
+    waiting = [op for op in OPS if choose(op, "auto", "cuda") == "packed"]
+    if waiting:
+        pytest.skip(f"no kernel of these ops runs on this GPU: {', '.join(waiting)}")
+    stepper, statistics, batches = _training(supervision, "auto", "cuda", **options)
+    stepper.step(next(batches), 1, statistics)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for number in (2, 3):
+            stepper.step(next(batches), number, statistics)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert statistics.diverged() is None
