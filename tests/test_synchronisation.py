@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from adarec_fast import ADARec, TrainConfig, synthetic
 from adarec_fast.data import Split, TrainingBatches
-from adarec_fast.ops import OPS, choose
+from adarec_fast.ops import synchronising
 from adarec_fast.training.optimization import Stepper
 from adarec_fast.training.statistics import EpochStatistics
 
@@ -138,7 +138,7 @@ def test_the_guard_sees_reads(read: Callable[[Tensor], object]) -> None:
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
 @pytest.mark.parametrize("supervision", ["prefix", "all"])
 def test_a_step_never_synchronises_a_gpu(supervision: str, options: dict[str, Any]) -> None:
-    waiting = [op for op in OPS if choose(op, "auto", "cuda") == "packed"]
+    waiting = synchronising()
     if waiting:
         pytest.skip(f"no kernel of these ops runs on this GPU: {', '.join(waiting)}")
     stepper, statistics, batches = _training(supervision, "auto", "cuda", **options)

@@ -1,6 +1,14 @@
 """Public ops, one file each; ``backend=`` and ``ADAREC_FAST_BACKEND`` choose who runs them."""
 
-from ._library import BACKENDS, OPS, BackendError, backend_report, choose, explain
+from ._library import (
+    BACKENDS,
+    OPS,
+    BackendError,
+    backend_report,
+    choose,
+    explain,
+    synchronising,
+)
 from .depth_controller import depth_controller
 from .dropout import dropout
 from .encoder_layer import LayerWeights, encoder_layer
@@ -31,4 +39,5 @@ __all__ = [
     "mlp_expert",
     "moe_aggregate",
     "score_topk",
+    "synchronising",
 ]

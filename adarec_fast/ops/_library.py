@@ -196,6 +196,13 @@ def explain(
     raise AssertionError("reference always runs")
 
 
+def synchronising(
+    backend: str = "auto", device: str = "cuda", dtype: torch.dtype = torch.float32
+) -> list[str]:
+    """Ops that the host would wait for: those left to packed PyTorch, which reads sizes."""
+    return [name for name in OPS if choose(name, backend, device, dtype) == "packed"]
+
+
 def backend_report(device: str = "cpu") -> list[dict[str, Any]]:
     """One row an op: ``op, backend, reason, available`` on a device type."""
     rows = []

@@ -31,6 +31,9 @@ class Stepper:
         device: the model's device.
     """
 
+    # Whether Adam keeps its step where a CUDA graph can advance it.
+    capturable = False
+
     def __init__(self, model: ADARec, config: TrainConfig, device: torch.device) -> None:
         self.model = model
         self.config = config
@@ -42,16 +45,21 @@ class Stepper:
             lr=config.learning_rate,
             weight_decay=config.weight_decay,
             fused=True,
+            capturable=self.capturable,
         )
 
     def step(self, batch: Batch, number: int, statistics: EpochStatistics) -> None:
-        """One step on one batch.
+        """One step on one batch, none of it waited for.
 
         Args:
             batch: on the model's device.
             number: the step's number over the whole run, from 1.
             statistics: takes up the step's losses; its ``diverged()`` tells of a bad step later.
         """
+        self.update(batch, number, statistics)
+
+    def update(self, batch: Batch, number: int | Tensor, statistics: EpochStatistics) -> None:
+        """The step itself; ``number`` may live on the device."""
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(
             self.device.type, dtype=torch.bfloat16, enabled=self.config.amp == "bf16"

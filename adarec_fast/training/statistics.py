@@ -43,13 +43,13 @@ class EpochStatistics:
         self._bad_step = torch.full((), -1, dtype=torch.int64, device=device)
         self._bad_parts = torch.zeros(len(WATCHED), dtype=torch.bool, device=device)
 
-    def add(self, output: LossOutput, gradient_norm: Tensor, step: int) -> Tensor:
+    def add(self, output: LossOutput, gradient_norm: Tensor, step: int | Tensor) -> Tensor:
         """Add one step's output.
 
         Args:
             output: what the model's ``loss`` returned.
             gradient_norm: 0-dim, the norm before clipping.
-            step: number of this step, for ``diverged``.
+            step: number of this step, for ``diverged``; an int, or int64 0-dim on the device.
 
         Returns:
             Float32 0-dim: 1 if this or an earlier step was not finite, else 0; what torch's

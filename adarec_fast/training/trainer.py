@@ -15,6 +15,7 @@ from ..evaluation import evaluate
 from ..model import ADARec
 from ..pretrained import CheckpointError, write
 from . import run_folder
+from .captured import make_stepper
 from .checkpoint import (
     STATE_TENSORS,
     find_checkpoint,
@@ -26,7 +27,6 @@ from .checkpoint import (
 from .early_stopping import EarlyStopping
 from .errors import TrainingDiverged
 from .metrics_log import MetricsLog
-from .optimization import Stepper
 from .reporter import Reporter, StepProgress, TrainingPlan
 from .result import Status, TrainResult
 from .signals import StopSignals
@@ -105,7 +105,7 @@ class Trainer:
                 )
             model = ADARec.from_pretrained(folder, backend=self.model_config.backend)
         self.model = model.to(self.device).train()
-        self.stepper = Stepper(self.model, self.config, self.device)
+        self.stepper = make_stepper(self.model, self.config, self.device)
         if folder is not None:
             self._load_state(folder)
         if folder is None:
