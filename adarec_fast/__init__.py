@@ -9,6 +9,7 @@ from .model import ADARec
 from .ops import BackendError
 from .outputs import ADARecOutput, Hierarchy, LossOutput
 from .pretrained import CheckpointError
+from .recommender import Ranking, Recommender
 
 __version__ = "0.1.0"
 
@@ -23,6 +24,8 @@ __all__ = [
     "Hierarchy",
     "InteractionData",
     "LossOutput",
+    "Ranking",
+    "Recommender",
     "Split",
     "TrainConfig",
     "TrainingBatches",

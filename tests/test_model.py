@@ -318,55 +318,6 @@ def test_weights_depend_on_the_seed_alone() -> None:
     assert bool((first.item_embedding.weight[0] == 0).all())
 
 
-# Tracing the reference unrolls every GRU step and every Philox round: short histories, two levels
-# and no dropout keep that to seconds.
-TRACED: dict[str, Any] = {
-    **SMALL,
-    "max_length": 3,
-    "max_depth": 1,
-    "dropout": 0.0,
-    "attention_dropout": 0.0,
-}
-
-
-@pytest.mark.parametrize(("backend", "supervision"), [("reference", "prefix"), ("packed", "all")])
-def test_training_compiles_whole(backend: str, supervision: str) -> None:
-    torch._dynamo.reset()
-    model = ADARec(**TRACED, backend=backend, supervision=supervision)
-    compiled = torch.compile(
-        lambda v, o, t: model.loss(Batch(v, o, t, o)).total,
-        fullgraph=True,
-        dynamic=True,
-        backend="aot_eager",
-    )
-    for offsets in ([0, 2, 5], [0, 1, 3, 6]):
-        bounds = torch.tensor(offsets)
-        values = VALUES[: offsets[-1]]
-        targets = values if supervision == "all" else values[: len(offsets) - 1]
-        seed = model.noise_seed.clone()
-        model.zero_grad()
-        loss = compiled(values, bounds, targets)
-        loss.backward()
-        gradient = model.denoiser.w1.grad.clone()
-        model.noise_seed.copy_(seed)
-        model.zero_grad()
-        eager = model.loss(Batch(values, bounds, targets, bounds)).total
-        eager.backward()
-        torch.testing.assert_close(loss.detach(), eager.detach())
-        torch.testing.assert_close(gradient, model.denoiser.w1.grad, rtol=1e-4, atol=1e-7)
-
-
-def test_inference_compiles_whole() -> None:
-    torch._dynamo.reset()
-    model = ADARec(**TRACED, backend="reference").eval()
-    compiled = torch.compile(model, fullgraph=True, dynamic=True)
-    histories = VALUES[:6], torch.tensor([0, 2, 3, 6])
-    with torch.no_grad():
-        torch.testing.assert_close(
-            compiled(histories).user, model(histories).user, rtol=1e-4, atol=1e-5
-        )
-
-
 def test_autocast_trains_in_bfloat16() -> None:
     for backend in ("reference", "packed"):
         model = ADARec(**SMALL, backend=backend)

@@ -33,13 +33,19 @@ class DepthController(nn.Module):
 
     def forward(self, embeddings: Tensor, offsets: Tensor, *, backend: str) -> Tensor:
         """Logits ``[B, T+1]`` (Eq. 1, 2) of packed embeddings ``[N, D]``."""
-        share = ragged.lengths(offsets)[:, None].to(embeddings.dtype) / self.max_length
-        # v is the same at every token: its part of the GRU's input is a bias a sequence.
-        bias = F.linear(self.length_mlp(share), self.length_w_ih, self.b_ih)
+        bias = self.length_bias(ragged.lengths(offsets), embeddings.dtype)
         return ops.depth_controller(
-            embeddings, offsets, bias.to(embeddings.dtype), self.w_ih, self.w_hh, self.b_hh,
-            self.w_out, self.b_out, max_length=self.max_length, backend=backend,
+            embeddings, offsets, bias, self.w_ih, self.w_hh, self.b_hh, self.w_out, self.b_out,
+            max_length=self.max_length, backend=backend,
         )
+
+    def length_bias(self, lengths: Tensor, dtype: torch.dtype) -> Tensor:
+        """v's part of the GRU's input ``[B, 3D]``, the same at every token of a sequence.
+
+        ``lengths`` is int64 ``[B]``, ``dtype`` that of the embeddings.
+        """
+        share = lengths[:, None].to(dtype) / self.max_length
+        return F.linear(self.length_mlp(share), self.length_w_ih, self.b_ih).to(dtype)
 
     def choose(self, logits: Tensor, seed: Tensor | None) -> tuple[Tensor, Tensor]:
         """Depth ``[B]`` int64 and level mass m_k ``[T+1, B]``.

@@ -77,10 +77,13 @@ class Denoiser(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """The hierarchy x0 ``[T+1, N, D]`` and the error ``[N]`` of :func:`ops.hda_trajectory`.
 
-        ``level_embedding`` is ``[T+1, D]``; its product with W1 is one bias a level.
+        ``level_embedding`` is ``[T+1, D]``.
         """
-        bias = F.linear(level_embedding[1:], self.level_w1, self.b1)
         return ops.hda_trajectory(
-            embeddings, offsets, depth, self.alpha_bar, self.w1, bias.to(self.w1.dtype),
+            embeddings, offsets, depth, self.alpha_bar, self.w1, self.level_bias(level_embedding),
             self.w2, self.b2, seed=seed, noise=noise, max_length=max_length, backend=backend,
         )
+
+    def level_bias(self, level_embedding: Tensor) -> Tensor:
+        """W1's product with emb(1..T) and b1 ``[T, 2D]``."""
+        return F.linear(level_embedding[1:], self.level_w1, self.b1).to(self.w1.dtype)

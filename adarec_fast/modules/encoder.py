@@ -46,15 +46,15 @@ class SASRecEncoder(nn.Module):
         """E ``[N, D]`` of item embeddings ``[N, D]`` (Eq. 1's E_u^0)."""
         tokens, size = embedded.shape
         batch = offsets.shape[0] - 1
-        ends = torch.cat([offsets[1:], offsets[-1:]])[ragged.sequence_ids(offsets, tokens)]
-        from_end = (ends - 1 - torch.arange(tokens, device=offsets.device)).clamp(min=0)
-        x = embedded + self.position(from_end)
+        x = embedded + self.positions(offsets, tokens)
         x = F.layer_norm(x, (size,), self.norm.weight, self.norm.bias, self.eps)
         x = ops.dropout(
             x, p=self.dropout, seed=seed, stream=rng.STREAM_EMBEDDING, backend=backend
         )
-        # Ops write no gradient behind the last token, where LayerNorm and positions would read it.
-        levels = ragged.mask_levels(x[None], offsets, None)
+        levels = x[None]
+        if x.requires_grad:
+            # Ops write no gradient behind the last token, where LayerNorm's would read it.
+            levels = ragged.mask_levels(levels, offsets, None)
         if not len(self.layers) or batch == 0:
             return levels[0]
         for layer in self.layers:
@@ -62,6 +62,12 @@ class SASRecEncoder(nn.Module):
                 levels, offsets, None, seed=seed, max_length=self.max_length, backend=backend
             )
         return levels[0]
+
+    def positions(self, offsets: Tensor, tokens: int) -> Tensor:
+        """Position embeddings ``[N, D]`` of packed tokens."""
+        ends = torch.cat([offsets[1:], offsets[-1:]])[ragged.sequence_ids(offsets, tokens)]
+        from_end = ends - 1 - torch.arange(tokens, device=offsets.device)
+        return self.position(from_end.clamp(min=0))
 
 
 class ForeignBackbone(nn.Module):

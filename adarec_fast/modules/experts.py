@@ -92,11 +92,15 @@ class MLPExpert(nn.Module):
     ) -> Tensor:
         """``[K, N, D]`` to ``[K, N, D]``, or to ``[K, B, D]`` if ``last_only``."""
         return ops.mlp_expert(
-            x, offsets, depth, self.ff1.weight, self.ff1.bias, self.ff2.weight, self.ff2.bias,
-            self.norm.weight, self.norm.bias, eps=self.eps, hidden_dropout=self.hidden_dropout,
+            x, offsets, depth, *self.weights(), eps=self.eps, hidden_dropout=self.hidden_dropout,
             seed=seed, stream=rng.STREAM_COARSE_MLP, last_only=last_only, max_length=max_length,
             backend=backend,
         )
+
+    def weights(self) -> tuple[Tensor, ...]:
+        """The parameters in the op's order."""
+        layers = (self.ff1, self.ff2, self.norm)
+        return tuple(p for layer in layers for p in (layer.weight, layer.bias))
 
 
 def initialise(module: nn.Module, generator: torch.Generator, scale: float = 0.02) -> None:

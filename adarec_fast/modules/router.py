@@ -44,10 +44,16 @@ class Router(nn.Module):
         backend: str,
     ) -> ops.Aggregate:
         """See :func:`ops.moe_aggregate`; ``level_embedding`` is ``[T+1, D]``."""
-        bias = F.linear(level_embedding, self.level_w1, self.b1).to(self.b1.dtype)
         return ops.moe_aggregate(
-            fine, coarse, pooled if self.content else None, depth, level_mass, self.router_w1,
-            bias, self.router_w2, self.b2, self.gate.weight, self.gate.bias, backend=backend,
+            fine, coarse, pooled if self.content else None, depth, level_mass,
+            *self.weights(level_embedding), backend=backend,
+        )
+
+    def weights(self, level_embedding: Tensor) -> tuple[Tensor, ...]:
+        """The parameters in the op's order, emb(k)'s part of the router as a bias a level."""
+        bias = F.linear(level_embedding, self.level_w1, self.b1).to(self.b1.dtype)
+        return (
+            self.router_w1, bias, self.router_w2, self.b2, self.gate.weight, self.gate.bias
         )
 
 

@@ -1,0 +1,363 @@
+"""A warm model that answers requests: one user, or as many as come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import ops, ragged, rng
+from .histories import History, check_histories, pack_lists
+from .model import ADARec
+from .modules import SASRecEncoder, TransformerLayer
+from .ops import choose, synchronising
+from .ops._library import implementation
+
+Parse = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class Ranking(NamedTuple):
+    """The k best items of B users.
+
+    Attributes:
+        items: int64 ``[B, k]``.
+        scores: ``[B, k]``, falling; -inf behind the last item that may be recommended.
+        depth: int64 ``[B]``, T_u.
+    """
+
+    items: Tensor
+    scores: Tensor
+    depth: Tensor
+
+
+class Recommender:
+    """Top-k recommendation with everything prepared that does not depend on the user.
+
+    The weights are read where they are, what is derived from them (biases of levels and of
+    lengths) is computed here once: make another recommender after training on. On CUDA each
+    bucket of shapes becomes a graph on its second use.
+
+    Args:
+        model: put into evaluation mode.
+        batch_size: users computed at once; more are taken in turn.
+
+    Raises:
+        ValueError: ``batch_size`` is under 1.
+    """
+
+    def __init__(self, model: ADARec, *, batch_size: int = 1024) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} must be at least 1")
+        self.model = model.eval()
+        self.batch_size = batch_size
+        config, weight = model.config, model.item_embedding.weight
+        self._device, self._items = weight.device, weight.detach()
+        with torch.inference_mode():
+            self._parse: Parse = _Plan(model) if _Plan.suits(model) else self._general
+        chosen = choose("score_topk", config.backend, self._device.type, weight.dtype)
+        self._topk = None
+        if chosen != "reference":
+            self._topk = implementation("score_topk", chosen).fwd
+        self._nothing = torch.zeros(0, dtype=torch.int64, device=self._device)
+        self._graphs: dict[tuple[int, ...], _Graph | None] | None = None
+        if self._device.type == "cuda" and isinstance(self._parse, _Plan) and not synchronising(
+            config.backend, "cuda", weight.dtype
+        ):
+            self._graphs = {}
+
+    @torch.inference_mode()
+    def recommend(
+        self,
+        histories: History | Sequence[Sequence[int]],
+        k: int = 20,
+        *,
+        exclude_seen: bool = True,
+    ) -> Ranking:
+        """The k best items of every user.
+
+        Args:
+            histories: item ids, oldest first: a list of lists, int64 ``[B, L]`` padded with 0, or
+                a jagged pair (values ``[N]``, offsets ``[B+1]``). Of long ones the last
+                ``max_length`` items are read, and all of them count as seen.
+            k: 1..num_items.
+            exclude_seen: leave out what a history holds.
+
+        Raises:
+            ValueError: an empty history, an unknown id, a shape, a dtype or k out of range.
+        """
+        config = self.model.config
+        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= config.num_items:
+            raise ValueError(f"k={k!r} must lie in 1..{config.num_items}, the number of items")
+        if not isinstance(histories, (Tensor, tuple)):
+            histories = pack_lists(histories, self._device)
+        values, offsets = check_histories(
+            histories, None, num_items=config.num_items, crop=None
+        )
+        users = offsets.shape[0] - 1
+        if users <= self.batch_size:
+            return self._chunk(values, offsets, k, exclude_seen)
+        bounds = [*range(0, users, self.batch_size), users]
+        ends = offsets[bounds].tolist()
+        parts = [
+            self._chunk(
+                values[ends[i] : ends[i + 1]],
+                offsets[bounds[i] : bounds[i + 1] + 1] - ends[i],
+                k,
+                exclude_seen,
+            )
+            for i in range(len(bounds) - 1)
+        ]
+        return Ranking(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+
+    def _chunk(self, values: Tensor, offsets: Tensor, k: int, exclude_seen: bool) -> Ranking:
+        """One batch of checked histories."""
+        seen, seen_offsets = values, offsets
+        if not exclude_seen:
+            seen, seen_offsets = self._nothing, torch.zeros_like(offsets)
+        limit = self.model.config.max_length
+        # One user is the common case, and needs no device to find the end of a history.
+        if offsets.shape[0] == 2:
+            if values.shape[0] > limit:
+                values = values[-limit:]
+                offsets = torch.tensor([0, limit], device=self._device)
+        elif values.numel() and int(ragged.lengths(offsets).amax()) > limit:
+            values, offsets = ragged.keep_last(values, offsets, limit)
+        if self._graphs is not None and values.numel():
+            return self._replayed(values, offsets, seen, seen_offsets, k)
+        return self._rank(values, offsets, seen, seen_offsets, k)
+
+    def _rank(
+        self, values: Tensor, offsets: Tensor, seen: Tensor, seen_offsets: Tensor, k: int
+    ) -> Ranking:
+        user, depth = self._parse(values, offsets)
+        if self._topk is None:
+            scores, items = ops.score_topk(
+                user, self._items, seen, seen_offsets, k, backend="reference"
+            )
+        else:
+            scores, items = self._topk(user, self._items, seen, seen_offsets, k, float("-inf"))
+        return Ranking(items, scores, depth)
+
+    def _general(self, values: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+        """Any model, through its ``forward``."""
+        output = self.model((values, offsets))
+        return output.user, output.depth
+
+    # ------------------------------------------------------------------ CUDA graphs
+
+    def _replayed(
+        self, values: Tensor, offsets: Tensor, seen: Tensor, seen_offsets: Tensor, k: int
+    ) -> Ranking:
+        """``_rank`` at the bucket's shape: as it is at first, captured at the second time."""
+        assert self._graphs is not None
+        users = offsets.shape[0] - 1
+        shape = buckets(users, values.shape[0], seen.shape[0])
+        key = (*shape, k)
+        graph = self._graphs.get(key)
+        if graph is None:
+            inputs = padded_request(values, offsets, seen, seen_offsets, shape)
+            if key not in self._graphs:
+                self._graphs[key] = None
+                return Ranking(*(tensor[:users] for tensor in self._rank(*inputs, k)))
+            captured = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(captured):
+                found = self._rank(*inputs, k)
+            graph = self._graphs[key] = _Graph(captured, inputs, found)
+        else:
+            fresh = padded_request(values, offsets, seen, seen_offsets, shape)
+            for target, source in zip(graph.inputs, fresh, strict=True):
+                target.copy_(source)
+        graph.graph.replay()
+        # The next request overwrites the graph's own result.
+        return Ranking(*(tensor[:users].clone() for tensor in graph.found))
+
+
+class _Ranker(nn.Module):
+    """What :func:`exportable` returns."""
+
+    def __init__(self, model: ADARec, k: int) -> None:
+        super().__init__()
+        self.model, self.k = model, k
+
+    def forward(self, values: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+        user = self.model((values, offsets)).user
+        scores, items = ops.score_topk(
+            user, self.model.item_embedding.weight, values, offsets, self.k,
+            backend=self.model.config.backend,
+        )
+        return items, scores
+
+
+def exportable(model: ADARec, *, k: int = 20) -> nn.Module:
+    """The inference graph alone, for ``torch.export`` and ``torch.compile(fullgraph=True)``.
+
+    Args:
+        model: put into evaluation mode.
+        k: items a user, 1..num_items.
+
+    Returns:
+        A module from values ``[N]`` and offsets ``[B+1]``, int64, of histories of at most
+        ``max_length`` items, to unseen items ``[B, k]`` and their scores. It checks nothing that
+        would have to be read from the tensors. N and B may be dynamic; an exported program needs
+        this package imported, since its ops are the package's.
+    """
+    return _Ranker(model.eval(), k).eval()
+
+
+class _Graph(NamedTuple):
+    """A captured request, the tensors it reads and those it writes."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: tuple[Tensor, Tensor, Tensor, Tensor]
+    found: Ranking
+
+
+def buckets(users: int, tokens: int, seen: int) -> tuple[int, int, int]:
+    """Shapes that a request is padded to, each the next power of two: users, tokens, seen items.
+
+    Users that only fill up have a history of one token each.
+    """
+    rows = 1 << (users - 1).bit_length()
+    return (
+        rows,
+        1 << (tokens + rows - users - 1).bit_length(),
+        1 << max(seen - 1, 0).bit_length(),
+    )
+
+
+def padded_request(
+    values: Tensor,
+    offsets: Tensor,
+    seen: Tensor,
+    seen_offsets: Tensor,
+    shape: tuple[int, int, int],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Histories and seen items at a bucket's shape; item 1 stands for everybody who is not there.
+
+    Reads nothing on the host.
+    """
+    missing = shape[0] + 1 - offsets.shape[0]
+    more = torch.arange(1, missing + 1, device=offsets.device)
+    return (
+        F.pad(values, (0, shape[1] - values.shape[0]), value=1),
+        torch.cat([offsets, offsets[-1:] + more]),
+        F.pad(seen, (0, shape[2] - seen.shape[0]), value=1),
+        torch.cat([seen_offsets, seen_offsets[-1:].expand(missing)]),
+    )
+
+
+class _Plan:
+    """From item ids to h in evaluation mode: the model's ops with their arguments bound once.
+
+    For one user the ops themselves take a third of the time that modules, checks and dispatch
+    take; here the histories were checked and the weights are known. The numbers are those of
+    ``ADARec.forward`` (tested).
+    """
+
+    def __init__(self, model: ADARec) -> None:
+        config, encoder = model.config, model.backbone
+        assert isinstance(encoder, SASRecEncoder)
+        device, dtype = model.item_embedding.weight.device, model.item_embedding.weight.dtype
+        self._backend, self._device, self._dtype = config.backend, device, dtype
+        self._encoder, self._config = encoder, config
+        self._items = model.item_embedding.weight.detach()
+        # Row max_length - n of this one belongs to the first token of n. Not for a graph, whose
+        # input has rows behind the last token.
+        self._alone = device.type == "cpu"
+        self._positions = encoder.position.weight.detach().flip(0)
+        self._norm = (config.hidden_size,), encoder.norm.weight, encoder.norm.bias, encoder.eps
+        self._layer = self._op("encoder_layer")
+        self._layers = [self._layer_arguments(layer) for layer in encoder.layers]
+        controller = model.depth_controller
+        lengths = torch.arange(config.max_length + 1, device=device)
+        self._length_bias = controller.length_bias(lengths, dtype)
+        self._controller = self._op("depth_controller")
+        self._controller_weights = (
+            controller.w_ih, controller.w_hh, controller.b_hh, controller.w_out, controller.b_out,
+            config.max_length,
+        )  # fmt: skip
+        table, denoiser, router = model.level_embedding.weight, model.denoiser, model.router
+        self._trajectory = self._op("hda_trajectory")
+        self._denoiser_weights = (
+            denoiser.alpha_bar, denoiser.w1, denoiser.level_bias(table), denoiser.w2, denoiser.b2,
+            None, None,
+        )  # fmt: skip
+        self._fine = self._layer_arguments(model.fine_expert)
+        coarse = model.coarse_expert
+        if isinstance(coarse, TransformerLayer):
+            self._coarse, self._coarse_weights = self._layer, self._layer_arguments(coarse)
+        else:
+            self._coarse = self._op("mlp_expert")
+            self._coarse_weights = (
+                *coarse.weights(), coarse.eps, 0.0, None, rng.STREAM_COARSE_MLP,
+            )  # fmt: skip
+        self._pool = self._op("level_pool")
+        self._aggregate = self._op("moe_aggregate")
+        self._router_weights = router.weights(table)
+        self._content = router.content
+        # m_k of levels up to the depth; those beyond are not read.
+        self._mass = torch.ones(config.num_levels, 1, dtype=dtype, device=device)
+        self._finish = model._finish
+
+    @staticmethod
+    def suits(model: ADARec) -> bool:
+        """Whether this is the paper's whole model on the built-in encoder, run by our ops."""
+        config, weight = model.config, model.item_embedding.weight
+        names = (
+            "encoder_layer", "depth_controller", "hda_trajectory", "mlp_expert", "level_pool",
+            "moe_aggregate",
+        )  # fmt: skip
+        return (
+            isinstance(model.backbone, SASRecEncoder)
+            and (config.depth, config.diffusion, config.moe) == ("adaptive", True, True)
+            and config.evaluation_samples == 0
+            and all(
+                choose(name, config.backend, weight.device.type, weight.dtype) != "reference"
+                for name in names
+            )
+        )
+
+    def _op(self, name: str) -> Callable[..., Any]:
+        chosen = choose(name, self._backend, self._device.type, self._dtype)
+        return implementation(name, chosen).fwd
+
+    def _layer_arguments(self, layer: nn.Module) -> tuple[Any, ...]:
+        """All that follows x, offsets and depth, less ``last_only`` and ``max_length``."""
+        assert isinstance(layer, TransformerLayer)
+        return (*layer.weights(), layer.heads, layer.eps, 0.0, 0.0, None, layer.stream)
+
+    def __call__(self, values: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+        """h ``[B, D]`` and T_u ``[B]`` of packed histories of at most ``max_length`` items."""
+        longest, tokens = self._config.max_length, values.shape[0]
+        x = F.embedding(values, self._items)
+        if self._alone and offsets.shape[0] == 2:
+            x = x + self._positions[longest - tokens :]
+        else:
+            x = x + self._encoder.positions(offsets, tokens)
+        x = F.layer_norm(x, *self._norm)[None]
+        for weights in self._layers:
+            x = self._layer(x, offsets, None, *weights, False, longest)
+        embeddings = x[0]
+        bias = self._length_bias[offsets[1:] - offsets[:-1]]
+        logits, _ = self._controller(embeddings, offsets, bias, *self._controller_weights)
+        depth = logits.argmax(-1)
+        x0, _ = self._trajectory(embeddings, offsets, depth, *self._denoiser_weights)
+        fine = self._layer(x0, offsets, depth, *self._fine, True, longest)
+        if self._coarse is self._layer:
+            coarse = self._layer(x0, offsets, depth, *self._coarse_weights, True, longest)
+        else:
+            coarse = self._coarse(x0, offsets, depth, *self._coarse_weights, True)
+        pooled = self._pool(x0, offsets, depth, False) if self._content else None
+        mass = self._mass
+        if mass.shape[1] < depth.shape[0]:
+            mass = self._mass = mass[:, :1].repeat(1, depth.shape[0])
+        user, *_ = self._aggregate(
+            fine, coarse, pooled, depth, mass[:, : depth.shape[0]].contiguous(),
+            *self._router_weights,
+        )
+        if self._config.residual:
+            user = self._finish(user, embeddings[ragged.last_tokens(offsets)])
+        return user, depth
