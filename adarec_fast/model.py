@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -341,6 +342,8 @@ class ADARec(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """The k best items of every user, in evaluation mode whatever the module's mode.
 
+        Who asks often asks a :class:`adarec_fast.Recommender`.
+
         Args:
             item_ids: histories as in :meth:`forward`, or a list of lists of ids.
             lengths: as in :meth:`forward`.
@@ -358,12 +361,8 @@ class ADARec(nn.Module):
         values, offsets = check_histories(
             item_ids, lengths, num_items=self.config.num_items, crop=None
         )
-        was_training = self.training
-        self.eval()
-        try:
+        with self._evaluating():
             user = self(ragged.keep_last(values, offsets, self.config.max_length)).user
-        finally:
-            self.train(was_training)
         if not exclude_seen:
             seen = values[:0], torch.zeros_like(offsets)
         mask, mask_offsets = seen if seen is not None else (values, offsets)
@@ -379,18 +378,26 @@ class ADARec(nn.Module):
         Without HP-MoE the two are the user representation itself.
         """
         values, offsets = self._histories(item_ids, None)
-        was_training = self.training
-        self.eval()
-        try:
+        with self._evaluating():
             parsed = self._parse(values, offsets, None, "last")
-        finally:
-            self.train(was_training)
         fused = parsed.aggregate
         return {
             "user": parsed.user,
             "fine": parsed.user if fused is None else fused.fine,
             "coarse": parsed.user if fused is None else fused.coarse,
         }
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Evaluation mode for a while. Setting the mode walks over all modules: only if needed."""
+        if not self.training:
+            yield
+            return
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train()
 
     def _histories(self, item_ids: History, lengths: Tensor | None) -> ragged.Jagged:
         config = self.config

@@ -67,6 +67,7 @@ class Recommender:
             config.backend, "cuda", weight.dtype
         ):
             self._graphs = {}
+            self._pool = torch.cuda.graph_pool_handle()
 
     @torch.inference_mode()
     def recommend(
@@ -80,8 +81,8 @@ class Recommender:
 
         Args:
             histories: item ids, oldest first: a list of lists, int64 ``[B, L]`` padded with 0, or
-                a jagged pair (values ``[N]``, offsets ``[B+1]``). Of long ones the last
-                ``max_length`` items are read, and all of them count as seen.
+                a jagged pair (values ``[N]``, offsets ``[B+1]``), on any device. Of long ones the
+                last ``max_length`` items are read, and all of them count as seen.
             k: 1..num_items.
             exclude_seen: leave out what a history holds.
 
@@ -96,6 +97,7 @@ class Recommender:
         values, offsets = check_histories(
             histories, None, num_items=config.num_items, crop=None
         )
+        values, offsets = values[: int(offsets[-1])].to(self._device), offsets.to(self._device)
         users = offsets.shape[0] - 1
         if users <= self.batch_size:
             return self._chunk(values, offsets, k, exclude_seen)
@@ -163,7 +165,8 @@ class Recommender:
                 self._graphs[key] = None
                 return Ranking(*(tensor[:users] for tensor in self._rank(*inputs, k)))
             captured = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(captured):
+            # Results are copied out before the next replay, so that graphs can share memory.
+            with torch.cuda.graph(captured, pool=self._pool):
                 found = self._rank(*inputs, k)
             graph = self._graphs[key] = _Graph(captured, inputs, found)
         else:
@@ -351,12 +354,9 @@ class _Plan:
         else:
             coarse = self._coarse(x0, offsets, depth, *self._coarse_weights, True)
         pooled = self._pool(x0, offsets, depth, False) if self._content else None
-        mass = self._mass
-        if mass.shape[1] < depth.shape[0]:
-            mass = self._mass = mass[:, :1].repeat(1, depth.shape[0])
+        mass = self._mass.expand(-1, depth.shape[0]).contiguous()
         user, *_ = self._aggregate(
-            fine, coarse, pooled, depth, mass[:, : depth.shape[0]].contiguous(),
-            *self._router_weights,
+            fine, coarse, pooled, depth, mass, *self._router_weights
         )
         if self._config.residual:
             user = self._finish(user, embeddings[ragged.last_tokens(offsets)])

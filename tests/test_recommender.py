@@ -86,6 +86,9 @@ def test_every_form_of_histories_and_any_number() -> None:
     ):  # fmt: skip
         assert torch.equal(other.items, listed.items)
         torch.testing.assert_close(other.scores, listed.scores, rtol=1e-5, atol=1e-6)
+    unused = torch.full((7,), 13)
+    alone = recommender.recommend((torch.cat([values[: offsets[1]], unused]), offsets[:2]), k=5)
+    assert torch.equal(alone.items, listed.items[:1])
     empty = recommender.recommend([], k=5)
     assert empty.items.shape == (0, 5)
 

@@ -123,18 +123,12 @@ def recommend_for(
     """
     import torch
 
-    from ..data import pack
+    from ..recommender import Recommender
 
     if k > len(items):
         raise ConfigError(f"k={k} is more than the catalogue holds; at most {len(items)}")
-    device = next(model.parameters()).device
-    # Whole histories: the model reads the end of a long one, but all of it counts as seen.
-    longest = max(len(history) for history in histories)
-    values, offsets = (tensor.to(device) for tensor in pack(histories, longest))
-    model.eval()
-    with torch.inference_mode():
-        depths = model((values, offsets)).depth.tolist()
-        chosen, scores = model.recommend((values, offsets), k=k, exclude_seen=exclude_seen)
+    ranking = Recommender(model).recommend(histories, k, exclude_seen=exclude_seen)
+    chosen, scores, depths = ranking.items, ranking.scores, ranking.depth.tolist()
     answers = []
     for row, user in enumerate(users):
         left = torch.isfinite(scores[row])
