@@ -243,25 +243,41 @@ def test_portable_avx2_build_passes_the_op_tests() -> None:
     _op_tests(portable, *OP_TESTS, "-k", "cpp")
 
 
-@pytest.mark.slow
-def test_address_and_undefined_behaviour_sanitizers_are_clean() -> None:
+def _runtimes(*names: str) -> str:
+    """What LD_PRELOAD takes: Python itself is not instrumented, so the runtimes come first."""
     compiler = os.environ.get("CXX", "g++")
-    runtimes = []
-    for name in ("libasan.so", "libubsan.so", "libstdc++.so"):
+    found = []
+    for name in names:
         where = subprocess.run(
             [compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=True
         )
         if not Path(where.stdout.strip()).is_absolute():
             pytest.skip(f"{compiler} has no {name}")
-        runtimes.append(where.stdout.strip())
+        found.append(where.stdout.strip())
+    return ":".join(found)
+
+
+@pytest.mark.slow
+def test_address_and_undefined_behaviour_sanitizers_are_clean() -> None:
     _op_tests(
         {
             "ADAREC_FAST_SANITIZE": "address,undefined",
-            # Python itself is not instrumented, so the runtimes come first and its own
-            # allocations at exit are not counted as leaks.
-            "LD_PRELOAD": ":".join(runtimes),
+            "LD_PRELOAD": _runtimes("libasan.so", "libubsan.so", "libstdc++.so"),
+            # Python's own allocations at exit are not leaks.
             "ASAN_OPTIONS": "detect_leaks=0",
             "UBSAN_OPTIONS": "print_stacktrace=1",
         },
         *OP_TESTS, "-k", "cpp and not compile",
+    )
+
+
+@pytest.mark.slow
+def test_the_thread_sanitizer_is_clean() -> None:
+    _op_tests(
+        {
+            "ADAREC_FAST_SANITIZE": "thread",
+            "LD_PRELOAD": _runtimes("libtsan.so", "libstdc++.so"),
+            "TSAN_OPTIONS": "ignore_noninstrumented_modules=1 exitcode=66 halt_on_error=1",
+        },
+        *OP_TESTS, "-k", "cpp and (float64 or thread or many_sequences or same_bits)",
     )

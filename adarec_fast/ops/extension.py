@@ -160,7 +160,9 @@ def _plan_cpp() -> _Plan:
     # Bindings only check and forward: optimising torch's headers would cost build time for
     # nothing. They take the longest, so they go first.
     units = [_Unit(p, "cxx", f"-O1 {host} {bound}") for p in bindings]
-    units += [_Unit(p, "cxx", f"-O3 {host}") for p in kernels]
+    # Instrumented code takes gcc ten times as long to optimise, and only tests run it.
+    level = "-O1" if os.environ.get("ADAREC_FAST_SANITIZE") else "-O3"
+    units += [_Unit(p, "cxx", f"{level} {host}") for p in kernels]
     return _Plan(
         "adarec_fast_cpp", units, f"{_link_flags('torch_cpu', 'c10')} {_gomp()}",
         f"C++ extension for {'AVX2' if _portable() else 'this processor'}",
