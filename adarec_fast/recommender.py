@@ -93,7 +93,8 @@ class Recommender:
         if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= config.num_items:
             raise ValueError(f"k={k!r} must lie in 1..{config.num_items}, the number of items")
         if not isinstance(histories, (Tensor, tuple)):
-            histories = pack_lists(histories, self._device)
+            # Checked where they are: reading a GPU's tensors would be dearer than the answer.
+            histories = pack_lists(histories, torch.device("cpu"))
         values, offsets = check_histories(
             histories, None, num_items=config.num_items, crop=None
         )

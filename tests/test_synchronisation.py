@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from adarec_fast import ADARec, TrainConfig, synthetic
 from adarec_fast.data import Split, TrainingBatches
 from adarec_fast.ops import synchronising
+from adarec_fast.training import train
 from adarec_fast.training.optimization import Stepper
 from adarec_fast.training.statistics import EpochStatistics
 
@@ -116,6 +118,30 @@ def test_a_step_reads_nothing_on_the_host(
             stepper.step(next(batches), number, statistics)
     assert statistics.diverged() is None
     assert statistics.read()["loss"] > 0
+
+
+def test_losses_are_read_every_few_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps, readings = 0, []
+    step, diverged = Stepper.step, EpochStatistics.diverged
+
+    def counted(self: Stepper, *arguments: Any) -> None:
+        nonlocal steps
+        with no_host_reads():
+            step(self, *arguments)
+        steps += 1
+
+    def noted(self: EpochStatistics) -> Any:
+        readings.append(steps)
+        return diverged(self)
+
+    monkeypatch.setattr(Stepper, "step", counted)
+    monkeypatch.setattr(EpochStatistics, "diverged", noted)
+    config = TrainConfig(batch_size=16, epochs=1, log_every=4, device="cpu")
+    total = train(MODEL, config, DATA, tmp_path).steps
+    assert total % 4
+    assert readings == [*range(4, total, 4), total]
 
 
 @pytest.mark.parametrize(
