@@ -205,8 +205,9 @@ def exportable(model: ADARec, *, k: int = 20) -> nn.Module:
     Returns:
         A module from values ``[N]`` and offsets ``[B+1]``, int64, of histories of at most
         ``max_length`` items, to unseen items ``[B, k]`` and their scores. It checks nothing that
-        would have to be read from the tensors. N and B may be dynamic; an exported program needs
-        this package imported, since its ops are the package's.
+        would have to be read from the tensors. N and B may be dynamic, though torch exports B = 1
+        apart from greater ones. An exported program needs this package imported, since its ops
+        are the package's.
     """
     return _Ranker(model.eval(), k).eval()
 

@@ -136,13 +136,15 @@ def test_the_exported_program_recommends_the_same(backend: str, tmp_path: Any) -
         (VALUES, torch.tensor([0, 2, 3, 9])),
         dynamic_shapes=({0: tokens}, {0: users + 1}),
     )
+    single = torch.export.export(
+        program, (VALUES[:5], torch.tensor([0, 5])), dynamic_shapes=({0: tokens}, None)
+    ).module()
     torch.export.save(exported, tmp_path / "recommend.pt2")
     loaded = torch.export.load(tmp_path / "recommend.pt2").module()
     recommender = Recommender(model)
-    for values, offsets in _ragged_batches(20):
-        if offsets.shape[0] < 3:
-            continue
-        items, scores = loaded(values, offsets)
+    requests = [(VALUES[:n], torch.tensor([0, n])) for n in (2, 5, 8)]
+    for values, offsets in (*requests, *(b for b in _ragged_batches(20) if b[0].shape[0] > 1)):
+        items, scores = (single if offsets.shape[0] == 2 else loaded)(values, offsets)
         expected = recommender.recommend((values, offsets), k=20)
         assert torch.equal(items, expected.items)
         torch.testing.assert_close(scores, expected.scores, rtol=1e-5, atol=1e-6)
