@@ -57,8 +57,8 @@ def test_router_of_any_width(variant: str, hidden: int) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("depth", torch.tensor([0, 3, 1]), r"depth\[1\]=3 must lie in 0..2"),
-        ("depth", torch.tensor([-1, 0, 1]), r"depth\[0\]=-1 must lie in 0..2"),
+        ("depth", torch.tensor([0, 3, 1]), r"depth\[1\]=3 must lie in -1..2"),
+        ("depth", torch.tensor([-2, 0, 1]), r"depth\[0\]=-2 must lie in -1..2"),
         ("depth", torch.tensor([0, 1]), "depth has shape"),
         ("fine", torch.zeros(3, 3, 16, dtype=torch.float16), "fine has dtype"),
         ("coarse", torch.zeros(3, 3, 15), "coarse has shape"),
@@ -92,7 +92,7 @@ def test_any_depths_run_or_are_refused(depth: list[int]) -> None:
     case = build(BATCH)
     tensors = case.tensors(torch.float32)
     tensors["depth"] = torch.tensor(depth, dtype=torch.int64)
-    if len(depth) == 3 and all(0 <= d <= 2 for d in depth):
+    if len(depth) == 3 and all(-1 <= d <= 2 for d in depth):
         case.call(tensors, "cpp")
     else:
         with pytest.raises(ValueError, match="depth"):

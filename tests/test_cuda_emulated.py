@@ -70,7 +70,7 @@ def problem(
     def random(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator)
 
-    depth = torch.randint(0, levels, (rows,), generator=generator)
+    depth = torch.randint(-1, levels, (rows,), generator=generator)
     unreached = ~ragged.reached_levels(depth, levels)
     inputs: dict[str, Tensor | None] = {
         "fine": random(levels, rows, dim).to(dtype),

@@ -98,7 +98,8 @@ def moe_aggregate(
     Args:
         fine, coarse: ``[K, R, D]`` float, expert outputs of R read-outs at K levels.
         pooled: ``[K, R, D]``, Pool of every level; None: the router sees the level alone.
-        depth: int64 ``[R]`` in 0..K-1, the depth of each read-out; deeper levels are not read.
+        depth: int64 ``[R]`` in -1..K-1, the depth of each read-out; deeper levels are not read. -1
+            is capacity: no level exists, and the user vector is 0.
         level_mass: ``[K, R]``, m_k, which multiplies g_k and 1 - g_k in Eq. 8 and 9.
         router_w1: ``[H, D]``; router_level_bias: ``[K, H]`` (emb(k)'s share and the bias);
             router_w2: ``[H]``; router_b2: ``[1]``.

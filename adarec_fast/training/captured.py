@@ -16,7 +16,7 @@ from ..config import Supervision, TrainConfig
 from ..data import Batch
 from ..model import ADARec
 from ..modules import ForeignBackbone
-from ..ops import choose, synchronising
+from ..ops import synchronising
 from .optimization import Stepper
 from .statistics import EpochStatistics
 
@@ -48,8 +48,6 @@ def why_not(model: ADARec, device: torch.device) -> str | None:
     waiting = synchronising(config.backend, device.type)
     if waiting:
         return f"no kernel runs {', '.join(waiting)} here, and plain PyTorch waits for the device"
-    if config.supervision == "all" and choose("moe_aggregate", config.backend, "cuda") == "cuda":
-        return "the CUDA moe_aggregate reads rows behind the last token"
     return None
 
 

@@ -58,13 +58,13 @@ inline int64_t check_offsets(const Tensor& offsets, int64_t tokens, bool allow_e
   return batch;
 }
 
-// depth int64 [B] with values in 0..levels-1.
-inline void check_depth(const Tensor& depth, int64_t batch, int64_t levels) {
+// depth int64 [B] with values in least..levels-1.
+inline void check_depth(const Tensor& depth, int64_t batch, int64_t levels, int64_t least = 0) {
   check_shape(depth, "depth", batch);
   const int64_t* at = depth.const_data_ptr<int64_t>();
   for (int64_t b = 0; b < batch; ++b)
-    TORCH_CHECK_VALUE(at[b] >= 0 && at[b] < levels, "depth[", b, "]=", at[b],
-                      " must lie in 0..", levels - 1);
+    TORCH_CHECK_VALUE(at[b] >= least && at[b] < levels, "depth[", b, "]=", at[b],
+                      " must lie in ", least, "..", levels - 1);
 }
 
 inline int64_t seed_value(const Tensor& seed) {

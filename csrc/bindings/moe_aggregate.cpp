@@ -49,7 +49,7 @@ Call checked(const Tensor& fine, const Tensor& coarse, const Maybe& pooled, cons
                     "; it must be [H]");
   op.hidden = router_w2.size(0);
   check_shape(coarse, "coarse", op.levels, op.rows, op.dim);
-  check_depth(call.depth, op.rows, op.levels);
+  check_depth(call.depth, op.rows, op.levels, -1);
   check_shape(level_mass, "level_mass", op.levels, op.rows);
   check_shape(router_w1, "router_w1", op.hidden, op.dim);
   check_shape(router_level_bias, "router_level_bias", op.levels, op.hidden);

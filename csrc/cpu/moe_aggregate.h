@@ -15,7 +15,7 @@ struct MoEAggregate {
   std::int64_t levels, rows, dim, hidden;  // K, R, D, H
   Rows fine, coarse;                       // [K, R, D]
   Rows pooled;                             // [K, R, D], or null data
-  const std::int64_t* depth;               // [R] in 0..K-1
+  const std::int64_t* depth;               // [R] in -1..K-1; -1: capacity
   const float* level_mass;                 // [K, R]
   const float* router_w1;                  // [H, D]
   const float* router_level_bias;          // [K, H]

@@ -61,6 +61,11 @@ void fusion_backward(Tile& tile, const MoEAggregateGradients& grad, Slopes& slop
   const float* z_coarse = grad.z_coarse + tile.first * dim;
   tile.run_gate(z_coarse);
   for (int r = 0; r < tile.rows; ++r) {
+    if (op.depth[tile.first + r] < 0) {  // capacity: the upstream gradient may be anything
+      for (float* slope : {slopes.fine, slopes.coarse, slopes.gate})
+        std::fill_n(slope + r * dim, dim, 0.0f);
+      continue;
+    }
     const float* upstream = read(grad.grad_user, tile.first + r, dim, slopes.input);
     for_lanes(dim, [&](int i, auto m) {
       const int at = r * dim + i;

@@ -16,7 +16,7 @@ struct MoEAggregate {
   bool bf16;
   const void *fine, *coarse;  // [K, R, D]; levels k > depth are not read
   const void* pooled;         // [K, R, D], or null: the router sees the level alone
-  const std::int64_t* depth;  // [R] in 0..K-1
+  const std::int64_t* depth;  // [R] in -1..K-1; -1: capacity
   const float* level_mass;    // [K, R]
   const float* router_w1;     // [H, D]
   const float* router_level_bias;  // [K, H]

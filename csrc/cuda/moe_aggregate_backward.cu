@@ -75,11 +75,13 @@ __device__ __forceinline__ void fusion_backward(const Tile& t, const MoEAggregat
     if (row >= t.rows || column >= op.dim) continue;
     float upstream[4], slope[4];
     Word<T>::load4(static_cast<const T*>(grad.grad_user) + at * op.dim + column, upstream);
+    const bool capacity = t.begin[row] == t.begin[row + 1];  // its upstream may be anything
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const int place = row * t.line + column + j;
-      const auto g = moe::fuse_gradient(upstream[j], sigmoid(logit[0][j] + op.gate_b[column + j]),
-                                        region(kFine)[place], region(kCoarse)[place]);
+      const float gate = sigmoid(logit[0][j] + op.gate_b[column + j]);
+      const auto g = moe::fuse_gradient(capacity ? 0.0f : upstream[j], gate, region(kFine)[place],
+                                        region(kCoarse)[place]);
       region(kFineSlope)[place] = g.fine;
       region(kCoarseSlope)[place] = g.coarse;
       region(kGateSlope)[place] = slope[j] = g.logit;

@@ -133,7 +133,7 @@ __device__ __forceinline__ Tile make_tile(const MoEAggregate& op, float* memory,
     for (int r = 0; r <= row; ++r) {
       const std::int64_t depth = op.depth[t.first + r];
       begin += count;
-      count = 1 + (depth < 0 ? 0 : depth < op.levels ? static_cast<int>(depth) : op.levels - 1);
+      count = depth < 0 ? 0 : 1 + static_cast<int>(depth < op.levels ? depth : op.levels - 1);
     }
     t.begin[row] = begin;
     if (row == t.rows - 1) t.begin[t.rows] = begin + count;
