@@ -103,9 +103,32 @@ def _topk(size: int, word: int, backward: bool) -> dict[str, float]:
     return {"flops": 2 * RANKED * ITEMS * size, "bytes": (RANKED + ITEMS) * size * word}
 
 
+def _encoder(size: int, word: int, backward: bool) -> dict[str, float]:
+    pairs = TOKENS * (MEAN_DEPTH + 1)
+    # Of D x D: 3 for queries, keys and values, 1 to project, 8 for the feed-forward.
+    square = 2 * pairs * size * size
+    # Sixteen queries see a block of 32 keys; four levels share a Philox call.
+    scores = 2 * pairs * 32 * size
+    plane = pairs * size * word
+    groups = TOKENS * sum(-(-levels // 4) for levels in range(1, LEVELS + 1)) / LEVELS
+    hidden, probabilities = 2 * groups * size, 2 * groups * 32
+    if not backward:
+        return {
+            "flops": 12 * square + 2 * scores, "bytes": 11 * plane,
+            "words": hidden + probabilities,
+        }
+    # Again: 3 and 9, attention. Sublayers: 12 for the feed-forward, of which 4 again, and 1. Its
+    # weights 16, of which 4 again; the projection's 1. Queries, keys and values: 3 and 3.
+    return {
+        "flops": 48 * square + 9 * scores, "bytes": 41 * plane,
+        "words": hidden + 3 * probabilities,
+    }
+
+
 OPS = {
     "hda_trajectory": _hda, "mlp_expert": _mlp, "moe_aggregate": _moe, "level_pool": _pool,
     "depth_controller": _controller, "level_infonce": _infonce, "score_topk": _topk,
+    "encoder_layer": _encoder,
 }
 
 

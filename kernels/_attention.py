@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .. import rng
 from . import _heuristics
-from ._launch import LARGEST_SIZE, Operands, architecture, launch, padded_size
+from ._launch import Operands, architecture, launch, padded_size
 from ._layout import Layout
 from ._product import product
 from .philox import drop, keep_bits
@@ -149,9 +149,8 @@ def _arguments(
 ) -> tuple[dict[str, Any], _heuristics.Tile]:
     size = q.shape[2]
     block = padded_size(size // heads)
-    # Tiles are chosen for two heads.
-    bucket = min(2 * block, LARGEST_SIZE)
-    tile = _heuristics.tile(kernel, bucket, ops.kind, architecture(q.device))
+    # Tiles are chosen for the D of two such heads.
+    tile = _heuristics.tile(kernel, 2 * block, ops.kind, architecture(q.device))
     return {
         "q_ptr": q, "kv_ptr": kv, "offsets_ptr": offsets, "sequence_ptr": layout.sequence,
         "row_reach_ptr": layout.row_reach, "token_reach_ptr": layout.token_reach,

@@ -141,8 +141,6 @@ def _attention_keys_kernel(
         plane = tl.full((), level, tl.int64)
         at_key = (plane * tokens + key)[:, None] * KV_STRIDE + column
         there = (reach > level)[:, None] & inside
-        k = tl.load(kv_ptr + at_key, mask=there, other=0.0)
-        v = tl.load(kv_ptr + D + at_key, mask=there, other=0.0)
         d_k = tl.zeros((KEYS, BLOCK_H), tl.float32)
         d_v = tl.zeros((KEYS, BLOCK_H), tl.float32)
         for block in range(0, tl.cdiv(end - first, ROWS)):
@@ -154,6 +152,12 @@ def _attention_keys_kernel(
             q = tl.load(q_ptr + at_row[:, None] * Q_STRIDE + column, mask=mask, other=0.0)
             at_context = at_row[:, None] * D + column
             d_context = tl.load(d_context_ptr + at_context, mask=mask, other=0.0)
+            # Keys and values come anew from L1: held in registers over the loop, they spill. A
+            # mask that seems to change keeps the compiler from taking them out of it.
+            going_on = tl.full((KEYS,), first + block * ROWS, tl.int64) < end
+            again = there & going_on[:, None]
+            k = tl.load(kv_ptr + at_key, mask=again, other=0.0)
+            v = tl.load(kv_ptr + D + at_key, mask=again, other=0.0)
             at = (plane * HEADS + head) * rows + row
             lse = tl.load(lse_ptr + at, mask=asks, other=0.0)
             delta = tl.load(delta_ptr + at, mask=asks, other=0.0)

@@ -65,7 +65,7 @@ def _project(context_ptr, at_row, exists, w_ptr, dims, D: tl.constexpr, BLOCK_D:
 def _sublayers_kernel(
     x_ptr, context_ptr, offsets_ptr, reach_ptr, out_w_ptr, out_b_ptr, ln1_w_ptr, ln1_b_ptr,
     ff1_w_ptr, ff1_b_ptr, ff2_w_ptr, ff2_b_ptr, ln2_w_ptr, ln2_b_ptr, seed_ptr, y_ptr,
-    rows, tokens, eps, threshold, keep_scale, stream,
+    rows, tokens, eps, threshold, keep_scale, stream1, stream2,
     D: tl.constexpr, F: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
     CHUNK: tl.constexpr, DROPOUT: tl.constexpr, LAST: tl.constexpr, OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -80,8 +80,8 @@ def _sublayers_kernel(
     inside = (dims < D)[None, :]
     token = token_of(row, reach > 0, offsets_ptr, LAST)
     index = token[:, None] * D + dims[None, :]
-    bits1 = _bits(seed_ptr, index, stream + 1, group, threshold, DROPOUT)
-    bits2 = _bits(seed_ptr, index, stream + 2, group, threshold, DROPOUT)
+    bits1 = _bits(seed_ptr, index, stream1, group, threshold, DROPOUT)
+    bits2 = _bits(seed_ptr, index, stream2, group, threshold, DROPOUT)
     for level in range(4 * group, tl.minimum(4 * group + 4, deepest)):
         exists = reach > level
         mask = exists[:, None] & inside
@@ -114,7 +114,8 @@ def _arguments(
         **{f"{name}_ptr": w for name, w in weights.items() if not name.startswith("qkv")},
         "seed_ptr": seed, "rows": reach.shape[0], "tokens": tokens, "eps": eps,
         "threshold": rng.dropout_threshold(dropout), "keep_scale": 1.0 / (1.0 - dropout),
-        "stream": stream, "D": size, "F": weights["ff1_w"].shape[0], "BLOCK_D": block,
+        "stream1": stream + rng.SITE_PROJECTION, "stream2": stream + rng.SITE_FEEDFORWARD,
+        "D": size, "F": weights["ff1_w"].shape[0], "BLOCK_D": block,
         "ROWS": tile.rows, "CHUNK": tile.chunk, "DROPOUT": seed is not None and dropout > 0,
         "LAST": last_only, "OPERAND": ops.dtype, "PRECISION": ops.precision,
     }, tile

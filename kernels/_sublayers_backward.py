@@ -31,13 +31,19 @@ def _normalise_backward(grad, y, inverse, inside, D: tl.constexpr):
     return tl.where(inside, d, 0.0)
 
 
-@triton.jit(do_not_specialize=["rows", "tokens", "threshold"])
+@triton.jit
+def _store_sums(ptr, place, places, dims, weight, bias, D: tl.constexpr):
+    """Row ``place`` of two planes ``[places, D]``: LayerNorm's weight's and bias's gradient."""
+    tl.store(ptr + place * D + dims, weight, mask=dims < D)
+    tl.store(ptr + (places + place) * D + dims, bias, mask=dims < D)
+
+
+@triton.jit(do_not_specialize=["rows", "tokens", "planes", "threshold"])
 def _sublayers_backward_kernel(
     grad_ptr, x_ptr, context_ptr, offsets_ptr, reach_ptr, out_w_ptr, out_b_ptr, ln1_w_ptr,
     ln1_b_ptr, ff1_w_ptr, ff1_b_ptr, ff2_w_ptr, ff2_b_ptr, ln2_w_ptr, ln2_b_ptr, seed_ptr,
     h_ptr, d_ff_ptr, d_projected_ptr, d_context_ptr, residual_ptr,
-    d_ln1_w_ptr, d_ln1_b_ptr, d_ln2_w_ptr, d_ln2_b_ptr,
-    rows, tokens, eps, threshold, keep_scale, stream,
+    sums_ptr, rows, tokens, planes, eps, threshold, keep_scale, stream1, stream2,
     D: tl.constexpr, F: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
     CHUNK: tl.constexpr, DROPOUT: tl.constexpr, LAST: tl.constexpr, OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -49,16 +55,23 @@ def _sublayers_backward_kernel(
     inside = (dims < D)[None, :]
     token = token_of(row, reach > 0, offsets_ptr, LAST)
     index = token[:, None] * D + dims[None, :]
-    d_ln1_w = tl.zeros((BLOCK_D,), tl.float32)
-    d_ln1_b = tl.zeros((BLOCK_D,), tl.float32)
-    d_ln2_w = tl.zeros((BLOCK_D,), tl.float32)
-    d_ln2_b = tl.zeros((BLOCK_D,), tl.float32)
-    bits1 = _bits(seed_ptr, index, stream + 1, group, threshold, DROPOUT)
-    bits2 = _bits(seed_ptr, index, stream + 2, group, threshold, DROPOUT)
-    for level in range(4 * group, tl.minimum(4 * group + 4, tl.max(reach))):
+    bits1 = _bits(seed_ptr, index, stream1, group, threshold, DROPOUT)
+    bits2 = _bits(seed_ptr, index, stream2, group, threshold, DROPOUT)
+    # A partial sum a tile and level; kept in registers over the levels, the four would spill.
+    deepest = tl.max(reach)
+    tile = tl.program_id(0).to(tl.int64)
+    places = tl.num_programs(0).to(tl.int64) * planes
+    ln2_sums_ptr = sums_ptr + 2 * places * D
+    for level in range(tl.maximum(4 * group, deepest), tl.minimum(4 * group + 4, planes)):
+        place = tl.full((), level, tl.int64) * tl.num_programs(0) + tile
+        nothing = tl.zeros((BLOCK_D,), tl.float32)
+        _store_sums(sums_ptr, place, places, dims, nothing, nothing, D)
+        _store_sums(ln2_sums_ptr, place, places, dims, nothing, nothing, D)
+    for level in range(4 * group, tl.minimum(4 * group + 4, deepest)):
         exists = reach > level
         mask = exists[:, None] & inside
         plane = tl.full((), level, tl.int64)
+        place = plane * tl.num_programs(0) + tile
         at_row = plane * rows + row
         at = at_row[:, None] * D + dims[None, :]
         x = tl.load(x_ptr + plane * tokens * D + index, mask=mask, other=0.0).to(tl.float32)
@@ -79,8 +92,8 @@ def _sublayers_backward_kernel(
             h + _drop(y, bits2, lane, keep_scale, DROPOUT), inside, eps, D
         )
         grad = tl.load(grad_ptr + at, mask=mask, other=0.0).to(tl.float32)
-        d_ln2_w += tl.sum(grad * normal2, 0)
-        d_ln2_b += tl.sum(grad, 0)
+        _store_sums(ln2_sums_ptr, place, places, dims, tl.sum(grad * normal2, 0),
+                    tl.sum(grad, 0), D)
         d_h = _normalise_backward(
             grad * _vector(ln2_w_ptr, dims, D), normal2, inverse2, inside, D
         )
@@ -94,8 +107,7 @@ def _sublayers_backward_kernel(
             w2 = load_w2(ff2_w_ptr, hidden, dims, F, D, OPERAND)
             d_before = product(d_ff, w2, PRECISION) * slope
             d_h += product(d_before.to(OPERAND), tl.trans(w1), PRECISION)
-        d_ln1_w += tl.sum(d_h * normal1, 0)
-        d_ln1_b += tl.sum(d_h, 0)
+        _store_sums(sums_ptr, place, places, dims, tl.sum(d_h * normal1, 0), tl.sum(d_h, 0), D)
         d_sum = _normalise_backward(d_h * ln1_w, normal1, inverse1, inside, D)
         tl.store(residual_ptr + at, d_sum, mask=mask)
         d_projected = _drop(d_sum, bits1, lane, keep_scale, DROPOUT).to(OPERAND)
@@ -106,11 +118,6 @@ def _sublayers_backward_kernel(
             to = d_context_ptr + at_row[:, None] * D + part[None, :]
             d_context = product(d_projected, w, PRECISION)
             tl.store(to, d_context, mask=exists[:, None] & (part < D)[None, :])
-    at = (group * tl.num_programs(0) + tl.program_id(0)) * D + dims
-    tl.store(d_ln1_w_ptr + at, d_ln1_w, mask=dims < D)
-    tl.store(d_ln1_b_ptr + at, d_ln1_b, mask=dims < D)
-    tl.store(d_ln2_w_ptr + at, d_ln2_w, mask=dims < D)
-    tl.store(d_ln2_b_ptr + at, d_ln2_b, mask=dims < D)
 
 
 class Gradients(NamedTuple):
@@ -149,16 +156,11 @@ def sublayers_backward(
         x.new_empty(planes, rows, size, dtype=ops.torch_dtype) for _ in range(4)
     ]
     planes_of_rows.append(x.new_empty(planes, rows, size))
-    partials = [
-        torch.empty(grid[0] * grid[1], size, dtype=torch.float32, device=x.device)
-        for _ in range(4)
-    ]
-    result = Gradients(*planes_of_rows, *partials)
+    sums = torch.empty(4, planes * grid[0], size, dtype=torch.float32, device=x.device)
+    h, d_ff, d_projected, d_context, residual = planes_of_rows
     arguments |= {
-        "grad_ptr": grad_y, "h_ptr": result.h, "d_ff_ptr": result.d_ff,
-        "d_projected_ptr": result.d_projected, "d_context_ptr": result.d_context,
-        "residual_ptr": result.residual, "d_ln1_w_ptr": result.ln1_w,
-        "d_ln1_b_ptr": result.ln1_b, "d_ln2_w_ptr": result.ln2_w, "d_ln2_b_ptr": result.ln2_b,
+        "grad_ptr": grad_y, "h_ptr": h, "d_ff_ptr": d_ff, "d_projected_ptr": d_projected,
+        "d_context_ptr": d_context, "residual_ptr": residual, "sums_ptr": sums, "planes": planes,
     }
     launch(_sublayers_backward_kernel, grid, arguments, tile.options)
-    return Gradients(*planes_of_rows, *(partial.sum(0) for partial in partials))
+    return Gradients(*planes_of_rows, *sums.sum(1))
