@@ -133,6 +133,14 @@ def test_sequences_longer_than_a_tile(last_only: bool) -> None:
     check_against_float64(case, _backend("encoder_layer"), torch.float32)
 
 
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("heads", [1, 4])
+def test_other_numbers_of_heads(heads: int) -> None:
+    case = test_encoder_layer.build(random_batch(3, size=20, seed=3), dropout=(0.2, 0.0))
+    case.options["heads"] = heads
+    check_against_float64(case, _backend("encoder_layer"), torch.float32)
+
+
 def test_sizes_beyond_the_chip_are_refused() -> None:
     suite = next(s for s in SUITES if s.op == "level_pool")
     case = next(iter(suite.variants.values()))(random_batch(1, size=300))
