@@ -54,11 +54,12 @@ for _kernel in ("linear", "linear_backward", "linear_weights"):
 _rows("linear_backward", "ieee", d64=Tile(64, 32, 8))
 _rows("sublayers", "half", d64=Tile(32, 32, 8), d128=Tile(32, 32, 8, 1), d256=Tile(16, 16, 8, 1))
 _rows("sublayers", "tf32 ieee", d64=Tile(32, 32, 8), d128=Tile(32, 32, 8), d256=Tile(16, 16, 8))
-_rows("sublayers_backward", "half", d64=Tile(32, 32, 8), d128=Tile(32, 32, 8, 1),
+_rows("sublayers", "ieee", d64=Tile(32, 32, 8, 2, 168))
+_rows("sublayers_backward", "half", d64=Tile(32, 32, 8), d128=Tile(16, 32, 8),
       d256=Tile(16, 16, 8, 1))
 _rows("sublayers_backward", "tf32", d64=Tile(32, 32, 8), d128=Tile(16, 32, 8),
       d256=Tile(16, 16, 8))
-_rows("sublayers_backward", "ieee", d64=Tile(16, 32, 8), d128=Tile(32, 32, 8),
+_rows("sublayers_backward", "ieee", d64=Tile(16, 32, 8), d128=Tile(16, 32, 8),
       d256=Tile(16, 16, 8))
 # A chunk is a block of keys, and of queries where rows are keys. Sixteen rows of short sequences
 # need little more than their own tokens as keys: one block of 32. D is that of two heads.
@@ -66,9 +67,9 @@ for _kernel in ("attention", "attention_queries", "attention_keys"):
     _rows(_kernel, _ALL, d64=Tile(16, 32, 4), d128=Tile(16, 32, 4), d256=Tile(16, 32, 4),
           d512=Tile(16, 16, 8))
 _rows("attention", "tf32", d64=Tile(16, 32, 4, 2, 168))
-_rows("attention", "ieee", d128=Tile(16, 32, 8), d256=Tile(16, 32, 8))
-_rows("attention_queries", "tf32", d256=Tile(16, 16, 4))
-_rows("attention_keys", "half", d256=Tile(16, 16, 4))
+_rows("attention", "ieee", d256=Tile(16, 32, 8))
+_rows("attention_queries", "tf32", d256=Tile(16, 16, 4, 2, 255))
+_rows("attention_keys", "half", d128=Tile(16, 32, 4, 2, 255), d256=Tile(16, 16, 4))
 _rows("moe", _ALL, d64=Tile(16, 64, 4), d128=Tile(16, 32, 4), d256=Tile(16, 32, 8))
 # The chunk is a tile of the catalogue.
 _rows("score_topk", _ALL, d64=Tile(16, 128, 4))
