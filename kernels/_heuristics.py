@@ -29,7 +29,9 @@ class Tile(NamedTuple):
 
 # (kernel, padded D, "half" | "tf32" | "ieee") -> tile; sizes below the smallest take its row.
 _TABLE: dict[tuple[str, int, str], Tile] = {}
-_BY_ARCHITECTURE: dict[tuple[int, str, int, str], Tile] = {}
+_BY_ARCHITECTURE: dict[tuple[int, str, int, str], Tile] = {
+    (90, "hda_backward", 128, "tf32"): Tile(16, 32, 8),
+}
 
 
 def _rows(kernel: str, kinds: str, **tiles: Tile) -> None:
@@ -48,7 +50,8 @@ for _kernel in ("hda_backward", "mlp_backward"):
           d256=Tile(16, 16, 8, 2, 255))
 _rows("mlp_weights", "half", d64=Tile(32, 32, 8), d128=Tile(16, 32, 8), d256=Tile(16, 16, 8))
 _rows("mlp_weights", "tf32", d64=Tile(32, 32, 4), d128=Tile(32, 64, 8), d256=Tile(16, 32, 8))
-_rows("mlp_weights", "ieee", d64=Tile(32, 32, 8), d128=Tile(16, 32, 8), d256=Tile(16, 16, 8))
+_rows("mlp_weights", "ieee", d64=Tile(32, 32, 8), d128=Tile(16, 16, 8, 2, 255),
+      d256=Tile(16, 16, 8, 2, 255))
 for _kernel in ("linear", "linear_backward", "linear_weights"):
     _rows(_kernel, _ALL, d64=Tile(64, 64, 8), d128=Tile(32, 64, 8), d256=Tile(32, 32, 8))
 _rows("linear_backward", "ieee", d64=Tile(64, 32, 8))
@@ -70,21 +73,27 @@ _rows("attention", "tf32", d64=Tile(16, 32, 4, 2, 168))
 _rows("attention", "ieee", d256=Tile(16, 32, 8))
 _rows("attention_queries", "tf32", d256=Tile(16, 16, 4, 2, 255))
 _rows("attention_keys", "half", d128=Tile(16, 32, 4, 2, 255), d256=Tile(16, 16, 4))
-_rows("moe", _ALL, d64=Tile(16, 64, 4), d128=Tile(16, 32, 4), d256=Tile(16, 32, 8))
+_rows("moe", "half", d64=Tile(16, 64, 4), d128=Tile(16, 32, 4), d256=Tile(16, 16, 8))
+_rows("moe", "tf32", d64=Tile(16, 64, 4), d128=Tile(16, 32, 4), d256=Tile(16, 32, 8))
+_rows("moe", "ieee", d64=Tile(16, 64, 4), d128=Tile(16, 16, 4), d256=Tile(16, 16, 8, 2, 255))
 # The chunk is a tile of the catalogue.
-_rows("score_topk", _ALL, d64=Tile(16, 128, 4))
+_rows("score_topk", _ALL, d64=Tile(16, 128, 4), d128=Tile(16, 128, 4), d256=Tile(16, 128, 4))
+_rows("score_topk", "tf32", d256=Tile(16, 64, 4))
 # The chunk is a tile of candidates.
 _rows("infonce_forward", "tf32 ieee", d64=Tile(32, 32, 4), d128=Tile(32, 32, 4),
       d256=Tile(32, 32, 4))
-_rows("infonce_backward", "tf32", d64=Tile(32, 32, 4), d128=Tile(32, 32, 4), d256=Tile(32, 64, 8))
+_rows("infonce_backward", "tf32", d64=Tile(32, 32, 4, 2, 255), d128=Tile(32, 32, 4),
+      d256=Tile(32, 64, 8))
 _rows("infonce_backward", "ieee", d64=Tile(32, 32, 4, 2, 255), d128=Tile(16, 32, 8),
       d256=Tile(16, 16, 8))
 # Of a scan, the chunk is the part of the recurrent weights that stays in registers, if all of it.
 for _kernel in ("gru_scan", "gru_scan_backward"):
-    _rows(_kernel, "half", d64=Tile(16, 64, 4, 2, 255), d128=Tile(16, 32, 8), d256=Tile(16, 16, 16))
-    _rows(_kernel, "tf32", d64=Tile(16, 64, 4), d128=Tile(16, 32, 8), d256=Tile(16, 16, 16))
-    _rows(_kernel, "ieee", d64=Tile(16, 32, 4), d128=Tile(16, 16, 8), d256=Tile(16, 16, 16))
-_rows("gru_gates", _ALL, d64=Tile(32, 32, 4), d128=Tile(32, 32, 4), d256=Tile(32, 32, 4))
+    _rows(_kernel, "half", d64=Tile(16, 64, 4, 2, 255), d128=Tile(16, 32, 8), d256=Tile(16, 16, 8))
+    _rows(_kernel, "tf32", d64=Tile(16, 64, 4, 2, 255), d128=Tile(16, 32, 8), d256=Tile(16, 16, 8))
+    _rows(_kernel, "ieee", d64=Tile(16, 32, 4), d128=Tile(16, 16, 8), d256=Tile(16, 16, 8))
+_rows("gru_scan", "tf32", d256=Tile(16, 16, 16))
+_rows("gru_gates", "half tf32", d64=Tile(32, 32, 4), d128=Tile(32, 32, 4), d256=Tile(32, 32, 4))
+_rows("gru_gates", "ieee", d64=Tile(16, 32, 4), d128=Tile(32, 32, 4), d256=Tile(32, 32, 4))
 _rows("gru_weights", "half tf32", d64=Tile(32, 32, 4), d128=Tile(32, 32, 4), d256=Tile(16, 32, 8))
 _rows("gru_weights", "ieee", d64=Tile(16, 32, 4), d128=Tile(16, 32, 4), d256=Tile(16, 16, 8))
 

@@ -21,6 +21,7 @@ from ._product import product
 from .philox import box_muller, philox4
 
 NO_NOISE, SEEDED, GIVEN = 0, 1, 2
+DEPTH = 128  # dimensions of an operand of the weights kernel
 SQRT_HALF = tl.constexpr(0.7071067811865476)
 INV_SQRT_TWO_PI = tl.constexpr(0.3989422804014327)
 
@@ -120,8 +121,8 @@ def _weights_kernel(
     x_ptr, grad_ptr, reach_ptr, offsets_ptr, w1_ptr, bias_ptr, w2_ptr,
     d_w1_ptr, d_bias_ptr, d_w2_ptr, d_b2_ptr, rows, tokens, planes,
     D: tl.constexpr, H: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
-    CHUNK: tl.constexpr, GELU: tl.constexpr, LAST: tl.constexpr, BIAS_STRIDE: tl.constexpr,
-    OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    CHUNK: tl.constexpr, DEPTH: tl.constexpr, GELU: tl.constexpr, LAST: tl.constexpr,
+    BIAS_STRIDE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):
     slot = tl.program_id(0)
     slots = tl.num_programs(0)
@@ -141,16 +142,34 @@ def _weights_kernel(
             if tl.max(reach) > plane:
                 mask = (reach > plane)[:, None] & inside
                 token = token_of(row, reach > 0, offsets_ptr, LAST)
-                at_x = x_ptr + token_stride * plane + token[:, None] * D + dims[None, :]
-                x = tl.load(at_x, mask=mask, other=0.0).to(OPERAND)
-                # Weights come anew from L1: held in registers over the loops, they spill.
-                w1 = load_w1(w1_ptr, hidden, dims, H, D, OPERAND)
-                before = hidden_before(x, w1, bias_ptr + plane * BIAS_STRIDE, hidden, H, PRECISION)
+                at_x = x_ptr + token_stride * plane + token[:, None] * D
+                at_grad = grad_ptr + row_stride * plane + row[:, None] * D
+                if DEPTH < BLOCK_D:
+                    # Held whole, both products' operands spill.
+                    bias = tl.load(bias_ptr + plane * BIAS_STRIDE + hidden, mask=hidden < H,
+                                   other=0.0).to(tl.float32)
+                    before = tl.zeros((ROWS, CHUNK), tl.float32) + bias[None, :]
+                    d_after = tl.zeros((ROWS, CHUNK), tl.float32)
+                    for start in range(0, D, DEPTH):
+                        part = start + tl.arange(0, DEPTH)
+                        there = (reach > plane)[:, None] & (part < D)[None, :]
+                        x = tl.load(at_x + part[None, :], mask=there, other=0.0).to(OPERAND)
+                        w1 = load_w1(w1_ptr, hidden, part, H, D, OPERAND)
+                        before += product(x, w1, PRECISION)
+                        grad = tl.load(at_grad + part[None, :], mask=there, other=0.0)
+                        w2 = load_w2(w2_ptr, hidden, part, H, D, OPERAND)
+                        d_after += product(grad, w2, PRECISION)
+                x = tl.load(at_x + dims[None, :], mask=mask, other=0.0).to(OPERAND)
+                grad = tl.load(at_grad + dims[None, :], mask=mask, other=0.0)
+                if DEPTH >= BLOCK_D:
+                    # Weights come anew from L1: held in registers over the loops, they spill.
+                    w1 = load_w1(w1_ptr, hidden, dims, H, D, OPERAND)
+                    bias_row = bias_ptr + plane * BIAS_STRIDE
+                    before = hidden_before(x, w1, bias_row, hidden, H, PRECISION)
+                    w2 = load_w2(w2_ptr, hidden, dims, H, D, OPERAND)
+                    d_after = product(grad, w2, PRECISION)
                 after, slope = activate_and_slope(before, GELU)
-                at_grad = grad_ptr + row_stride * plane + row[:, None] * D + dims[None, :]
-                grad = tl.load(at_grad, mask=mask, other=0.0)
-                w2 = load_w2(w2_ptr, hidden, dims, H, D, OPERAND)
-                d_before = product(grad, w2, PRECISION) * slope
+                d_before = d_after * slope
                 d_bias += tl.sum(d_before, 0)
                 d_b2 += tl.sum(grad.to(tl.float32), 0)
                 d_w1 += product(tl.trans(d_before.to(OPERAND)), x, PRECISION)
@@ -220,7 +239,8 @@ def weight_gradients(
         "d_w1_ptr": d_w1, "d_bias_ptr": d_bias, "d_w2_ptr": d_w2, "d_b2_ptr": d_b2,
         "rows": rows, "tokens": x.shape[1], "planes": planes,
         "D": size, "H": hidden, "BLOCK_D": block, "ROWS": tile.rows, "CHUNK": tile.chunk,
-        "GELU": gelu, "LAST": last_only, "BIAS_STRIDE": hidden if bias.dim() == 2 else 0,
+        "DEPTH": min(block, DEPTH), "GELU": gelu, "LAST": last_only,
+        "BIAS_STRIDE": hidden if bias.dim() == 2 else 0,
         "OPERAND": ops.dtype, "PRECISION": ops.precision,
     }
     launch(_weights_kernel, (slots, chunks), arguments, tile.options)

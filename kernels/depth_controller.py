@@ -178,7 +178,7 @@ def _scan_kernel(
 
 @triton.jit(do_not_specialize=["tokens", "batch"])
 def _scan_backward_kernel(
-    grad_ptr, gates_ptr, offsets_ptr, w_hh_ptr, w_out_ptr, hidden_ptr, d_bias_ptr, tokens, batch,
+    grad_ptr, gates_ptr, offsets_ptr, w_hh_ptr, w_out_ptr, hidden_ptr, tokens, batch,
     G: tl.constexpr, BLOCK_G: tl.constexpr, LEVELS: tl.constexpr, BLOCK_LEVELS: tl.constexpr,
     ROWS: tl.constexpr, CHUNK: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):
@@ -200,9 +200,6 @@ def _scan_backward_kernel(
         w_z = _rows_of(w_hh_ptr, 1, units, units, G, G, OPERAND)
         w_n = _rows_of(w_hh_ptr, 2, units, units, G, G, OPERAND)
     carried = tl.zeros((ROWS, BLOCK_G), tl.float32)
-    sum_r = tl.zeros((ROWS, BLOCK_G), tl.float32)
-    sum_z = tl.zeros((ROWS, BLOCK_G), tl.float32)
-    sum_n = tl.zeros((ROWS, BLOCK_G), tl.float32)
     for done in range(0, tl.max(length)):
         token = end - 1 - done
         running = done < length
@@ -218,9 +215,6 @@ def _scan_backward_kernel(
         d_update = d_h * (before - new) * update * (1.0 - update)
         d_reset = d_new * recurrent * reset * (1.0 - reset)
         d_recurrent = d_new * reset
-        sum_r += d_reset
-        sum_z += d_update
-        sum_n += d_new
         # The gates are not needed any more: their gradients take their place.
         tl.store(gates_ptr + at, d_reset, mask=mask)
         tl.store(gates_ptr + plane + at, d_update, mask=mask)
@@ -246,11 +240,6 @@ def _scan_backward_kernel(
                 d_part = _load(gates_ptr, 3 * plane + at_part, ran, OPERAND)
                 w = _rows_of(w_hh_ptr, 2, part, units, G, G, OPERAND)
                 carried += product(d_part, w, PRECISION)
-    at_bias = row[:, None] * (3 * G) + units[None, :]
-    there = (row < batch)[:, None] & inside
-    tl.store(d_bias_ptr + at_bias, sum_r, mask=there)
-    tl.store(d_bias_ptr + G + at_bias, sum_z, mask=there)
-    tl.store(d_bias_ptr + 2 * G + at_bias, sum_n, mask=there)
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -382,7 +371,7 @@ def bwd(
     units, tile = run.units, run.tile("gru_gates")
     tiles, chunks = triton.cdiv(run.tokens, tile.rows), triton.cdiv(units, tile.chunk)
     gates = torch.empty(4, run.tokens, units, **wide)
-    d_bias, d_e = torch.empty_like(sequence_bias), torch.empty_like(embeddings)
+    d_e = torch.empty_like(embeddings)
     weights = run.tile("gru_weights")
     parts = 3 * triton.cdiv(units, weights.chunk)
     slots = min(
@@ -395,7 +384,7 @@ def bwd(
     run.arguments |= {
         "grad_ptr": grad_logits, "gates_ptr": gates, "hidden_ptr": hidden,
         "place_ptr": torch.empty(run.tokens, dtype=torch.int32, device=run.device),
-        "d_bias_ptr": d_bias, "d_e_ptr": d_e, "d_w_ih_ptr": d_w_ih, "d_w_hh_ptr": d_w_hh,
+        "d_e_ptr": d_e, "d_w_ih_ptr": d_w_ih, "d_w_hh_ptr": d_w_hh,
         "d_b_hh_ptr": d_b_hh,
     }
     run(_gates_kernel, "gru_gates", tiles, chunks, WHOLE_GATES=True)
@@ -403,10 +392,14 @@ def bwd(
     run(_scan_backward_kernel, "gru_scan_backward", scan)
     run(_weights_kernel, "gru_weights", slots, parts)
     run(_embeddings_kernel, "gru_gates", tiles)
+    # Means times lengths: the sums over a sequence's tokens, [3, B, G].
+    sums = level_pool.fwd(gates[:3], offsets, None, False) * offsets.diff()[:, None]
+    d_bias = sums.transpose(0, 1).reshape(run.batch, 3 * units)
     pooled = level_pool.fwd(hidden[None], offsets, None, False)[0]
     dtype = run.ops.torch_dtype
     d_w_out = grad_logits.to(dtype).T @ pooled.to(dtype)
     return (
-        d_e, d_bias, d_w_ih.sum(0).to(w_ih.dtype), d_w_hh.sum(0).to(w_hh.dtype),
-        d_b_hh.sum(0).to(b_hh.dtype), d_w_out.to(w_out.dtype), grad_logits.sum(0).to(b_out.dtype),
+        d_e, d_bias.to(sequence_bias.dtype), d_w_ih.sum(0).to(w_ih.dtype),
+        d_w_hh.sum(0).to(w_hh.dtype), d_b_hh.sum(0).to(b_hh.dtype), d_w_out.to(w_out.dtype),
+        grad_logits.sum(0).to(b_out.dtype),
     )

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import _heuristics
-from ._launch import architecture, launch, multiprocessors, operands
+from ._launch import LARGEST_SIZE, architecture, launch, multiprocessors, operands
 from ._product import product
 
 # Keys kept on chip for a user, and those of all parts of the catalogue that are ranked at once.
@@ -126,7 +126,8 @@ def fwd(
     batch, size = users.shape
     catalogue = items.shape[0] - 1
     ops = operands(users)
-    tile = _heuristics.tile("score_topk", DEPTH, ops.kind, architecture(users.device))
+    bucket = min(LARGEST_SIZE, triton.next_power_of_2(size))
+    tile = _heuristics.tile("score_topk", bucket, ops.kind, architecture(users.device))
     kept = min(WIDEST, max(16, triton.next_power_of_2(k)))
     row_tiles, item_tiles = triton.cdiv(batch, tile.rows), triton.cdiv(catalogue, tile.chunk)
     # Parts enough to keep every multiprocessor busy, few enough that one program ranks them.
