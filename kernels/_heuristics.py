@@ -44,9 +44,10 @@ _ALL = "half tf32 ieee"
 for _kernel in ("hda_forward", "mlp_forward"):
     _rows(_kernel, "half tf32", d64=Tile(32, 64, 8), d128=Tile(32, 32, 8), d256=Tile(16, 32, 8))
     _rows(_kernel, "ieee", d64=Tile(32, 32, 8), d128=Tile(16, 32, 8), d256=Tile(16, 32, 8))
+_rows("mlp_forward", "ieee", d64=Tile(32, 32, 8, 2, 255))
 for _kernel in ("hda_backward", "mlp_backward"):
     _rows(_kernel, "half tf32", d64=Tile(32, 32, 8), d128=Tile(32, 32, 8), d256=Tile(16, 16, 8))
-    _rows(_kernel, "ieee", d64=Tile(32, 32, 8), d128=Tile(16, 32, 8, 2, 255),
+    _rows(_kernel, "ieee", d64=Tile(32, 32, 8, 2, 255), d128=Tile(16, 32, 8, 2, 255),
           d256=Tile(16, 16, 8, 2, 255))
 _rows("mlp_weights", "half", d64=Tile(32, 32, 8), d128=Tile(16, 32, 8), d256=Tile(16, 16, 8))
 _rows("mlp_weights", "tf32", d64=Tile(32, 32, 4), d128=Tile(32, 64, 8), d256=Tile(16, 32, 8))
@@ -75,7 +76,7 @@ _rows("attention_queries", "tf32", d256=Tile(16, 16, 4, 2, 255))
 _rows("attention_keys", "half", d128=Tile(16, 32, 4, 2, 255), d256=Tile(16, 16, 4))
 _rows("moe", "half", d64=Tile(16, 64, 4), d128=Tile(16, 32, 4), d256=Tile(16, 16, 8))
 _rows("moe", "tf32", d64=Tile(16, 64, 4), d128=Tile(16, 32, 4), d256=Tile(16, 32, 8))
-_rows("moe", "ieee", d64=Tile(16, 64, 4), d128=Tile(16, 16, 4), d256=Tile(16, 16, 8, 2, 255))
+_rows("moe", "ieee", d64=Tile(16, 64, 4), d128=Tile(16, 16, 4), d256=Tile(16, 16, 8, 1, 255))
 # The chunk is a tile of the catalogue.
 _rows("score_topk", _ALL, d64=Tile(16, 128, 4), d128=Tile(16, 128, 4), d256=Tile(16, 128, 4))
 _rows("score_topk", "tf32", d256=Tile(16, 64, 4))

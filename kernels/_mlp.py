@@ -21,7 +21,7 @@ from ._product import product
 from .philox import box_muller, philox4
 
 NO_NOISE, SEEDED, GIVEN = 0, 1, 2
-DEPTH = 128  # dimensions of an operand of the weights kernel
+DEPTH = 64  # dimensions of an operand of the weights kernel
 SQRT_HALF = tl.constexpr(0.7071067811865476)
 INV_SQRT_TWO_PI = tl.constexpr(0.3989422804014327)
 
