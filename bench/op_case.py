@@ -86,6 +86,14 @@ class OpCase(Subject):
             name: value.to(device) for name, value in self.make(generator).items()
         }
 
+    @classmethod
+    def of_batch(cls, batch: Histories, size: int, direction: str) -> OpCase:
+        """A case without tensors, for the ``flops`` and ``bytes`` of any histories."""
+        made = cls.__new__(cls)
+        made.batch, made.size, made.direction = batch, size, direction
+        made.backward, made.device = direction != "forward", batch.offsets.device.type
+        return made
+
     # -------------------------------------------------------------- what a subclass says
 
     def make(self, generator: torch.Generator) -> Tensors:
