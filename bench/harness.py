@@ -116,15 +116,21 @@ def compare(
         else:
             runs[variant], outcome.info = prepared.run, prepared.info
     if runs:
-        for variant, rounds in _interleaved(runs, subject.device, seconds, least_rounds).items():
+        for variant, rounds in interleaved(runs, subject.device, seconds, least_rounds).items():
             outcomes[variant].rounds = rounds
     return outcomes
 
 
-def _interleaved(
+def interleaved(
     runs: dict[str, Callable[[], object]], device: str, seconds: float, least_rounds: int
 ) -> dict[str, list[float]]:
-    """Seconds a call of every round of every variant, the variants taking turns."""
+    """Seconds a call of every round of every variant, the variants taking turns.
+
+    Args:
+        runs: what to time, by name.
+        device: synchronised around a round.
+        seconds, least_rounds: as in :func:`compare`.
+    """
 
     def timed(run: Callable[[], object], count: int) -> float:
         synchronize(device)

@@ -1,9 +1,9 @@
 """A range around every op that runs, for profilers; nothing is there when nobody profiles.
 
-All ops meet in ``adarec_fast.ops._library.implementation``, which hands them a backend's forward and
-backward. :func:`marked` puts another function into its place, whose results open a range first: a
-``record_function`` for torch's profiler and, on CUDA, an NVTX range for Nsight. The reference
-backend is inlined and has no ranges.
+All ops meet in ``adarec_fast.ops._library.implementation``, which hands them a backend's forward
+and backward. :func:`marked` puts another function into its place, whose results open a range
+first: a ``record_function`` for torch's profiler and, on CUDA, an NVTX range for Nsight. The
+reference backend is inlined and has no ranges.
 """
 
 from __future__ import annotations

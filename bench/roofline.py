@@ -65,10 +65,16 @@ def draw(points: Sequence[Point], peaks: dict[str, float], title: str, path: Pat
         color="black", linewidth=1.2,
         label=f"{peaks['gbps']:.4g} GB/s, {peaks['gflops']:.4g} GFLOP/s (measured)",
     )  # fmt: skip
-    for number, point in enumerate(points):
+    # An op has a colour and a sign; its backward pass is hollow.
+    ops = list(dict.fromkeys(point.name.rsplit(" ", 1)[0] for point in points))
+    for point in points:
+        op, direction = point.name.rsplit(" ", 1)
+        number = ops.index(op)
         axes.plot(
             [point.intensity], [point.gflops], linestyle="none", markersize=8,
-            marker="o^sDvP*X<>"[number % 10], label=f"{point.name}: {point.share(peaks):.0%}",
+            color=f"C{number % 10}", marker="o^sDvP*X<>ph"[number % 12],
+            markerfacecolor="none" if direction == "backward" else None,
+            label=f"{point.name}: {point.share(peaks):.0%}",
         )  # fmt: skip
     axes.set(
         xscale="log", yscale="log", xlabel="FLOPs a byte", ylabel="GFLOP/s", title=title,
