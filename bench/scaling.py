@@ -34,6 +34,7 @@ from .roofline import save_figure
 from .workloads import MAX_DEPTH, MAX_LENGTH, NUM_ITEMS, Histories, histories
 
 KIND = "adarec_fast scaling"
+_TICKS = [number * 10**power for power in range(5) for number in (1, 2, 5)]  # ms
 _BATCH, _SIZE, _LEAST_ROUNDS, _WARM = 256, 64, 5, 3
 
 
@@ -144,15 +145,21 @@ def draw(record: dict[str, Any], path: Path) -> None:
         panel.errorbar(values, medians, [low, high], fmt="o", capsize=3)
         line = [1e3 * found["constant"] * value ** found["exponent"] for value in values]
         panel.plot(values, line, linewidth=1)
+        end = found["exponent_at_the_large_end"]
+        tail = [medians[-1] * (value / values[-1]) ** end for value in values[-3:]]
+        panel.plot(values[-3:], tail, linewidth=1, linestyle="dashed")
         panel.set(xscale="log", yscale="log", xlabel=found["title"])
-        panel.set_xticks(values, [f"{value:g}" for value in values])
+        panel.set_xticks(values, [f"{v // 1000}k" if v >= 1000 else f"{v}" for v in values])
+        panel.set_yticks(_TICKS, [f"{tick}" for tick in _TICKS])
         panel.minorticks_off()
         panel.set_title(
-            f"exponent {found['exponent']:.2f}, at the end "
-            f"{found['exponent_at_the_large_end']:.2f}",
+            f"exponent {found['exponent']:.2f}, at the end {end:.2f} (dashed)",
             fontsize="medium",
         )
         panel.grid(True, which="both", linewidth=0.3, alpha=0.5)
+    every = [1e3 * point[bound] for found in axes.values() for point in found["seconds"]
+             for bound in ("min", "max")]  # fmt: skip
+    panels[0].set_ylim(min(every) / 1.3, max(every) * 1.3)
     panels[0].set_ylabel("ms a training step (median, least, greatest)")
     machine = record["machine"]
     figure.suptitle(machine.get("gpu", f"{machine['cpu']}, {machine['threads']} threads"))
