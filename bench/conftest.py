@@ -29,7 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help=f"comma-separated, of {', '.join(WORKLOADS)}; default: what each subject chooses",
     )  # fmt: skip
     group.addoption(
-        "--op", metavar="NAMES", help="comma-separated names of ops, or step, recommend"
+        "--op", metavar="NAMES", help="comma-separated names of ops, or step, recommend, epoch"
     )  # fmt: skip
     group.addoption(
         "--hidden-size", metavar="NUMBERS", default="64",
@@ -105,7 +105,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out other ops than ``--op`` names; let the rest be timed by the replay clock."""
+    """Leave out other ops than ``--op`` names; let the rest be timed by the replay clock.
+
+    What is marked slow runs if ``--op`` or ``-m`` asks for it.
+    """
     here = [i for i in items if isinstance(_cell(i), Cell)]
     known = sorted({_cell(item).group.case.option_name() for item in here})
     names = chosen(config, "op", known)
@@ -113,6 +116,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         dropped = [i for i in here if _cell(i).group.case.option_name() not in names]
         config.hook.pytest_deselected(items=dropped)
         items[:] = [item for item in items if item not in dropped]
+    elif not config.getoption("-m"):
+        long = [i for i in here if "slow" in i.keywords]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
     # What the budget may cut off comes last. The sort is stable: a comparison stays together.
     aims = {target.subject for target in summary.TARGETS["cpu"]}
     items.sort(

@@ -21,6 +21,7 @@ from adarec_fast import ADARec, ragged, rng  # noqa: E402
 from bench import conftest, records, report, summary  # noqa: E402
 from bench.baselines.packed import PackedADARec  # noqa: E402
 from bench.baselines.padded import PaddedADARec  # noqa: E402
+from bench.baselines.sasrec import PackedSASRec  # noqa: E402
 from bench.cell import Session  # noqa: E402
 from bench.harness import (  # noqa: E402
     COMPILED,
@@ -114,6 +115,47 @@ def test_packed_baseline_has_the_models_loss_and_gradients(model: ADARec) -> Non
         strict=True,
     ):
         torch.testing.assert_close(theirs, ours)
+
+
+@pytest.mark.parametrize("baseline", [PackedADARec, PackedSASRec])
+def test_peers_of_an_epoch_have_the_models_loss_and_gradients(
+    baseline: type[PackedADARec] | type[PackedSASRec],
+) -> None:
+    off = {"moe": False, "diffusion": False, "depth": "fixed", "lambda_cont": 0.0}
+    made = ADARec(
+        num_items=12_101, hidden_size=D, max_depth=T, supervision="all", dropout=0.0,
+        attention_dropout=0.0, backend="reference", **(off if baseline is PackedSASRec else {}),
+    ).double().eval()  # fmt: skip
+    batch = histories("train")[0].part(0, 24)
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.randint(1, 12_102, batch.item_ids.shape, generator=generator)
+    wanted = made.loss(batch.as_batch()._replace(targets=targets)).total
+    longest = [int(batch.lengths.max())] if baseline is PackedSASRec else []
+    found = baseline(made).eval()(batch.item_ids, batch.offsets, targets, *longest)
+    torch.testing.assert_close(found, wanted)
+    parameters = [p for p in made.parameters() if p.requires_grad]
+    for ours, theirs in zip(
+        torch.autograd.grad(wanted, parameters, allow_unused=True),
+        torch.autograd.grad(found, parameters, allow_unused=True),
+        strict=True,
+    ):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            torch.testing.assert_close(theirs, ours)
+
+
+def test_sasrec_baseline_refuses_what_it_does_not_compute() -> None:
+    with pytest.raises(ValueError, match="supervision='prefix'"):
+        PackedSASRec(ADARec(num_items=10, hidden_size=D))
+
+
+def test_an_epoch_is_judged_by_its_stretches() -> None:
+    fields = {"subject": "Beauty epoch", "direction": "epoch", "stretches": 8, "data": "Beauty"}
+    rows = [_row("packed SASRec", 2.0, **fields), _row("adarec_fast", 1.25, ours=True, **fields)]
+    (comparison,) = summary.comparisons(rows)
+    (judged,) = summary.judge(comparison, "cpu")
+    assert str(judged) == "10 of ≤ 10.6 s: met"
+    summary.print_tables(rows, {"gflops": 1.0}, "cpu")
 
 
 def test_packed_baseline_draws_dropout_and_noise() -> None:

@@ -94,7 +94,7 @@ class PackedADARec(nn.Module):
     """The baseline over a model's own weights; ``train()`` turns noise and dropout on.
 
     Args:
-        model: a default ADARec, whose parameters are used and not copied.
+        model: a default ADARec of either supervision, whose parameters are used and not copied.
 
     Raises:
         ValueError: a model that is not the default one.
@@ -102,7 +102,7 @@ class PackedADARec(nn.Module):
 
     def __init__(self, model: ADARec) -> None:
         super().__init__()
-        check_config(model.config)
+        check_config(model.config, supervision=False)
         self.model = model
 
     def _layer(
@@ -133,8 +133,12 @@ class PackedADARec(nn.Module):
         return levels[0]
 
     def _represent(self, item_ids: Tensor, offsets: Tensor) -> tuple[Tensor, ...]:
-        """User ``[B, D]``, depth ``[B]``, logits, error ``[N]``, x-coarse ``[T+1, N, D]``."""
+        """User ``[B, D]``, depth ``[B]``, logits, error ``[N]``, x-coarse ``[T+1, N, D]``.
+
+        Trained by every position, the user is ``[N, D]``.
+        """
         model, config = self.model, self.model.config
+        everywhere = config.supervision == "all" and torch.is_grad_enabled()
         x = self._encode(item_ids, offsets)
         adc = model.depth_controller
         share = ragged.lengths(offsets)[:, None].to(x.dtype) / config.max_length
@@ -154,7 +158,7 @@ class PackedADARec(nn.Module):
             x, offsets, depth, hda.alpha_bar, hda.w1, F.linear(table[1:], hda.level_w1, hda.b1),
             hda.w2, hda.b2, None, noise,
         )
-        fine = self._layer(model.fine_expert, x0, offsets, depth, True)
+        fine = self._layer(model.fine_expert, x0, offsets, depth, not everywhere)
         expert = model.coarse_expert
         assert isinstance(expert, MLPExpert)
         # Eq. 6 needs every position of the coarse levels; inference needs the last alone.
@@ -164,24 +168,34 @@ class PackedADARec(nn.Module):
             expert.hidden_dropout, offsets[:1] if self.training else None, 0,
             not torch.is_grad_enabled(),
         )
-        at_last = coarse[:, offsets[1:] - 1] if torch.is_grad_enabled() else coarse
+        read, read_depth = coarse, depth
+        if everywhere:
+            tokens = x.shape[0]
+            read_depth = ragged.row_of_tokens(depth, offsets, tokens)
+            mass = ragged.row_of_tokens(mass, offsets, tokens, dim=1)
+        elif torch.is_grad_enabled():
+            read = coarse[:, offsets[1:] - 1]
         router = model.router
         user, *_ = moe_aggregate._forward(
-            fine, at_last, level_pool._forward(x0, offsets, depth, False), depth, mass,
+            fine, read, level_pool._forward(x0, offsets, depth, everywhere), read_depth, mass,
             router.router_w1, F.linear(table, router.level_w1, router.b1), router.router_w2,
             router.b2, router.gate.weight, router.gate.bias,
         )
         return user, depth, logits, error, coarse
 
     def forward(self, item_ids: Tensor, offsets: Tensor, targets: Tensor) -> Tensor:
-        """L_tot of Eq. 12 on a packed batch ``[N]``, ``[B+1]``, ``[B]``; with autograd on."""
+        """L_tot of Eq. 12 on a packed batch ``[N]``, ``[B+1]``, ``[B]``; with autograd on.
+
+        Under ``supervision="all"`` the targets are ``[N]``.
+        """
         config = self.model.config
         with torch_noise():
             user, depth, logits, error, coarse = self._represent(item_ids, offsets)
         rec = cross_entropy(user, self.model.item_embedding.weight, targets)
         deno = losses.denoising_loss(error, offsets, depth, config.hidden_size)
         pooled = level_pool._forward(coarse, offsets, depth, False)
-        cont, _ = level_infonce._forward(pooled, depth, targets, config.contrastive_temperature)
+        asked = targets[offsets[1:] - 1] if config.supervision == "all" else targets
+        cont, _ = level_infonce._forward(pooled, depth, asked, config.contrastive_temperature)
         return (
             rec
             + config.lambda_deno * deno

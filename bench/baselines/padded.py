@@ -41,12 +41,15 @@ def keep_mask(shape: tuple[int, ...], p: float, like: Tensor) -> Tensor | None:
     return torch.empty(shape, dtype=torch.bool, device=like.device).bernoulli_(1 - p)
 
 
-def check_config(config: ADARecConfig) -> None:
-    """The baselines compute the default model; raise ValueError for any other."""
+def check_config(config: ADARecConfig, *, supervision: bool = True) -> None:
+    """The baselines compute the default model; raise ValueError for any other.
+
+    ``supervision=False`` leaves that open.
+    """
     wanted = {
-        "supervision": "prefix", "depth": "adaptive", "depth_gradient": "truncated",
-        "diffusion": True, "moe": True, "coarse_expert": "mlp", "router": "content",
-        "residual": False, "evaluation_samples": 0,
+        "supervision": "prefix" if supervision else config.supervision, "depth": "adaptive",
+        "depth_gradient": "truncated", "diffusion": True, "moe": True, "coarse_expert": "mlp",
+        "router": "content", "residual": False, "evaluation_samples": 0,
     }  # fmt: skip
     for name, value in wanted.items():
         if getattr(config, name) != value:
