@@ -45,6 +45,12 @@ _SMALL = 20e-6  # seconds; a call of less is mostly the call itself
 Work = dict[str, tuple[float, float]]
 
 
+def milliseconds(seconds: float) -> str:
+    """A time for people."""
+    value = seconds * 1e3
+    return f"{value:.0f} ms" if value >= 1000 else f"{value:.3g} ms"
+
+
 @dataclass(frozen=True)
 class Cost:
     """One line of a profile, a step on average.
@@ -69,7 +75,7 @@ class Cost:
     def sentence(self, peaks: dict[str, float], device: str) -> str:
         """This cost in plain words."""
         calls = f" in {self.calls:g} calls" if self.calls > 1 else ""
-        lead = f"{self.name}: {self.share:.0%} of the step, {self.seconds * 1e3:.3g} ms{calls}. "
+        lead = f"{self.name}: {self.share:.0%} of the step, {milliseconds(self.seconds)}{calls}. "
         if self.name == IDLE:
             return lead + (
                 "No kernel runs: the host is slower at launching than the device at computing. "
@@ -88,8 +94,8 @@ class Cost:
                     "computing; fewer calls would help."
                 )
             return lead + (
-                f"An op of PyTorch at {each * 1e6:.0f} µs a call: it moves memory; fusing it with "
-                "what comes before or after would save that."
+                f"An op of PyTorch at {each * 1e6:.0f} µs a call, whose work is not counted here; "
+                "inside the op before or after it, its memory traffic would be saved."
             )
         share, arithmetic = self.point.share(peaks), self.point.bound_by_arithmetic(peaks)
         ceiling = (
@@ -108,7 +114,9 @@ class Cost:
                 "is possible."
             )
         hints = "random numbers, exponentials, latency" + (
-            " or too few blocks to fill the device" if device == "cuda" else " or gathers"
+            " or too few blocks to fill the device"
+            if device == "cuda"
+            else ", gathers or the first touch of fresh memory"
         )
         return lead + (
             f"{share:.0%} of its ceiling, {ceiling}: neither products nor bytes explain this "
@@ -139,12 +147,13 @@ class Profile(NamedTuple):
         """Time, launches and gaps of a step in a sentence."""
         what = "kernels and copies" if device == "cuda" else "ops (outermost calls)"
         text = (
-            f"a step: {self.seconds * 1e3:.3g} ms ({self.profiled_seconds * 1e3:.3g} ms with the "
+            f"a step: {milliseconds(self.seconds)} ({milliseconds(self.profiled_seconds)} with the "
             f"profiler), {self.launches:.0f} {what}, {self.gaps:.0f} gaps between them of "
-            f"{self.gap_seconds * 1e3:.3g} ms in all"
+            f"{milliseconds(self.gap_seconds)} in all"
         )
         if self.captured_seconds is not None:
-            text += f"; captured as one graph, as in training: {self.captured_seconds * 1e3:.3g} ms"
+            captured = milliseconds(self.captured_seconds)
+            text += f"; captured as one graph, as in training: {captured}"
         return text
 
     def as_record(self, peaks: dict[str, float]) -> dict[str, Any]:
@@ -169,8 +178,11 @@ def figures(marks: Marks, taken: Sequence[Histories], size: int, *, training: bo
     """FLOPs and bytes of one call of every range, on average over the steps taken.
 
     The depths are those that were drawn. In serving the coarse expert sees last tokens alone.
+    Where the reference ran, there are no ranges and no depths, and nothing is known.
     """
     work: Work = {}
+    if not marks.depths:
+        return work
     batches = [
         Histories(b.item_ids.cpu(), b.offsets.cpu(), b.targets.cpu(), depth.cpu())
         for b, depth in zip(taken, marks.depths, strict=True)

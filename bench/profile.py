@@ -11,7 +11,9 @@ the five largest costs, and, on CUDA, the commands of Nsight for one op. ``--ran
 the same steps without torch's profiler, which cannot share a process with Nsight's.
 
 On CUDA a cost is the time of its kernels, on a CPU the time on the calling thread. FLOPs and
-bytes are those of ``bench/test_bench_<op>.py`` for the depths that were drawn.
+bytes are those of ``bench/test_bench_<op>.py`` for the depths that were drawn. Everything runs op
+by op: no captured step, and ``model.recommend`` instead of a ``Recommender``, which binds its ops
+beforehand and is faster for a single user.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ from adarec_fast.training.optimization import Stepper
 from adarec_fast.training.statistics import EpochStatistics
 
 from . import ranges, records, roofline
-from .costs import Profile, figures, read
+from .costs import Profile, figures, milliseconds, read
 from .machine import describe, measure_peaks, synchronize
 from .model_case import ModelCase
 from .workloads import WORKLOADS, Histories
@@ -202,7 +204,8 @@ def print_report(found: Profile, peaks: dict[str, float], device: str) -> None:
         ]  # fmt: skip
         table.add_row(
             cost.name, cost.backend or "", f"{cost.calls:g}",
-            f"{cost.launches:g}" if device == "cuda" else "–", f"{cost.seconds * 1e3:.3g}",
+            f"{cost.launches:g}" if device == "cuda" else "–",
+            milliseconds(cost.seconds).removesuffix(" ms"),
             f"{cost.share:.1%}", *rates,
         )  # fmt: skip
     console.print(table)

@@ -71,7 +71,7 @@ def _times(record: Record, wanted: Callable[[str], bool]) -> str:
     return _table(header, rows) + _source(record)
 
 
-_WHOLE = ("training step", "recommend")
+_WHOLE = ("training step", "recommend", "Beauty epoch")
 TABLES: dict[str, Callable[[Record], str]] = {
     "targets": targets,
     "step": lambda record: _times(record, lambda subject: subject in _WHOLE),

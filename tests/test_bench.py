@@ -303,6 +303,19 @@ def test_a_run_from_the_command_line_saves_its_results(tmp_path: Path) -> None:
         assert 0 < row["share_of_peak_flops"] <= row["share_of_roofline"]
 
 
+@pytest.mark.parametrize(("asked", "wanted"), [([], False), (["--op", "epoch"], True)])
+def test_an_epoch_is_timed_only_if_asked_for(asked: list[str], wanted: bool) -> None:
+    command = [
+        sys.executable, "-m", "pytest", "bench", "--collect-only", "-q", "-p", "no:cacheprovider",
+    ]  # fmt: skip
+    done = subprocess.run(
+        [*command, *asked], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    assert ("test_bench_epoch.py" in done.stdout) is wanted
+    assert ("test_bench_step.py" in done.stdout) is not wanted
+
+
 def test_unknown_names_are_refused() -> None:
     given = SimpleNamespace(getoption=lambda name: "train, huge")
     with pytest.raises(pytest.UsageError, match="--workload: 'huge' is unknown; choose from train"):
