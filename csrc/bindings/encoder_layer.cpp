@@ -96,8 +96,8 @@ Call checked(const Tensor& x_in, const Tensor& offsets_in, const std::optional<T
 Tensor forward(ADAREC_LAYER_PARAMETERS) {
   const Call call = ADAREC_LAYER_CHECKED;
   const EncoderLayer& op = call.op;
-  Tensor y = at::empty({op.levels, last_only ? op.sequences : op.tokens, op.size},
-                       call.x.options());
+  Tensor y = empty({op.levels, last_only ? op.sequences : op.tokens, op.size},
+                   call.x.scalar_type());
   encoder_layer_forward(op, y.mutable_data_ptr());
   return y;
 }
@@ -110,7 +110,7 @@ Gradients backward(const Tensor& grad_y, ADAREC_LAYER_PARAMETERS) {
   const EncoderLayer& op = call.op;
   check_shape(grad_y, "grad_y", op.levels, last_only ? op.sequences : op.tokens, op.size);
   const Tensor grad = as_rows(grad_y, "grad_y").to(call.x.scalar_type());
-  Tensor d_x = at::empty(call.x.sizes(), call.x.options());
+  Tensor d_x = empty(call.x.sizes(), call.x.scalar_type());
   std::array<Tensor, kWeights> g;
   for (size_t i = 0; i < kWeights; ++i) g[i] = empty(call.weights[i].sizes());
   encoder_layer_backward(op, grad.const_data_ptr(),
