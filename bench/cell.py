@@ -98,7 +98,6 @@ def _figures(subject: Subject, rounds: list[float], peaks: dict[str, float]) -> 
     median = statistics.median(rounds)
     flops, moved = subject.flops(), subject.bytes()
     gflops, gbps = flops / median / 1e9, moved / median / 1e9
-    share_flops, share_bandwidth = gflops / peaks["gflops"], gbps / peaks["gbps"]
     return {
         "seconds": {
             "min": min(rounds),
@@ -111,8 +110,16 @@ def _figures(subject: Subject, rounds: list[float], peaks: dict[str, float]) -> 
         "bytes": moved,
         "gflops": gflops,
         "gbps": gbps,
-        "share_of_peak_flops": share_flops,
-        "share_of_peak_bandwidth": share_bandwidth,
+        **shares(gflops, gbps, peaks),
+    }
+
+
+def shares(gflops: float, gbps: float, peaks: dict[str, float]) -> dict[str, float]:
+    """What rates are of the machine's peaks."""
+    flops, bandwidth = gflops / peaks["gflops"], gbps / peaks["gbps"]
+    return {
+        "share_of_peak_flops": flops,
+        "share_of_peak_bandwidth": bandwidth,
         # The time that the slower of the two peaks would need, over the time needed.
-        "share_of_roofline": max(share_flops, share_bandwidth),
+        "share_of_roofline": max(flops, bandwidth),
     }

@@ -38,7 +38,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--bench-device", choices=("cpu", "cuda"), default="cpu")
     group.addoption(
         "--save-results", action="store_true",
-        help="write bench/results/<machine>-<date>.json when all is done",
+        help="write bench/results/<machine>-<date>.json when all is done; a part run later on the "
+        "same day replaces its own comparisons there",
     )  # fmt: skip
     group.addoption(
         "--results-dir", metavar="FOLDER", default=str(records.FOLDER),
@@ -169,8 +170,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     config = session.config
     found = config.stash[_SESSION]
     if config.getoption("save_results") and any("seconds" in row for row in found.rows):
+        folder = Path(config.getoption("results_dir"))
         record = records.make(found, ["pytest", *config.invocation_params.args])
-        path = records.write(record, Path(config.getoption("results_dir")))
+        path = records.write(records.joined(record, folder), folder)
         config.stash[_SAVED] = path
 
 

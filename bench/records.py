@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from .cell import Session
+from .cell import Session, shares
 from .machine import describe, slug
 
 FOLDER = Path(__file__).parent / "results"
@@ -41,11 +41,54 @@ def make(session: Session, command: list[str]) -> dict[str, Any]:
     }
 
 
+def _path(record: dict[str, Any], folder: Path) -> Path:
+    return folder / f"{record['slug']}-{record['date'][:10]}.json"
+
+
+def joined(record: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A run's record with those comparisons of an earlier run that it did not make again.
+
+    The earlier run must be of the same day, machine and versions; its command stands before. A
+    machine that others share shows its peak at times: the higher one of both holds for all rows.
+    """
+    path = _path(record, folder)
+    if not path.exists():
+        return record
+    old = json.loads(path.read_text(encoding="utf-8"))
+    same = ("kind", "device", "versions")
+    cores = (old.get("machine", {}).get(name) for name in ("cpu", "cores"))
+    if any(old.get(name) != record[name] for name in same) or list(cores) != [
+        record["machine"][name] for name in ("cpu", "cores")
+    ]:
+        return record
+
+    def comparison(row: dict[str, Any]) -> tuple[Any, ...]:
+        return tuple(
+            row[name] for name in ("subject", "form", "workload", "hidden_size", "direction")
+        )
+
+    again = {comparison(row) for row in record["rows"]}
+    kept = [row for row in old["rows"] if comparison(row) not in again]
+    if not kept:
+        return record
+    peaks = {
+        name: max(peak, old["peaks"].get(name, peak)) for name, peak in record["peaks"].items()
+    }
+    rows = [
+        {**row, **shares(row["gflops"], row["gbps"], peaks)} if "gflops" in row else row
+        for row in [*kept, *record["rows"]]
+    ]
+    return {
+        **record, "command": f"{old['command']}; {record['command']}", "peaks": peaks,
+        "rows": rows,
+    }  # fmt: skip
+
+
 def write(record: dict[str, Any], folder: Path) -> Path:
     """Write a record under its name, whole or not at all; a second one of a day replaces the
     first."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{record['slug']}-{record['date'][:10]}.json"
+    path = _path(record, folder)
     handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:

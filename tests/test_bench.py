@@ -346,6 +346,38 @@ def test_records_name_machine_versions_and_command(results: Path) -> None:
         records.newest("cpu", results)
 
 
+def test_a_later_run_of_the_day_keeps_what_it_did_not_measure(tmp_path: Path) -> None:
+    def record(command: str, torch: str, *subjects: str) -> dict[str, object]:
+        rows = [
+            {"subject": name, "form": "", "workload": "train", "hidden_size": 64,
+             "direction": "forward", "variant": command, "gflops": 5.0, "gbps": 1.0}
+            for name in subjects
+        ]  # fmt: skip
+        return {
+            "kind": records.KIND, "device": "cpu", "slug": "toy", "date": "2026-01-02 03:04 UTC",
+            "command": command, "versions": {"torch": torch},
+            "peaks": {"gflops": 20.0 if command == "one" else 10.0, "gbps": 10.0},
+            "machine": {"cpu": "toy", "cores": 2}, "rows": rows,
+        }  # fmt: skip
+
+    first, second = record("one", "2.13", "a", "b"), record("two", "2.13", "b", "c")
+    assert records.joined(first, tmp_path) == first
+    records.write(first, tmp_path)
+    both = records.joined(second, tmp_path)
+    assert [(row["subject"], row["variant"]) for row in both["rows"]] == [
+        ("a", "one"), ("b", "two"), ("c", "two"),
+    ]
+    assert both["command"] == "one; two"
+    assert both["peaks"] == {"gflops": 20.0, "gbps": 10.0}
+    assert {row["share_of_peak_flops"] for row in both["rows"]} == {0.25}
+    other = record("three", "2.14", "c")
+    assert records.joined(other, tmp_path) == other
+
+
+def test_the_readme_shows_the_committed_results() -> None:
+    assert report.run(report.README, records.FOLDER, check=True) == 0
+
+
 def test_report_rebuilds_and_checks(results: Path, tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text("a\n<!-- bench:targets-cpu -->\nold\n<!-- /bench:targets-cpu -->\nz\n")
