@@ -121,11 +121,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         long = [i for i in here if "slow" in i.keywords]
         config.hook.pytest_deselected(items=long)
         items[:] = [item for item in items if item not in long]
-    # What the budget may cut off comes last. The sort is stable: a comparison stays together.
+    # What the budget may cut off comes last: the large baselines take minutes. The sort is stable:
+    # a comparison stays together.
     aims = {target.subject for target in summary.TARGETS["cpu"]}
-    items.sort(
-        key=lambda item: isinstance(_cell(item), Cell) and _cell(item).group.case.name not in aims
-    )
+
+    def place(item: pytest.Item) -> tuple[bool, bool, bool]:
+        cell = _cell(item)
+        if not isinstance(cell, Cell):
+            return False, False, False
+        group = cell.group
+        aimed = group.case.name in aims
+        return not aimed, group.workload == "large", group.direction not in ("step", "epoch")
+
+    items.sort(key=place)
     for item in here:
         item.add_marker(pytest.mark.benchmark(timer=replay_clock))
 
