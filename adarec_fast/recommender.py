@@ -98,35 +98,39 @@ class Recommender:
         values, offsets = check_histories(
             histories, None, num_items=config.num_items, crop=None
         )
-        values, offsets = values[: int(offsets[-1])].to(self._device), offsets.to(self._device)
         users = offsets.shape[0] - 1
-        if users <= self.batch_size:
-            return self._chunk(values, offsets, k, exclude_seen)
         bounds = [*range(0, users, self.batch_size), users]
+        # All that the host must know is read before the histories go to the device.
         ends = offsets[bounds].tolist()
+        crop = ends[-1] > 0 and int(ragged.lengths(offsets).amax()) > config.max_length
+        values, offsets = values[: ends[-1]].to(self._device), offsets.to(self._device)
+        if users <= self.batch_size:
+            return self._chunk(values, offsets, k, exclude_seen, crop)
         parts = [
             self._chunk(
                 values[ends[i] : ends[i + 1]],
                 offsets[bounds[i] : bounds[i + 1] + 1] - ends[i],
                 k,
                 exclude_seen,
+                crop,
             )
             for i in range(len(bounds) - 1)
         ]
         return Ranking(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
-    def _chunk(self, values: Tensor, offsets: Tensor, k: int, exclude_seen: bool) -> Ranking:
-        """One batch of checked histories."""
+    def _chunk(
+        self, values: Tensor, offsets: Tensor, k: int, exclude_seen: bool, crop: bool
+    ) -> Ranking:
+        """One batch of checked histories; ``crop``: some of the request's are too long."""
         seen, seen_offsets = values, offsets
         if not exclude_seen:
             seen, seen_offsets = self._nothing, torch.zeros_like(offsets)
         limit = self.model.config.max_length
-        # One user is the common case, and needs no device to find the end of a history.
-        if offsets.shape[0] == 2:
+        if crop and offsets.shape[0] == 2:
             if values.shape[0] > limit:
                 values = values[-limit:]
                 offsets = torch.tensor([0, limit], device=self._device)
-        elif values.numel() and int(ragged.lengths(offsets).amax()) > limit:
+        elif crop:
             values, offsets = ragged.keep_last(values, offsets, limit)
         if self._graphs is not None and values.numel():
             return self._replayed(values, offsets, seen, seen_offsets, k)
