@@ -24,13 +24,18 @@ class ModelCase(Subject):
     workloads: ClassVar[tuple[str, ...]]
     training_only: ClassVar[bool] = False
     serving_only: ClassVar[bool] = False
+    every_position: ClassVar[bool] = False
 
     def __init__(
         self, workload: str, size: int, direction: str, device: str, batches: int = 4
     ) -> None:
         self.workload, self.size, self.direction, self.device = workload, size, direction, device
-        self.data = [batch.to(device) for batch in histories(workload, batches)]
-        self.model = ADARec(num_items=NUM_ITEMS, hidden_size=size, max_depth=MAX_DEPTH).to(device)
+        drawn = histories(workload, batches, every_position=self.every_position)
+        self.data = [batch.to(device) for batch in drawn]
+        self.model = ADARec(
+            num_items=NUM_ITEMS, hidden_size=size, max_depth=MAX_DEPTH,
+            supervision="all" if self.every_position else "prefix",
+        ).to(device)  # fmt: skip
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             # Fresh weights give everybody the same depth at evaluation; these spread it.
@@ -64,6 +69,8 @@ class ModelCase(Subject):
         # Kept for the backward pass: both experts, the trajectory, the attention's squares.
         held = 70 if WORKLOADS[self.workload].training else 20
         needed = 4 * cells * (held * self.size + 10 * MAX_LENGTH)
+        if self.every_position:
+            needed += 12 * max(batch.tokens for batch in self.data) * NUM_ITEMS
         if needed > limit:
             raise Unavailable(
                 f"padded it needs about {needed / 2**30:.0f} GiB, more than {limit / 2**30:.0f}"
@@ -86,9 +93,13 @@ class ModelCase(Subject):
         pairs = int((batch.lengths * (batch.lengths + 1) // 2).sum())
         backbone = self.model.config.num_layers * self.layer_flops(tokens, tokens, pairs)
         trajectory = (batch.level_tokens - tokens) * 8 * square
-        fine = self.layer_flops(batch.level_tokens, sequences, batch.level_tokens)
-        coarse = (batch.level_tokens if contrast else sequences) * 8 * square
-        fusion = (sequences + batch.batch) * 2 * square
+        read, read_levels, level_pairs = batch.batch, sequences, batch.level_tokens
+        if self.every_position:
+            read, read_levels = tokens, batch.level_tokens
+            level_pairs = int((batch.lengths * (batch.lengths + 1) // 2 * (batch.depth + 1)).sum())
+        fine = self.layer_flops(batch.level_tokens, read_levels, level_pairs)
+        coarse = (batch.level_tokens if contrast else read_levels) * 8 * square
+        fusion = (read_levels + read) * 2 * square
         return backbone + tokens * 12 * square + trajectory + fine + coarse + fusion
 
     def parameter_bytes(self) -> int:

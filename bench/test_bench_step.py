@@ -127,7 +127,7 @@ class TrainingStep(ModelCase):
 
     def flops(self) -> int:
         batch = self.data[0]
-        catalogue = 2 * batch.batch * NUM_ITEMS * self.size
+        catalogue = 2 * batch.targets.numel() * NUM_ITEMS * self.size
         return 3 * (self.model_flops(batch, contrast=True) + catalogue)
 
     def bytes(self) -> int:
@@ -135,7 +135,19 @@ class TrainingStep(ModelCase):
         return (2 + 1 + 6) * self.parameter_bytes()
 
 
-CASES = (TrainingStep,)
+class EveryPositionStep(TrainingStep):
+    """The step under ``supervision="all"``: whole histories, each position with its target."""
+
+    form = "every position"
+    every_position: ClassVar[bool] = True
+
+    @classmethod
+    def variants(cls, device: str) -> list[str]:
+        """Without the compiled baseline: its positions are selected by a mask, in any number."""
+        return [EAGER, PACKED, OURS]
+
+
+CASES = (TrainingStep, EveryPositionStep)
 
 
 def test_step(cell: Cell, benchmark: BenchmarkFixture) -> None:

@@ -66,14 +66,16 @@ class Histories:
     Attributes:
         item_ids: int64 ``[N]``, 1..NUM_ITEMS.
         offsets: int64 ``[B+1]``.
-        targets: int64 ``[B]``, the next item.
+        targets: int64 ``[B]``, the next item; or ``[N]``, that of every position.
         depth: int64 ``[B]``, uniform on 0..MAX_DEPTH.
+        every_position: which of the two targets are.
     """
 
     item_ids: Tensor
     offsets: Tensor
     targets: Tensor
     depth: Tensor
+    every_position: bool = False
 
     @property
     def batch(self) -> int:
@@ -101,16 +103,19 @@ class Histories:
     def part(self, start: int, stop: int) -> Histories:
         """The histories ``start .. stop - 1``."""
         low, high = int(self.offsets[start]), int(self.offsets[stop])
-        return Histories(
-            self.item_ids[low:high],
-            self.offsets[start : stop + 1] - low,
-            self.targets[start:stop],
-            self.depth[start:stop],
+        targets = self.targets[low:high] if self.every_position else self.targets[start:stop]
+        return replace(
+            self,
+            item_ids=self.item_ids[low:high],
+            offsets=self.offsets[start : stop + 1] - low,
+            targets=targets,
+            depth=self.depth[start:stop],
         )
 
     def to(self, device: str) -> Histories:
         """The same batch on another device."""
-        return replace(self, **{name: value.to(device) for name, value in vars(self).items()})
+        tensors = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **tensors)
 
     def padded_ids(self) -> Tensor:
         """int64 ``[B, MAX_LENGTH]``, padded with 0 on the right."""
@@ -132,13 +137,14 @@ def _split() -> Split:
 
 
 def _batches(
-    workload: Workload, count: int, generator: torch.Generator
+    workload: Workload, count: int, generator: torch.Generator, supervision: str
 ) -> Iterator[Batch | EvaluationBatch]:
     split = _split()
     if workload.training:
         yield from TrainingBatches(
-            *split.inputs("train"), batch_size=workload.batch, max_length=MAX_LENGTH, seed=_SEED
-        ).epoch(0)
+            *split.inputs("train"), batch_size=workload.batch, max_length=MAX_LENGTH, seed=_SEED,
+            supervision=supervision,
+        ).epoch(0)  # fmt: skip
     else:
         users = torch.randperm(split.num_users, generator=generator)[: count * workload.batch]
         yield from EvaluationBatches(
@@ -147,22 +153,34 @@ def _batches(
 
 
 @functools.cache
-def histories(name: str, count: int = 1) -> tuple[Histories, ...]:
+def histories(
+    name: str, count: int = 1, *, every_position: bool = False
+) -> tuple[Histories, ...]:
     """``count`` different batches of a workload; the same ones in every run and on every machine.
 
+    Args:
+        name: of the workload.
+        count: how many.
+        every_position: training batches of whole histories, each position with its target.
+
     Raises:
-        ValueError: an unknown workload.
+        ValueError: an unknown workload, or every position of one that is not trained on.
     """
     if name not in WORKLOADS:
         raise ValueError(f"workload={name!r} is unknown; choose from {', '.join(WORKLOADS)}")
     workload = WORKLOADS[name]
+    if every_position and not workload.training:
+        raise ValueError(f"workload={name!r} is not trained on: it has one target a history")
     generator = torch.Generator().manual_seed(_SEED)
     made = []
-    for batch in itertools.islice(_batches(workload, count, generator), count):
+    supervision = "all" if every_position else "prefix"
+    for batch in itertools.islice(_batches(workload, count, generator, supervision), count):
         depth = torch.randint(0, MAX_DEPTH + 1, (workload.batch,), generator=generator)
         if workload.batch == 1:
             # A single draw says little: the middle one stands for all.
             depth = torch.full((1,), MAX_DEPTH // 2)
-        made.append(Histories(batch.item_ids, batch.offsets, batch.targets, depth))
+        made.append(
+            Histories(batch.item_ids, batch.offsets, batch.targets, depth, every_position)
+        )
     assert len(made) == count, f"{count} batches of {workload.batch} are more than there are"
     return tuple(made)

@@ -77,11 +77,20 @@ def test_parts_of_a_batch_are_its_sequences() -> None:
     parts = [batch.part(low, low + 64) for low in range(0, 256, 64)]
     assert torch.equal(torch.cat([p.item_ids for p in parts]), batch.item_ids)
     assert all(int(p.offsets[-1]) == p.tokens for p in parts)
+    whole = histories("train", every_position=True)[0]
+    assert whole.targets.numel() == whole.tokens
+    assert torch.equal(
+        torch.cat([whole.part(0, 100).targets, whole.part(100, 256).targets]), whole.targets
+    )
 
 
+@pytest.mark.parametrize("every_position", [False, True])
 @pytest.mark.parametrize("training", [False, True])
-def test_padded_baseline_has_the_models_loss_and_gradients(model: ADARec, training: bool) -> None:
-    batch = histories("train")[0].part(0, 24)
+def test_padded_baseline_has_the_models_loss_and_gradients(
+    model: ADARec, training: bool, every_position: bool
+) -> None:
+    batch = histories("train", every_position=every_position)[0].part(0, 24)
+    model.config = model.config.replace(supervision="all" if every_position else "prefix")
     model.train(training)
     noise = gumbel = None
     if training:
@@ -185,8 +194,10 @@ def test_baselines_recommend_what_the_model_does(model: ADARec) -> None:
 
 
 def test_baselines_refuse_what_they_do_not_compute() -> None:
-    with pytest.raises(ValueError, match="supervision='all'"):
-        PaddedADARec(ADARec(num_items=10, hidden_size=D, supervision="all"))
+    with pytest.raises(ValueError, match="router='level'"):
+        PaddedADARec(ADARec(num_items=10, hidden_size=D, router="level"))
+    with pytest.raises(ValueError, match="serve-1024"):
+        histories("serve-1024", every_position=True)
 
 
 class _Toy(Subject):

@@ -102,7 +102,7 @@ class PackedADARec(nn.Module):
 
     def __init__(self, model: ADARec) -> None:
         super().__init__()
-        check_config(model.config, supervision=False)
+        check_config(model.config)
         self.model = model
 
     def _layer(

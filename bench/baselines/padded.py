@@ -41,15 +41,11 @@ def keep_mask(shape: tuple[int, ...], p: float, like: Tensor) -> Tensor | None:
     return torch.empty(shape, dtype=torch.bool, device=like.device).bernoulli_(1 - p)
 
 
-def check_config(config: ADARecConfig, *, supervision: bool = True) -> None:
-    """The baselines compute the default model; raise ValueError for any other.
-
-    ``supervision=False`` leaves that open.
-    """
+def check_config(config: ADARecConfig) -> None:
+    """The baselines compute the default model, of either supervision; ValueError for any other."""
     wanted = {
-        "supervision": "prefix" if supervision else config.supervision, "depth": "adaptive",
-        "depth_gradient": "truncated", "diffusion": True, "moe": True, "coarse_expert": "mlp",
-        "router": "content", "residual": False, "evaluation_samples": 0,
+        "depth": "adaptive", "depth_gradient": "truncated", "diffusion": True, "moe": True,
+        "coarse_expert": "mlp", "router": "content", "residual": False, "evaluation_samples": 0,
     }  # fmt: skip
     for name, value in wanted.items():
         if getattr(config, name) != value:
@@ -78,7 +74,7 @@ def best_items(user: Tensor, items: Tensor, padded_ids: Tensor, k: int) -> tuple
 
 
 class _Represented(NamedTuple):
-    user: Tensor  # [B, D]
+    user: Tensor  # [B, D], or [B, L, D] if every position is read
     depth: Tensor  # [B]
     logits: Tensor  # [B, T+1]
     error: Tensor  # [T, B, L]
@@ -89,7 +85,7 @@ class PaddedADARec(nn.Module):
     """The baseline over a model's own weights; ``train()`` turns noise and dropout on.
 
     Args:
-        model: a default ADARec, whose parameters are used and not copied.
+        model: a default ADARec of either supervision, whose parameters are used and not copied.
         recurrent: what computes Eq. 1 and 2. A compiled baseline may take
             ``torch.compiler.disable(depth_controller)``: see ``GRU_NOT_COMPILED``.
 
@@ -136,12 +132,16 @@ class PaddedADARec(nn.Module):
         return x
 
     def _represent(
-        self, item_ids: Tensor, lengths: Tensor, noise: Tensor | None, gumbel: Tensor | None
+        self,
+        item_ids: Tensor,
+        lengths: Tensor,
+        noise: Tensor | None,
+        gumbel: Tensor | None,
+        everywhere: bool,
     ) -> _Represented:
         model, config = self.model, self.model.config
         batch, length = item_ids.shape
         valid = torch.arange(length, device=item_ids.device) < lengths[:, None]
-        last = torch.arange(batch, device=item_ids.device), lengths - 1
         x = self._encode(item_ids, lengths, valid)
 
         adc = model.depth_controller
@@ -170,14 +170,25 @@ class PaddedADARec(nn.Module):
             x0, expert.ff1.weight, expert.ff1.bias, expert.ff2.weight, expert.ff2.bias,
             expert.norm.weight, expert.norm.bias, expert.eps, expert.hidden_dropout, keep,
         )
+        contrast = level_pool(coarse, valid, False)
+        content = level_pool(x0, valid, everywhere)
+        reached = reached_levels(depth, config.num_levels)
+        if everywhere:
+            fine, coarse, content = (values.flatten(1, 2) for values in (fine, coarse, content))
+            reached = reached.repeat_interleave(length, 1)
+            mass = mass.repeat_interleave(length, 1)
+        else:
+            rows = torch.arange(batch, device=item_ids.device)
+            fine, coarse = fine[:, rows, lengths - 1], coarse[:, rows, lengths - 1]
         router = model.router
         user, *_ = moe_aggregate(
-            fine[:, last[0], last[1]], coarse[:, last[0], last[1]], level_pool(x0, valid, False),
-            reached_levels(depth, config.num_levels), mass, router.router_w1,
+            fine, coarse, content, reached, mass, router.router_w1,
             F.linear(table, router.level_w1, router.b1), router.router_w2, router.b2,
             router.gate.weight, router.gate.bias,
         )
-        return _Represented(user, depth, logits, error, level_pool(coarse, valid, False))
+        if everywhere:
+            user = user.unflatten(0, (batch, length))
+        return _Represented(user, depth, logits, error, contrast)
 
     def forward(
         self,
@@ -191,20 +202,23 @@ class PaddedADARec(nn.Module):
 
         Args:
             item_ids: int64 ``[B, L]``, padded with 0 on the right.
-            lengths, targets: int64 ``[B]``.
+            lengths: int64 ``[B]``.
+            targets: int64 ``[B]``; ``[N]``, packed, under ``supervision="all"``, whose logits are
+                computed at the N valid positions alone.
             noise: epsilon ``[T, B, L, D]``; None draws it in training and is 0 otherwise.
             gumbel: ``[B, T+1]``; None draws it in training and is 0 otherwise.
         """
         config = self.model.config
-        found = self._represent(item_ids, lengths, noise, gumbel)
-        rec = linear_cross_entropy(found.user, self.model.item_embedding.weight, targets)
+        everywhere = config.supervision == "all"
+        found = self._represent(item_ids, lengths, noise, gumbel, everywhere)
         valid = torch.arange(item_ids.shape[1], device=item_ids.device) < lengths[:, None]
+        user = found.user[valid] if everywhere else found.user
+        rec = linear_cross_entropy(user, self.model.item_embedding.weight, targets)
         computed = reached_levels(found.depth, config.num_levels)[1:, :, None] & valid
         error = torch.where(computed, found.error, torch.zeros_like(found.error)).sum()
         deno = error / ((lengths * found.depth).sum() * config.hidden_size).clamp(min=1)
-        cont = level_infonce(
-            found.contrast, found.depth, targets, config.contrastive_temperature
-        )
+        asked = targets[lengths.cumsum(0) - 1] if everywhere else targets
+        cont = level_infonce(found.contrast, found.depth, asked, config.contrastive_temperature)
         return (
             rec
             + config.lambda_deno * deno
@@ -214,5 +228,5 @@ class PaddedADARec(nn.Module):
 
     def recommend(self, item_ids: Tensor, lengths: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Scores and ids ``[B, k]`` of the best unseen items."""
-        user = self._represent(item_ids, lengths, None, None).user
+        user = self._represent(item_ids, lengths, None, None, False).user
         return best_items(user, self.model.item_embedding.weight, item_ids, k)
