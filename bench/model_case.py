@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from adarec_fast import ADARec
 from adarec_fast.reference.depth_controller import depth_controller
@@ -41,6 +43,13 @@ class ModelCase(Subject):
             # Fresh weights give everybody the same depth at evaluation; these spread it.
             for parameter in self.model.depth_controller.parameters():
                 parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
+        # Counted are the levels that this model computes.
+        self.data = [dataclasses.replace(b, depth=self._depth(b)) for b in self.data]
+
+    @torch.no_grad()
+    def _depth(self, batch: Histories) -> Tensor:
+        model = self.copy().train(WORKLOADS[self.workload].training)
+        return model((batch.item_ids, batch.offsets)).depth
 
     @classmethod
     def option_name(cls) -> str:
@@ -88,7 +97,7 @@ class ModelCase(Subject):
         return (4 * tokens + 20 * outputs) * self.size**2 + 4 * pairs * self.size
 
     def model_flops(self, batch: Histories, *, contrast: bool) -> int:
-        """Matrix products from item ids to users, by the uniform depths of the workload."""
+        """Matrix products from item ids to users, at the depths of the batch."""
         square, tokens, sequences = self.size**2, batch.tokens, batch.level_sequences
         pairs = int((batch.lengths * (batch.lengths + 1) // 2).sum())
         backbone = self.model.config.num_layers * self.layer_flops(tokens, tokens, pairs)
