@@ -130,7 +130,8 @@ class Profile(NamedTuple):
     Attributes:
         costs: largest first; they add up to the step.
         seconds: a step without profiler (median); profiled_seconds: with it.
-        captured_seconds: a step as one CUDA graph, where that is possible.
+        used_seconds: a step as its users have it, where that is another: training's captured
+            CUDA graph, or a ``Recommender``.
         launches: kernels and copies on CUDA, outermost ops on a CPU.
         gaps, gap_seconds: of the device between kernels, or of the CPU between ops.
     """
@@ -141,7 +142,7 @@ class Profile(NamedTuple):
     gap_seconds: float
     seconds: float = float("nan")
     profiled_seconds: float = float("nan")
-    captured_seconds: float | None = None
+    used_seconds: float | None = None
 
     def summary(self, device: str) -> str:
         """Time, launches and gaps of a step in a sentence."""
@@ -151,9 +152,9 @@ class Profile(NamedTuple):
             f"profiler), {self.launches:.0f} {what}, {self.gaps:.0f} gaps between them of "
             f"{milliseconds(self.gap_seconds)} in all"
         )
-        if self.captured_seconds is not None:
-            captured = milliseconds(self.captured_seconds)
-            text += f"; captured as one graph, as in training: {captured}"
+        if self.used_seconds is not None:
+            used = milliseconds(self.used_seconds)
+            text += f"; as it is used, a captured graph or a Recommender: {used}"
         return text
 
     def as_record(self, peaks: dict[str, float]) -> dict[str, Any]:

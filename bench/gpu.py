@@ -7,7 +7,6 @@ into its share of the time is left out, and the file says so. Without a CUDA dev
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -19,15 +18,14 @@ from typing import Any
 
 import torch
 
-from . import records
-from .machine import describe, slug
-from .workloads import MAX_DEPTH, NUM_ITEMS, histories
+from . import profile, records
+from .machine import describe, measure_peaks, slug
 
 ROOT = Path(__file__).parents[1]
 _TOTAL = 530.0  # seconds
 _TESTS, _PROFILE, _GRACE = 140.0, 45.0, 10.0
 _TAIL = 40  # lines of a test run's output that are kept
-_STEPS, _TOP = 10, 15
+_STEPS = 10
 
 
 def run_tests(seconds: float) -> dict[str, Any]:
@@ -74,56 +72,12 @@ def _run(name: str, command: list[str], seconds: float) -> dict[str, Any]:
     }
 
 
-def profile_step() -> dict[str, Any]:
-    """Kernels of a training step (B = 256, D = 64): time a step, launches, the greatest costs."""
-    from adarec_fast import ADARec
-
+def profile_step(folder: Path, peaks: dict[str, float]) -> dict[str, Any]:
+    """:mod:`bench.profile` of a training step (B = 256, D = 64), as it stands in the record."""
     print("--- profile of the training step", flush=True)
-    batches = [batch.to("cuda").as_batch() for batch in histories("train", 4)]
-    model = ADARec(num_items=NUM_ITEMS, max_depth=MAX_DEPTH).cuda().train()
-    optimizer = torch.optim.Adam(model.parameters(), fused=True)
-
-    def step(number: int) -> None:
-        optimizer.zero_grad(set_to_none=True)
-        model.loss(batches[number % len(batches)]).total.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-        optimizer.step()
-
-    for number in range(2 * len(batches)):
-        step(number)
-    torch.cuda.synchronize()
-    started = time.perf_counter()
-    for number in range(_STEPS):
-        step(number)
-    torch.cuda.synchronize()
-    wall = (time.perf_counter() - started) / _STEPS
-    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities) as profiler:
-        for number in range(_STEPS):
-            step(number)
-        torch.cuda.synchronize()
-    kernels = [
-        event
-        for event in profiler.key_averages()
-        if event.device_type == torch.autograd.DeviceType.CUDA and event.self_device_time_total > 0
-    ]
-    kernels.sort(key=lambda event: -event.self_device_time_total)
-    busy = sum(event.self_device_time_total for event in kernels) / _STEPS / 1e6
-    found = {
-        "step_seconds": wall,
-        "device_busy_seconds": busy,
-        "launches_a_step": sum(event.count for event in kernels) / _STEPS,
-        "kernels": [
-            {
-                "name": event.key,
-                "launches_a_step": event.count / _STEPS,
-                "seconds_a_step": event.self_device_time_total / _STEPS / 1e6,
-            }
-            for event in kernels[:_TOP]
-        ],
-    }
-    print(json.dumps(records.rounded(found), indent=1), flush=True)
-    return found
+    found = profile.profile("train", 64, "cuda", _STEPS, folder)
+    profile.print_report(found, peaks, "cuda")
+    return found.as_record(peaks)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -148,22 +102,23 @@ def main(arguments: list[str] | None = None) -> int:
         left = _TOTAL - _PROFILE - _GRACE - (time.monotonic() - started)
         benchmarks = run_benchmarks(Path(scratch), left)
         record = records.newest("cuda", Path(scratch))
-    try:
-        profile = profile_step()
-    except Exception as error:  # the rest of the file is worth having
-        profile = {"error": f"{type(error).__name__}: {error}"}
-        print(profile["error"], file=sys.stderr)
+        try:
+            peaks = record["peaks"] if record is not None else measure_peaks("cuda")
+            profiled = profile_step(Path(scratch), peaks)
+        except Exception as error:  # the rest of the file is worth having
+            profiled = {"error": f"{type(error).__name__}: {error}"}
+            print(profiled["error"], file=sys.stderr)
     if record is None:  # the benchmarks wrote nothing: keep what there is
         record = {
             "kind": f"{records.KIND}, incomplete", "device": "cuda", "slug": slug("cuda"),
             "date": records.now(), "command": "python -m bench.gpu", **describe("cuda"),
             "rows": [],
         }  # fmt: skip
-    record.update(tests=tests, benchmarks=benchmarks, profile=profile)
+    record.update(tests=tests, benchmarks=benchmarks, profile=profiled)
     path = records.write(record, folder)
     print(f"results written to {path}, {time.monotonic() - started:.0f} s in all")
     passed = tests["exit_status"] == 0 and benchmarks["exit_status"] == 0
-    return 0 if passed and "error" not in profile else 1
+    return 0 if passed and "error" not in profiled else 1
 
 
 if __name__ == "__main__":

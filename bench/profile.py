@@ -13,12 +13,13 @@ the same steps without torch's profiler, which cannot share a process with Nsigh
 On CUDA a cost is the time of its kernels, on a CPU the time on the calling thread. FLOPs and
 bytes are those of ``bench/test_bench_<op>.py`` for the depths that were drawn. Everything runs op
 by op: no captured step, and ``model.recommend`` instead of a ``Recommender``, which binds its ops
-beforehand and is faster for a single user.
+beforehand; what these take is printed beside.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shlex
@@ -34,7 +35,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from adarec_fast import TrainConfig
+from adarec_fast import Recommender, TrainConfig
 from adarec_fast.training.captured import make_stepper
 from adarec_fast.training.optimization import Stepper
 from adarec_fast.training.statistics import EpochStatistics
@@ -78,10 +79,12 @@ class Steps:
             batch = self.data[number]
             self.case.model.recommend((batch.item_ids, batch.offsets), k=_K)
 
-    def captured(self) -> Callable[[], None] | None:
-        """The step as it is trained with where a CUDA graph is possible, else None."""
+    def as_used(self) -> Callable[[], object] | None:
+        """What users run in place of this: a captured CUDA graph or a recommender, else None."""
         if not self.training:
-            return None
+            recommender = Recommender(self.case.copy())
+            histories = itertools.cycle((b.item_ids, b.offsets) for b in self.data)
+            return lambda: recommender.recommend(next(histories), _K)
         model = self.case.copy().train()
         device = model.noise_seed.device
         stepper = make_stepper(model, TrainConfig(), device)
@@ -91,7 +94,7 @@ class Steps:
         return lambda: stepper.step(self._batches[0], 1, sums)
 
 
-def wall(step: Callable[[], None], steps: int, device: str) -> float:
+def wall(step: Callable[[], object], steps: int, device: str) -> float:
     """Median seconds of a step, nothing measuring but the clock."""
     seconds = []
     for _ in range(steps):
@@ -109,12 +112,12 @@ def profile(workload: str, size: int, device: str, steps: int, folder: Path) -> 
     for _ in range(max(_WARM, len(step.data))):  # kernels are compiled, Adam's state is made
         step()
     seconds = wall(step, max(steps, 3), device)
-    captured = step.captured()
-    captured_seconds = None
-    if captured is not None:
-        for _ in range(_WARM):
-            captured()
-        captured_seconds = wall(captured, max(steps, 3), device)
+    as_used = step.as_used()
+    used_seconds = None
+    if as_used is not None:
+        for _ in range(max(_WARM, 2 * len(step.data))):  # a graph is captured at its second use
+            as_used()
+        used_seconds = wall(as_used, max(steps, 3), device)
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
@@ -129,7 +132,7 @@ def profile(workload: str, size: int, device: str, steps: int, folder: Path) -> 
     counts = figures(marks, step.taken, size, training=step.training)
     found = read(profiler.events(), marks, counts, steps=steps, device=device)
     return found._replace(
-        seconds=seconds, profiled_seconds=profiled, captured_seconds=captured_seconds
+        seconds=seconds, profiled_seconds=profiled, used_seconds=used_seconds
     )
 
 
