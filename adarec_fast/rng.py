@@ -12,6 +12,9 @@ interleaving of lanes inside a tile, and lets Box-Muller use both of its outputs
 
 * Element index: ``global token index * D + dimension`` (int64), never a thread or program id, so
   the result does not depend on tile sizes, thread counts or the order of the work.
+* A seed is int64 ``[1]``, the key; or ``[3]``: the key, and how many tokens and how many sequences
+  of the whole batch lie before the ones at hand, so that a share of a batch draws what the whole
+  batch would have drawn there (:func:`at_place`).
 * Diffusion noise of level k >= 1 uses level coordinate k - 1 (level 0 has no noise).
 * Dropout keeps an element iff its 32-bit word >= round(p * 2^32): exact on every backend.
 * Attention probabilities: element index ``(token * heads + head) << 16 | key position``.
@@ -25,6 +28,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # Streams keep uses apart that share element indices. A Transformer layer takes four from its base.
@@ -56,7 +60,7 @@ def philox(seed: Tensor, index: Tensor, stream: int, group: int | Tensor) -> tup
     """Philox4x32-10.
 
     Args:
-        seed: int64 ``[1]`` or ``[]``, the 64-bit key.
+        seed: int64 ``[]``, ``[1]`` or ``[3]``; the first is the 64-bit key, the rest is not read.
         index: int64, any shape, the element index.
         stream: stream id, 0 <= stream < 2^32.
         group: ``level // 4``, an int or an int64 tensor that broadcasts with ``index``.
@@ -64,7 +68,7 @@ def philox(seed: Tensor, index: Tensor, stream: int, group: int | Tensor) -> tup
     Returns:
         Four int64 tensors of 32-bit words in [0, 2^32), of the broadcast shape.
     """
-    key = seed.reshape(())
+    key = seed.reshape(-1)[0]
     k0, k1 = key & _MASK, (key >> 32) & _MASK
     c0, c1 = index & _MASK, (index >> 32) & _MASK
     c2 = torch.full_like(index, stream)
@@ -99,9 +103,33 @@ def box_muller(a: Tensor, b: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor
     return radius * torch.cos(angle), radius * torch.sin(angle)
 
 
-def element_index(num_tokens: int, size: int, device: torch.device | str = "cpu") -> Tensor:
-    """int64 ``[num_tokens, size]``: token * size + dimension."""
-    return torch.arange(num_tokens * size, device=device).view(num_tokens, size)
+def at_place(seed: Tensor, place: Tensor | None = None) -> Tensor:
+    """The seed ``[3]`` of a share of a batch.
+
+    Args:
+        seed: int64 ``[1]``, or ``[3]``, which is returned as it is.
+        place: int64 ``[2]``, tokens and sequences of the whole batch before this share; None: none.
+    """
+    if seed.shape[0] == 3:
+        return seed
+    return F.pad(seed, (0, 2)) if place is None else torch.cat([seed, place])
+
+
+def first_token(seed: Tensor) -> Tensor | int:
+    """Tokens of the whole batch before the ones at hand."""
+    return seed[1] if seed.numel() == 3 else 0
+
+
+def first_sequence(seed: Tensor) -> Tensor | int:
+    """Sequences of the whole batch before the ones at hand."""
+    return seed[2] if seed.numel() == 3 else 0
+
+
+def element_index(num_tokens: int, size: int, seed: Tensor | None = None) -> Tensor:
+    """int64 ``[num_tokens, size]``: token * size + dimension, at the place of a seed."""
+    device = None if seed is None else seed.device
+    index = torch.arange(num_tokens * size, device=device).view(num_tokens, size)
+    return index if seed is None else index + first_token(seed) * size
 
 
 def normal_levels(
@@ -121,13 +149,14 @@ def trajectory_noise(
     seed: Tensor, num_tokens: int, size: int, depth: int, dtype: torch.dtype
 ) -> Tensor:
     """Diffusion noise epsilon_k of Eq. 4 for k = 1..depth: ``[depth, num_tokens, size]``."""
-    index = element_index(num_tokens, size, seed.device)
+    index = element_index(num_tokens, size, seed)
     return normal_levels(seed, index, depth, dtype)
 
 
 def gumbel(seed: Tensor, num_sequences: int, choices: int, dtype: torch.dtype) -> Tensor:
     """Gumbel(0, 1) noise of Eq. 3: ``[num_sequences, choices]``, index = sequence * choices + i."""
-    index = element_index(num_sequences, choices, seed.device)
+    index = torch.arange(num_sequences * choices, device=seed.device).view(num_sequences, choices)
+    index = index + first_sequence(seed) * choices
     return -torch.log(-torch.log(to_uniform(words(seed, index, STREAM_GUMBEL, 0), dtype)))
 
 
@@ -153,7 +182,7 @@ def attention_index(tokens: Tensor, heads: int, keys: Tensor) -> Tensor:
     """Element index of attention probabilities.
 
     Args:
-        tokens: int64 ``[...]``, global index of the query token.
+        tokens: int64 ``[...]``, index of the query token in the whole batch.
         heads: number of heads H.
         keys: int64 ``[L]``, position of the key inside its sequence, < 2^16.
 

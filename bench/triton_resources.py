@@ -68,7 +68,7 @@ def _batch(size: int) -> dict[str, Tensor]:
         "e": torch.zeros(48, size),
         "x": torch.zeros(LEVELS, 48, size),
         "z": torch.zeros(LEVELS, 3, size),
-        "seed": rng.as_seed(1),
+        "seed": rng.at_place(rng.as_seed(1)),
     }
 
 

@@ -60,7 +60,7 @@ def _pair_bits(seed_ptr, token, begin, key, head, group, stream, threshold, HEAD
     # A key that the query does not see may lie before its sequence; its p is zero anyway.
     place = tl.maximum(key[None, :] - begin[:, None], 0)
     index = ((token * HEADS + head) << 16)[:, None] | place
-    return keep_bits(seed_ptr, index, stream, group, threshold)
+    return keep_bits(seed_ptr, index, stream, group, threshold, HEADS << 16)
 
 
 @triton.jit
@@ -71,7 +71,7 @@ def _key_bits(seed_ptr, offsets_ptr, sequence_ptr, key, exists, head, group, str
     begin = tl.load(offsets_ptr + sequence, mask=exists, other=0)
     token = tl.load(offsets_ptr + sequence + 1, mask=exists, other=1) - 1
     index = ((token * HEADS + head) << 16) | tl.where(exists, key - begin, 0)
-    return keep_bits(seed_ptr, index[None, :], stream, group, threshold)
+    return keep_bits(seed_ptr, index[None, :], stream, group, threshold, HEADS << 16)
 
 
 @triton.jit(do_not_specialize=["rows", "tokens", "threshold"])

@@ -98,14 +98,14 @@ def normalise(y, inside, eps, D: tl.constexpr):
 
 @triton.jit
 def noise_pair(seed_ptr, noise_ptr, index, pair, plane_stride, reach, inside,
-               NOISE: tl.constexpr):
+               D: tl.constexpr, NOISE: tl.constexpr):
     """Noise of the level coordinates 2 * pair and 2 * pair + 1, float32.
 
     Two levels at a time: the words of all four lanes would stay in registers over four rounds of
     matrix products, and spill at D >= 128.
     """
     if NOISE == 1:
-        w0, w1, w2, w3 = philox4(seed_ptr, index, 0, pair // 2)
+        w0, w1, w2, w3 = philox4(seed_ptr, index, 0, pair // 2, D)
         first = pair % 2 == 0
         even, odd = box_muller(tl.where(first, w0, w2), tl.where(first, w1, w3))
     else:

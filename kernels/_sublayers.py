@@ -23,10 +23,10 @@ from .philox import drop, keep_bits
 
 
 @triton.jit
-def _bits(seed_ptr, index, stream, group, threshold, DROPOUT: tl.constexpr):
+def _bits(seed_ptr, index, stream, group, threshold, D: tl.constexpr, DROPOUT: tl.constexpr):
     """Dropout's masks of four levels; see ``keep_bits``."""
     if DROPOUT:
-        bits = keep_bits(seed_ptr, index, stream, group, threshold)
+        bits = keep_bits(seed_ptr, index, stream, group, threshold, D)
     else:
         bits = tl.full((), 0, tl.int32)
     return bits
@@ -80,8 +80,8 @@ def _sublayers_kernel(
     inside = (dims < D)[None, :]
     token = token_of(row, reach > 0, offsets_ptr, LAST)
     index = token[:, None] * D + dims[None, :]
-    bits1 = _bits(seed_ptr, index, stream1, group, threshold, DROPOUT)
-    bits2 = _bits(seed_ptr, index, stream2, group, threshold, DROPOUT)
+    bits1 = _bits(seed_ptr, index, stream1, group, threshold, D, DROPOUT)
+    bits2 = _bits(seed_ptr, index, stream2, group, threshold, D, DROPOUT)
     for level in range(4 * group, tl.minimum(4 * group + 4, deepest)):
         exists = reach > level
         mask = exists[:, None] & inside

@@ -55,8 +55,8 @@ def _sublayers_backward_kernel(
     inside = (dims < D)[None, :]
     token = token_of(row, reach > 0, offsets_ptr, LAST)
     index = token[:, None] * D + dims[None, :]
-    bits1 = _bits(seed_ptr, index, stream1, group, threshold, DROPOUT)
-    bits2 = _bits(seed_ptr, index, stream2, group, threshold, DROPOUT)
+    bits1 = _bits(seed_ptr, index, stream1, group, threshold, D, DROPOUT)
+    bits2 = _bits(seed_ptr, index, stream2, group, threshold, D, DROPOUT)
     # A partial sum a tile and level; kept in registers over the levels, the four would spill.
     deepest = tl.max(reach)
     tile = tl.program_id(0).to(tl.int64)

@@ -71,7 +71,8 @@ def _forward_kernel(
     stride = tokens.to(tl.int64) * D
     for pair in range(0, tl.cdiv(deepest, 2)):
         if NOISE != 0:
-            even, odd = noise_pair(seed_ptr, noise_ptr, index, pair, stride, reach, inside, NOISE)
+            even, odd = noise_pair(seed_ptr, noise_ptr, index, pair, stride, reach, inside, D,
+                                   NOISE)
         for lane in tl.static_range(2):
             level = 2 * pair + lane + 1
             if level <= deepest:
@@ -118,7 +119,8 @@ def _backward_kernel(
     stride = tokens.to(tl.int64) * D
     for pair in range(0, tl.cdiv(deepest, 2)):
         if NOISE != 0:
-            even, odd = noise_pair(seed_ptr, noise_ptr, index, pair, stride, reach, inside, NOISE)
+            even, odd = noise_pair(seed_ptr, noise_ptr, index, pair, stride, reach, inside, D,
+                                   NOISE)
         for lane in tl.static_range(2):
             level = 2 * pair + lane + 1
             if level <= deepest:

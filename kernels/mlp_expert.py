@@ -33,10 +33,11 @@ from .philox import keep, philox4
 
 
 @triton.jit
-def _scale_pair(seed_ptr, index, stream, pair, threshold, scale, DROPOUT: tl.constexpr):
+def _scale_pair(seed_ptr, index, stream, pair, threshold, scale, D: tl.constexpr,
+                DROPOUT: tl.constexpr):
     """Dropout's factors of the levels 2 * pair and 2 * pair + 1: 0 or 1 / (1 - p)."""
     if DROPOUT:
-        w0, w1, w2, w3 = philox4(seed_ptr, index, stream, pair // 2)
+        w0, w1, w2, w3 = philox4(seed_ptr, index, stream, pair // 2, D)
         first = pair % 2 == 0
         even = tl.where(keep(tl.where(first, w0, w2), threshold), scale, 0.0)
         odd = tl.where(keep(tl.where(first, w1, w3), threshold), scale, 0.0)
@@ -68,7 +69,7 @@ def _forward_kernel(
     ln_w = tl.load(ln_w_ptr + dims, mask=dims < D, other=0.0).to(tl.float32)
     ln_b = tl.load(ln_b_ptr + dims, mask=dims < D, other=0.0).to(tl.float32)
     for pair in range(0, tl.cdiv(deepest, 2)):
-        even, odd = _scale_pair(seed_ptr, index, stream, pair, threshold, scale, DROPOUT)
+        even, odd = _scale_pair(seed_ptr, index, stream, pair, threshold, scale, D, DROPOUT)
         for lane in tl.static_range(2):
             plane = 2 * pair + lane
             if plane < deepest:
@@ -105,7 +106,7 @@ def _backward_kernel(
     d_ln_w = tl.zeros((BLOCK_D,), tl.float32)
     d_ln_b = tl.zeros((BLOCK_D,), tl.float32)
     for pair in range(0, tl.cdiv(deepest, 2)):
-        even, odd = _scale_pair(seed_ptr, index, stream, pair, threshold, scale, DROPOUT)
+        even, odd = _scale_pair(seed_ptr, index, stream, pair, threshold, scale, D, DROPOUT)
         for lane in tl.static_range(2):
             plane = 2 * pair + lane
             if plane < deepest:

@@ -13,12 +13,14 @@ TWO_PI = tl.constexpr(6.283185307179586)
 
 
 @triton.jit
-def philox4(seed_ptr, index, stream, group):
+def philox4(seed_ptr, index, stream, group, WIDTH: tl.constexpr):
     """Philox4x32-10 of ``index`` (int64), ``stream`` and ``group`` (``level // 4``).
 
-    The seed stays on the device: ``seed_ptr`` points at it. Returns four uint32 tensors shaped
-    like ``index``.
+    The seed stays on the device: ``seed_ptr`` points at its key and, behind it, the number of
+    tokens before those at hand, which count WIDTH elements each. Returns four uint32 tensors
+    shaped like ``index``.
     """
+    index += tl.load(seed_ptr + 1) * WIDTH
     seed = tl.load(seed_ptr).to(tl.uint64, bitcast=True)
     k0 = (seed & 0xFFFFFFFF).to(tl.uint32)
     k1 = (seed >> 32).to(tl.uint32)
@@ -96,12 +98,12 @@ def keep(word, threshold):
 
 
 @triton.jit
-def keep_bits(seed_ptr, index, stream, group, threshold):
+def keep_bits(seed_ptr, index, stream, group, threshold, WIDTH: tl.constexpr):
     """Dropout's masks of the levels 4 * group .. 4 * group + 3 as the bits 0..3 of an int32.
 
     All four levels of a Philox call in one register an element.
     """
-    w0, w1, w2, w3 = philox4(seed_ptr, index, stream, group)
+    w0, w1, w2, w3 = philox4(seed_ptr, index, stream, group, WIDTH)
     low = keep(w0, threshold).to(tl.int32) | (keep(w1, threshold).to(tl.int32) << 1)
     high = keep(w2, threshold).to(tl.int32) | (keep(w3, threshold).to(tl.int32) << 1)
     return low | (high << 2)

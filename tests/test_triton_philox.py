@@ -31,7 +31,7 @@ COUNT = 512
 def _kernel(seed_ptr, index_ptr, words_ptr, normals_ptr, keep_ptr, stream, group, threshold,
             COUNT: tl.constexpr):
     at = tl.arange(0, COUNT)
-    w0, w1, w2, w3 = philox4(seed_ptr, tl.load(index_ptr + at), stream, group)
+    w0, w1, w2, w3 = philox4(seed_ptr, tl.load(index_ptr + at), stream, group, 3)
     n0, n1 = box_muller(w0, w1)
     n2, n3 = box_muller(w2, w3)
     tl.store(words_ptr + at, w0.to(tl.int64))
@@ -53,8 +53,8 @@ def _run(seed: int, stream: int, group: int, p: float) -> tuple[Tensor, Tensor, 
     normals = torch.full((4, COUNT), float("nan"))
     kept = torch.empty(COUNT, dtype=torch.int32)
     _kernel[(1,)](
-        rng.as_seed(seed), index, words, normals, kept, stream, group, rng.dropout_threshold(p),
-        COUNT=COUNT,
+        rng.at_place(rng.as_seed(seed)), index, words, normals, kept, stream, group,
+        rng.dropout_threshold(p), COUNT=COUNT,
     )
     return index, words, normals, kept
 

@@ -23,6 +23,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from .. import rng
+
 BACKENDS = ("reference", "packed", "cpp", "triton", "cuda")
 ENVIRONMENT = "ADAREC_FAST_BACKEND"
 
@@ -236,3 +238,9 @@ def check_index(name: str, tensor: torch.Tensor, size: int | None = None) -> Non
     if tensor.dtype != torch.int64:
         raise ValueError(f"{name} has dtype {tensor.dtype}; it must be torch.int64")
     check_shape(name, tensor, size)
+
+
+def check_seed(seed: torch.Tensor) -> torch.Tensor:
+    """The seed as int64 ``[3]``, as backends take it; ValueError unless ``[1]`` or ``[3]``."""
+    check_index("seed", seed, None if seed.shape == (3,) else 1)
+    return rng.at_place(seed)

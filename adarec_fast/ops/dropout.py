@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import rng
 from ..reference.encoder_layer import drop
-from ._library import check_index, check_shape, choose, define, require
+from ._library import check_seed, check_shape, choose, define, require
 
 
 def _fake_forward(x: Tensor, seed: Tensor, p: float, stream: int, backend: str) -> Tensor:
@@ -50,7 +50,7 @@ def dropout(
     Args:
         x: ``[N, D]`` float.
         p: 0 <= p < 1.
-        seed: int64 ``[1]``, or None for no dropout.
+        seed: int64 ``[1]`` or ``[3]`` (:mod:`adarec_fast.rng`), or None for no dropout.
         stream: the site's stream.
         backend: see :mod:`adarec_fast.ops`.
 
@@ -65,9 +65,9 @@ def dropout(
     require(0.0 <= p < 1.0, lambda: f"p={p} must lie in [0, 1)")
     if seed is None or p == 0.0:
         return x
-    check_index("seed", seed, 1)
+    seed = check_seed(seed)
     chosen = choose("dropout", backend, x.device.type, x.dtype)
     if chosen != "reference":
         return _Dropout.apply(chosen, x, seed, p, stream)
-    keep = rng.keep_mask(seed, rng.element_index(x.shape[0], x.shape[1], x.device), stream, 0, p)
+    keep = rng.keep_mask(seed, rng.element_index(x.shape[0], x.shape[1], seed), stream, 0, p)
     return drop(x, keep, p)

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import ragged, rng
 from ..reference.encoder_layer import encoder_layer as reference
 from ._autocast import Autocast
-from ._library import check_index, check_shape, choose, define, require
+from ._library import check_index, check_seed, check_shape, choose, define, require
 
 
 class LayerWeights(NamedTuple):
@@ -107,7 +107,7 @@ def encoder_layer(
         eps: LayerNorm's.
         attention_dropout, hidden_dropout: probabilities, applied only if ``seed`` is given, with
             masks of the noise contract (level coordinate k, streams ``stream`` + site).
-        seed: int64 ``[1]`` or None.
+        seed: int64 ``[1]`` or ``[3]`` (:mod:`adarec_fast.rng`), or None.
         stream: first of the layer's streams.
         last_only: compute the last position of each sequence only.
         max_length: no sequence is longer.
@@ -137,7 +137,7 @@ def encoder_layer(
     for name, weight in zip(LayerWeights._fields, weights, strict=True):
         check_shape(name, weight, *shapes.get(name, (size,)))
     if seed is not None:
-        check_index("seed", seed, 1)
+        seed = check_seed(seed)
     if attention_dropout == 0.0 and hidden_dropout == 0.0:
         seed = None
     chosen = choose("encoder_layer", backend, x.device.type, x.dtype)
@@ -150,12 +150,13 @@ def encoder_layer(
     keep_attention = keep_projection = keep_feedforward = None
     if seed is not None and attention_dropout > 0:
         token = offsets[:-1, None] + torch.arange(max_length, device=x.device)
+        token = token + rng.first_token(seed)
         index = rng.attention_index(token, heads, torch.arange(max_length, device=x.device))
         keep_attention = rng.keep_levels(
             seed, index.transpose(1, 2), stream + rng.SITE_ATTENTION, levels, attention_dropout
         )
     if seed is not None and hidden_dropout > 0:
-        index = rng.element_index(tokens, size, x.device)
+        index = rng.element_index(tokens, size, seed)
         keep_projection, keep_feedforward = (
             ragged.to_padded(
                 rng.keep_levels(seed, index, stream + site, levels, hidden_dropout),

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import ragged, rng
 from ..reference.hda_trajectory import hda_trajectory as reference
 from ._autocast import Autocast
-from ._library import check_index, check_shape, choose, define
+from ._library import check_index, check_seed, check_shape, choose, define
 
 _INPUTS = (
     "Tensor embeddings, Tensor offsets, Tensor depth, Tensor alpha_bar, Tensor w1, "
@@ -86,7 +86,7 @@ def hda_trajectory(
         alpha_bar: float32 ``[T+1]``, cumulative schedule with alpha_bar[0] = 1.
         w1: ``[H, D]``; level_bias: ``[T, H]``; w2: ``[D, H]``; b2: ``[D]``: the denoiser, the level
             embedding's share of W1 and b1 folded into ``level_bias`` (row k-1 for level k).
-        seed: int64 ``[1]`` key of the noise contract; None means epsilon = 0.
+        seed: int64 ``[1]`` or ``[3]`` (:mod:`adarec_fast.rng`); None means epsilon = 0.
         noise: explicit epsilon ``[T, N, D]`` instead of a seed.
         max_length: no sequence is longer (the reference pads to it).
         backend: see :mod:`adarec_fast.ops`.
@@ -111,7 +111,7 @@ def hda_trajectory(
     check_shape("w2", w2, size, hidden)
     check_shape("b2", b2, size)
     if seed is not None:
-        check_index("seed", seed, 1)
+        seed = check_seed(seed)
     if noise is not None:
         check_shape("noise", noise, levels - 1, tokens, size)
     chosen = choose("hda_trajectory", backend, embeddings.device.type, embeddings.dtype)

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import ragged, rng
 from ..reference.mlp_expert import mlp_expert as reference
 from ._autocast import Autocast
-from ._library import check_index, check_shape, choose, define
+from ._library import check_index, check_seed, check_shape, choose, define
 
 _INPUTS = (
     "Tensor x, Tensor offsets, Tensor? depth, Tensor w1, Tensor b1, Tensor w2, Tensor b2, "
@@ -85,7 +85,7 @@ def mlp_expert(
         depth: int64 ``[B]``, or None where all K levels of every sequence exist.
         w1, b1, w2, b2: ``[H, D]``, ``[H]``, ``[D, H]``, ``[D]``; ln_w, ln_b: ``[D]``.
         eps: LayerNorm's.
-        hidden_dropout: probability, applied only if ``seed`` (int64 ``[1]``) is given.
+        hidden_dropout: probability, applied only if ``seed`` (int64 ``[1]`` or ``[3]``) is given.
         stream: dropout's stream.
         last_only: compute the last token of each sequence only.
         max_length: no sequence is longer.
@@ -109,7 +109,7 @@ def mlp_expert(
     for name, vector in (("b2", b2), ("ln_w", ln_w), ("ln_b", ln_b)):
         check_shape(name, vector, size)
     if seed is not None:
-        check_index("seed", seed, 1)
+        seed = check_seed(seed)
     if hidden_dropout == 0.0:
         seed = None
     chosen = choose("mlp_expert", backend, x.device.type, x.dtype)
@@ -122,7 +122,7 @@ def mlp_expert(
     keep = None
     if seed is not None:
         mask = rng.keep_levels(
-            seed, rng.element_index(tokens, size, x.device), stream, levels, hidden_dropout
+            seed, rng.element_index(tokens, size, seed), stream, levels, hidden_dropout
         )
         keep = ragged.to_padded(mask, offsets, max_length, dim=1)
     y = reference(x, w1, b1, w2, b2, ln_w, ln_b, eps, hidden_dropout, keep)

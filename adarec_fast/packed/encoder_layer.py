@@ -48,7 +48,8 @@ def _attend(
         q, k, v = qkv[rows].view(*rows.shape, 3, heads, -1).permute(2, 0, 3, 1, 4)
         keep = None
         if seed is not None and dropout > 0:
-            index = rng.attention_index(first_tokens[chosen, None] + place, heads, place)
+            query = first_tokens[chosen, None] + place + rng.first_token(seed)
+            index = rng.attention_index(query, heads, place)
             group = (level[chosen] // rng.LANES)[:, None, None, None]
             lane = (level[chosen] % rng.LANES)[:, None, None, None]
             four = rng.philox(seed, index, stream + rng.SITE_ATTENTION, group)
@@ -106,7 +107,7 @@ def _forward(
         packed, context = packed[starts + sizes - 1], context[starts + sizes - 1]
     keep: list[Tensor | None] = [None, None]
     if seed is not None and hidden_dropout > 0:
-        index = rng.element_index(tokens, size, x.device)
+        index = rng.element_index(tokens, size, seed)
         keep = [
             rng.keep_levels(seed, index, stream + site, levels, hidden_dropout)
             .flatten(0, 1)[source]

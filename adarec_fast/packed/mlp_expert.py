@@ -37,7 +37,7 @@ def _forward(
         rows = tokens
     keep = None
     if seed is not None:
-        index = rng.element_index(tokens, size, x.device)
+        index = rng.element_index(tokens, size, seed)
         keep = rng.keep_levels(seed, index, stream, levels, hidden_dropout).flatten(0, 1)[source]
     y = mlp_expert(
         x.flatten(0, 1)[source], w1, b1, w2, b2, ln_w, ln_b, eps, hidden_dropout, keep

@@ -54,8 +54,12 @@ class _TorchNoise:
     SITE_FEEDFORWARD = rng.SITE_FEEDFORWARD
 
     @staticmethod
-    def element_index(tokens: int, size: int, device: torch.device) -> Tensor:
-        return torch.empty(tokens, size, device=device)
+    def element_index(tokens: int, size: int, seed: Tensor) -> Tensor:
+        return torch.empty(tokens, size, device=seed.device)
+
+    @staticmethod
+    def first_token(seed: Tensor) -> int:
+        return 0
 
     @staticmethod
     def attention_index(tokens: Tensor, heads: int, keys: Tensor) -> Tensor:

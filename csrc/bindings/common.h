@@ -12,6 +12,8 @@
 #include <cstdint>
 #include <optional>
 
+#include "../cpu/seed.h"
+
 namespace adarec::bindings {
 
 using at::Tensor;
@@ -67,10 +69,11 @@ inline void check_depth(const Tensor& depth, int64_t batch, int64_t levels, int6
                       " must lie in ", least, "..", levels - 1);
 }
 
-inline int64_t seed_value(const Tensor& seed) {
-  const Tensor key = as_index(seed, "seed");
-  TORCH_CHECK_VALUE(key.numel() == 1, "seed has shape ", key.sizes(), "; it must be [1]");
-  return *key.const_data_ptr<int64_t>();
+inline Seed seed_value(const Tensor& seed) {
+  const Tensor given = as_index(seed, "seed");
+  TORCH_CHECK_VALUE(given.numel() == 3, "seed has shape ", given.sizes(), "; it must be [3]");
+  const int64_t* at = given.const_data_ptr<int64_t>();
+  return {at[0], at[1]};
 }
 
 inline void check_probability(double p, const char* name) {

@@ -75,7 +75,7 @@ Call checked(const Tensor& x_in, const Tensor& offsets_in, const std::optional<T
   op.attention_dropout = attention_dropout;
   op.hidden_dropout = hidden_dropout;
   op.seeded = seed.has_value();
-  op.seed = seed ? seed_value(*seed) : 0;
+  if (seed) op.seed = seed_value(*seed);
   op.stream = static_cast<uint32_t>(stream);
   op.last_only = last_only;
   return call;

@@ -8,10 +8,10 @@
 
 namespace adarec {
 
-void dropout_forward(std::int64_t count, const float* x, double p, std::int64_t seed,
-                     std::uint32_t stream, float* y) {
+void dropout_forward(std::int64_t count, std::int64_t size, const float* x, double p,
+                     const Seed& seed, std::uint32_t stream, float* y) {
   constexpr std::int64_t kChunk = 16384;
-  const Philox philox(seed, stream);
+  const Philox philox(seed, stream, size);
   const Dropout dropout(p);
   parallel_for((count + kChunk - 1) / kChunk, [&](std::int64_t chunk) {
     const std::int64_t begin = chunk * kChunk;

@@ -3,10 +3,12 @@
 
 #include <cstdint>
 
+#include "seed.h"
+
 namespace adarec {
 
-// y[i] = x[i] / (1 - p) where the contract keeps element i (its level 0), else 0.
-void dropout_forward(std::int64_t count, const float* x, double p, std::int64_t seed,
-                     std::uint32_t stream, float* y);
+// x [N, size], count = N * size: y[i] = x[i] / (1 - p) where the contract keeps element i (its level 0), else 0.
+void dropout_forward(std::int64_t count, std::int64_t size, const float* x, double p,
+                     const Seed& seed, std::uint32_t stream, float* y);
 
 }  // namespace adarec

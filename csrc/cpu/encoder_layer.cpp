@@ -16,7 +16,7 @@ namespace {
 // from one Philox call.
 void hidden_keep(const EncoderLayer& op, const Sizes& s, const Plan& plan, const Tile& tile,
                  uint32_t site, float* keep) {
-  const Philox philox(op.seed, op.stream + site);
+  const Philox philox(op.seed, op.stream + site, s.d);
   const Dropout dropout(op.hidden_dropout);
   const Vec scale = set1(dropout.scale());
   for (int64_t n = tile.first; n < tile.last; ++n) {

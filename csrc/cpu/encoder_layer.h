@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "seed.h"
+
 namespace adarec {
 
 // The call's arguments; sizes and values have been checked. Weights are [out, in].
@@ -17,7 +19,7 @@ struct EncoderLayer {
   float eps;
   double attention_dropout, hidden_dropout;
   bool seeded;           // dropout is off without a seed
-  int64_t seed;
+  Seed seed;
   uint32_t stream;
   bool last_only;
 };

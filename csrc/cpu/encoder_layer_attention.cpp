@@ -42,7 +42,7 @@ void for_each_block(const EncoderLayer& op, const Plan& plan, const Tile& tile, 
 // keep [levels, kBlock, ld]: 0 or 1/(1-p) for the probabilities of a block and head.
 void attention_keep(const EncoderLayer& op, const Item& item, const Block& block, int head,
                     float* keep) {
-  const Philox philox(op.seed, op.stream + kSiteAttention);
+  const Philox philox(op.seed, op.stream + kSiteAttention, std::int64_t{op.heads} << 16);
   const Dropout dropout(op.attention_dropout);
   const Vec scale = set1(dropout.scale());
   for (int i = block.i0; i < block.i1; ++i) {

@@ -44,7 +44,7 @@ struct Shared {
       : op(o),
         tiles(make_token_tiles(o.sequences, o.offsets, o.depth, o.levels, false, tile_rows(o),
                                scratch)),
-        philox(o.seed, kStreamNoise),
+        philox(o.seed, kStreamNoise, o.size),
         noisy(o.noise != nullptr || o.seeded) {
     float* first = scratch.take(std::int64_t{o.size} * o.hidden);
     float* second = scratch.take(std::int64_t{o.size} * o.hidden);

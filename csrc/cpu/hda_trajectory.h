@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "seed.h"
+
 namespace adarec {
 
 // The call's arguments; sizes and values have been checked.
@@ -18,7 +20,7 @@ struct HDATrajectory {
   const float* w2;                         // [D, H]
   const float* b2;                         // [D]
   bool seeded;
-  std::int64_t seed;
+  Seed seed;
   const float* noise;                      // [T, N, D], or null
 };
 

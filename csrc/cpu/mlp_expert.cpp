@@ -27,7 +27,7 @@ struct Shared {
       : op(o),
         tiles(make_token_tiles(o.sequences, o.offsets, o.depth, o.levels, o.last_only,
                                tile_rows(o), scratch)),
-        philox(o.seed, o.stream),
+        philox(o.seed, o.stream, o.size),
         dropout(o.dropout) {
     float* first = scratch.take(std::int64_t{o.size} * o.hidden);
     float* second = scratch.take(std::int64_t{o.size} * o.hidden);

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "seed.h"
+
 namespace adarec {
 
 // The call's arguments; sizes and values have been checked.
@@ -18,7 +20,7 @@ struct MLPExpert {
   float eps;
   double dropout;
   bool seeded;                             // dropout is off without a seed
-  std::int64_t seed;
+  Seed seed;
   std::uint32_t stream;
   bool last_only;
 };

@@ -7,6 +7,7 @@
 
 #include <cmath>
 
+#include "seed.h"
 #include "vec.h"
 
 namespace adarec {
@@ -20,9 +21,11 @@ struct Words {
 
 class Philox {
  public:
-  Philox(std::int64_t seed, std::uint32_t stream) : stream_(stream) {
-    auto k0 = static_cast<std::uint32_t>(seed);
-    auto k1 = static_cast<std::uint32_t>(static_cast<std::uint64_t>(seed) >> 32);
+  // width: elements a token, by which the tokens before those at hand count.
+  Philox(const Seed& seed, std::uint32_t stream, std::int64_t width)
+      : stream_(stream), base_(static_cast<std::uint64_t>(seed.first_token * width)) {
+    auto k0 = static_cast<std::uint32_t>(seed.key);
+    auto k1 = static_cast<std::uint32_t>(static_cast<std::uint64_t>(seed.key) >> 32);
     for (int round = 0; round < kRounds; ++round) {
       key_[2 * round] = k0;
       key_[2 * round + 1] = k1;
@@ -35,7 +38,7 @@ class Philox {
   Words operator()(std::uint64_t index, std::uint32_t group) const {
     Wide c0[2], c1[2], c2[2], c3[2];
     for (int half = 0; half < 2; ++half) {
-      c0[half] = add(iota(half), set1w(index));
+      c0[half] = add(iota(half), set1w(index + base_));
       c1[half] = high(c0[half]);
       c2[half] = set1w(stream_);
       c3[half] = set1w(group);
@@ -93,6 +96,7 @@ class Philox {
 #endif
   std::uint32_t key_[2 * kRounds];
   std::uint32_t stream_;
+  std::uint64_t base_;
 };
 
 // Uniform in (0, 1): (word >> 9 + 1/2) * 2^-23, exact.
