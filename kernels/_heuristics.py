@@ -1,11 +1,15 @@
 """Tile shapes, fixed by kernel, padded D, precision and architecture; chosen from resources.
 
 ``bench/triton_resources.py`` compiles every row and shows registers, spills and shared memory. A
-row for an architecture is there only where it differs from the common one.
+row for an architecture is there only where it differs from the common one. ``_autotune`` puts
+measured tiles in their place where it is switched on.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import NamedTuple
 
 
@@ -99,8 +103,56 @@ _rows("gru_weights", "half tf32", d64=Tile(32, 32, 4), d128=Tile(32, 32, 4), d25
 _rows("gru_weights", "ieee", d64=Tile(16, 32, 4), d128=Tile(16, 32, 4), d256=Tile(16, 16, 8))
 
 
-def tile(kernel: str, size: int, kind: str, architecture: int) -> Tile:
-    """The tile of a kernel for a padded D (at most 256), a precision and an architecture."""
+class Key(NamedTuple):
+    """What a tile is chosen for; ``rows`` is a power of two, at least ``FEWEST``."""
+
+    kernel: str
+    architecture: int
+    size: int
+    precision: str
+    rows: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.kernel}/sm_{self.architecture}/{self.size}/{self.precision}/{self.rows} rows"
+        )
+
+
+Choice = Callable[[Key, Tile], Tile]
+
+FEWEST = 64  # fewer rows than that are one bucket
+AMD = (94,)
+_choice: ContextVar[Choice | None] = ContextVar("choice", default=None)
+
+
+@contextmanager
+def choosing(choice: Choice) -> Iterator[None]:
+    """Let ``choice`` see what tiles are asked for in this thread, and change them."""
+    token = _choice.set(choice)
+    try:
+        yield
+    finally:
+        _choice.reset(token)
+
+
+def tile(kernel: str, size: int, kind: str, architecture: int, rows: int = 0) -> Tile:
+    """The tile of a kernel for a padded D (at most 256), a precision and an architecture.
+
+    Args:
+        kernel: a name of the table.
+        size: the padded D.
+        kind: ``"half"``, ``"tf32"`` or ``"ieee"``.
+        architecture: as ``_launch.architecture`` gives it.
+        rows: how many the kernel is launched on, for measured tiles; the fixed ones suit all.
+    """
     bucket = 64 if size <= 64 else size
-    special = _BY_ARCHITECTURE.get((architecture, kernel, bucket, kind))
-    return special or _TABLE[kernel, bucket, kind]
+    fixed = _BY_ARCHITECTURE.get((architecture, kernel, bucket, kind))
+    fixed = fixed or _TABLE[kernel, bucket, kind]
+    if architecture in AMD:
+        # Twice the lanes a warp; and its compiler takes no limit of registers.
+        fixed = fixed._replace(num_warps=max(1, fixed.num_warps // 2), max_registers=None)
+    choice = _choice.get()
+    if choice is None:
+        return fixed
+    power = max(FEWEST, 1 << (rows - 1).bit_length() if rows > 0 else 0)
+    return choice(Key(kernel, architecture, size, kind, power), fixed)

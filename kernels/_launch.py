@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Streaming multiprocessors of the common part of an architecture: A100, RTX 3090, RTX 4090, H200.
-MULTIPROCESSORS = {80: 108, 86: 82, 89: 128, 90: 132}
+# Multiprocessors of the common part of an architecture: A100, RTX 3090, RTX 4090, H200, MI300X.
+MULTIPROCESSORS = {80: 108, 86: 82, 89: 128, 90: 132, 94: 304}
 LARGEST_SIZE = 256
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 

@@ -112,7 +112,7 @@ def _common(
 ) -> tuple[dict[str, Any], _heuristics.Tile]:
     size = x.shape[2]
     block = padded_size(size)
-    tile = _heuristics.tile(kernel, block, ops.kind, architecture(x.device))
+    tile = _heuristics.tile(kernel, block, ops.kind, architecture(x.device), reach.shape[0])
     return {
         "offsets_ptr": offsets, "reach_ptr": reach, "rows": reach.shape[0], "tokens": x.shape[1],
         "D": size, "OUT": out, "BLOCK_D": block, "ROWS": tile.rows, "CHUNK": tile.chunk,

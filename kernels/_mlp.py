@@ -221,7 +221,7 @@ def weight_gradients(
     planes, rows, size = grad.shape
     hidden = w1.shape[0]
     block = padded_size(size)
-    tile = _heuristics.tile("mlp_weights", block, ops.kind, architecture(grad.device))
+    tile = _heuristics.tile("mlp_weights", block, ops.kind, architecture(grad.device), rows)
     chunks = triton.cdiv(hidden, tile.chunk)
     slots = min(
         max(1, triton.cdiv(rows, tile.rows)),

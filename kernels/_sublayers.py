@@ -108,7 +108,7 @@ def _arguments(
 ) -> tuple[dict[str, Any], _heuristics.Tile]:
     _, tokens, size = x.shape
     block = padded_size(size)
-    tile = _heuristics.tile(kernel, block, ops.kind, architecture(x.device))
+    tile = _heuristics.tile(kernel, block, ops.kind, architecture(x.device), reach.shape[0])
     return {
         "x_ptr": x, "context_ptr": context, "offsets_ptr": offsets, "reach_ptr": reach,
         **{f"{name}_ptr": w for name, w in weights.items() if not name.startswith("qkv")},

@@ -329,7 +329,8 @@ class _Run:
 
     def tile(self, name: str) -> _heuristics.Tile:
         block = max(self.arguments["BLOCK_G"], self.arguments["BLOCK_D"])
-        return _heuristics.tile(name, block, self.ops.kind, architecture(self.device))
+        rows = self.batch if name.startswith("gru_scan") else self.tokens
+        return _heuristics.tile(name, block, self.ops.kind, architecture(self.device), rows)
 
     def __call__(self, kernel: Any, name: str, *grid: int, **more: Any) -> None:
         tile = self.tile(name)

@@ -165,7 +165,8 @@ def _arguments(
 ) -> tuple[dict[str, object], _heuristics.Tile]:
     size = embeddings.shape[1]
     block = padded_size(size)
-    tile = _heuristics.tile(kernel, block, ops.kind, architecture(embeddings.device))
+    tile = _heuristics.tile(kernel, block, ops.kind, architecture(embeddings.device),
+                            embeddings.shape[0])
     batch = offsets.shape[0] - 1
     return {
         "e_ptr": embeddings, "offsets_ptr": offsets, "depth_ptr": depth,

@@ -178,7 +178,7 @@ def _prepare(
     """Sort the users, make the unit vectors, and choose a kernel's tile; arguments, norms, tile."""
     levels, users, size = z.shape
     block, ops = padded_size(size), float32_operands()
-    tile = _heuristics.tile(kernel, block, ops.kind, architecture(z.device))
+    tile = _heuristics.tile(kernel, block, ops.kind, architecture(z.device), users)
     sorted_depth, order = torch.sort(depth, stable=True)
     starts = torch.searchsorted(sorted_depth, torch.arange(levels + 1, device=z.device))
     unit = torch.empty(levels, users, size, dtype=torch.float32, device=z.device)

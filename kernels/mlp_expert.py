@@ -149,12 +149,13 @@ def _arguments(
 ) -> tuple[dict[str, Any], _heuristics.Tile]:
     planes, tokens, size = x.shape
     block = padded_size(size)
-    tile = _heuristics.tile(kernel, block, ops.kind, architecture(x.device))
     batch = offsets.shape[0] - 1
+    rows = batch if last_only else tokens
+    tile = _heuristics.tile(kernel, block, ops.kind, architecture(x.device), rows)
     return {
         "x_ptr": x, "offsets_ptr": offsets, "depth_ptr": depth, "w1_ptr": w1, "b1_ptr": b1,
         "w2_ptr": w2, "b2_ptr": b2, "ln_w_ptr": ln_w, "ln_b_ptr": ln_b, "seed_ptr": seed,
-        "rows": batch if last_only else tokens, "tokens": tokens, "batch": batch,
+        "rows": rows, "tokens": tokens, "batch": batch,
         "steps": search_steps(batch), "planes": planes, "eps": eps,
         "threshold": rng.dropout_threshold(hidden_dropout), "scale": 1.0 / (1.0 - hidden_dropout),
         "stream": stream, "D": size, "H": w1.shape[0], "BLOCK_D": block, "ROWS": tile.rows,

@@ -261,7 +261,7 @@ def _router_weights_kernel(
 def _shape(fine: Tensor, router_w1: Tensor, ops: Operands) -> tuple[dict[str, Any], Any]:
     planes, rows, size = fine.shape
     block = padded_size(size)
-    tile = _heuristics.tile("moe", block, ops.kind, architecture(fine.device))
+    tile = _heuristics.tile("moe", block, ops.kind, architecture(fine.device), rows)
     return {
         "rows": rows, "planes": planes, "D": size, "H": router_w1.shape[0], "BLOCK_D": block,
         "ROWS": tile.rows, "CHUNK": tile.chunk, "OPERAND": ops.dtype, "PRECISION": ops.precision,

@@ -127,7 +127,7 @@ def fwd(
     catalogue = items.shape[0] - 1
     ops = operands(users)
     bucket = min(LARGEST_SIZE, triton.next_power_of_2(size))
-    tile = _heuristics.tile("score_topk", bucket, ops.kind, architecture(users.device))
+    tile = _heuristics.tile("score_topk", bucket, ops.kind, architecture(users.device), batch)
     kept = min(WIDEST, max(16, triton.next_power_of_2(k)))
     row_tiles, item_tiles = triton.cdiv(batch, tile.rows), triton.cdiv(catalogue, tile.chunk)
     # Parts enough to keep every multiprocessor busy, few enough that one program ranks them.

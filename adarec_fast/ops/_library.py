@@ -111,7 +111,9 @@ def implementation(name: str, backend: str) -> Implementation:
         return Implementation(module.fwd, getattr(module, "bwd", _no_backward))
     if backend == "triton":
         module = importlib.import_module(f"adarec_fast.kernels.{name}")
-        return Implementation(module.fwd, getattr(module, "bwd", _no_backward))
+        found = Implementation(module.fwd, getattr(module, "bwd", _no_backward))
+        autotune = importlib.import_module("adarec_fast.kernels._autotune")
+        return Implementation(*map(autotune.tuned, found)) if autotune.enabled() else found
     if backend in ("cpp", "cuda"):
         from . import extension
 

@@ -301,7 +301,8 @@ def _ninja_file(plan: _Plan, folder: Path) -> str:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file ``path`` against other processes."""
     import fcntl
 
     with path.open("w") as handle:
@@ -368,7 +369,7 @@ def build(backend: str = "cpp", *, verbose: bool = True) -> Path:
         cache_dir().mkdir(parents=True, exist_ok=True)
         _say(verbose, f"adarec_fast: building the {plan.summary} ({len(plan.units)} files) ... ")
         try:
-            with _locked(folder.with_suffix(".lock")):
+            with locked(folder.with_suffix(".lock")):
                 # Another process may have built it while this one waited for the lock.
                 if library.exists():
                     ending = "another process did"
