@@ -74,6 +74,61 @@ def _key_bits(seed_ptr, offsets_ptr, sequence_ptr, key, exists, head, group, str
     return keep_bits(seed_ptr, index[None, :], stream, group, threshold, HEADS << 16)
 
 
+@triton.jit
+def _row_tile(rows, row_reach_ptr, ROWS: tl.constexpr):
+    """This program's rows, int64, group of four levels and head, and how deep its rows go."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    deepest = tl.max(tl.load(row_reach_ptr + row, mask=row < rows, other=0))
+    return row, tl.program_id(1), tl.program_id(2), deepest
+
+
+@triton.jit
+def _key_span(row, rows, tokens, group, offsets_ptr, sequence_ptr, row_reach_ptr,
+              LAST: tl.constexpr):
+    """Token and first key of each row, and first key and end of all that the tile sees."""
+    # Rows of sequences that end within the group see keys that are zero, and are not stored.
+    token, begin, any_level = _queries(
+        row, rows, 4 * group, offsets_ptr, sequence_ptr, row_reach_ptr, LAST
+    )
+    first = tl.min(tl.where(any_level, begin, tokens))
+    end = tl.max(tl.where(any_level, token + 1, 0))
+    return token, begin, first, end
+
+
+@triton.jit
+def _head_columns(head, D: tl.constexpr, HEADS: tl.constexpr, BLOCK_H: tl.constexpr):
+    """A head's columns of a row, ``[1, BLOCK_H]``, and which of them exist."""
+    dims = tl.arange(0, BLOCK_H)
+    return (head * (D // HEADS) + dims)[None, :], (dims < D // HEADS)[None, :]
+
+
+@triton.jit
+def _first_bits(seed_ptr, token, begin, first, head, group, stream, threshold,
+                HEADS: tl.constexpr, KEYS: tl.constexpr, DROPOUT: tl.constexpr,
+                LAST: tl.constexpr):
+    """Dropout's masks of a tile's first block of keys, made once for four levels."""
+    if DROPOUT and not LAST:
+        bits = _pair_bits(seed_ptr, token, begin, first + tl.arange(0, KEYS), head, group,
+                          stream, threshold, HEADS)
+    else:
+        bits = tl.full((), 0, tl.int32)
+    return bits
+
+
+@triton.jit
+def _block_bits(first_bits, block, seed_ptr, offsets_ptr, sequence_ptr, token, begin, key, exists,
+                head, group, stream, threshold, HEADS: tl.constexpr, LAST: tl.constexpr):
+    """The masks of any block of keys, for a tile of rows."""
+    if LAST:
+        bits = _key_bits(seed_ptr, offsets_ptr, sequence_ptr, key, exists, head, group, stream,
+                         threshold, HEADS)
+    else:
+        bits = first_bits
+        if block > 0:
+            bits = _pair_bits(seed_ptr, token, begin, key, head, group, stream, threshold, HEADS)
+    return bits
+
+
 @triton.jit(do_not_specialize=["rows", "tokens", "threshold"])
 def _attention_kernel(
     q_ptr, kv_ptr, offsets_ptr, sequence_ptr, row_reach_ptr, token_reach_ptr, seed_ptr,
@@ -82,24 +137,14 @@ def _attention_kernel(
     BLOCK_H: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, DROPOUT: tl.constexpr,
     LAST: tl.constexpr, PRECISION: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    group = tl.program_id(1)
-    head = tl.program_id(2)
-    deepest = tl.max(tl.load(row_reach_ptr + row, mask=row < rows, other=0))
+    row, group, head, deepest = _row_tile(rows, row_reach_ptr, ROWS)
     if deepest <= 4 * group:
         return
-    # Rows of sequences that end within the group see keys that are zero, and are not stored.
-    token, begin, any_level = _queries(
-        row, rows, 4 * group, offsets_ptr, sequence_ptr, row_reach_ptr, LAST
-    )
-    first = tl.min(tl.where(any_level, begin, tokens))
-    end = tl.max(tl.where(any_level, token + 1, 0))
-    dims = tl.arange(0, BLOCK_H)
-    inside = (dims < D // HEADS)[None, :]
-    column = (head * (D // HEADS) + dims)[None, :]
-    if DROPOUT and not LAST:
-        first_bits = _pair_bits(seed_ptr, token, begin, first + tl.arange(0, KEYS), head, group,
-                                stream, threshold, HEADS)
+    token, begin, first, end = _key_span(row, rows, tokens, group, offsets_ptr, sequence_ptr,
+                                         row_reach_ptr, LAST)
+    column, inside = _head_columns(head, D, HEADS, BLOCK_H)
+    first_bits = _first_bits(seed_ptr, token, begin, first, head, group, stream, threshold,
+                             HEADS, KEYS, DROPOUT, LAST)
     for level in range(4 * group, tl.minimum(4 * group + 4, deepest)):
         plane = tl.full((), level, tl.int64)
         exists = tl.load(row_reach_ptr + row, mask=row < rows, other=0) > level
@@ -124,14 +169,8 @@ def _attention_kernel(
             decay = tl.exp2(top - higher)
             total = total * decay + tl.sum(p, 1)
             if DROPOUT:
-                if LAST:
-                    bits = _key_bits(seed_ptr, offsets_ptr, sequence_ptr, key, real, head, group,
-                                     stream, threshold, HEADS)
-                else:
-                    bits = first_bits
-                    if block > 0:
-                        bits = _pair_bits(seed_ptr, token, begin, key, head, group, stream,
-                                          threshold, HEADS)
+                bits = _block_bits(first_bits, block, seed_ptr, offsets_ptr, sequence_ptr, token,
+                                   begin, key, real, head, group, stream, threshold, HEADS, LAST)
                 p = drop(p, bits, level - 4 * group, keep_scale)
             context = context * decay[:, None] + product(p.to(v.dtype), v, PRECISION)
             top = higher
@@ -150,7 +189,7 @@ def _arguments(
     size = q.shape[2]
     block = padded_size(size // heads)
     # Tiles are chosen for the D of two such heads.
-    tile = _heuristics.tile(kernel, 2 * block, ops.kind, architecture(q.device))
+    tile = _heuristics.tile(kernel, 2 * block, ops.kind, architecture(q.device), q.shape[1])
     return {
         "q_ptr": q, "kv_ptr": kv, "offsets_ptr": offsets, "sequence_ptr": layout.sequence,
         "row_reach_ptr": layout.row_reach, "token_reach_ptr": layout.token_reach,

@@ -18,9 +18,14 @@ from ._attention import (
     LOG2_E,
     Attended,
     _arguments,
+    _block_bits,
+    _first_bits,
+    _head_columns,
     _key_bits,
+    _key_span,
     _pair_bits,
     _queries,
+    _row_tile,
     _seen,
 )
 from ._launch import Operands, launch
@@ -45,23 +50,14 @@ def _attention_queries_kernel(
     BLOCK_H: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, DROPOUT: tl.constexpr,
     LAST: tl.constexpr, PRECISION: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    group = tl.program_id(1)
-    head = tl.program_id(2)
-    deepest = tl.max(tl.load(row_reach_ptr + row, mask=row < rows, other=0))
+    row, group, head, deepest = _row_tile(rows, row_reach_ptr, ROWS)
     if deepest <= 4 * group:
         return
-    token, begin, any_level = _queries(
-        row, rows, 4 * group, offsets_ptr, sequence_ptr, row_reach_ptr, LAST
-    )
-    first = tl.min(tl.where(any_level, begin, tokens))
-    end = tl.max(tl.where(any_level, token + 1, 0))
-    dims = tl.arange(0, BLOCK_H)
-    inside = (dims < D // HEADS)[None, :]
-    column = (head * (D // HEADS) + dims)[None, :]
-    if DROPOUT and not LAST:
-        first_bits = _pair_bits(seed_ptr, token, begin, first + tl.arange(0, KEYS), head, group,
-                                stream, threshold, HEADS)
+    token, begin, first, end = _key_span(row, rows, tokens, group, offsets_ptr, sequence_ptr,
+                                         row_reach_ptr, LAST)
+    column, inside = _head_columns(head, D, HEADS, BLOCK_H)
+    first_bits = _first_bits(seed_ptr, token, begin, first, head, group, stream, threshold,
+                             HEADS, KEYS, DROPOUT, LAST)
     for level in range(4 * group, tl.minimum(4 * group + 4, deepest)):
         plane = tl.full((), level, tl.int64)
         exists = tl.load(row_reach_ptr + row, mask=row < rows, other=0) > level
@@ -86,14 +82,8 @@ def _attention_queries_kernel(
             p = _probabilities(q, k, lse, _seen(begin, token, key), scale, PRECISION)
             d_p = product(d_context, tl.trans(v), PRECISION)
             if DROPOUT:
-                if LAST:
-                    bits = _key_bits(seed_ptr, offsets_ptr, sequence_ptr, key, real, head, group,
-                                     stream, threshold, HEADS)
-                else:
-                    bits = first_bits
-                    if block > 0:
-                        bits = _pair_bits(seed_ptr, token, begin, key, head, group, stream,
-                                          threshold, HEADS)
+                bits = _block_bits(first_bits, block, seed_ptr, offsets_ptr, sequence_ptr, token,
+                                   begin, key, real, head, group, stream, threshold, HEADS, LAST)
                 d_p = drop(d_p, bits, level - 4 * group, keep_scale)
             d_scores = p * (d_p - delta[:, None]) * scale
             d_q += product(d_scores.to(k.dtype), k, PRECISION)
@@ -125,9 +115,7 @@ def _attention_keys_kernel(
     else:
         first = tl.min(tl.where(any_level, key, rows))
         end = tl.max(tl.load(offsets_ptr + sequence + 1, mask=any_level, other=0))
-    dims = tl.arange(0, BLOCK_H)
-    inside = (dims < D // HEADS)[None, :]
-    column = (head * (D // HEADS) + dims)[None, :]
+    column, inside = _head_columns(head, D, HEADS, BLOCK_H)
     if DROPOUT:
         if LAST:
             first_bits = _key_bits(seed_ptr, offsets_ptr, sequence_ptr, key, any_level, head,
