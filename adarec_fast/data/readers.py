@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from .dataset import InteractionData, ReadReport
 from .errors import DataError
 from .flat import lengths_to_offsets
+from .parquet import read_parquet
 from .preprocess import Deduplicate, deduplicate, drop_short, k_core, truncate_histories
 from .tables import (
     Columns,
@@ -26,7 +27,6 @@ from .tables import (
     read_frame,
     read_inter,
     read_jsonl,
-    read_parquet,
 )
 from .text import Fields, Ids, checked_text, read_file, split_whitespace
 from .vocabulary import Vocabulary, normalise_ids

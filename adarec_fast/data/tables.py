@@ -1,4 +1,4 @@
-"""Tables with named columns: CSV, TSV, JSON lines, Parquet and data frames."""
+"""Tables with named columns: CSV, TSV, JSON lines and data frames."""
 
 from __future__ import annotations
 
@@ -224,21 +224,8 @@ def read_jsonl(path: Path, data: bytes, columns: Columns) -> Events:
     def locate(row: int) -> str:
         return f"{path}:{lines[row]}"
 
-    times = None if names[2] is None else _times(cells[2], locate)
-    return Events(_ids(cells[0], locate, names[0]), _ids(cells[1], locate, names[1]), times)
-
-
-def read_parquet(path: Path, columns: Columns) -> Events:
-    """A Parquet file."""
-    polars = import_polars(f"{path}: reading Parquet")
-    try:
-        names = list(polars.read_parquet_schema(path))
-        chosen = columns.choose(str(path), names)
-        frame = polars.read_parquet(path, columns=[name for name in chosen if name is not None])
-    except polars.exceptions.PolarsError as error:
-        message = str(error).splitlines()[0]
-        raise DataError(f"{path}: not a readable Parquet file: {message}") from error
-    return read_frame(frame, columns, str(path))
+    times = None if names[2] is None else cell_times(cells[2], locate)
+    return Events(cell_ids(cells[0], locate, names[0]), cell_ids(cells[1], locate, names[1]), times)
 
 
 def read_frame(frame: Any, columns: Columns, where: str) -> Events:
@@ -257,8 +244,8 @@ def read_frame(frame: Any, columns: Columns, where: str) -> Events:
             raise DataError(f"{locate(int(null.argmax()))}: {name!r} is null")
         return values
 
-    times = None if time is None else _times(cells(time), locate)
-    return Events(_ids(cells(user), locate, user), _ids(cells(item), locate, item), times)
+    times = None if time is None else cell_times(cells(time), locate)
+    return Events(cell_ids(cells(user), locate, user), cell_ids(cells(item), locate, item), times)
 
 
 def _frame_column(
@@ -284,7 +271,7 @@ def _frame_column(
     return (values.tolist() if values.dtype.kind in "OUT" else values), null
 
 
-def _ids(values: list[Any] | NDArray[Any], locate: Locate, name: str) -> Ids:
+def cell_ids(values: list[Any] | NDArray[Any], locate: Locate, name: str) -> Ids:
     """Typed cells as ids; whole numbers held as floats (a habit of pandas) become int64."""
     if isinstance(values, np.ndarray) and values.dtype.kind == "f":
         whole = np.isfinite(values) & (values == np.floor(values)) & (np.abs(values) < 2**53)
@@ -320,7 +307,7 @@ def _is_int64(value: object) -> bool:
     return bool(-(2**63) <= value < 2**63)
 
 
-def _times(values: list[Any] | NDArray[Any], locate: Locate) -> NDArray[Any]:
+def cell_times(values: list[Any] | NDArray[Any], locate: Locate) -> NDArray[Any]:
     """Typed cells as times: numbers, datetimes or ISO 8601 strings."""
     if isinstance(values, np.ndarray):
         if values.dtype.kind == "M":
@@ -338,5 +325,5 @@ def _times(values: list[Any] | NDArray[Any], locate: Locate) -> NDArray[Any]:
             expected = "a number, as the first is" if number else "a number or an ISO 8601 text"
             raise DataError(f"{locate(row)}: time {value!r} is not {expected}")
     if number:
-        return _times(np.array(values), locate)
+        return cell_times(np.array(values), locate)
     return times_from_strings(values, locate)
