@@ -11,8 +11,9 @@ import json
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .documents import LARGEST, DocumentError, parse_json, parse_yaml, read_text, shown
 
 Schedule = Literal["respaced", "direct"]
 Supervision = Literal["prefix", "all"]
@@ -20,6 +21,7 @@ DepthGradient = Literal["truncated", "full"]
 Backend = Literal["auto", "reference", "packed", "cpp", "triton", "cuda"]
 
 _Config = TypeVar("_Config", bound="_Base")
+_MOST_COMPLAINTS = 5
 
 
 class ConfigError(ValueError):
@@ -28,7 +30,7 @@ class ConfigError(ValueError):
 
 class _Base(BaseModel):
     model_config: ClassVar[ConfigDict] = ConfigDict(
-        extra="forbid", frozen=True, validate_default=True
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
     )
 
     @classmethod
@@ -63,11 +65,15 @@ class _Base(BaseModel):
 class ADARecConfig(_Base):
     """What the model is. Symbols are the paper's: D hidden size, T the greatest depth T_max."""
 
-    num_items: int = Field(ge=1, description="items in the catalogue; ids are 1..num_items")
-    hidden_size: int = Field(64, ge=1, description="D, size of every representation")
-    num_layers: int = Field(2, ge=0, description="Transformer layers of the built-in backbone")
+    num_items: int = Field(
+        ge=1, lt=2**31, description="items in the catalogue; ids are 1..num_items"
+    )
+    hidden_size: int = Field(64, ge=1, le=65_536, description="D, size of every representation")
+    num_layers: int = Field(
+        2, ge=0, le=256, description="Transformer layers of the built-in backbone"
+    )
     num_heads: int = Field(2, ge=1, description="attention heads, backbone and experts")
-    feedforward_multiplier: int = Field(4, ge=1, description="feed-forward size over D")
+    feedforward_multiplier: int = Field(4, ge=1, le=64, description="feed-forward size over D")
     max_length: int = Field(50, ge=1, le=65_535, description="longest history read, in items")
     dropout: float = Field(0.5, ge=0.0, lt=1.0, description="hidden dropout probability")
     attention_dropout: float = Field(0.5, ge=0.0, lt=1.0, description="dropout on attention")
@@ -146,33 +152,33 @@ class TrainConfig(_Base):
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
 
 
-def read_mapping(path: str | Path) -> dict[str, Any]:
+def read_mapping(path: str | Path, largest: int | None = LARGEST) -> dict[str, Any]:
     """A JSON or YAML file that holds one mapping with string keys.
 
     Raises:
-        ConfigError: the file is missing, is not UTF-8, does not parse, or is no mapping.
+        ConfigError: the file is missing, has more than ``largest`` bytes, is not UTF-8, does not
+            parse, holds what :mod:`adarec_fast.documents` refuses, or is no mapping.
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
-        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        text = read_text(path, largest)
+        values = parse_json(text) if path.suffix == ".json" else parse_yaml(text)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}") from None
-    except (json.JSONDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: does not parse: {error}") from None
+    except DocumentError as error:
+        raise ConfigError(f"{path}: {error}") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ConfigError(f"{path}: holds no mapping of names to values")
     return values
 
 
 def unknown_keys(unknown: list[str], known: list[str]) -> str:
-    """A message that names each unknown key and the known one it most resembles."""
+    """A message that names the unknown keys and the known ones that they most resemble."""
     parts = []
-    for key in unknown:
-        close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-        parts.append(f"unknown key {key!r}" + (f", did you mean {close[0]!r}?" if close else ""))
+    for key in unknown[:_MOST_COMPLAINTS]:
+        close = difflib.get_close_matches(key[:80], known, n=1, cutoff=0.5)
+        hint = f", did you mean {close[0]!r}?" if close else ""
+        parts.append(f"unknown key {shown(key)}{hint}")
     hint = "" if all("did you mean" in part for part in parts) else f"; known: {', '.join(known)}"
     return "; ".join(parts) + hint
 
@@ -185,7 +191,7 @@ def _plain_words(error: ValidationError) -> str:
         if item["type"] == "missing":
             lines.append(f"{where} is missing")
         elif where:
-            lines.append(f"{where}={item['input']!r}: {message[0].lower()}{message[1:]}")
+            lines.append(f"{where}={shown(item['input'])}: {message[0].lower()}{message[1:]}")
         else:
             lines.append(message)
     return "; ".join(lines)

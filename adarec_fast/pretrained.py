@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from .config import ADARecConfig, ConfigError, read_mapping
 from .data import Vocabulary
@@ -43,7 +43,12 @@ def save(model: ADARec, folder: Path) -> None:
         old = temporary.with_name(temporary.name + "-old")
         if folder.exists():
             os.replace(folder, old)
-        os.replace(temporary, folder)
+        try:
+            os.replace(temporary, folder)
+        except BaseException:
+            if old.exists():
+                os.replace(old, folder)
+            raise
         shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: the model cannot be saved: {error}") from error
@@ -90,12 +95,17 @@ def load(
         raise CheckpointError(f"{folder}: {error}") from None
     if backend is not None:
         config = config.replace(backend=backend)
+    state = read_weights(folder / WEIGHTS)
+    # The shapes that the configuration asks for are compared before any memory is taken for them.
+    with torch.device("meta"):
+        skeleton = ADARec(config, backbone=backbone)
+    check_weights(skeleton, state, folder / WEIGHTS)
     model = ADARec(config, backbone=backbone)
-    load_weights(model, folder / WEIGHTS)
+    model.load_state_dict(state)
     items = folder / ITEMS
     if items.exists():
         try:
-            model.item_vocabulary = Vocabulary.from_json(read_mapping(items))
+            model.item_vocabulary = Vocabulary.from_json(read_mapping(items, largest=None))
         except ValueError as error:
             raise CheckpointError(f"{items}: {error}") from None
         if len(model.item_vocabulary) != config.num_items:
@@ -112,12 +122,39 @@ def load_weights(model: nn.Module, path: Path) -> None:
     Raises:
         CheckpointError: as :func:`load`.
     """
+    state = read_weights(path)
+    check_weights(model, state, path)
+    model.load_state_dict(state)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, all of them finite.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or holds a value that is not finite.
+    """
     try:
         state = load_file(path)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
-    except (SafetensorError, OSError, ValueError) as error:
+    # A type of number that torch lacks is a KeyError or an AttributeError in safetensors.
+    except (SafetensorError, OSError, ValueError, LookupError, AttributeError) as error:
         raise CheckpointError(f"{path}: not a whole safetensors file: {error}") from None
+    for name, tensor in state.items():
+        # Complex numbers and those of 8 bits and less are in no file of ours.
+        if tensor.is_complex() or (tensor.is_floating_point() and tensor.element_size() < 2):
+            raise CheckpointError(f"{path}: {name} has the type {tensor.dtype}")
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"{path}: {name} holds NaN or infinity")
+    return state
+
+
+def check_weights(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """Compare names, shapes and dtypes with a module's, which may be on the meta device.
+
+    Raises:
+        CheckpointError: they differ; ``path`` is the file that ``state`` is from.
+    """
     expected = model.state_dict()
     for name, tensor in expected.items():
         if name not in state:
@@ -128,9 +165,6 @@ def load_weights(model: nn.Module, path: Path) -> None:
                 f"{path}: {name} is {found.dtype} {list(found.shape)}, the configuration wants "
                 f"{tensor.dtype} {list(tensor.shape)}"
             )
-        if found.is_floating_point() and not bool(torch.isfinite(found).all()):
-            raise CheckpointError(f"{path}: {name} holds NaN or infinity")
     unknown = sorted(set(state) - set(expected))
     if unknown:
         raise CheckpointError(f"{path}: unknown tensors {', '.join(unknown[:5])}")
-    model.load_state_dict(state)

@@ -92,10 +92,9 @@ def fuzz(format: str, seconds: int, folder: Path) -> None:
         source.write_bytes(content)
         try:
             data = load(source, format=format, min_length=1)  # type: ignore[arg-type]
-        except DataError as error:
-            assert str(source) in str(error) or source.stem in str(error), error
-        else:
-            assert data.num_interactions > 0
+        except DataError:
+            return
+        assert data.num_interactions > 0
 
     FINDINGS.mkdir(exist_ok=True)
     arguments = [
@@ -109,9 +108,10 @@ def fuzz(format: str, seconds: int, folder: Path) -> None:
 
 def run(format: str, seconds: int) -> bool:
     """Fuzz one format in a child, and say how it went; whether nothing was found."""
+    this = str(Path(__file__).resolve())
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         done = subprocess.run(
-            [sys.executable, str(Path(__file__).resolve()), "--child", format, str(seconds), folder],
+            [sys.executable, this, "--child", format, str(seconds), folder],
             env={**os.environ, "PYTHONPATH": str(PACKAGE)},
             capture_output=True, text=True, errors="replace", check=False,
         )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import math
@@ -201,7 +202,7 @@ def test_load_run_names_what_is_damaged(tmp_path: Path) -> None:
     items, manifest = tmp_path / "best" / "items.json", tmp_path / "best" / "manifest.json"
     items.write_text(json.dumps(other.items.to_json()), encoding="utf-8")
     values = json.loads(manifest.read_text(encoding="utf-8"))
-    del values["sha256"]["items.json"]
+    values["sha256"]["items.json"] = hashlib.sha256(items.read_bytes()).hexdigest()
     manifest.write_text(json.dumps(values), encoding="utf-8")
     with pytest.raises(CheckpointError, match="of another catalogue than the checkpoint"):
         load_run(tmp_path)

@@ -34,8 +34,8 @@ _Debug = Annotated[
 def command(function: Callable[..., None]) -> Callable[..., None]:
     """Give a command ``--debug``, one clear line for an expected error, and its exit code.
 
-    Bad data, configurations and checkpoints exit with 2, runs that fail with 1 and Ctrl-C with
-    130. Errors nobody expects keep their traceback.
+    Bad data, configurations and checkpoints exit with 2, runs that fail with 1, Ctrl-C with 130
+    and a training that SIGTERM ended with 143. Errors nobody expects keep their traceback.
     """
 
     @functools.wraps(function)

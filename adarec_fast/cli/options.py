@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
-import yaml
 from pydantic import Field
 from pydantic.fields import FieldInfo
 
 from ..config import ADARecConfig, ConfigError, TrainConfig, _Base, read_mapping, unknown_keys
+from ..documents import DocumentError, parse_yaml
 from .console import with_signature
 
 if TYPE_CHECKING:
@@ -136,8 +136,8 @@ def read_assignments(assignments: Iterable[str]) -> Values:
         if not equals or not key:
             raise ConfigError(f"--set {assignment!r}: write key=value, such as dropout=0.3")
         try:
-            values[key.strip()] = yaml.safe_load(text)
-        except yaml.YAMLError:
+            values[key.strip()] = parse_yaml(text)
+        except DocumentError:
             raise ConfigError(f"--set {assignment!r}: the value is not YAML") from None
     return place(values, "--set: ")
 

@@ -94,7 +94,8 @@ def train(
             f"[yellow]interrupted[/]; go on with: adarec-fast train --run-dir {folder} --resume",
             soft_wrap=True,
         )
-        raise typer.Exit(INTERRUPTED)
+        # As a shell counts: 130 for SIGINT, 143 for SIGTERM.
+        raise typer.Exit(INTERRUPTED if result.signal is None else 128 + result.signal)
     _conclude(folder, train_config)
 
 

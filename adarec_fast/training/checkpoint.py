@@ -25,21 +25,26 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from ..pretrained import CheckpointError
+from ..documents import DocumentError, parse_json, read_text, shown
+from ..pretrained import CheckpointError, read_weights
 
 MANIFEST = "manifest.json"
 STATE_TENSORS, STATE_VALUES = "training_state.safetensors", "training_state.json"
 _FORMAT = 1
+_SUFFIXES = (".json", ".safetensors")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def save_checkpoint(
-    run_dir: Path, name: str, fill: Callable[[Path], None], about: Mapping[str, Any]
+    run_dir: Path,
+    name: str,
+    fill: Callable[[Path], None],
+    about: Mapping[str, Any],
+    size: int | None = None,
 ) -> None:
     """Replace the checkpoint ``run_dir / name`` as a whole.
 
@@ -48,14 +53,17 @@ def save_checkpoint(
         name: ``"best"`` or ``"last"``.
         fill: writes the files into the empty folder it is given.
         about: JSON-able facts for the manifest.
+        size: bytes that ``fill`` is about to write, for the message if the disk is full.
 
     Raises:
-        CheckpointError: the disk is full or refuses; the previous checkpoint is as it was.
+        CheckpointError: the disk is full or refuses; the previous checkpoint is as it was, and
+            nothing of the new one is left.
     """
     recover(run_dir, name)
     target, fresh, old = _folders(run_dir, name)
+    existed = target.exists()
     try:
-        with disk_errors(fresh):
+        with disk_errors(fresh, size):
             fresh.mkdir()
             fill(fresh)
             names = sorted(path.name for path in fresh.iterdir())
@@ -67,15 +75,21 @@ def save_checkpoint(
             (fresh / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
             for path in (*fresh.iterdir(), fresh):
                 flush_to_disk(path)
+            if existed:
+                os.rename(target, old)
+            os.rename(fresh, target)
+            flush_to_disk(run_dir)
     except BaseException:
+        # What the disk refuses here too is left to recover().
+        with contextlib.suppress(OSError):
+            replaced = old.exists() or not existed
+            if replaced and target.exists():
+                os.rename(target, fresh)
+            if old.exists():
+                os.rename(old, target)
         shutil.rmtree(fresh, ignore_errors=True)
         raise
-    with disk_errors(target):
-        if target.exists():
-            os.rename(target, old)
-        os.rename(fresh, target)
-        flush_to_disk(run_dir)
-        shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def recover(run_dir: Path, name: str) -> None:
@@ -114,7 +128,14 @@ def verify_checkpoint(folder: Path) -> dict[str, Any]:
     sums = manifest.get("sha256")
     if not isinstance(sums, dict):
         raise CheckpointError(f"{folder / MANIFEST}: sha256 must map file names to checksums")
+    unlisted = {p.name for p in folder.iterdir() if p.suffix in _SUFFIXES} - {MANIFEST, *sums}
+    if unlisted:
+        raise CheckpointError(
+            f"{folder / min(unlisted)}: not of this checkpoint: {MANIFEST} does not list it"
+        )
     for name, expected in sums.items():
+        if name != Path(name).name:
+            raise CheckpointError(f"{folder / MANIFEST}: {shown(name)} is no file's name")
         path = folder / name
         try:
             found = _sha256(path)
@@ -148,18 +169,11 @@ def read_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         CheckpointError: a file is missing or does not parse, or a tensor is not finite.
     """
     path = folder / STATE_TENSORS
-    try:
-        loaded = load_file(path)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file; the folder cannot be resumed") from None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not a whole safetensors file: {error}") from None
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file; the folder cannot be resumed")
     # Copies lie on allocator-aligned addresses as the originals did: some CPU kernels round
     # differently on others, and resuming must be exact.
-    tensors = {name: tensor.clone() for name, tensor in loaded.items()}
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"{path}: {name} holds NaN or infinity")
+    tensors = {name: tensor.clone() for name, tensor in read_weights(path).items()}
     return tensors, read_json(folder / STATE_VALUES)
 
 
@@ -170,13 +184,13 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: the file is missing, is not UTF-8, does not parse, or holds no object.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(read_text(path, largest=None))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path}: does not parse as JSON: {error}") from None
+    except DocumentError as error:
+        raise CheckpointError(f"{path}: {error}") from None
     if not isinstance(values, dict):
         raise CheckpointError(f"{path}: holds a {type(values).__name__}, not a JSON object")
     return values
@@ -190,8 +204,9 @@ def write_atomically(path: Path, data: str | bytes) -> None:
     """
     temporary = path.with_name(path.name + ".new")
     try:
-        with disk_errors(path):
-            temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+        content = data.encode() if isinstance(data, str) else data
+        with disk_errors(path, len(content)):
+            temporary.write_bytes(content)
             flush_to_disk(temporary)
             os.replace(temporary, path)
     except BaseException:
@@ -200,8 +215,11 @@ def write_atomically(path: Path, data: str | bytes) -> None:
 
 
 @contextlib.contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn what a disk may refuse inside into a :class:`CheckpointError` naming a file."""
+def disk_errors(path: Path, size: int | None = None) -> Iterator[None]:
+    """Turn what a disk may refuse inside into a :class:`CheckpointError` naming a file.
+
+    ``size`` is how many bytes were to be written, where that is known.
+    """
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -211,8 +229,9 @@ def disk_errors(path: Path) -> Iterator[None]:
         where = getattr(error, "filename", None) or path
         if full:
             free = shutil.disk_usage(path.parent).free / 2**20
+            need = "" if size is None else f"{size / 2**20:.1f} MiB are to be written, "
             raise CheckpointError(
-                f"{where}: the disk is full ({free:.1f} MiB left on the file system of "
+                f"{where}: the disk is full ({need}{free:.1f} MiB are left on the file system of "
                 f"{path.parent}); free some space there and resume; earlier checkpoints are intact"
             ) from error
         raise CheckpointError(f"{where}: cannot be written: {error}") from error

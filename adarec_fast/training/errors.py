@@ -26,7 +26,8 @@ class TrainingDiverged(TrainingError):
         step: the optimizer step (from 1, over the whole run) that gave the first such value.
         epoch: the epoch of that step, from 1.
         parts: what was not finite: some of ``"rec"``, ``"deno"``, ``"cont"``, ``"expl"``,
-            ``"total"`` and ``"gradient norm"``.
+            ``"total"`` and ``"gradient norm"``; or ``"the weights"`` or ``"Adam's state"``, where
+            this step's update, from finite losses, was too large.
     """
 
     def __init__(self, step: int, epoch: int, parts: Sequence[str], kept: str) -> None:
@@ -36,5 +37,6 @@ class TrainingDiverged(TrainingError):
         names = ", ".join(part if " " in part else f"loss {part!r}" for part in parts)
         super().__init__(
             f"training diverged at step {step} (epoch {epoch}): {names} not finite; "
-            f"{kept}; a lower learning_rate, or gradient_clip above 0, may help"
+            f"{kept}; resuming repeats these steps: start another run, with a lower learning_rate "
+            "or gradient_clip above 0"
         )

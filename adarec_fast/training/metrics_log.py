@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..documents import DocumentError, parse_json
 from ..pretrained import CheckpointError
 from .checkpoint import disk_errors, write_atomically
 
@@ -36,7 +37,8 @@ class MetricsLog:
         self._run_dir = run_dir
         lines = read_metrics(run_dir)
         self.history = [line for line in lines if line["epoch"] <= epochs]
-        if [line["epoch"] for line in self.history] != list(range(1, epochs + 1)):
+        found = [line["epoch"] for line in self.history]
+        if len(found) != epochs or found != list(range(1, epochs + 1)):
             raise CheckpointError(
                 f"{run_dir / JSONL}: must hold one line for each of the epochs 1..{epochs} that "
                 f"the checkpoint has completed, it holds {[line['epoch'] for line in lines]}"
@@ -44,7 +46,8 @@ class MetricsLog:
         text = "".join(_line(metrics) for metrics in self.history)
         write_atomically(run_dir / JSONL, text)
         self._write_csv()
-        self._board = _summary_writer(run_dir / TENSORBOARD, epochs + 1)
+        with disk_errors(run_dir / TENSORBOARD):
+            self._board = _summary_writer(run_dir / TENSORBOARD, epochs + 1)
 
     def append(self, metrics: Mapping[str, Any]) -> None:
         """Write one epoch's line, flushed to the disk before this returns.
@@ -69,9 +72,14 @@ class MetricsLog:
             self._board.flush()
 
     def close(self) -> None:
-        """Release TensorBoard's file."""
+        """Release TensorBoard's file.
+
+        Raises:
+            CheckpointError: the disk is full or refuses.
+        """
         if self._board is not None:
-            self._board.close()
+            with disk_errors(self._run_dir / TENSORBOARD):
+                self._board.close()
 
     def _write_csv(self) -> None:
         rows = [flatten(line) for line in self.history]
@@ -102,9 +110,9 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     lines = []
     for number, line in enumerate(text.split("\n")[:-1], start=1):
         try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise CheckpointError(f"{path}:{number}: does not parse as JSON: {error}") from None
+            value = parse_json(line)
+        except DocumentError as error:
+            raise CheckpointError(f"{path}:{number}: {error}") from None
         if not isinstance(value, dict) or not isinstance(value.get("epoch"), int):
             raise CheckpointError(f"{path}:{number}: must be an object with an integer epoch")
         lines.append(value)

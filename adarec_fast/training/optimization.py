@@ -11,6 +11,7 @@ from ..config import TrainConfig
 from ..data import Batch
 from ..model import ADARec
 from ..pretrained import CheckpointError
+from .progress import check_state_tensor
 from .statistics import EpochStatistics
 
 if TYPE_CHECKING:
@@ -97,14 +98,8 @@ class Stepper:
             if keys[0] not in found:  # a parameter that no step has touched yet
                 continue
             for key in keys:
-                if key not in found:
-                    raise CheckpointError(f"{where}: the tensor {key} is missing")
-                expected = torch.Size() if key.endswith("/step") else parameter.shape
-                if tensors[key].shape != expected:
-                    raise CheckpointError(
-                        f"{where}: {key} is {list(tensors[key].shape)}, the model wants "
-                        f"{list(expected)}"
-                    )
+                shape = torch.Size() if key.endswith("/step") else parameter.shape
+                check_state_tensor(tensors, key, shape, torch.float32, where)
                 found.remove(key)
             state[index] = {
                 short: tensors[key] for short, key in zip(_ADAM_STATE, keys, strict=True)

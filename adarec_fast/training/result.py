@@ -23,6 +23,7 @@ class TrainResult:
         best_metric: its validation NDCG@20.
         seconds: time this call took.
         history: the lines of ``metrics.jsonl``.
+        signal: number of the signal that interrupted it, else None.
     """
 
     run_dir: Path
@@ -33,6 +34,7 @@ class TrainResult:
     best_metric: float | None
     seconds: float
     history: list[dict[str, Any]]
+    signal: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able values of every field."""

@@ -2,7 +2,7 @@
 
 ::
 
-    config.json               {"model": ..., "train": ..., "data": ...}
+    config.json               {"run": ..., "model": ..., "train": ..., "data": ...}
     environment.json          one entry a start: versions, machine, command
     interactions.safetensors  the data itself, so that users can be served by id
     users.json                external user ids
@@ -22,6 +22,7 @@ import platform
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,20 +30,29 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
-from torch import Tensor
 
 from ..config import ADARecConfig, ConfigError, TrainConfig
 from ..data import DataError, InteractionData, PlantedLabels, Split, Vocabulary
 from ..model import ADARec
-from ..pretrained import CheckpointError
-from .checkpoint import find_checkpoint, read_json, verify_checkpoint, write_atomically
+from ..pretrained import CheckpointError, read_weights
+from .checkpoint import (
+    disk_errors,
+    find_checkpoint,
+    read_json,
+    verify_checkpoint,
+    write_atomically,
+)
 from .errors import RunFolderError
 from .metrics_log import read_metrics
 
 CONFIG, ENVIRONMENT, USERS = "config.json", "environment.json", "users.json"
 INTERACTIONS = "interactions.safetensors"
+# A resumed run must see the same batches and take the same steps; these may change.
+FREE_FIELDS = (
+    "epochs", "patience", "log_every", "checkpoint_every", "device", "evaluation_batch_size",
+)  # fmt: skip
 _LABELS = ("item_theme", "item_subtheme", "user_theme", "user_subtheme")
 
 
@@ -100,11 +110,16 @@ def load_run(
     if folder is None:
         hint = "; which='last' may exist" if which == "best" else ""
         raise RunFolderError(f"{run_dir / which}: no such checkpoint yet{hint}")
-    verify_checkpoint(folder)
+    check_origin(run_dir, folder, verify_checkpoint(folder), model_config, train_config)
     model = ADARec.from_pretrained(folder, device=device, backend=backend)
     if model.item_vocabulary is None:
         raise CheckpointError(f"{folder / 'items.json'}: no such file; a run's model has one")
     data = read_data(run_dir, model.item_vocabulary)
+    if fingerprint(data) != source.get("fingerprint"):
+        raise CheckpointError(
+            f"{run_dir / INTERACTIONS}: not the data that this run was trained on, which "
+            f"{CONFIG} describes; take the file from a copy"
+        )
     return Run(
         path=run_dir,
         which=which,
@@ -124,6 +139,7 @@ def locked(run_dir: Path) -> Iterator[None]:
 
     Raises:
         RunFolderError: another process holds it, or the folder cannot be written.
+        CheckpointError: the disk is full.
     """
     path = run_dir / ".lock"
     try:
@@ -143,10 +159,11 @@ def locked(run_dir: Path) -> Iterator[None]:
                 f"run_dir={str(run_dir)!r} is in use by process {owner}; wait for it, end it, or "
                 "choose another folder"
             ) from error
-        file.seek(0)
-        file.truncate()
-        file.write(f"{os.getpid()}\n")
-        file.flush()
+        with disk_errors(path):
+            file.seek(0)
+            file.truncate()
+            file.write(f"{os.getpid()}\n")
+            file.flush()
         yield
 
 
@@ -157,7 +174,9 @@ def write_config(
     data: InteractionData,
     source: Mapping[str, Any] | None,
 ) -> None:
-    """Write ``config.json``."""
+    """Write ``config.json``; a new run gets a random identity, an old one keeps its own."""
+    path = run_dir / CONFIG
+    run = run_identity(run_dir) if path.exists() else uuid.uuid4().hex
     described = {
         "name": data.name,
         "users": data.num_users,
@@ -167,11 +186,12 @@ def write_config(
         "source": None if source is None else dict(source),
     }
     values = {
+        "run": run,
         "model": model_config.to_dict(),
         "train": train_config.to_dict(),
         "data": described,
     }
-    write_atomically(run_dir / CONFIG, json.dumps(values, indent=2) + "\n")
+    write_atomically(path, json.dumps(values, indent=2) + "\n")
 
 
 def read_config(run_dir: Path) -> tuple[ADARecConfig, TrainConfig, dict[str, Any]]:
@@ -185,15 +205,70 @@ def read_config(run_dir: Path) -> tuple[ADARecConfig, TrainConfig, dict[str, Any
     if not path.exists():
         raise RunFolderError(f"run_dir={str(run_dir)!r} holds no run: {path} does not exist")
     values = read_json(path)
-    if set(values) != {"model", "train", "data"} or not all(
-        isinstance(part, dict) for part in values.values()
+    sections = ("model", "train", "data")
+    if set(values) - {"run"} != set(sections) or not all(
+        isinstance(values[name], dict) for name in sections
     ):
         raise CheckpointError(f"{path}: must hold the objects model, train and data")
+    source = values["data"].get("source")
+    if not (source is None or isinstance(source, dict)):
+        raise CheckpointError(f"{path}: data.source must be an object or null")
     try:
         model_config = ADARecConfig.create(**values["model"])
         return model_config, TrainConfig.create(**values["train"]), values["data"]
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from None
+
+
+def run_identity(run_dir: Path) -> str | None:
+    """What tells this run from all others; None if it began before runs had one."""
+    identity = read_json(run_dir / CONFIG).get("run")
+    if not (identity is None or isinstance(identity, str)):
+        raise CheckpointError(f"{run_dir / CONFIG}: run must be a string")
+    return identity
+
+
+def describe_origin(
+    run_dir: Path, model_config: ADARecConfig, train_config: TrainConfig
+) -> dict[str, Any]:
+    """What a checkpoint's manifest says about where it is from; see :func:`check_origin`."""
+    # Defaults are left out, so that a field that a later version adds changes nothing.
+    settings = {
+        "model": model_config.model_dump(mode="json", exclude_defaults=True, exclude={"backend"}),
+        "train": train_config.model_dump(
+            mode="json", exclude_defaults=True, exclude=set(FREE_FIELDS)
+        ),
+    }
+    text = json.dumps(settings, sort_keys=True)
+    return {
+        "run": run_identity(run_dir),
+        "settings": hashlib.sha256(text.encode()).hexdigest(),
+    }
+
+
+def check_origin(
+    run_dir: Path,
+    folder: Path,
+    manifest: Mapping[str, Any],
+    model_config: ADARecConfig,
+    train_config: TrainConfig,
+) -> None:
+    """Compare a checkpoint with the run whose folder it lies in.
+
+    Raises:
+        CheckpointError: it is another run's, or ``config.json`` is not what it was trained with.
+    """
+    expected = describe_origin(run_dir, model_config, train_config)
+    if manifest.get("run") != expected["run"]:
+        raise CheckpointError(
+            f"{folder}: a checkpoint of another run ({manifest.get('run')!r}) than "
+            f"{run_dir / CONFIG} ({expected['run']!r}); take the folder from a copy of this run"
+        )
+    if manifest.get("settings", expected["settings"]) != expected["settings"]:
+        raise CheckpointError(
+            f"{run_dir / CONFIG}: altered: these are not the settings that {folder} was trained "
+            "with; take the file from a copy"
+        )
 
 
 def write_data(run_dir: Path, data: InteractionData) -> None:
@@ -214,14 +289,9 @@ def read_data(run_dir: Path, items: Vocabulary) -> InteractionData:
         CheckpointError: a file is missing, damaged, or of another catalogue than ``items``.
     """
     path = run_dir / INTERACTIONS
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
-            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file") from None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not a whole safetensors file: {error}") from None
+    tensors = read_weights(path)
+    with safe_open(path, framework="pt") as file:
+        about = file.metadata() or {}
     missing = {"values", "offsets"} - set(tensors)
     if missing:
         raise CheckpointError(f"{path}: the tensor {min(missing)} is missing")
@@ -255,7 +325,9 @@ def fingerprint(data: InteractionData) -> str:
 def write_environment(run_dir: Path, device: torch.device, command: Sequence[str]) -> None:
     """Add this start of the run to ``environment.json``."""
     path = run_dir / ENVIRONMENT
-    starts = read_json(path)["starts"] if path.exists() else []
+    starts = read_json(path).get("starts") if path.exists() else []
+    if not isinstance(starts, list):
+        raise CheckpointError(f"{path}: starts must be a list; remove the file to begin another")
     starts.append(describe_environment(device, command))
     write_atomically(path, json.dumps({"starts": starts}, indent=2) + "\n")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -18,6 +18,7 @@ from . import run_folder
 from .captured import make_stepper
 from .checkpoint import (
     STATE_TENSORS,
+    STATE_VALUES,
     find_checkpoint,
     read_state,
     save_checkpoint,
@@ -27,15 +28,11 @@ from .checkpoint import (
 from .early_stopping import EarlyStopping
 from .errors import TrainingDiverged
 from .metrics_log import MetricsLog
+from .progress import EarlyStoppingState, Progress, check_state_tensor
 from .reporter import Reporter, StepProgress, TrainingPlan
 from .result import Status, TrainResult
 from .signals import StopSignals
 from .statistics import EpochStatistics
-
-# A resumed run must see the same batches and take the same steps; these may change.
-_FREE_FIELDS = (
-    "epochs", "patience", "log_every", "checkpoint_every", "device", "evaluation_batch_size",
-)  # fmt: skip
 
 
 class Trainer:
@@ -103,6 +100,7 @@ class Trainer:
                     f"{manifest.get('vocabulary')}, those of {self.data.name} "
                     f"{self.data.items.fingerprint()}; resume with the data of {self.run_dir}"
                 )
+            run_folder.check_origin(self.run_dir, folder, manifest, self.model_config, self.config)
             model = ADARec.from_pretrained(folder, backend=self.model_config.backend)
         self.model = model.to(self.device).train()
         self.stepper = make_stepper(self.model, self.config, self.device)
@@ -124,7 +122,7 @@ class Trainer:
         model_config, config, about = run_folder.read_config(self.run_dir)
         for section, old, new, free in (
             ("model", model_config.to_dict(), self.model_config.to_dict(), ("backend",)),
-            ("train", config.to_dict(), self.config.to_dict(), _FREE_FIELDS),
+            ("train", config.to_dict(), self.config.to_dict(), run_folder.FREE_FIELDS),
         ):
             for field, value in new.items():
                 if field not in free and old[field] != value:
@@ -144,18 +142,21 @@ class Trainer:
     def _load_state(self, folder: Path) -> None:
         tensors, values = read_state(folder)
         where = str(folder / STATE_TENSORS)
-        for name in ("statistics", "rng/cpu"):
-            if name not in tensors:
-                raise CheckpointError(f"{where}: the tensor {name} is missing")
+        expected = {"statistics": self.statistics.sums, "rng/cpu": torch.get_rng_state()}
+        if self.device.type == "cuda" and "rng/cuda" in tensors:
+            expected["rng/cuda"] = torch.cuda.get_rng_state(self.device)
+        for name, like in expected.items():
+            check_state_tensor(tensors, name, like.shape, like.dtype, where)
         self.stepper.load_state_tensors(tensors, where)
         self.statistics.sums.copy_(tensors["statistics"])
         torch.set_rng_state(tensors["rng/cpu"])
-        if self.device.type == "cuda" and "rng/cuda" in tensors:
+        if "rng/cuda" in expected:
             torch.cuda.set_rng_state(tensors["rng/cuda"], self.device)
-        self.epoch, self.batch, self.step = values["epoch"], values["batch"], values["step"]
-        self.statistics.examples = values["examples"]
-        self.epoch_seconds = values["epoch_seconds"]
-        self.stopping.load_state_dict(values["early_stopping"])
+        progress = Progress.read(values, len(self.batches), str(folder / STATE_VALUES))
+        self.epoch, self.batch, self.step = progress.epoch, progress.batch, progress.step
+        self.statistics.examples = progress.examples
+        self.epoch_seconds = progress.epoch_seconds
+        self.stopping.load_state_dict(progress.early_stopping.model_dump())
         self.saved_step = self.step
 
     # ------------------------------------------------------------------ run
@@ -177,6 +178,7 @@ class Trainer:
                     best_metric=self.stopping.best,
                     seconds=time.perf_counter() - begun,
                     history=self.log.history,
+                    signal=signals.received if status == "interrupted" else None,
                 )
                 self.reporter.finish(result)
             finally:
@@ -234,6 +236,7 @@ class Trainer:
     def _end_epoch(self) -> None:
         # The order matters to a run that dies in here and is resumed: it repeats this epoch's
         # end, so nothing may lie behind last/ that a repetition would not write again.
+        self.raise_if_not_finite()
         number = self.epoch + 1
         metrics: dict[str, Any] = {"epoch": number, "step": self.step}
         metrics |= self.statistics.read()
@@ -283,7 +286,22 @@ class Trainer:
         diverged = self.statistics.diverged()
         if diverged is None:
             return
-        step, parts = diverged
+        self._raise_diverged(*diverged)
+
+    def raise_if_not_finite(self) -> None:
+        """Raise :class:`TrainingDiverged` if an update has made a weight infinite or NaN.
+
+        The losses of that step were still finite; those of the next would not be.
+        """
+        for part, tensors in (
+            ("the weights", self.model.state_dict()),
+            ("Adam's state", self.stepper.state_tensors()),
+        ):
+            finite = [t.isfinite().all() for t in tensors.values() if t.is_floating_point()]
+            if finite and not bool(torch.stack([flag.to(self.device) for flag in finite]).all()):
+                self._raise_diverged(self.step, [part])
+
+    def _raise_diverged(self, step: int, parts: list[str]) -> NoReturn:
         kept = f"the weights of step {self.saved_step} are kept in {self.run_dir / 'last'}"
         if self.stopping.best_epoch is not None:
             best = self.run_dir / "best"
@@ -293,7 +311,8 @@ class Trainer:
     # ------------------------------------------------------------------ save
 
     def save(self, name: str, epoch: int | None = None) -> None:
-        """Replace ``best/`` or ``last/`` by what is in memory."""
+        """Replace ``best/`` or ``last/`` by what is in memory, if that is finite."""
+        self.raise_if_not_finite()
 
         def fill(folder: Path) -> None:
             write(self.model, folder)
@@ -305,8 +324,13 @@ class Trainer:
             "step": self.step,
             "metric": self.stopping.best if name == "best" else None,
             "vocabulary": self.data.items.fingerprint(),
+            **run_folder.describe_origin(self.run_dir, self.model_config, self.config),
         }
-        save_checkpoint(self.run_dir, name, fill, about)
+        tensors = [*self.model.state_dict().values()]
+        if name == "last":
+            tensors += self.stepper.state_tensors().values()
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        save_checkpoint(self.run_dir, name, fill, about, size)
         if name == "last":
             self.saved_step = self.step
 
@@ -316,15 +340,15 @@ class Trainer:
         tensors["rng/cpu"] = torch.get_rng_state()
         if self.device.type == "cuda":
             tensors["rng/cuda"] = torch.cuda.get_rng_state(self.device)
-        values = {
-            "epoch": self.epoch,
-            "batch": self.batch,
-            "step": self.step,
-            "examples": self.statistics.examples,
-            "epoch_seconds": self.epoch_seconds,
-            "early_stopping": self.stopping.state_dict(),
-        }
-        write_state(folder, tensors, values)
+        progress = Progress(
+            epoch=self.epoch,
+            batch=self.batch,
+            step=self.step,
+            examples=self.statistics.examples,
+            epoch_seconds=self.epoch_seconds,
+            early_stopping=EarlyStoppingState(**self.stopping.state_dict()),
+        )
+        write_state(folder, tensors, progress.model_dump())
 
 
 class _Clock:
