@@ -34,6 +34,7 @@ from ..pretrained import CheckpointError, read_weights
 
 MANIFEST = "manifest.json"
 STATE_TENSORS, STATE_VALUES = "training_state.safetensors", "training_state.json"
+_NEW, _OLD = ".new", ".old"
 _FORMAT = 1
 _SUFFIXES = (".json", ".safetensors")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -69,6 +70,7 @@ def save_checkpoint(
             names = sorted(path.name for path in fresh.iterdir())
             manifest = {
                 "format": _FORMAT,
+                "name": name,
                 **about,
                 "sha256": {file: _sha256(fresh / file) for file in names},
             }
@@ -125,6 +127,11 @@ def verify_checkpoint(folder: Path) -> dict[str, Any]:
             f"{folder / MANIFEST}: format {manifest.get('format')!r} is not {_FORMAT}, the only "
             "one this version reads"
         )
+    name = folder.name.removesuffix(_OLD)
+    if manifest.get("name", name) != name:
+        raise CheckpointError(
+            f"{folder}: not its own content: {MANIFEST} says that it is {shown(manifest['name'])}"
+        )
     sums = manifest.get("sha256")
     if not isinstance(sums, dict):
         raise CheckpointError(f"{folder / MANIFEST}: sha256 must map file names to checksums")
@@ -133,10 +140,10 @@ def verify_checkpoint(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{folder / min(unlisted)}: not of this checkpoint: {MANIFEST} does not list it"
         )
-    for name, expected in sums.items():
-        if name != Path(name).name:
-            raise CheckpointError(f"{folder / MANIFEST}: {shown(name)} is no file's name")
-        path = folder / name
+    for file, expected in sums.items():
+        if file != Path(file).name:
+            raise CheckpointError(f"{folder / MANIFEST}: {shown(file)} is no file's name")
+        path = folder / file
         try:
             found = _sha256(path)
         except FileNotFoundError:
@@ -202,7 +209,7 @@ def write_atomically(path: Path, data: str | bytes) -> None:
     Raises:
         CheckpointError: the disk is full or refuses; what was there stays.
     """
-    temporary = path.with_name(path.name + ".new")
+    temporary = path.with_name(path.name + _NEW)
     try:
         content = data.encode() if isinstance(data, str) else data
         with disk_errors(path, len(content)):
@@ -247,7 +254,7 @@ def flush_to_disk(path: Path) -> None:
 
 
 def _folders(run_dir: Path, name: str) -> tuple[Path, Path, Path]:
-    return run_dir / name, run_dir / f"{name}.new", run_dir / f"{name}.old"
+    return run_dir / name, run_dir / f"{name}{_NEW}", run_dir / f"{name}{_OLD}"
 
 
 def _sha256(path: Path) -> str:

@@ -144,7 +144,8 @@ def locked(run_dir: Path) -> Iterator[None]:
     path = run_dir / ".lock"
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+", encoding="utf-8")
+        # Unbuffered: a full disk shows at the write, not once more at the closing.
+        file = path.open("a+b", buffering=0)
     except OSError as error:
         raise RunFolderError(
             f"run_dir={str(run_dir)!r} cannot be written: {error.strerror}; choose another folder"
@@ -154,7 +155,7 @@ def locked(run_dir: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             file.seek(0)
-            owner = file.read().strip() or "unknown"
+            owner = file.read(40).decode(errors="replace").strip() or "unknown"
             raise RunFolderError(
                 f"run_dir={str(run_dir)!r} is in use by process {owner}; wait for it, end it, or "
                 "choose another folder"
@@ -162,8 +163,7 @@ def locked(run_dir: Path) -> Iterator[None]:
         with disk_errors(path):
             file.seek(0)
             file.truncate()
-            file.write(f"{os.getpid()}\n")
-            file.flush()
+            file.write(f"{os.getpid()}\n".encode())
         yield
 
 
