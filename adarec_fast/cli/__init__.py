@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import data, evaluate, info, recommend, train
+from . import data, evaluate, info, plot, recommend, reproduce, sweep, train
 
 app = typer.Typer(
     name="adarec-fast",
@@ -17,6 +17,9 @@ app = typer.Typer(
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("recommend")(recommend.recommend)
+app.command("plot")(plot.plot)
+app.command("sweep")(sweep.sweep)
+app.command("reproduce")(reproduce.reproduce)
 app.add_typer(data.app, name="data")
 app.command("info")(info.info)
 app.command("build")(info.build)

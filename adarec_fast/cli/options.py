@@ -89,17 +89,26 @@ def read_config(path: Path) -> Values:
     Raises:
         ConfigError: the file does not parse, or names an unknown key.
     """
+    return from_mapping(read_mapping(path), str(path))
+
+
+def from_mapping(mapping: Mapping[str, Any], source: str) -> Values:
+    """Values of a mapping, flat or with the sections ``data``, ``model``, ``train``.
+
+    Raises:
+        ConfigError: an unknown key; ``source`` opens the message.
+    """
     flat: dict[str, Any] = {}
     sections = Values()
-    for key, value in read_mapping(path).items():
+    for key, value in mapping.items():
         if key in SECTIONS and isinstance(value, Mapping):
             unknown = [str(name) for name in value if name not in known_keys(key)]
             if unknown:
-                raise ConfigError(f"{path}, {key}: {unknown_keys(unknown, known_keys(key))}")
+                raise ConfigError(f"{source}, {key}: {unknown_keys(unknown, known_keys(key))}")
             sections.section(key).update(_plain(value, key))
         else:
             flat[key] = value
-    return place(flat, f"{path}: ").update(sections)
+    return place(flat, f"{source}: ").update(sections)
 
 
 def place(values: Mapping[str, Any], where: str = "") -> Values:
@@ -182,7 +191,9 @@ def load_data(values: Mapping[str, Any]) -> InteractionData:
 
     config = DataConfig.create(**values)
     if config.data == "synthetic":
-        changed = [name for name in config.model_fields_set if name != "data"]
+        # A stored section names every field; only one with another value than its default matters.
+        unchanged = DataConfig().to_dict()
+        changed = [name for name, value in config.to_dict().items() if value != unchanged[name]]
         if changed:
             raise ConfigError(f"{', '.join(changed)}: these are for files, not for data=synthetic")
         return synthetic()

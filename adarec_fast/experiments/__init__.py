@@ -1,0 +1,19 @@
+"""Experiments of many runs: sweeps that can be resumed, and the paper's tables built on them."""
+
+from __future__ import annotations
+
+from .definition import Sweep, SweepError, parse_grid
+from .runner import RunOutcome, run_sweep
+from .summary import Group, read_results, summarise, write_summary
+
+__all__ = [
+    "Group",
+    "RunOutcome",
+    "Sweep",
+    "SweepError",
+    "parse_grid",
+    "read_results",
+    "run_sweep",
+    "summarise",
+    "write_summary",
+]

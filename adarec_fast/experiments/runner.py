@@ -1,0 +1,259 @@
+"""Runs the combinations of a sweep, one after the other; whatever is finished is kept.
+
+Several processes may run one sweep: each takes the combinations that no other one holds. A
+process that dies, or is ended by SIGTERM, loses the steps since the last checkpoint of one run.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ..cli.options import load_data
+from ..config import ADARecConfig, TrainConfig
+from ..data import InteractionData
+from ..evaluation import evaluate
+from ..recommender import Recommender
+from ..training import Reporter, Run, TrainingDiverged, load_run, train
+from ..training.checkpoint import read_json, write_atomically
+from ..training.errors import RunFolderError
+from ..training.loop import resolve_device
+from ..training.run_folder import CONFIG, fingerprint, locked
+from .definition import LOCKS, RESULT, Sweep, SweepError, run_name
+from .summary import write_summary
+
+State = Literal["finished", "diverged", "begun", "new"]
+_LATENCY_USERS = 200  # asked one at a time
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """What became of a combination in one call.
+
+    Attributes:
+        name: of its folder.
+        status: ``"finished"`` in this call, ``"kept"`` (finished before), ``"diverged"``,
+            ``"busy"`` (another process has it) or ``"interrupted"``.
+        result: ``result.json``, where there is one.
+    """
+
+    name: str
+    status: Literal["finished", "kept", "diverged", "busy", "interrupted"]
+    result: dict[str, Any] | None
+
+
+def state_of(folder: Path, combination: Mapping[str, Any]) -> State:
+    """How far a combination is."""
+    run_dir = folder / run_name(combination)
+    if (run_dir / RESULT).exists():
+        return "finished" if read_json(run_dir / RESULT)["status"] != "diverged" else "diverged"
+    return "begun" if (run_dir / CONFIG).exists() else "new"
+
+
+def run_sweep(
+    sweep: Sweep,
+    folder: str | Path,
+    *,
+    extend: bool = False,
+    reporter: Callable[[], Reporter] = Reporter,
+    on_start: Callable[[int, str, State], None] | None = None,
+) -> list[RunOutcome]:
+    """Run what is not finished yet, in the order of the combinations.
+
+    Each run is trained with early stopping, tested at its best validation epoch, and gets a
+    ``result.json`` at the end. A run that diverges is noted and the sweep goes on; remove its
+    folder to try again. SIGINT and SIGTERM end the sweep after the step in progress.
+
+    Args:
+        sweep: the definition; the same again goes on with a sweep.
+        folder: of the sweep.
+        extend: see :meth:`Sweep.store`.
+        reporter: makes what shows a run's progress.
+        on_start: called with a combination's number, from 0, its name and its state.
+
+    Returns:
+        An outcome for each combination of ``sweep`` up to the one that was interrupted.
+
+    Raises:
+        SweepError: the folder holds another sweep, or runs on other data.
+    """
+    folder = Path(folder)
+    sweep.store(folder, extend=extend)
+    loaded = _Loader()
+    outcomes = []
+    for number, combination in enumerate(sweep.combinations):
+        name = run_name(combination)
+        run_dir, state = folder / name, state_of(folder, combination)
+        if on_start is not None:
+            on_start(number, name, state)
+        if state in ("finished", "diverged"):
+            outcomes.append(_kept(run_dir, name))
+            continue
+        held = False
+        try:
+            with locked(folder / LOCKS / name):
+                held = True
+                if (run_dir / RESULT).exists():  # another process was quicker
+                    outcomes.append(_kept(run_dir, name))
+                    continue
+                outcomes.append(_one(sweep, combination, folder, loaded, reporter()))
+        except RunFolderError:
+            if held:
+                raise
+            outcomes.append(RunOutcome(name, "busy", None))
+            continue
+        write_summary(folder)
+        if outcomes[-1].status == "interrupted":
+            break
+    write_summary(folder)
+    return outcomes
+
+
+def _kept(run_dir: Path, name: str) -> RunOutcome:
+    result = read_json(run_dir / RESULT)
+    return RunOutcome(name, "diverged" if result["status"] == "diverged" else "kept", result)
+
+
+def _one(
+    sweep: Sweep,
+    combination: Mapping[str, Any],
+    folder: Path,
+    loaded: _Loader,
+    reporter: Reporter,
+) -> RunOutcome:
+    """Train, test and note down one combination."""
+    name = run_name(combination)
+    run_dir = folder / name
+    values = sweep.values(combination)
+    data = loaded(values.data)
+    _check_data(folder, sweep, values.data, data)
+    about: dict[str, Any] = {
+        "combination": dict(combination),
+        "source": dict(values.data),
+        "data": {
+            "name": data.name,
+            "users": data.num_users,
+            "items": data.num_items,
+            "fingerprint": fingerprint(data),
+        },
+    }
+    try:
+        done = train(
+            ADARecConfig.create(**{**values.model, "num_items": data.num_items}),
+            TrainConfig.create(**values.train),
+            data,
+            run_dir,
+            resume=(run_dir / CONFIG).exists(),
+            reporter=reporter,
+            data_source=dict(values.data),
+        )
+    except TrainingDiverged as error:
+        result = {**about, "status": "diverged", "error": str(error)}
+        write_atomically(run_dir / RESULT, json.dumps(result, indent=1) + "\n")
+        return RunOutcome(name, "diverged", result)
+    if done.status in ("interrupted", "stopped"):
+        return RunOutcome(name, "interrupted", None)
+    run = load_run(run_dir, device=resolve_device(TrainConfig.create(**values.train).device))
+    result = {**about, "status": done.status, **measure(run)}
+    write_atomically(run_dir / RESULT, json.dumps(result, indent=1) + "\n")
+    return RunOutcome(name, "finished", result)
+
+
+def measure(run: Run) -> dict[str, Any]:
+    """What ``result.json`` says of a trained run.
+
+    Returns:
+        ``epochs`` run, ``best_epoch``, ``valid`` (of that epoch), ``test`` and ``test_sparse``
+        (None without sparse users): metrics by name; ``seconds_per_epoch``: median, training
+        alone; ``milliseconds_per_user``: median of recommending to one user at a time;
+        ``device``, ``threads``.
+    """
+    config = run.train_config
+    tested = evaluate(
+        run.model,
+        run.split,
+        "test",
+        seen_mask=config.seen_mask,
+        batch_size=config.evaluation_batch_size,
+        intents=False,
+    )
+    best = max((line for line in run.history if line.get("best")), key=lambda line: line["epoch"])
+    return {
+        "epochs": len(run.history),
+        "best_epoch": best["epoch"],
+        "valid": best["valid"],
+        "test": tested.overall,
+        "test_sparse": tested.sparse,
+        "mean_depth": tested.mean_depth,
+        "seconds_per_epoch": statistics.median(line["seconds"] for line in run.history),
+        "milliseconds_per_user": latency(run),
+        "device": str(run.model.item_embedding.weight.device),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def latency(run: Run, users: int = _LATENCY_USERS) -> float:
+    """Median milliseconds of the 20 best items for one user, of the first ``users`` users."""
+    values, offsets = run.split.inputs("test")
+    bounds = offsets[: users + 1].tolist()
+    histories = [
+        [values[a:b].tolist()] for a, b in zip(bounds[:-1], bounds[1:], strict=True)
+    ]
+    recommender = Recommender(run.model)
+    k = min(20, run.model.config.num_items)
+    for history in histories[:10]:  # the first ones warm caches
+        recommender.recommend(history, k=k)
+    taken = []
+    for history in histories:
+        begun = time.perf_counter()
+        # Reading the answer waits for the device.
+        recommender.recommend(history, k=k).items.tolist()
+        taken.append(time.perf_counter() - begun)
+    return 1e3 * statistics.median(taken)
+
+
+class _Loader:
+    """The interactions of the last section ``data`` asked for: most sweeps have but one."""
+
+    def __init__(self) -> None:
+        self._section: Mapping[str, Any] | None = None
+        self._data: InteractionData | None = None
+
+    def __call__(self, section: Mapping[str, Any]) -> InteractionData:
+        if self._data is None or section != self._section:
+            self._section, self._data = dict(section), load_data(section)
+        return self._data
+
+
+def _check_data(
+    folder: Path, sweep: Sweep, section: Mapping[str, Any], data: InteractionData
+) -> None:
+    """The runs of one source must have seen the same data.
+
+    Raises:
+        SweepError: the file has changed since another run was finished.
+    """
+    now = fingerprint(data)
+    for other in Sweep.load(folder).combinations:
+        path = folder / run_name(other) / RESULT
+        if path.exists():
+            result = read_json(path)
+            if result["source"] == dict(section) and result["data"]["fingerprint"] != now:
+                raise SweepError(
+                    f"{section.get('data', 'synthetic')}: the data have changed since "
+                    f"{run_name(other)} was finished ({result['data']['users']} users and "
+                    f"{result['data']['items']} items then, {data.num_users} and "
+                    f"{data.num_items} now); restore the file or choose another sweep folder"
+                )
+
+
+def unfinished(sweep: Sweep, folder: Path) -> Sequence[dict[str, Any]]:
+    """The combinations that are still to run."""
+    return [c for c in sweep.combinations if state_of(folder, c) in ("begun", "new")]
