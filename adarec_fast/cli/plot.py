@@ -1,2 +1,98 @@
-def plot() -> None:
-    pass
+"""``adarec-fast plot``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from ..config import ConfigError
+from .console import command, err, out
+
+_RUN, _SWEEP = "Of a run", "Of a sweep"
+
+
+@command
+def plot(
+    folder: Annotated[Path, typer.Argument(help="A run or a sweep.", metavar="RUN_OR_SWEEP_DIR")],
+    only: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...",
+            help="Which: losses, metrics, depth, gate, tsne, clusters. [dim](all)[/]",
+            rich_help_panel=_RUN,
+        ),
+    ] = None,
+    which: Annotated[
+        str, typer.Option(help="Weights: best or last.", rich_help_panel=_RUN)
+    ] = "best",
+    users: Annotated[
+        int, typer.Option(help="Users drawn for tsne and clusters.", rich_help_panel=_RUN)
+    ] = 2000,
+    sparse: Annotated[
+        bool,
+        typer.Option(
+            "--sparse",
+            help="Draw among users with at most 5 items; of a sweep: their metric.",
+        ),
+    ] = False,
+    clusters: Annotated[int, typer.Option(help="Of k-means.", rich_help_panel=_RUN)] = 8,
+    seed: Annotated[
+        int, typer.Option(help="Of the draw, k-means and t-SNE.", rich_help_panel=_RUN)
+    ] = 0,
+    compare: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="RUN_DIR", help="A run to stand beside in tsne; may be repeated.",
+            rich_help_panel=_RUN,
+        ),
+    ] = None,
+    metric: Annotated[
+        str, typer.Option(help="What sensitivity shows.", rich_help_panel=_SWEEP)
+    ] = "NDCG@20",
+    to: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder of the files. [dim](plots in the folder)[/]"),
+    ] = None,
+    formats: Annotated[str, typer.Option("--format", help="png, svg or both.")] = "png,svg",
+    dpi: Annotated[int, typer.Option(help="Pixels an inch.", min=50, max=1200)] = 200,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+) -> None:
+    """Draw what a run learned, or how a metric answers to what a sweep varied.
+
+    The same folder and options give the same files, byte for byte. Needs adarec_fast[viz].
+    """  # fmt: skip
+    from ..experiments.definition import DEFINITION
+    from ..plotting import RunPictures, plot_run, plot_sweep
+    from ..plotting.style import require
+    from ..training import load_run
+    from ..training.loop import resolve_device
+
+    require("matplotlib")
+    target = folder / "plots" if to is None else to
+    kinds = [kind.strip() for kind in formats.split(",") if kind.strip()]
+    if (folder / DEFINITION).exists():
+        written = plot_sweep(
+            folder, target, metric=metric, sparse=sparse, formats=kinds, dpi=dpi
+        )
+    else:
+        if which not in ("best", "last"):
+            raise ConfigError(f"--which {which!r} must be best or last")
+        place = resolve_device(device)
+        runs = [
+            load_run(path, which="best" if which == "best" else "last", device=place)
+            for path in (folder, *(compare or []))
+        ]
+        pictures = RunPictures(
+            runs[0], users=users, clusters=clusters, seed=seed, sparse=sparse, compare=runs[1:]
+        )
+        names = None if only is None else [name.strip() for name in only.split(",")]
+        with err.status("drawing"):
+            written = plot_run(
+                pictures, target, only=names, formats=kinds, dpi=dpi,
+                skipped=lambda why: err.print(f"left out: {escape(why)}", soft_wrap=True),
+            )  # fmt: skip
+    for path in written:
+        out.print(str(path), markup=False, soft_wrap=True)

@@ -1,0 +1,179 @@
+"""Pictures of runs and sweeps. Needs matplotlib and scikit-learn: ``adarec_fast[viz]``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ..config import ConfigError
+from ..experiments import summarise
+from ..training import Run
+from . import curves, hierarchy, intents, measure
+from .sensitivity import sensitivity
+from .style import FORMATS, PlottingUnavailable, look, require, save
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["FORMATS", "PICTURES", "PlottingUnavailable", "RunPictures", "plot_run", "plot_sweep"]
+
+
+@dataclass
+class RunPictures:
+    """The pictures of one run; what several of them need is computed once.
+
+    Attributes:
+        run: read by :func:`adarec_fast.training.load_run`.
+        users: drawn for t-SNE and the cluster scores.
+        clusters: of k-means.
+        seed: of the draw, of k-means and of t-SNE.
+        sparse: draw among users with at most five items of history.
+        compare: other runs whose representations stand beside.
+    """
+
+    run: Run
+    users: int = 2000
+    clusters: int = 8
+    seed: int = 0
+    sparse: bool = False
+    compare: Sequence[Run] = field(default_factory=tuple)
+
+    @cached_property
+    def _depths(self) -> measure.Depths:
+        return measure.depths(self.run)
+
+    def _sample(self, run: Run) -> Tensor:
+        users = measure.sample_users(run.split, self.users, seed=self.seed, sparse=self.sparse)
+        intents.check_clusters(self.clusters, users.numel())
+        return users
+
+    def losses(self) -> Figure:
+        """Loss parts over epochs."""
+        return curves.losses(self.run.history, self.run.model_config)
+
+    def metrics(self) -> Figure:
+        """Validation metrics over epochs."""
+        if not any(line.get("valid") for line in self.run.history):
+            raise ConfigError("metrics: the run has no validation yet")
+        return curves.metrics(self.run.history)
+
+    def depth(self) -> Figure:
+        """Depths by history length."""
+        return hierarchy.depth_by_length(self._depths, self.run.model_config.max_depth)
+
+    def gate(self) -> Figure:
+        """Gate by level."""
+        if not self.run.model_config.moe:
+            raise ConfigError("gate: the model was trained with moe=False and has none")
+        return hierarchy.gate_by_level(
+            self._depths, self.run.history, self.run.model_config.max_depth
+        )
+
+    def tsne(self) -> Figure:
+        """Map of user representations, coloured by cluster."""
+        found = measure.representations(self.run, self._sample(self.run))
+        names = {"user": "user representation $h_u$", "coarse": r"coarse intent $z_{coar}$"}
+        prefix = f"{self.run.path.name}, " if self.compare else ""
+        shown = ["user"] if self.compare else list(found)
+        panels = {f"{prefix}{names[name]}": found[name] for name in shown}
+        for other in self.compare:
+            points = measure.representations(other, self._sample(other))["user"]
+            panels[f"{other.path.name}, {names['user']}"] = points
+        return intents.t_sne(panels, self.clusters, self.seed)
+
+    def clusters_by_level(self) -> Figure:
+        """Cluster scores of each level."""
+        users = self._sample(self.run)
+        levels = measure.levels(self.run, users)
+        labels = self.run.data.labels
+        planted = None
+        if labels is not None:
+            planted = {"themes": labels.user_theme[users], "sub-themes": labels.user_subtheme[users]}
+        return intents.cluster_scores(levels, self.clusters, self.seed, planted)
+
+
+PICTURES: dict[str, Callable[[RunPictures], Any]] = {
+    "losses": RunPictures.losses,
+    "metrics": RunPictures.metrics,
+    "depth": RunPictures.depth,
+    "gate": RunPictures.gate,
+    "tsne": RunPictures.tsne,
+    "clusters": RunPictures.clusters_by_level,
+}
+
+
+def plot_run(
+    pictures: RunPictures,
+    out: Path,
+    *,
+    only: Sequence[str] | None = None,
+    formats: Sequence[str] = FORMATS,
+    dpi: int = 200,
+    skipped: Callable[[str], None] | None = None,
+) -> list[Path]:
+    """Draw pictures of a run.
+
+    Args:
+        pictures: the run, and how users are sampled.
+        out: folder of the files, made if need be.
+        only: names of :data:`PICTURES`; all that the model has something to show for by default.
+        formats: file types.
+        dpi: pixels an inch, of PNG and of points inside an SVG.
+        skipped: told why a picture was left out, where ``only`` did not ask for it.
+
+    Returns:
+        The files written.
+
+    Raises:
+        PlottingUnavailable: the extra is not installed.
+        ConfigError: an unknown picture or format, or one asked for that cannot be drawn.
+    """
+    _check(only or (), PICTURES, "picture")
+    _check(formats, FORMATS, "format")
+    if not pictures.run.history:
+        raise ConfigError(f"{pictures.run.path}: the run has no completed epoch yet")
+    if any(name in ("tsne", "clusters") for name in only or PICTURES):
+        require("sklearn")
+    written = []
+    with look():
+        for name in only or PICTURES:
+            try:
+                figure = PICTURES[name](pictures)
+            except ConfigError as error:
+                if only or skipped is None:
+                    raise
+                skipped(str(error) if str(error).startswith(name) else f"{name}: {error}")
+                continue
+            written += save(figure, out / name, formats, dpi)
+    return written
+
+
+def plot_sweep(
+    folder: Path,
+    out: Path,
+    *,
+    metric: str = "NDCG@20",
+    sparse: bool = False,
+    formats: Sequence[str] = FORMATS,
+    dpi: int = 200,
+) -> list[Path]:
+    """Draw ``sensitivity`` of a sweep's folder; see :func:`.sensitivity.sensitivity`."""
+    _check(formats, FORMATS, "format")
+    with look():
+        return save(
+            sensitivity(summarise(folder), metric, sparse=sparse),
+            out / "sensitivity",
+            formats,
+            dpi,
+        )
+
+
+def _check(given: Sequence[str], known: Any, what: str) -> None:
+    for name in given:
+        if name not in known:
+            raise ConfigError(f"{what} {name!r} is not one of {', '.join(known)}")

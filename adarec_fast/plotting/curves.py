@@ -1,0 +1,89 @@
+"""What the training log says: loss parts and validation metrics over epochs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..config import ADARecConfig
+from .style import COLOURS, MARKERS, mark_best, new_figure, whole_epochs
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_PARTS = (
+    ("rec", r"$\mathcal{L}_{rec}$, cross entropy (Eq. 13)", "nats"),
+    ("deno", r"$\mathcal{L}_{deno}$, squared error of the noise", "share of variance"),
+    ("cont", r"$\mathcal{L}_{cont}$, InfoNCE (Eq. 6)", "nats"),
+    ("expl", r"$\mathcal{L}_{expl}$, negative depth entropy", "nats"),
+)
+
+
+def losses(history: list[dict[str, Any]], config: ADARecConfig) -> Figure:
+    """Each part of Eq. 12 before its weight, mean over an epoch's examples.
+
+    Parts that the configuration switches off are left out.
+    """
+    off = set()
+    if not config.diffusion:
+        off.add("deno")
+    if config.lambda_cont == 0 or not config.augmented:
+        off.add("cont")
+    if config.depth != "adaptive":
+        off.add("expl")
+    shown = [part for part in _PARTS if part[0] not in off]
+    columns = min(len(shown), 2)
+    rows = -(-len(shown) // columns)
+    figure = new_figure(2.1 * rows if rows > 1 else 2.6, 3.5 * columns)
+    epochs = [line["epoch"] for line in history]
+    best = best_epoch(history)
+    for number, (name, title, unit) in enumerate(shown):
+        axes = figure.add_subplot(rows, columns, number + 1)
+        values = [line[f"loss_{name}"] for line in history]
+        axes.plot(epochs, values, color=COLOURS[0], marker=_marker(epochs))
+        weight = "" if name == "rec" else f", weight {getattr(config, f'lambda_{name}'):g}"
+        axes.set(title=title + weight, ylabel=unit)
+        mark_best(axes, best)
+        whole_epochs(axes)
+        if number == 0 and best is not None:
+            axes.legend()
+    return figure
+
+
+def metrics(history: list[dict[str, Any]]) -> Figure:
+    """Validation HR@k and NDCG@k, over all users and over sparse ones."""
+    lines = [line for line in history if line.get("valid")]
+    epochs = [line["epoch"] for line in lines]
+    best = best_epoch(history)
+    figure = new_figure(2.8)
+    for number, metric in enumerate(("HR", "NDCG")):
+        axes = figure.add_subplot(1, 2, number + 1)
+        for place, k in enumerate((5, 10, 20)):
+            for part, style, label in (
+                ("valid", "-", f"@{k}, all users"),
+                ("valid_sparse", "--", f"@{k}, sparse users"),
+            ):
+                if not all(line.get(part) for line in lines):
+                    continue
+                values = [line[part][f"{metric}@{k}"] for line in lines]
+                axes.plot(
+                    epochs, values, style, color=COLOURS[place], label=label,
+                    marker=_marker(epochs, place),
+                    markerfacecolor="white" if part == "valid_sparse" else None,
+                )  # fmt: skip
+        axes.set_ylabel(f"validation {metric}@k")
+        axes.set_ylim(bottom=0)
+        mark_best(axes, best)
+        whole_epochs(axes)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center")
+    return figure
+
+
+def best_epoch(history: list[dict[str, Any]]) -> int | None:
+    """The epoch of ``best/``, None before the first validation."""
+    return max((line["epoch"] for line in history if line.get("best")), default=None)
+
+
+def _marker(epochs: list[int], place: int = 0) -> str | None:
+    """Points are shown while they can be told apart."""
+    return MARKERS[place] if len(epochs) <= 30 else None
