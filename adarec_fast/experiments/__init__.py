@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .definition import Sweep, SweepError, parse_grid
 from .runner import RunOutcome, run_sweep
-from .summary import Group, read_results, summarise, write_summary
+from .summary import Group, summarise, write_summary
 
 __all__ = [
     "Group",
@@ -12,7 +12,6 @@ __all__ = [
     "Sweep",
     "SweepError",
     "parse_grid",
-    "read_results",
     "run_sweep",
     "summarise",
     "write_summary",

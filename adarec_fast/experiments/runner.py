@@ -6,10 +6,11 @@ process that dies, or is ended by SIGTERM, loses the steps since the last checkp
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -203,9 +204,7 @@ def latency(run: Run, users: int = _LATENCY_USERS) -> float:
     """Median milliseconds of the 20 best items for one user, of the first ``users`` users."""
     values, offsets = run.split.inputs("test")
     bounds = offsets[: users + 1].tolist()
-    histories = [
-        [values[a:b].tolist()] for a, b in zip(bounds[:-1], bounds[1:], strict=True)
-    ]
+    histories = [[values[a:b].tolist()] for a, b in itertools.pairwise(bounds)]
     recommender = Recommender(run.model)
     k = min(20, run.model.config.num_items)
     for history in histories[:10]:  # the first ones warm caches
@@ -252,8 +251,3 @@ def _check_data(
                     f"{result['data']['items']} items then, {data.num_users} and "
                     f"{data.num_items} now); restore the file or choose another sweep folder"
                 )
-
-
-def unfinished(sweep: Sweep, folder: Path) -> Sequence[dict[str, Any]]:
-    """The combinations that are still to run."""
-    return [c for c in sweep.combinations if state_of(folder, c) in ("begun", "new")]

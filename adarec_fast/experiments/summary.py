@@ -58,26 +58,25 @@ def mean_std(numbers: Sequence[float]) -> tuple[float | None, float | None]:
     return statistics.fmean(numbers), statistics.stdev(numbers) if len(numbers) > 1 else None
 
 
-def read_results(folder: Path) -> list[tuple[dict[str, Any], dict[str, Any] | None]]:
-    """Each combination of a sweep's folder with its ``result.json``, None if not finished.
+def summarise(
+    folder: Path, combinations: Sequence[Mapping[str, Any]] | None = None
+) -> list[Group]:
+    """What is finished in a sweep's folder, in the order of its combinations.
+
+    Args:
+        folder: of the sweep.
+        combinations: which of its combinations; all of them by default.
 
     Raises:
         SweepError: the folder holds no sweep.
         CheckpointError: a file does not parse.
     """
-    found = []
-    for combination in Sweep.load(folder).combinations:
-        path = folder / run_name(combination) / RESULT
-        found.append((combination, read_json(path) if path.exists() else None))
-    return found
-
-
-def summarise(folder: Path) -> list[Group]:
-    """The groups of a sweep's folder, in the order of its combinations."""
     groups: dict[str, Group] = {}
-    for combination, result in read_results(folder):
+    for combination in Sweep.load(folder).combinations if combinations is None else combinations:
         values = without_seeds(combination)
         key, name = run_name(values), run_name(combination)
+        path = folder / name / RESULT
+        result = read_json(path) if path.exists() else None
         group = groups.get(key, Group(values, ()))
         if result is None:
             group = Group(values, group.results, group.diverged, (*group.missing, name))

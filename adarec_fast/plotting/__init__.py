@@ -93,7 +93,10 @@ class RunPictures:
         labels = self.run.data.labels
         planted = None
         if labels is not None:
-            planted = {"themes": labels.user_theme[users], "sub-themes": labels.user_subtheme[users]}
+            planted = {
+                "themes": labels.user_theme[users],
+                "sub-themes": labels.user_subtheme[users],
+            }
         return intents.cluster_scores(levels, self.clusters, self.seed, planted)
 
 

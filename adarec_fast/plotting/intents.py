@@ -119,7 +119,6 @@ def cluster_scores(
                 label=_NAMES[name],
             )  # fmt: skip
     for axes, title in zip(every, wanted, strict=False):
-        # The number of levels, level 0 included.
         depth = next(iter(levels.values())).shape[0]
         axes.set(title=title, xlabel="level $k$ (0: fine, deepest: coarse)", xticks=range(depth))
         low, high = axes.get_ylim()

@@ -98,7 +98,8 @@ def level_colours(levels: int) -> list[Any]:
 def mark_best(axes: Any, epoch: int | None) -> None:
     """A line at the epoch whose weights are kept."""
     if epoch is not None:
-        axes.axvline(epoch, color=NEUTRAL, linestyle=":", linewidth=1, label=f"best epoch ({epoch})")
+        label = f"best epoch ({epoch})"
+        axes.axvline(epoch, color=NEUTRAL, linestyle=":", linewidth=1, label=label)
 
 
 def whole_epochs(axes: Any) -> None:

@@ -1,0 +1,92 @@
+"""Roughly how long the runs of a sweep will take."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..cli.options import load_data
+from ..config import ADARecConfig, TrainConfig
+from ..training import Reporter, StepProgress, TrainingPlan, train
+from ..training.metrics_log import read_metrics
+from .definition import Sweep, run_name, without_seeds
+from .runner import State, state_of
+
+_PROBED_STEPS = 12
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A combination and what it will cost at most; early stopping usually ends it sooner.
+
+    Attributes:
+        name: of its folder.
+        state: how far it is.
+        done, epochs: epochs done and at most to do in all.
+        seconds: estimated seconds for the rest, validation included where it was measured; 0 if
+            it is finished.
+    """
+
+    name: str
+    state: State
+    done: int
+    epochs: int
+    seconds: float
+
+
+def plan(sweep: Sweep, folder: Path) -> list[Planned]:
+    """What running a sweep would do, without changing its folder.
+
+    An epoch's time is that of epochs already logged for the same values (any seed); where there
+    are none, a few steps are timed in a temporary folder.
+    """
+    measured: dict[str, list[float]] = {}
+    for combination in sweep.combinations:
+        for line in read_metrics(folder / run_name(combination)):
+            seconds = line["seconds"] + line.get("valid_seconds", 0.0)
+            measured.setdefault(run_name(without_seeds(combination)), []).append(seconds)
+    rows = []
+    for combination in sweep.combinations:
+        name, key = run_name(combination), run_name(without_seeds(combination))
+        state = state_of(folder, combination)
+        values = sweep.values(combination)
+        epochs = TrainConfig.create(**values.train).epochs
+        done = len(read_metrics(folder / name))
+        seconds = 0.0
+        if state in ("new", "begun"):
+            if key not in measured:
+                measured[key] = [probe(sweep, combination)]
+            seconds = (epochs - done) * statistics.median(measured[key])
+        rows.append(Planned(name, state, done, epochs, seconds))
+    return rows
+
+
+def probe(sweep: Sweep, combination: Mapping[str, Any]) -> float:
+    """Seconds of an epoch's training, from a dozen steps on the real data."""
+    values = sweep.values(combination)
+    data = load_data(values.data)
+    rates, examples = [], 0
+
+    class Watch(Reporter):
+        def start(self, plan: TrainingPlan) -> None:
+            nonlocal examples
+            examples = plan.num_examples
+
+        def step(self, progress: StepProgress) -> None:
+            rates.append(progress.examples_per_second)
+
+    with tempfile.TemporaryDirectory() as temporary:
+        train(
+            ADARecConfig.create(**{**values.model, "num_items": data.num_items}),
+            TrainConfig.create(**{**values.train, "log_every": 3}),
+            data,
+            Path(temporary) / "probe",
+            reporter=Watch(),
+            stop_after_steps=_PROBED_STEPS,
+        )
+    # The first steps also warm caches and build what is built on first use.
+    return examples / statistics.median(rates[1:] or rates)
