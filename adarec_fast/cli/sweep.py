@@ -137,7 +137,7 @@ def summary_table(groups: list[Group]) -> Table:
     for key in keys:
         table.add_column(key, overflow="fold")
     figures = [(part, metric) for part in ("test", "test_sparse") for metric in SHOWN]
-    names = [f"{'sparse' if part == 'test_sparse' else 'all'}\n{metric}" for part, metric in figures]
+    names = [f"{users}\n{metric}" for users in ("all", "sparse") for metric in SHOWN]
     for name in ("runs", *names):
         table.add_column(name, justify="right", no_wrap=True)
     for group in groups:

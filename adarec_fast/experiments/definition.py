@@ -30,7 +30,7 @@ from ..training.errors import RunFolderError
 
 DEFINITION, RESULT, LOCKS = "sweep.json", "result.json", ".locks"
 _FORMAT = 1
-# What a run's result does not depend on, or only by rounding; these may differ when a sweep goes on.
+# A result does not depend on these, or only by rounding; they may change when a sweep goes on.
 _FREE = {
     "model": {"backend"},
     "train": {"device", "log_every", "checkpoint_every", "evaluation_batch_size"},

@@ -14,20 +14,24 @@ SOURCES = ("paper", "here")
 
 
 def rich_table(filled: Filled) -> RichTable:
-    """For a terminal; the notes are its caption."""
+    """For a terminal of 80 columns: a line for the paper and one for ours, notes as caption."""
     table = RichTable(
         box=box.SIMPLE_HEAD,
         title=_title(filled),
         title_justify="left",
         caption=" ".join(_notes(filled)),
         caption_justify="left",
+        padding=(0, 1, 0, 0),
     )
     table.add_column("")
+    table.add_column("")
     for column in filled.table.columns:
-        for source in SOURCES:
-            table.add_column(f"{column}\n{source}", justify="right", no_wrap=True)
+        table.add_column(column, justify="right", no_wrap=True)
     for row in filled.table.rows:
-        table.add_row(row.label, *_cells(filled, row.label))
+        sources = [source for source in SOURCES if _has(filled, row.label, source)]
+        for number, source in enumerate(sources or SOURCES[1:]):
+            cells = [_cell(filled, row.label, column, source) for column in filled.table.columns]
+            table.add_row(row.label if not number else "", source, *cells)
     return table
 
 
@@ -73,13 +77,17 @@ def _title(filled: Filled) -> str:
     return f"Table {number}, {filled.table.title}: {filled.data_set}"
 
 
+def _has(filled: Filled, row: str, source: str) -> bool:
+    return any((entry.row, entry.source) == (row, source) for entry in filled.entries)
+
+
 def _cells(filled: Filled, row: str) -> list[str]:
-    digits = 2 if filled.table.times else 4
-    return [
-        _text(filled.cell(row, column, source), digits)
-        for column in filled.table.columns
-        for source in SOURCES
-    ]
+    columns = filled.table.columns
+    return [_cell(filled, row, column, source) for column in columns for source in SOURCES]
+
+
+def _cell(filled: Filled, row: str, column: str, source: str) -> str:
+    return _text(filled.cell(row, column, source), 2 if filled.table.times else 4)
 
 
 def _text(entry: Entry | None, digits: int) -> str:

@@ -254,7 +254,7 @@ def _about(name: str | None, results: Sequence[Mapping[str, Any]]) -> list[str]:
     notes = []
     counts = sorted({result["epochs"] for result in results})
     span = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    where = ", ".join(sorted({f"{r['device']} ({r['threads']} threads)" for r in results}))
+    where = "; ".join(sorted({f"{r['device']}, threads: {r['threads']}" for r in results}))
     notes.append(f"Our runs: {span} epochs, on {where}.")
     if name is None:
         notes.append("Not one of the paper's data sets, so it has no figures for it.")

@@ -80,10 +80,10 @@ class RunPictures:
         names = {"user": "user representation $h_u$", "coarse": r"coarse intent $z_{coar}$"}
         prefix = f"{self.run.path.name}, " if self.compare else ""
         shown = ["user"] if self.compare else list(found)
-        panels = {f"{prefix}{names[name]}": found[name] for name in shown}
+        panels = [(f"{prefix}{names[name]}", found[name]) for name in shown]
         for other in self.compare:
             points = measure.representations(other, self._sample(other))["user"]
-            panels[f"{other.path.name}, {names['user']}"] = points
+            panels.append((f"{other.path.name}, {names['user']}", points))
         return intents.t_sne(panels, self.clusters, self.seed)
 
     def clusters_by_level(self) -> Figure:

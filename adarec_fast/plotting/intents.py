@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -31,7 +31,7 @@ def check_clusters(clusters: int, users: int) -> None:
         )
 
 
-def t_sne(panels: Mapping[str, Tensor], clusters: int, seed: int) -> Figure:
+def t_sne(panels: Sequence[tuple[str, Tensor]], clusters: int, seed: int) -> Figure:
     """Two-dimensional maps of unit vectors, a colour a k-means cluster.
 
     Van der Maaten and Hinton, JMLR 9 (2008), as scikit-learn has it. The title of each panel
@@ -39,13 +39,13 @@ def t_sne(panels: Mapping[str, Tensor], clusters: int, seed: int) -> Figure:
     between clusters of a map say nothing.
 
     Args:
-        panels: title to unit vectors [U, D].
+        panels: titles with unit vectors [U, D].
         clusters: of k-means, at most as many as there are colours.
         seed: of k-means and of t-SNE.
     """
     manifold, scores = require("sklearn.manifold"), require("sklearn.metrics")
     figure = new_figure(3.4, 3.4 * len(panels))
-    for number, (title, points) in enumerate(panels.items()):
+    for number, (title, points) in enumerate(panels):
         users = points.shape[0]
         check_clusters(clusters, users)
         found = kmeans(points, clusters, seed=seed)
