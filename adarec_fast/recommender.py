@@ -76,6 +76,7 @@ class Recommender:
         k: int = 20,
         *,
         exclude_seen: bool = True,
+        exclude: Sequence[Sequence[int]] | None = None,
     ) -> Ranking:
         """The k best items of every user.
 
@@ -85,9 +86,11 @@ class Recommender:
                 last ``max_length`` items are read, and all of them count as seen.
             k: 1..num_items.
             exclude_seen: leave out what a history holds.
+            exclude: further items to leave out, a list (it may be empty) for every user.
 
         Raises:
-            ValueError: an empty history, an unknown id, a shape, a dtype or k out of range.
+            ValueError: an empty history, an unknown id, a shape, a dtype or k out of range, or
+                an ``exclude`` for another number of users.
         """
         config = self.model.config
         if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= config.num_items:
@@ -103,15 +106,19 @@ class Recommender:
         # All that the host must know is read before the histories go to the device.
         ends = offsets[bounds].tolist()
         crop = ends[-1] > 0 and int(ragged.lengths(offsets).amax()) > config.max_length
+        more = None
+        if exclude is not None:
+            more = _packed_exclusions(exclude, users, config.num_items)
         values, offsets = values[: ends[-1]].to(self._device), offsets.to(self._device)
         if users <= self.batch_size:
-            return self._chunk(values, offsets, k, exclude_seen, crop)
+            return self._chunk(values, offsets, k, exclude_seen, more, crop)
         parts = [
             self._chunk(
                 values[ends[i] : ends[i + 1]],
                 offsets[bounds[i] : bounds[i + 1] + 1] - ends[i],
                 k,
                 exclude_seen,
+                None if more is None else _rows(more, bounds[i], bounds[i + 1]),
                 crop,
             )
             for i in range(len(bounds) - 1)
@@ -119,12 +126,21 @@ class Recommender:
         return Ranking(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
     def _chunk(
-        self, values: Tensor, offsets: Tensor, k: int, exclude_seen: bool, crop: bool
+        self,
+        values: Tensor,
+        offsets: Tensor,
+        k: int,
+        exclude_seen: bool,
+        more: ragged.Jagged | None,
+        crop: bool,
     ) -> Ranking:
         """One batch of checked histories; ``crop``: some of the request's are too long."""
         seen, seen_offsets = values, offsets
         if not exclude_seen:
             seen, seen_offsets = self._nothing, torch.zeros_like(offsets)
+        if more is not None:
+            further = (tensor.to(self._device) for tensor in more)
+            seen, seen_offsets = _joined(seen, seen_offsets, *further)
         limit = self.model.config.max_length
         if crop and offsets.shape[0] == 2:
             if values.shape[0] > limit:
@@ -181,6 +197,43 @@ class Recommender:
         graph.graph.replay()
         # The next request overwrites the graph's own result.
         return Ranking(*(tensor[:users].clone() for tensor in graph.found))
+
+
+def _packed_exclusions(
+    exclude: Sequence[Sequence[int]], users: int, num_items: int
+) -> ragged.Jagged:
+    """The checked lists of items to leave out, packed on the CPU."""
+    if len(exclude) != users:
+        raise ValueError(f"exclude has {len(exclude)} lists for {users} users; give one for each")
+    values, offsets = pack_lists(exclude, torch.device("cpu"))
+    if values.numel():
+        low, high = int(values.min()), int(values.max())
+        if low < 1 or high > num_items:
+            wrong = low if low < 1 else high
+            raise ValueError(f"exclude: item id {wrong} is outside the catalogue, 1..{num_items}")
+    return ragged.Jagged(values, offsets)
+
+
+def _rows(jagged: ragged.Jagged, start: int, stop: int) -> ragged.Jagged:
+    """The sequences ``start .. stop - 1`` of a batch on the CPU."""
+    low, high = jagged.offsets[[start, stop]].tolist()
+    return ragged.Jagged(jagged.values[low:high], jagged.offsets[start : stop + 1] - low)
+
+
+def _joined(
+    first: Tensor, first_offsets: Tensor, second: Tensor, second_offsets: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Each user's two lists as one, packed."""
+    offsets = first_offsets + second_offsets
+    values = first.new_empty(first.shape[0] + second.shape[0])
+    for source, own, before in (
+        (first, first_offsets, second_offsets[:-1]),
+        (second, second_offsets, first_offsets[1:]),
+    ):
+        user = ragged.sequence_ids(own, source.shape[0])
+        place = torch.arange(source.shape[0], device=source.device) + before[user]
+        values[place] = source
+    return values, offsets
 
 
 class _Ranker(nn.Module):

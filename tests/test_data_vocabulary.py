@@ -162,3 +162,15 @@ def test_a_typo_in_a_large_catalogue_costs_no_minutes() -> None:
     with pytest.raises(DataError, match="unknown id"):
         vocabulary.encode(["item00001"])
     assert time.process_time() - begin < 5
+
+
+def test_find_gives_minus_one_for_what_is_unknown() -> None:
+    numbers, names = Vocabulary([7, 3, 5], first=1), Vocabulary(["a", "12"], first=0)
+    queries = [5, "7", 4, "x", 2**70, "9" * 5000, " 3 "]
+    assert numbers.find(queries).tolist() == [3, 1, -1, -1, -1, -1, 2]
+    assert names.find(["a", 12, "\ud800", 3]).tolist() == [0, 1, -1, -1]
+    assert numbers.find([]).tolist() == names.find([]).tolist() == []
+    with pytest.raises(DataError, match="not one str"):
+        names.find("a")
+    with pytest.raises(DataError, match="unknown id '99"):
+        numbers.encode(["9" * 5000])

@@ -103,6 +103,35 @@ def test_seen_items_and_the_end_of_the_catalogue() -> None:
     assert sorted(every.items[0].tolist()) == list(range(1, 91))
 
 
+@pytest.mark.parametrize("batch_size", [3, 1024])
+@pytest.mark.parametrize("exclude_seen", [True, False])
+def test_excluded_items_do_not_come(batch_size: int, exclude_seen: bool) -> None:
+    recommender = Recommender(_model(), batch_size=batch_size)
+    histories = _histories(11)
+    whole = recommender.recommend(histories, k=90, exclude_seen=exclude_seen)
+    # The best item of every other user, some of the history, and nothing at all.
+    exclude = [[int(row[0]), *history[:2]] if n % 2 else []
+               for n, (row, history) in enumerate(zip(whole.items, histories, strict=True))]
+    found = recommender.recommend(histories, 30, exclude_seen=exclude_seen, exclude=exclude)
+    for row, kept in enumerate(exclude):
+        wanted = [item for item in whole.items[row].tolist() if item not in kept][:30]
+        assert found.items[row].tolist() == wanted
+        assert bool(found.scores[row].isfinite().all())
+
+
+@pytest.mark.parametrize(
+    ("exclude", "message"),
+    [
+        ([[1]], "exclude has 1 lists for 2 users"),
+        ([[1], [91]], r"exclude: item id 91 is outside the catalogue, 1\.\.90"),
+        ([[0], []], "exclude: item id 0 is outside"),
+    ],
+)
+def test_bad_exclusions_are_named(exclude: list[list[int]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Recommender(_model()).recommend([[1], [2]], 5, exclude=exclude)
+
+
 @pytest.mark.parametrize(
     ("histories", "k", "message"),
     [

@@ -23,6 +23,8 @@ _INTEGER = re.compile(r"\s*[+-]?\d+\s*")
 # Close matches are only searched among so many ids, else a typo in a catalogue of a
 # million would cost minutes.
 _MAX_CANDIDATES = 20_000
+# Python refuses to read thousands of digits; long before that no int64 is meant.
+_MAX_DIGITS = 100
 
 
 def normalise_ids(
@@ -143,32 +145,31 @@ class Vocabulary:
         Raises:
             DataError: an id is unknown; the message names it and ids that look like it.
         """
+        queries = ids if isinstance(ids, (str, np.ndarray)) else list(ids)
+        found = self.find(queries)
+        if found.size and found.min() < 0:
+            query = queries[int((found < 0).argmax())]
+            number = _as_int(query) if self.kind == "int" else None
+            raise self._unknown(query if number is None else number)
+        return found
+
+    def find(self, ids: Iterable[ExternalId] | NDArray[Any]) -> NDArray[np.int64]:
+        """Indices of external ids, int64 [len(ids)]; -1 where an id is unknown."""
         if isinstance(ids, str):
             raise DataError(f"ids={ids!r}: give a sequence of ids, not one str")
+        queries = ids if isinstance(ids, np.ndarray) else list(ids)
         if self.kind == "str":
             index = self._index
-            queries = list(ids)
-            found = np.fromiter(
+            return np.fromiter(
                 (index.get(x if type(x) is str else str(x), -1) for x in queries),
                 dtype=np.int64,
                 count=len(queries),
             )
-            if found.size and found.min() < 0:
-                raise self._unknown(queries[int((found < 0).argmax())])
-            return found
-        if isinstance(ids, np.ndarray) and ids.dtype.kind == "i":
-            numbers = ids.astype(np.int64, copy=False).ravel()
-        else:
-            values = []
-            for query in ids:
-                value = _as_int(query)
-                if value is None:
-                    raise self._unknown(query)
-                values.append(value)
-            numbers = np.array(values, dtype=np.int64)
-        found = self._find(numbers)
-        if found.size and found.min() < 0:
-            raise self._unknown(int(numbers[int((found < 0).argmax())]))
+        if isinstance(queries, np.ndarray) and queries.dtype.kind == "i":
+            return self._find(queries.astype(np.int64, copy=False).ravel())
+        numbers = [_as_int(query) for query in queries]
+        found = self._find(np.array([n or 0 for n in numbers], dtype=np.int64))
+        found[[n is None for n in numbers]] = -1
         return found
 
     def decode(self, indices: Iterable[int] | NDArray[Any] | Tensor) -> list[Any]:
@@ -273,7 +274,7 @@ class Vocabulary:
 
 def _as_int(value: object) -> int | None:
     """``value`` as an int that fits in int64, None where it is not one."""
-    if isinstance(value, str) and _INTEGER.fullmatch(value):
+    if isinstance(value, str) and len(value) <= _MAX_DIGITS and _INTEGER.fullmatch(value):
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         return None
