@@ -1,10 +1,10 @@
-"""``adarec-fast``: train, evaluate, recommend, and look after data and backends."""
+"""``adarec-fast``: train, evaluate, recommend, serve, and look after data and backends."""
 
 from __future__ import annotations
 
 import typer
 
-from . import data, evaluate, info, plot, recommend, reproduce, sweep, train
+from . import data, evaluate, info, plot, recommend, reproduce, serve, sweep, train
 
 app = typer.Typer(
     name="adarec-fast",
@@ -20,6 +20,7 @@ app.command("recommend")(recommend.recommend)
 app.command("plot")(plot.plot)
 app.command("sweep")(sweep.sweep)
 app.command("reproduce")(reproduce.reproduce)
+app.command("serve")(serve.serve)
 app.add_typer(data.app, name="data")
 app.command("info")(info.info)
 app.command("build")(info.build)

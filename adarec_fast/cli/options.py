@@ -162,7 +162,7 @@ def config_options(
             for name in known_keys(section):
                 if name not in without:
                     info = SECTIONS[section].model_fields[name]
-                    generated[name] = _parameter(name, info, section)
+                    generated[name] = _parameter(name, info, _PANELS[section])
 
         @functools.wraps(function)
         def wrapper(**options: Any) -> None:
@@ -172,6 +172,33 @@ def config_options(
                 if value is not None:
                     flat[name] = value.value if isinstance(value, enum.Enum) else value
             function(**options, chosen=place(flat))
+
+        own = inspect.signature(function, eval_str=True).parameters.values()
+        kept = [p for p in own if p.name != "chosen"]
+        return with_signature(wrapper, [*kept, *generated.values()])
+
+    return decorate
+
+
+def field_options(
+    config: type[_Base], panel: str
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add an option for every field of one configuration; the function gets ``chosen: dict``."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        generated = {
+            name: _parameter(name, info, panel) for name, info in config.model_fields.items()
+        }
+
+        @functools.wraps(function)
+        def wrapper(**options: Any) -> None:
+            values = {name: options.pop(name) for name in generated}
+            chosen = {
+                name: value.value if isinstance(value, enum.Enum) else value
+                for name, value in values.items()
+                if value is not None
+            }
+            function(**options, chosen=chosen)
 
         own = inspect.signature(function, eval_str=True).parameters.values()
         kept = [p for p in own if p.name != "chosen"]
@@ -210,10 +237,9 @@ def load_data(values: Mapping[str, Any]) -> InteractionData:
     )
 
 
-def _parameter(name: str, info: FieldInfo, section: str) -> inspect.Parameter:
+def _parameter(name: str, info: FieldInfo, panel: str) -> inspect.Parameter:
     kind: Any = _inner(info.annotation)
     flag = "--" + name.replace("_", "-")
-    panel = _PANELS[section]
     shown = info.default
     if kind is bool:
         flag = f"{flag}/--no-{flag[2:]}"

@@ -1,0 +1,59 @@
+"""``adarec-fast serve``."""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from ..serving.config import ServeConfig
+from .console import command, err
+from .options import field_options
+
+if TYPE_CHECKING:
+    from ..serving import Service
+
+
+class Checkpoint(str, enum.Enum):
+    """Which weights serve."""
+
+    BEST = "best"
+    LAST = "last"
+
+
+@command
+@field_options(ServeConfig, "Service")
+def serve(
+    run_dir: Annotated[
+        Path,
+        typer.Argument(help="Folder of a training run, or a link to one that may be changed."),
+    ],
+    which: Annotated[Checkpoint, typer.Option(help="Which weights to serve.")] = Checkpoint.BEST,
+    device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, ...")] = "auto",
+    access_log: Annotated[
+        bool, typer.Option("--access-log", help="Write a line for every request.")
+    ] = False,
+    *,
+    chosen: dict[str, Any],
+) -> None:
+    """Answer recommendation requests over HTTP, until SIGTERM or Ctrl-C; SIGHUP reloads."""
+    from .. import serving
+    from ..training.loop import resolve_device
+
+    config = ServeConfig.create(**chosen)
+    source = serving.Source(
+        run_dir, which.value, resolve_device(device), config.threads, config.max_batch
+    )
+    serving.serve(source, config, access_log=access_log, announce=_announce)
+
+
+def _announce(service: Service, address: str) -> None:
+    model = service.model
+    err.print(
+        f"serving {escape(str(model.path))} (model {model.id}, {len(model.items)} items, "
+        f"{model.data.num_users} users) on [bold]{address}[/], its page at {address}/docs",
+        soft_wrap=True,
+    )

@@ -1,0 +1,43 @@
+"""What bounds the service, every bound in one place."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from ..config import _Base
+
+
+class ServeConfig(_Base):
+    """Where the service listens, how it batches, and what it refuses."""
+
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 is every network")
+    port: int = Field(8000, ge=0, le=65535, description="port; 0 takes a free one")
+    max_batch: int = Field(
+        128, ge=1, description="requests computed together; 1 turns batching off"
+    )
+    max_wait_ms: float = Field(
+        2.0, ge=0, le=1000, description="longest wait for others under load, in ms; 0 never waits"
+    )
+    max_queue: int = Field(1024, ge=1, description="requests that may wait; more get a 503")
+    timeout_ms: float = Field(
+        2000.0, ge=1, le=600_000, description="deadline of a request in ms; then it gets a 504"
+    )
+    max_k: int = Field(100, ge=1, description="most items a request may ask for")
+    max_history: int = Field(1000, ge=1, description="longest history a request may send")
+    max_exclude: int = Field(1000, ge=0, description="most items a request may leave out")
+    max_body: int = Field(65_536, ge=64, description="largest request body in bytes")
+    max_connections: int = Field(
+        1000, ge=1, description="open connections; more are turned away with a 503"
+    )
+    unknown_items: Literal["refuse", "ignore"] = Field(
+        "refuse", description="what a request gets for items the catalogue lacks, if it does not say"
+    )
+    shutdown_timeout: int = Field(
+        10, ge=1, description="seconds that a shutdown waits for what is under way"
+    )
+    watch: float = Field(
+        0.0, ge=0, description="look for a new model every so many seconds; 0 only on SIGHUP"
+    )
+    threads: int = Field(1, ge=1, description="threads of the model on a CPU")

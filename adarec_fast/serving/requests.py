@@ -1,0 +1,184 @@
+"""What a request may say: its fields, their bounds, and what is said when they are not kept."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    create_model,
+)
+
+from ..config import unknown_keys
+from .config import ServeConfig
+from .errors import RequestError
+
+DEFAULT_K = 20
+_MAX_ID = 1024  # characters
+_INTEGER = re.compile(r"[+-]?\d{1,18}")
+
+Id = StrictInt | Annotated[StrictStr, Field(max_length=_MAX_ID)]
+
+
+class RequestFields(BaseModel):
+    """Fields of a request, for programs; :func:`request_type` adds the bounds."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    user: Any = None
+    history: Any = None
+    k: int | None = None
+    exclude: Any = ()
+    exclude_seen: bool = True
+    unknown_items: Literal["refuse", "ignore"] | None = None
+    timeout_ms: float | None = None
+
+
+class Item(BaseModel):
+    item: int | str = Field(description="external id")
+    score: float = Field(description="logit of the next item; falls along the list")
+
+
+class Recommendations(BaseModel):
+    """What one history leads to."""
+
+    user: int | str | None = Field(description="the user asked for, null for a history")
+    model: str = Field(description="which weights answered: the start of their SHA-256")
+    depth: int = Field(description="levels of the intent hierarchy, T_u")
+    history_length: int = Field(description="items of the history that the catalogue knows")
+    ignored: list[int | str] = Field(description="items of the request that it does not know")
+    items: list[Item] = Field(description="best first; fewer than k where no more are left")
+
+
+def request_type(config: ServeConfig) -> type[RequestFields]:
+    """The type of a request under the bounds of a configuration."""
+    fields: dict[str, Any] = {
+        "user": (
+            Id | None,
+            Field(None, description="id of a user of the training data; or give a history"),
+        ),
+        "history": (
+            Annotated[list[Id], Field(min_length=1, max_length=config.max_history)] | None,
+            Field(
+                None,
+                description="item ids, oldest first; the last max_length of them are read, all "
+                "of them count as seen",
+            ),
+        ),
+        "k": (
+            Annotated[StrictInt, Field(ge=1, le=config.max_k)] | None,
+            Field(None, description=f"how many items; {DEFAULT_K} if not given"),
+        ),
+        "exclude": (
+            Annotated[list[Id], Field(max_length=config.max_exclude)],
+            Field([], description="items that must not come"),
+        ),
+        "exclude_seen": (StrictBool, Field(True, description="leave out what the history holds")),
+        "unknown_items": (
+            Literal["refuse", "ignore"] | None,
+            Field(None, description=f"items nobody knows; {config.unknown_items} if not given"),
+        ),
+        "timeout_ms": (
+            Annotated[float, Field(ge=1, le=config.timeout_ms, strict=True)] | None,
+            Field(None, description=f"deadline; {config.timeout_ms:g} if not given"),
+        ),
+    }
+    return create_model(
+        "RecommendRequest",
+        __base__=RequestFields,
+        __doc__="Either a user or a history, and what to do with it.",
+        **fields,
+    )
+
+
+def read_body(kind: type[RequestFields], body: bytes) -> RequestFields:
+    """A request from JSON.
+
+    Raises:
+        RequestError: 400 for what is no JSON, 422 for what does not fit.
+    """
+    try:
+        return _checked(kind.model_validate_json(body))
+    except ValidationError as error:
+        raise _refusal(error) from None
+
+
+def read_query(kind: type[RequestFields], pairs: Sequence[tuple[str, str]]) -> RequestFields:
+    """A request from an address; ``history`` and ``exclude`` are ``ITEM,ITEM,...`` or repeated.
+
+    Raises:
+        RequestError: 422, as :func:`read_body`.
+    """
+    values: dict[str, Any] = {}
+    for name, text in pairs:
+        if name in ("history", "exclude"):
+            parts = (part.strip() for part in text.split(","))
+            values.setdefault(name, []).extend(part for part in parts if part)
+        elif name in values:
+            raise RequestError(422, "repeated", f"{name} is given twice; give it once", name, text)
+        elif name in ("k", "timeout_ms") and _INTEGER.fullmatch(text):
+            values[name] = int(text)
+        elif name == "exclude_seen" and text in ("true", "false"):
+            values[name] = text == "true"
+        else:
+            values[name] = text
+    try:
+        return _checked(kind.model_validate(values))
+    except ValidationError as error:
+        raise _refusal(error) from None
+
+
+def _checked(fields: RequestFields) -> RequestFields:
+    if (fields.user is None) == (fields.history is None):
+        given = "neither" if fields.user is None else "both"
+        raise RequestError(
+            422, "user_or_history", f"give either user or history; {given} is there"
+        )
+    return fields
+
+
+def _refusal(error: ValidationError) -> RequestError:
+    """The first complaint in plain words."""
+    found = error.errors(include_url=False, include_context=False)
+    first = found[0]
+    kind, place = first["type"], first["loc"]
+    message = first["msg"].removeprefix("Input ")
+    if kind == "json_invalid":
+        message = message.removeprefix("Invalid JSON: ")
+        return RequestError(400, "not_json", f"the body is not JSON: {message}; send an object")
+    if not place:
+        return RequestError(
+            422, "not_an_object", "the body must be a JSON object", "body", first["input"]
+        )
+    argument = str(place[0])
+    if kind == "extra_forbidden":
+        known = list(RequestFields.model_fields)
+        return RequestError(
+            422, "unknown_field", unknown_keys([_short(argument)], known), _short(argument),
+            first["input"],
+        )  # fmt: skip
+    if len(place) > 1 and isinstance(place[1], int):
+        argument = f"{argument}[{place[1]}]"
+    value = first["input"]
+    if kind in ("too_long", "too_short"):
+        message = message.replace("List should have", "give").replace(" after validation", "")
+        return RequestError(422, kind, f"{argument}: {message}", argument, f"{len(value)} items")
+    if kind in ("int_type", "string_type") and argument.startswith(("user", "history", "exclude")):
+        message = "an id must be an integer or a string"
+    elif kind == "string_too_long":
+        message = f"an id has at most {_MAX_ID} characters"
+    refusal = RequestError(422, kind, "", argument, value)
+    refusal.message = f"{argument}={refusal.value}: {message[0].lower()}{message[1:]}"
+    return refusal
+
+
+def _short(name: str) -> str:
+    return ascii(name)[1:-1][:80]

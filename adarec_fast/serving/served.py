@@ -1,0 +1,169 @@
+"""A run's model, warm, with the vocabularies and histories that requests speak of."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+
+from ..data import InteractionData, Vocabulary
+from ..pretrained import WEIGHTS, CheckpointError
+from ..recommender import Recommender
+from ..training import load_run
+from ..training.checkpoint import MANIFEST, find_checkpoint, read_json
+from ..training.errors import RunFolderError
+from .errors import RequestError, shown
+
+Which = Literal["best", "last"]
+
+
+class Source(NamedTuple):
+    """Where models come from.
+
+    Attributes:
+        run_dir: the run folder; a symbolic link is followed anew at each loading.
+        which: the checkpoint.
+        device: where the model goes.
+        threads: of the model on a CPU.
+        max_batch: the largest batch that will be asked for.
+    """
+
+    run_dir: Path
+    which: Which
+    device: torch.device
+    threads: int
+    max_batch: int
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """One loaded checkpoint; never altered.
+
+    Attributes:
+        id: the first 12 hex digits of the weights' SHA-256.
+        epoch: of training.
+        path: the checkpoint's folder, links resolved.
+        loaded_at: seconds since 1970.
+        data: histories of the known users, and both vocabularies.
+        recommender: over ``data.items``.
+    """
+
+    id: str
+    epoch: int | None
+    path: Path
+    loaded_at: float
+    data: InteractionData
+    recommender: Recommender
+
+    @property
+    def items(self) -> Vocabulary:
+        return self.data.items
+
+    def history_of(self, user: int | str) -> tuple[int | str, list[int]]:
+        """A user's id as the data has it, and the item indices of the history.
+
+        Raises:
+            RequestError: 404 for a user nobody knows, 422 for one without a history.
+        """
+        index = int(self.data.users.find([user])[0])
+        if index < 0:
+            raise RequestError(
+                404,
+                "unknown_user",
+                f"user={shown(user)} is not among the {len(self.data.users)} users of the training "
+                f"data, such as {shown(self.data.users.decode([0])[0])}; a new user is served by "
+                "history",
+                "user",
+                user,
+            )
+        history = self.data.sequence(index).tolist()
+        if not history:
+            raise RequestError(
+                422, "no_history", f"user={shown(user)} has no history; send one", "user", user
+            )
+        return self.data.users.decode([index])[0], history
+
+    def indices(
+        self, argument: str, ids: Sequence[int | str], ignored: list[int | str] | None
+    ) -> list[int]:
+        """Item indices of external ids; unknown ones go to ``ignored``, if it is there.
+
+        Raises:
+            RequestError: 422 for an unknown item that must not be ignored.
+        """
+        found: list[int] = self.items.find(ids).tolist()
+        if -1 not in found:
+            return found
+        if ignored is None:
+            place = found.index(-1)
+            raise RequestError(
+                422,
+                "unknown_item",
+                f"{argument}[{place}]={shown(ids[place])} is not among the {len(self.items)} items "
+                f"of the catalogue, such as {shown(self.items.decode([1])[0])}; "
+                "unknown_items='ignore' leaves such items out",
+                f"{argument}[{place}]",
+                ids[place],
+            )
+        ignored += [item for item, index in zip(ids, found, strict=True) if index < 0]
+        return [index for index in found if index >= 0]
+
+
+def load(source: Source) -> ServedModel:
+    """Read a run folder and answer a few requests, so that the first real one is as fast as any.
+
+    Raises:
+        RunFolderError, CheckpointError: as :func:`adarec_fast.training.load_run`.
+    """
+    folder = source.run_dir.resolve()
+    before = _manifest(folder, source.which)
+    run = load_run(folder, which=source.which, device=source.device)
+    sums, epoch = before.get("sha256"), before.get("epoch")
+    if before != _manifest(folder, source.which) or not isinstance(sums, dict):
+        raise CheckpointError(f"{folder / source.which}: replaced while it was read; load it again")
+    model = ServedModel(
+        id=str(sums.get(WEIGHTS, ""))[:12],
+        epoch=epoch if isinstance(epoch, int) else None,
+        path=folder / source.which,
+        loaded_at=time.time(),
+        data=run.data,
+        recommender=Recommender(run.model, batch_size=source.max_batch),
+    )
+    _warm(model, source)
+    return model
+
+
+def signature(source: Source) -> tuple[object, ...] | None:
+    """What tells whether a run folder has another model than before; None while it has none."""
+    folder = source.run_dir.resolve()
+    checkpoint = find_checkpoint(folder, source.which)
+    if checkpoint is None:
+        return None
+    try:
+        files = [*sorted(checkpoint.iterdir()), folder / "interactions.safetensors"]
+        states = [(file.name, file.stat()) for file in files]
+    except OSError:  # replaced this very moment: look again later
+        return None
+    return folder, *((name, s.st_ino, s.st_size, s.st_mtime_ns) for name, s in states)
+
+
+def _manifest(folder: Path, which: Which) -> dict[str, object]:
+    checkpoint = find_checkpoint(folder, which)
+    if checkpoint is None:
+        # load_run words it, with what else may be wrong.
+        load_run(folder, which=which)
+        raise RunFolderError(f"{folder / which}: no such checkpoint yet")
+    return read_json(checkpoint / MANIFEST)
+
+
+def _warm(model: ServedModel, source: Source) -> None:
+    torch.set_num_threads(source.threads)
+    users = max(1, min(model.data.num_users, source.max_batch))
+    histories = [history for u in range(users) if (history := model.data.sequence(u).tolist())]
+    for some in (histories[:1], histories[:2], histories, histories[:1]):
+        if some:
+            model.recommender.recommend(some, min(20, len(model.items)))

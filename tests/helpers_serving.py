@@ -1,0 +1,103 @@
+"""Run folders that were never trained, and services over them."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import torch
+import uvicorn
+
+from adarec_fast import ADARec, InteractionData, TrainConfig, synthetic
+from adarec_fast.cli.recommend import recommend_for
+from adarec_fast.pretrained import write
+from adarec_fast.serving import ServeConfig, Service, Source
+from adarec_fast.serving.server import address, listen, server_settings
+from adarec_fast.training import run_folder
+from adarec_fast.training.checkpoint import save_checkpoint
+
+USERS, ITEMS = 60, 40
+
+
+def make_data() -> InteractionData:
+    """60 users ``u00000``... and 40 items, the same in every call."""
+    return synthetic(num_users=USERS, num_items=ITEMS)
+
+
+def make_model(data: InteractionData, seed: int = 0) -> ADARec:
+    """Random weights under which users differ in their depths."""
+    model = ADARec(
+        num_items=data.num_items, hidden_size=8, num_layers=1, max_depth=2, max_length=10,
+        backend="packed", seed=seed,
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.5 * torch.randn(parameter.shape, generator=generator))
+    model.item_vocabulary = data.items
+    return model.eval()
+
+
+def make_run(folder: Path, seed: int = 0, data: InteractionData | None = None) -> ADARec:
+    """Write a run folder, or the next ``best`` of one; returns its model."""
+    data = data or make_data()
+    model = make_model(data, seed)
+    if not (folder / run_folder.CONFIG).exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        run_folder.write_config(folder, model.config, TrainConfig(), data, None)
+        run_folder.write_data(folder, data)
+    save_checkpoint(folder, "best", lambda target: write(model, target), {"epoch": seed})
+    return model
+
+
+def source(folder: Path, max_batch: int = 128) -> Source:
+    """The best model of a run folder, on one thread of the CPU."""
+    return Source(folder, "best", torch.device("cpu"), threads=1, max_batch=max_batch)
+
+
+def make_service(folder: Path, **options: Any) -> Service:
+    """A service that has not been started."""
+    config = ServeConfig.create(**options)
+    return Service(source(folder, config.max_batch), config)
+
+
+def expected(
+    model: ADARec, data: InteractionData, history: list[Any], k: int, exclude_seen: bool = True
+) -> tuple[list[Any], list[float], int]:
+    """Items, scores and depth as `adarec-fast recommend` gives them."""
+    indices = data.items.encode(history).tolist()
+    (answer,) = recommend_for(model, data.items, [None], [indices], k, exclude_seen)
+    return answer.items, answer.scores, answer.depth
+
+
+@contextlib.contextmanager
+def running(service: Service) -> Iterator[str]:
+    """The service behind a real server in a thread; gives its address."""
+    with listen("127.0.0.1", 0) as bound:
+        server = uvicorn.Server(server_settings(service))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+        thread.start()
+        where = address(bound)
+        try:
+            wait_until_ready(where)
+            yield where
+        finally:
+            server.should_exit = True
+            thread.join(30)
+        assert not thread.is_alive()
+
+
+def wait_until_ready(where: str, seconds: float = 60.0) -> None:
+    """Return once `/ready` says 200."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(f"{where}/ready", timeout=5).status_code == 200:
+                return
+        time.sleep(0.05)
+    raise AssertionError(f"{where} is not ready after {seconds} s")
