@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -29,10 +30,9 @@ from helpers_serving import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
-from starlette.testclient import TestClient
 
 from adarec_fast import ConfigError
-from adarec_fast.serving import ServeConfig, Service, batcher, create_app
+from adarec_fast.serving import ServeConfig, Service, batcher
 from adarec_fast.serving.errors import RequestError, shown
 from adarec_fast.serving.requests import read_body, read_query, request_type
 
@@ -47,9 +47,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def client(folder: Path) -> Iterator[TestClient]:
-    service = make_service(folder, max_k=30, max_history=25, max_exclude=5, max_body=2048)
-    with TestClient(create_app(service), raise_server_exceptions=False) as made:
+def client(folder: Path) -> Iterator[httpx.Client]:
+    with connected(
+        make_service(folder, max_k=30, max_history=25, max_exclude=5, max_body=2048)
+    ) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def connected(service: Service) -> Iterator[httpx.Client]:
+    with running(service) as where, httpx.Client(base_url=where, timeout=60) as made:
         yield made
 
 
@@ -77,7 +84,7 @@ def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
 # ---------------------------------------------------------------------- answers
 
 
-def test_users_and_histories_get_what_the_command_recommends(client: TestClient) -> None:
+def test_users_and_histories_get_what_the_command_recommends(client: httpx.Client) -> None:
     model = make_model(DATA)
     for user in (0, 3, 59):
         name, history = DATA.users.decode([user])[0], history_of(user)
@@ -95,7 +102,7 @@ def test_users_and_histories_get_what_the_command_recommends(client: TestClient)
         assert by_address["user"] == name
 
 
-def test_lists_in_an_address(client: TestClient) -> None:
+def test_lists_in_an_address(client: httpx.Client) -> None:
     history = history_of(5)[:4]
     wanted = expected(make_model(DATA), DATA, history, 3)
     joined = client.get("/recommend", params={"history": ",".join(history), "k": "3"})
@@ -104,7 +111,7 @@ def test_lists_in_an_address(client: TestClient) -> None:
     assert_is(joined.json(), wanted)
 
 
-def test_long_histories_count_whole_as_seen_but_their_end_is_read(client: TestClient) -> None:
+def test_long_histories_count_whole_as_seen_but_their_end_is_read(client: httpx.Client) -> None:
     model = make_model(DATA)
     assert model.config.max_length == 10
     items = DATA.items.decode(range(1, 26))
@@ -114,7 +121,7 @@ def test_long_histories_count_whole_as_seen_but_their_end_is_read(client: TestCl
     assert_is(found, expected(model, DATA, items, 30))
 
 
-def test_excluded_and_seen_items(client: TestClient) -> None:
+def test_excluded_and_seen_items(client: httpx.Client) -> None:
     model, history = make_model(DATA), history_of(7)[:6]
     whole, scores, depth = expected(model, DATA, history, 12)
     body = {"history": history, "k": 5, "exclude": [whole[0], whole[3], whole[0]]}
@@ -125,7 +132,7 @@ def test_excluded_and_seen_items(client: TestClient) -> None:
     assert_is(again.json(), expected(model, DATA, history, 30, exclude_seen=False))
 
 
-def test_unknown_items_may_be_ignored(client: TestClient) -> None:
+def test_unknown_items_may_be_ignored(client: httpx.Client) -> None:
     history = history_of(2)[:3]
     body = {"history": ["no", *history, 12], "exclude": ["gone"], "unknown_items": "ignore"}
     found = client.post("/recommend", json=body).json()
@@ -136,9 +143,9 @@ def test_unknown_items_may_be_ignored(client: TestClient) -> None:
     assert "nothing to go by" in error_of(nothing, 422)["message"]
 
 
-def test_k_is_twenty_or_what_the_catalogue_holds(folder: Path, client: TestClient) -> None:
+def test_k_is_twenty_or_what_the_catalogue_holds(folder: Path, client: httpx.Client) -> None:
     assert len(client.get("/recommend", params={"user": "u00001"}).json()["items"]) == 20
-    with TestClient(create_app(make_service(folder))) as wide:
+    with connected(make_service(folder)) as wide:
         error = error_of(wide.get("/recommend", params={"user": "u00001", "k": 41}), 422)
         assert error["message"] == "k=41 is more than the catalogue holds; 1..40"
 
@@ -206,7 +213,7 @@ def test_requests_of_every_kind_at_once_have_the_answers_they_have_alone(folder:
     ],
 )  # fmt: skip
 def test_bad_bodies_are_named(
-    client: TestClient, body: bytes, status: int, argument: str | None, message: str
+    client: httpx.Client, body: bytes, status: int, argument: str | None, message: str
 ) -> None:
     reply = client.post("/recommend", content=body, headers={"content-type": "application/json"})
     error = error_of(reply, status)
@@ -230,14 +237,14 @@ def test_bad_bodies_are_named(
     ],
 )
 def test_bad_addresses_are_named(
-    client: TestClient, query: str, argument: str | None, message: str
+    client: httpx.Client, query: str, argument: str | None, message: str
 ) -> None:
     error = error_of(client.get(f"/recommend?{query}"), 422)
     assert error["argument"] == argument
     assert message in error["message"]
 
 
-def test_other_refusals_are_json_too(client: TestClient) -> None:
+def test_other_refusals_are_json_too(client: httpx.Client) -> None:
     form = client.post("/recommend", data={"user": "u00001"})
     assert "Content-Type: application/json" in error_of(form, 415)["message"]
     assert "/docs lists" in error_of(client.get("/nothing\ud7ff"), 404)["message"]
@@ -247,7 +254,7 @@ def test_other_refusals_are_json_too(client: TestClient) -> None:
 
 
 def test_a_bug_is_a_500_that_names_no_client(
-    client: TestClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(jobs: list[batcher.Job]) -> list[batcher.Answer]:
         raise ZeroDivisionError("a bug")
@@ -375,7 +382,7 @@ def test_a_client_that_left_is_not_computed(monkeypatch: pytest.MonkeyPatch, fol
 
 def test_a_lonely_request_does_not_wait_for_others(folder: Path) -> None:
     service = make_service(folder, max_wait_ms=1000)
-    with TestClient(create_app(service)) as client:
+    with connected(service) as client:
         begun = time.monotonic()
         for _ in range(20):
             assert client.get("/recommend?user=u00001").status_code == 200
@@ -431,7 +438,7 @@ def test_large_bodies_are_refused_whole_in_pieces_and_on_leave(folder: Path) -> 
 # ---------------------------------------------------------------------- state
 
 
-def test_health_ready_and_metrics(client: TestClient) -> None:
+def test_health_ready_and_metrics(client: httpx.Client) -> None:
     health = client.get("/health").json()
     assert health["status"] == "ok"
     assert health["ready"] is True
@@ -464,7 +471,7 @@ def test_health_ready_and_metrics(client: TestClient) -> None:
 
 def test_a_service_whose_thread_died_says_so(folder: Path) -> None:
     service = make_service(folder)
-    with TestClient(create_app(service)) as client:
+    with connected(service) as client:
         service.batcher.close(10)
         assert client.get("/ready").status_code == 503
         assert client.get("/health").status_code == 503
@@ -472,7 +479,7 @@ def test_a_service_whose_thread_died_says_so(folder: Path) -> None:
         error_of(client.get("/recommend?user=u00001"), 503)
 
 
-def test_the_openapi_page_needs_no_other_host(client: TestClient) -> None:
+def test_the_openapi_page_needs_no_other_host(client: httpx.Client) -> None:
     import re
 
     page = client.get("/docs")
@@ -516,7 +523,7 @@ _BODIES = st.one_of(
 
 
 @given(body=_BODIES)
-def test_any_body_gets_an_answer_or_a_refusal_in_json(client: TestClient, body: bytes) -> None:
+def test_any_body_gets_an_answer_or_a_refusal_in_json(client: httpx.Client, body: bytes) -> None:
     reply = client.post("/recommend", content=body, headers={"content-type": "application/json"})
     if reply.status_code == 200:
         rows = reply.json()["items"]

@@ -63,7 +63,7 @@ def create_app(service: Service) -> FastAPI:
     )
 
     async def respond(request: Request, fields: RequestFields) -> Response:
-        left = asyncio.ensure_future(request.receive())
+        left = asyncio.ensure_future(_disconnect(request))
         try:
             found = await service.recommend(fields, left)
         finally:
@@ -137,6 +137,12 @@ def create_app(service: Service) -> FastAPI:
         responses={200: {"content": {"text/plain": {}}, "description": "Metrics."}},
     )  # fmt: skip
     return app
+
+
+async def _disconnect(request: Request) -> None:
+    """Return when the client is gone."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _json(values: dict[str, Any], status: int = 200) -> Response:
