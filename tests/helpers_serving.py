@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -62,7 +63,7 @@ def source(folder: Path, max_batch: int = 128) -> Source:
 
 def make_service(folder: Path, **options: Any) -> Service:
     """A service that has not been started."""
-    config = ServeConfig.create(**options)
+    config = ServeConfig.create(**{"port": 0, **options})
     return Service(source(folder, config.max_batch), config)
 
 
@@ -78,7 +79,7 @@ def expected(
 @contextlib.contextmanager
 def running(service: Service) -> Iterator[str]:
     """The service behind a real server in a thread; gives its address."""
-    with listen("127.0.0.1", 0) as bound:
+    with listen(service.config.host, service.config.port) as bound:
         server = uvicorn.Server(server_settings(service))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
         thread.start()
@@ -101,3 +102,21 @@ def wait_until_ready(where: str, seconds: float = 60.0) -> None:
                 return
         time.sleep(0.05)
     raise AssertionError(f"{where} is not ready after {seconds} s")
+
+
+def raw_connection(where: str) -> socket.socket:
+    """A connection to say anything over."""
+    host, port = where.removeprefix("http://").rsplit(":", 1)
+    return socket.create_connection((host, int(port)), timeout=20)
+
+
+def read_all(raw: socket.socket) -> bytes:
+    """What comes until a whole answer is there or the other side closes."""
+    found = b""
+    while part := raw.recv(65_536):
+        found += part
+        head, gap, body = found.partition(b"\r\n\r\n")
+        length = head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0]
+        if gap and length.isdigit() and len(body) >= int(length):
+            break
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -26,6 +27,8 @@ from helpers_serving import (
     make_model,
     make_run,
     make_service,
+    raw_connection,
+    read_all,
     running,
 )
 from hypothesis import given
@@ -207,8 +210,8 @@ def test_requests_of_every_kind_at_once_have_the_answers_they_have_alone(folder:
         (b'{"user": "u00001", "exclude": [1,2,3,4,5,6]}', 422, "exclude", "at most 5 items"),
         (b'{"user": "u00001", "exlude": []}', 422, "exlude", "did you mean 'exclude'?"),
         (b'{"user": "u00001", "exclude_seen": "no"}', 422, "exclude_seen", "boolean"),
-        (b'{"user": "u00001", "unknown_items": "x"}', 422, "unknown_items", "'refuse' or 'ignore'"),
-        (b'{"user": "u00001", "timeout_ms": 5000}', 422, "timeout_ms", "less than or equal to 2000"),
+        (b'{"user": "u00001", "unknown_items": "x"}', 422, "unknown_items", "or 'ignore'"),
+        (b'{"user": "u00001", "timeout_ms": 5000}', 422, "timeout_ms", "or equal to 2000"),
         (b'{"user": "' + b"a" * 2048 + b'"}', 413, "body", "at most 2048 are read"),
     ],
 )  # fmt: skip
@@ -399,16 +402,12 @@ def test_batching_can_be_turned_off(monkeypatch: pytest.MonkeyPatch, folder: Pat
 
 
 def test_a_slow_body_gets_a_408(folder: Path) -> None:
-    import socket
-
-    with running(make_service(folder, timeout_ms=150)) as where:
-        host, port = where.removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port)), timeout=20) as raw:
-            raw.sendall(
-                b"POST /recommend HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-                b"Content-Length: 50\r\n\r\n{"
-            )
-            reply = raw.recv(4096)
+    with running(make_service(folder, timeout_ms=150)) as where, raw_connection(where) as raw:
+        raw.sendall(
+            b"POST /recommend HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 50\r\n\r\n{"
+        )
+        reply = read_all(raw)
     assert reply.startswith(b"HTTP/1.1 408")
     assert b"the body did not come within 0.15 s" in reply
 
@@ -426,11 +425,13 @@ def test_large_bodies_are_refused_whole_in_pieces_and_on_leave(folder: Path) -> 
         for content in (b"x" * 1001, b"x" * 500_000, pieces()):
             reply = http.post(address, content=content, headers=header)
             assert error_of(reply, 413)["code"] == "body_too_large"
-        reply = http.post(
-            address, content=b"", headers={**header, "expect": "100-continue",
-                                           "content-length": "99999999"},
-        )  # fmt: skip
-        assert error_of(reply, 413)["value"] == "99999999"
+        before = (
+            b"POST /recommend HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"Expect: 100-continue\r\nContent-Length: 99999999\r\n\r\n"
+        )
+        with raw_connection(where) as raw:
+            raw.sendall(before)
+            assert read_all(raw).startswith(b"HTTP/1.1 413")
         fits = b'{"user": "u00001"}'.ljust(1000)
         assert httpx.post(address, content=fits, headers=header).status_code == 200
 
@@ -566,8 +567,6 @@ def test_bad_options_are_named() -> None:
 
 
 def test_the_command_fails_before_it_loads_anything(folder: Path, tmp_path: Path) -> None:
-    import socket
-
     from typer.testing import CliRunner
 
     from adarec_fast.cli import app

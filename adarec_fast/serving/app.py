@@ -102,7 +102,7 @@ def create_app(service: Service) -> FastAPI:
         408: {"model": ErrorBody, "description": "The body came too slowly."},
         413: {"model": ErrorBody, "description": "The body is too large."},
         415: {"model": ErrorBody, "description": "The body is not called JSON."},
-        422: {"model": ErrorBody, "description": "An argument does not fit, or an item is unknown."},
+        422: {"model": ErrorBody, "description": "An argument does not fit; an item is unknown."},
         500: {"model": ErrorBody, "description": "A fault of the service."},
         503: {"model": ErrorBody, "description": "Too many requests wait, or the service ends."},
         504: {"model": ErrorBody, "description": "The deadline passed."},

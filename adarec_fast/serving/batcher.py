@@ -108,7 +108,7 @@ class Batcher:
                 raise RequestError(
                     503,
                     "overloaded",
-                    f"{waiting} requests are waiting, of at most {self._max_queue}; try again later",
+                    f"{waiting} requests are waiting, of at most {self._max_queue}; try later",
                     headers={"Retry-After": "1"},
                 )
             job.queued = time.perf_counter()
@@ -153,14 +153,11 @@ class Batcher:
 
     def _compute(self, jobs: list[Job]) -> None:
         begun = time.perf_counter()
-        answers: list[Answer | Exception]
-        try:
-            answers = list(rank(jobs))
-        except Exception as error:
-            _log.exception("a batch of %d requests failed", len(jobs))
-            # Whatever it was, the others of the batch are not to suffer from it.
-            answers = [error] if len(jobs) == 1 else [_alone(job) for job in jobs]
+        answers = _answers(jobs)
         ended = time.perf_counter()
+        # Before the answers are out: their clients' next requests are not more company.
+        with self._changed:
+            self._expected = min(len(jobs) + len(self._queue), self._max_batch)
         loop = jobs[0].future.get_loop()
         try:
             loop.call_soon_threadsafe(_deliver, jobs, answers)
@@ -170,8 +167,6 @@ class Batcher:
         self._metrics.batch_seconds.observe(ended - begun)
         for job in jobs:
             self._metrics.queue_seconds.observe(begun - job.queued)
-        with self._changed:
-            self._expected = min(len(jobs) + len(self._queue), self._max_batch)
 
 
 def rank(jobs: list[Job]) -> list[Answer]:
@@ -203,18 +198,22 @@ def rank(jobs: list[Job]) -> list[Answer]:
     return answers
 
 
-def _alone(job: Job) -> Answer | Exception:
+def _answers(jobs: list[Job]) -> list[Answer | RequestError]:
+    """What :func:`rank` says; a job that makes it fail has the others of its batch unharmed."""
     try:
-        return rank([job])[0]
-    except Exception as error:
-        return error
+        return list(rank(jobs))
+    except Exception:
+        _log.exception("a batch of %d requests failed", len(jobs))
+    if len(jobs) == 1:
+        return [RequestError(500, "internal", "the service failed; its log says why")]
+    return [answer for job in jobs for answer in _answers([job])]
 
 
-def _deliver(jobs: list[Job], answers: list[Answer | Exception]) -> None:
+def _deliver(jobs: list[Job], answers: list[Answer | RequestError]) -> None:
     for job, answer in zip(jobs, answers, strict=True):
         if job.future.done():  # its client left, or its deadline passed meanwhile
             continue
-        if isinstance(answer, Exception):
+        if isinstance(answer, RequestError):
             job.future.set_exception(answer)
         else:
             job.future.set_result(answer)

@@ -32,7 +32,8 @@ class ServeConfig(_Base):
         1000, ge=1, description="open connections; more are turned away with a 503"
     )
     unknown_items: Literal["refuse", "ignore"] = Field(
-        "refuse", description="what a request gets for items the catalogue lacks, if it does not say"
+        "refuse",
+        description="what becomes of items the catalogue lacks, if a request does not say",
     )
     shutdown_timeout: int = Field(
         10, ge=1, description="seconds that a shutdown waits for what is under way"

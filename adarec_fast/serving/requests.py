@@ -148,7 +148,9 @@ def _checked(fields: RequestFields) -> RequestFields:
 def _refusal(error: ValidationError) -> RequestError:
     """The first complaint in plain words."""
     found = error.errors(include_url=False, include_context=False)
-    first = found[0]
+    # Of an id that is a string, it is no complaint that it is no integer.
+    strings = (e for e in found if isinstance(e["input"], str) and e["type"] == "string_too_long")
+    first = next(strings, found[0])
     kind, place = first["type"], first["loc"]
     message = first["msg"].removeprefix("Input ")
     if kind == "json_invalid":
