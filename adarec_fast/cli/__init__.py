@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import typer
 
-from . import data, evaluate, info, plot, recommend, reproduce, serve, sweep, train
+from . import (
+    data,
+    evaluate,
+    export,
+    info,
+    plot,
+    recommend,
+    reproduce,
+    serve,
+    sweep,
+    train,
+)
 
 app = typer.Typer(
     name="adarec-fast",
@@ -21,6 +32,7 @@ app.command("plot")(plot.plot)
 app.command("sweep")(sweep.sweep)
 app.command("reproduce")(reproduce.reproduce)
 app.command("serve")(serve.serve)
+app.command("export")(export.export)
 app.add_typer(data.app, name="data")
 app.command("info")(info.info)
 app.command("build")(info.build)
