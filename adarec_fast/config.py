@@ -150,6 +150,15 @@ class TrainConfig(_Base):
     checkpoint_every: int = Field(0, ge=0, description="steps between checkpoints; 0: each epoch")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of the batches' order")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
+    contrast_negatives: Literal["batch", "rank"] = Field(
+        "batch", description="several workers: Eq. 6 compares users of the batch, or of a worker"
+    )
+    shard_items: bool = Field(
+        False, description="several workers: split the item table and its losses over them"
+    )
+    worker_timeout: float = Field(
+        45.0, gt=0.0, description="seconds that a step waits for another worker"
+    )
 
 
 def read_mapping(path: str | Path, largest: int | None = LARGEST) -> dict[str, Any]:

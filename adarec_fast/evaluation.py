@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ from torch import Tensor, nn
 from .clustering import kmeans, normalized_mutual_info
 from .data import EvaluationBatch, EvaluationBatches, PlantedLabels, Split
 from .model import ADARec
+
+if TYPE_CHECKING:
+    from .distributed import Workers
 
 __all__ = [
     "EvaluationResult",
@@ -125,6 +128,7 @@ def evaluate(
     device: torch.device | str | None = None,
     name: str | None = None,
     intents: bool = True,
+    workers: Workers | None = None,
 ) -> EvaluationResult:
     """Rank the whole catalogue for every user, a chunk of users at a time.
 
@@ -140,7 +144,10 @@ def evaluate(
         users: int64 indices of the users to evaluate, all by default.
         device: where chunks are built; the model's device, or the CPU for a scorer.
         name: name in the result, by default the class name or the scorer's ``name``.
-        intents: also cluster the representations, if the split's data has planted labels.
+        intents: also cluster the representations, if the split's data has planted labels; not
+            with several workers.
+        workers: who rank together, each its part of the users (or, with a split item table, its
+            part of the items); all of them get the whole result.
 
     Raises:
         ValueError: an argument is out of range, the catalogue is another, or scores are NaN.
@@ -167,24 +174,35 @@ def evaluate(
             f"model is a {type(model).__name__}; it must be an ADARec, or have a name and "
             "scores(batch)"
         )
-    batches = EvaluationBatches(
-        split, part, batch_size=batch_size, max_length=max_length, users=users, device=device
-    )
-    if not len(batches):
+    chosen = torch.arange(split.num_users) if users is None else users.cpu()
+    if not chosen.numel():
         raise ValueError("users is empty: there is nobody to evaluate")
+    # With a split item table all workers rank all users, each among its own items.
+    sharing = workers if isinstance(scorer, _ModelScorer) and scorer.whole_table else None
+    batches = EvaluationBatches(
+        split,
+        part,
+        batch_size=batch_size,
+        max_length=max_length,
+        users=chosen if sharing is None else chosen[sharing.part(chosen.numel())],
+        device=device,
+    )
     was_training = isinstance(model, nn.Module) and model.training
-    ranks, order = [], []
+    ranks = [torch.zeros(0, dtype=torch.int64, device=device)]
     try:
         if isinstance(model, nn.Module):
             model.eval()
         for batch in batches:
-            scores = scorer.scores(batch)
-            ranks.append(target_ranks(scores, batch, seen_mask))
-            order.append(batch.users)
+            if isinstance(scorer, _ModelScorer):
+                ranks.append(scorer.ranks(batch, seen_mask))
+            else:
+                ranks.append(target_ranks(scorer.scores(batch), batch, seen_mask))
     finally:
         if isinstance(model, nn.Module):
             model.train(was_training)
-    rank, chosen = torch.cat(ranks).cpu(), torch.cat(order).cpu()
+    rank = torch.cat(ranks).cpu()
+    if sharing is not None:
+        rank = sharing.whole(rank, chosen.numel())
     if bool((rank < 1).any()):
         raise ValueError(
             f"{int((rank < 1).sum())} of {rank.numel()} users have NaN scores; the model's "
@@ -195,9 +213,9 @@ def evaluate(
     depth: dict[str, Any] = {"mean_depth": None, "depth_share": None, "gate": None}
     nmi = None
     if isinstance(scorer, _ModelScorer) and isinstance(model, ADARec):
-        depth = scorer.depths()
+        depth = scorer.depths(sharing)
         labels = split.data.labels
-        if intents and labels is not None:
+        if intents and labels is not None and workers is None:
             nmi = _planted_intents(model, batches, labels)
     return EvaluationResult(
         name=name or scorer.name,
@@ -229,14 +247,11 @@ def target_ranks(scores: Tensor, batch: EvaluationBatch, seen_mask: SeenMask) ->
         is NaN.
     """
     columns = torch.arange(scores.shape[1], device=scores.device)
-    rows = torch.arange(scores.shape[0], device=scores.device)
     scores[:, 0] = float("-inf")
-    seen_rows = torch.repeat_interleave(
-        rows, batch.seen_offsets.diff(), output_size=batch.seen_values.numel()
-    )
+    rows = seen_rows(batch)
     if seen_mask != "off":
         value = float("-inf") if seen_mask == "neg-inf" else 0.0
-        scores[seen_rows, batch.seen_values] = value
+        scores[rows, batch.seen_values] = value
     rank = torch.cat(
         [
             _ranks(some, targets[:, None], columns)
@@ -245,20 +260,35 @@ def target_ranks(scores: Tensor, batch: EvaluationBatch, seen_mask: SeenMask) ->
             )
         ]
     )
-    if seen_mask == "neg-inf":
-        masked = torch.zeros_like(rank, dtype=torch.bool)
-        # Only True is ever written, so repeats of a row do not disturb each other.
-        hit = seen_rows[batch.seen_values == batch.targets[seen_rows]]
-        masked[hit] = True
-        rank = torch.where(masked & (rank > 0), UNREACHABLE, rank)
-    return rank
+    return mask_unreachable(rank, rows, batch) if seen_mask == "neg-inf" else rank
+
+
+def seen_rows(batch: EvaluationBatch) -> Tensor:
+    """int64 [M], the row of a batch's scores that each of its ``seen_values`` belongs to."""
+    rows = torch.arange(batch.targets.shape[0], device=batch.targets.device)
+    return torch.repeat_interleave(
+        rows, batch.seen_offsets.diff(), output_size=batch.seen_values.numel()
+    )
+
+
+def mask_unreachable(rank: Tensor, rows: Tensor, batch: EvaluationBatch) -> Tensor:
+    """``UNREACHABLE`` where the target is in the history; ``rows`` as of :func:`seen_rows`."""
+    masked = torch.zeros_like(rank, dtype=torch.bool)
+    # Only True is ever written, so repeats of a row do not disturb each other.
+    hit = rows[batch.seen_values == batch.targets[rows]]
+    masked[hit] = True
+    return torch.where(masked & (rank > 0), UNREACHABLE, rank)
+
+
+def candidates_before(scores: Tensor, target: Tensor, targets: Tensor, columns: Tensor) -> Tensor:
+    """int64 [B]: candidates that come before a target of score and column [B, 1]."""
+    before = torch.where(columns < targets, scores >= target, scores > target)
+    return before.sum(1, dtype=torch.int32).long()
 
 
 def _ranks(scores: Tensor, targets: Tensor, columns: Tensor) -> Tensor:
     """int64 [B]: 1 + candidates before the target [B, 1]; 0 where a score is NaN."""
-    target = scores.gather(1, targets)
-    before = torch.where(columns < targets, scores >= target, scores > target)
-    rank = 1 + before.sum(1, dtype=torch.int32).long()
+    rank = 1 + candidates_before(scores, scores.gather(1, targets), targets, columns)
     return torch.where(scores.amax(1).isnan(), 0, rank)  # amax passes NaN on
 
 
@@ -287,6 +317,20 @@ class _ModelScorer:
         self._gates = torch.zeros(levels, dtype=torch.float64, device=device)
         self._has_gates = True
 
+    @property
+    def whole_table(self) -> bool:
+        """Whether this process has all items, not one worker's part of them."""
+        return isinstance(self._model.item_embedding, nn.Embedding)
+
+    def ranks(self, batch: EvaluationBatch, seen_mask: SeenMask) -> Tensor:
+        """Ranks of the targets in the whole catalogue."""
+        scores, items = self.scores(batch), self._model.item_embedding
+        if isinstance(items, nn.Embedding):
+            return target_ranks(scores, batch, seen_mask)
+        from .distributed.evaluation import sharded_target_ranks
+
+        return sharded_target_ranks(scores, batch, seen_mask, items)
+
     def scores(self, batch: EvaluationBatch) -> Tensor:
         output = self._model((batch.item_ids, batch.offsets), return_gates=True)
         ones = torch.ones_like(output.depth, dtype=torch.float64)
@@ -299,8 +343,14 @@ class _ModelScorer:
             self._gates += torch.where(reached, output.gates.double(), 0.0).sum(1)
         return self._model.score(output.user)
 
-    def depths(self) -> dict[str, Any]:
-        """``mean_depth``, ``depth_share`` and ``gate`` of an :class:`EvaluationResult`."""
+    def depths(self, workers: Workers | None) -> dict[str, Any]:
+        """``mean_depth``, ``depth_share`` and ``gate`` of an :class:`EvaluationResult`.
+
+        ``workers``: each of them saw a part of the users.
+        """
+        if workers is not None:
+            workers.sum(self._counts)
+            workers.sum(self._gates)
         counts = self._counts.cpu()
         users = counts.sum()
         reached = counts.flip(0).cumsum(0).flip(0).tolist()

@@ -5,12 +5,18 @@ L_rec is :func:`ops.linear_cross_entropy` (Eq. 13), L_cont :func:`ops.level_info
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import ops, ragged
 from .config import ADARecConfig
 from .outputs import LossOutput, Parsed
+
+if TYPE_CHECKING:
+    from .distributed.items import ShardedItems
+    from .distributed.share import Share
 
 
 def denoising_loss(error: Tensor, offsets: Tensor, depth: Tensor, size: int) -> Tensor:
@@ -48,19 +54,30 @@ def exploration_loss(logits: Tensor) -> Tensor:
 
 
 def objective(
-    config: ADARecConfig, parsed: Parsed, table: Tensor, offsets: Tensor, targets: Tensor
+    config: ADARecConfig,
+    parsed: Parsed,
+    items: nn.Embedding | ShardedItems,
+    offsets: Tensor,
+    targets: Tensor,
+    share: Share | None = None,
 ) -> LossOutput:
     """Eq. 12 with each of its parts.
 
     Args:
         config: the weights, the temperature, the backend.
         parsed: the pass from the histories to h.
-        table: item embeddings ``[V+1, D]``.
+        items: item embeddings ``[V+1, D]``, or a worker's part of them.
         offsets: int64 ``[B+1]``.
         targets: int64 ``[R]``, an item for each row of ``parsed.user``.
+        share: where these sequences lie in a batch that several workers share.
     """
     levels = config.num_levels
-    rec = ops.linear_cross_entropy(parsed.user, table, targets, backend=config.backend)
+    if isinstance(items, nn.Embedding):
+        rec = ops.linear_cross_entropy(parsed.user, items.weight, targets, backend=config.backend)
+    else:
+        assert share is not None
+        everywhere = config.supervision == "all"
+        rec = share.cross_entropy(items, parsed.user, targets, everywhere=everywhere)
     zero = torch.zeros((), dtype=rec.dtype, device=rec.device)
     deno = cont = expl = entropy = zero
     if parsed.error is not None:
@@ -69,16 +86,29 @@ def objective(
         asked = targets
         if config.supervision == "all":
             asked = targets[ragged.last_tokens(offsets)]
-        contrast = parsed.contrast
+        contrast, depth = parsed.contrast, parsed.depth
         if parsed.computed is not parsed.depth:
             # Eq. 6 writes no gradient beyond T_u, where the levels computed all the same need one.
             reached = ragged.reached_levels(parsed.depth, levels)[..., None]
             contrast = torch.where(reached, contrast, torch.zeros_like(contrast))
+        if share is not None and share.gather_negatives:
+            contrast, depth, asked = share.negatives(contrast, depth, asked)
         cont = ops.level_infonce(
-            contrast, parsed.depth, asked, config.contrastive_temperature, backend=config.backend
+            contrast, depth, asked, config.contrastive_temperature, backend=config.backend
         )
     if parsed.logits is not None:
         expl = exploration_loss(parsed.logits)
+    gate = rec.new_full((levels,), float("nan"))
+    if share is not None:
+        parts, gate = share.of_whole_batch(
+            {"rec": rec, "deno": deno, "cont": cont, "expl": expl},
+            _counts(parsed, items, offsets, targets, share),
+            *gate_sums(parsed, levels),
+        )
+        rec, deno, cont, expl = parts.values()
+    elif parsed.aggregate is not None:
+        gate = mean_gates(parsed.aggregate.gates, parsed.row_depth).detach()
+    if parsed.logits is not None:
         entropy = -expl.detach()
     total = (
         rec
@@ -87,9 +117,6 @@ def objective(
         + config.lambda_expl * expl
     )
     parts = {"rec": rec, "deno": deno, "cont": cont, "expl": expl}
-    gate = rec.new_full((levels,), float("nan"))
-    if parsed.aggregate is not None:
-        gate = mean_gates(parsed.aggregate.gates, parsed.row_depth).detach()
     return LossOutput(
         total,
         {name: part.detach() for name, part in parts.items()},
@@ -97,10 +124,41 @@ def objective(
         gate,
         entropy,
         deno.detach(),
+        None if share is None else share.examples,
     )
+
+
+def _counts(
+    parsed: Parsed,
+    items: nn.Embedding | ShardedItems,
+    offsets: Tensor,
+    targets: Tensor,
+    share: Share,
+) -> dict[str, Tensor]:
+    """How many things each part was averaged over; a part of the whole batch is left out."""
+    depth = parsed.depth
+    counts = {
+        "deno": (ragged.lengths(offsets) * parsed.computed).sum(),
+        "expl": depth.new_full((), depth.shape[0]),
+    }
+    if isinstance(items, nn.Embedding):
+        counts["rec"] = (targets > 0).sum()
+    if not share.gather_negatives:
+        counts["cont"] = (depth - depth // 2).sum()
+    return counts
 
 
 def mean_gates(gates: Tensor, depth: Tensor) -> Tensor:
     """Mean g_k ``[K]`` of ``[K, R]`` over the rows that reach level k; nan where none does."""
     reached = ragged.reached_levels(depth, gates.shape[0])
     return torch.where(reached, gates, torch.zeros_like(gates)).sum(1) / reached.sum(1)
+
+
+def gate_sums(parsed: Parsed, levels: int) -> tuple[Tensor, Tensor]:
+    """Sum of g_k ``[K]`` over the rows that reach level k, and their number ``[K]``."""
+    if parsed.aggregate is None:
+        nothing = torch.zeros(levels, device=parsed.user.device)
+        return nothing, nothing
+    gates = parsed.aggregate.gates.detach()
+    reached = ragged.reached_levels(parsed.row_depth, levels)
+    return torch.where(reached, gates, torch.zeros_like(gates)).sum(1), reached.sum(1)

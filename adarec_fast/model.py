@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,10 @@ from .modules import (
 from .modules.experts import initialise
 from .modules.router import mean_of_levels
 from .outputs import ADARecOutput, Hierarchy, LossOutput, Parsed
+
+if TYPE_CHECKING:
+    from .distributed.items import ShardedItems
+    from .distributed.share import Share
 
 
 class ADARec(nn.Module):
@@ -59,7 +63,9 @@ class ADARec(nn.Module):
         self.config = config
         self.item_vocabulary: Vocabulary | None = None
         size = config.hidden_size
-        self.item_embedding = nn.Embedding(config.num_items + 1, size, padding_idx=0)
+        self.item_embedding: nn.Embedding | ShardedItems = nn.Embedding(
+            config.num_items + 1, size, padding_idx=0
+        )
         self.backbone: SASRecEncoder | ForeignBackbone
         if backbone is None:
             self.backbone = SASRecEncoder(config)
@@ -159,10 +165,10 @@ class ADARec(nn.Module):
             output,
         )
 
-    def _next_seed(self) -> Tensor | None:
+    def _next_seed(self, place: Tensor | None = None) -> Tensor | None:
         if not self.training:
             return None
-        seed = self.noise_seed.clone()
+        seed = rng.at_place(self.noise_seed, place)
         self.noise_seed += 1
         return seed
 
@@ -295,17 +301,19 @@ class ADARec(nn.Module):
 
     # ------------------------------------------------------------------ losses
 
-    def loss(self, batch: Batch) -> LossOutput:
+    def loss(self, batch: Batch, share: Share | None = None) -> LossOutput:
         """Eq. 12 on a training batch, with each of its parts.
 
         Args:
             batch: packed histories of at most ``max_length`` items, on the model's device, with
                 targets ``[B]`` under ``supervision="prefix"`` or ``[N]`` under ``"all"``.
+            share: where ``batch`` lies in a batch that several workers share; the losses are then
+                the whole batch's, and the gradients of all workers add up to its own.
         """
-        return self._loss(batch.item_ids, batch.offsets, batch.targets)[1]
+        return self._loss(batch.item_ids, batch.offsets, batch.targets, share)[1]
 
     def _loss(
-        self, values: Tensor, offsets: Tensor, targets: Tensor
+        self, values: Tensor, offsets: Tensor, targets: Tensor, share: Share | None = None
     ) -> tuple[Parsed, LossOutput]:
         config = self.config
         everywhere = config.supervision == "all"
@@ -316,11 +324,13 @@ class ADARec(nn.Module):
                 f"takes [{expected}], one target a {'position' if everywhere else 'history'}"
             )
         contrast = config.lambda_cont > 0 and config.augmented
+        seed = self._next_seed(None if share is None else share.place)
         parsed = self._parse(
-            values, offsets, self._next_seed(), "all" if everywhere else "last", contrast=contrast
+            values, offsets, seed, "all" if everywhere else "last", contrast=contrast
         )
-        table = self.item_embedding.weight
-        return parsed, losses.objective(self.config, parsed, table, offsets, targets)
+        return parsed, losses.objective(
+            self.config, parsed, self.item_embedding, offsets, targets, share
+        )
 
     # ------------------------------------------------------------------ use
 
@@ -366,9 +376,13 @@ class ADARec(nn.Module):
         if not exclude_seen:
             seen = values[:0], torch.zeros_like(offsets)
         mask, mask_offsets = seen if seen is not None else (values, offsets)
-        scores, items = ops.score_topk(
-            user, self.item_embedding.weight, mask, mask_offsets, k, backend=self.config.backend
-        )
+        table, backend = self.item_embedding, self.config.backend
+        if isinstance(table, nn.Embedding):
+            scores, items = ops.score_topk(
+                user, table.weight, mask, mask_offsets, k, backend=backend
+            )
+        else:
+            scores, items = table.topk(user, mask, mask_offsets, k, backend)
         return items, scores
 
     @torch.no_grad()

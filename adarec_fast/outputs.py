@@ -27,6 +27,8 @@ class LossOutput(NamedTuple):
         gate: ``[T+1]``, mean g_k over the examples that reach level k; nan where none does.
         depth_entropy: entropy of the noise-free depth softmax, nats.
         denoising_error: mean (eps_theta - eps)^2, the same number as ``parts["deno"]``.
+        examples: of a worker's share of a batch: B of the whole batch, whose means all values
+            are but ``depth``; the gradient of ``total`` is the share's part of it.
     """
 
     total: Tensor
@@ -35,6 +37,7 @@ class LossOutput(NamedTuple):
     gate: Tensor
     depth_entropy: Tensor
     denoising_error: Tensor
+    examples: int | None = None
 
 
 class ADARecOutput(NamedTuple):

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -57,9 +58,12 @@ def save(model: ADARec, folder: Path) -> None:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write(model: ADARec, folder: Path) -> None:
-    """Write the files into an existing folder, in place, each flushed to the disk."""
-    state = model.state_dict()
+def write(model: ADARec, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
+    """Write the files into an existing folder, in place, each flushed to the disk.
+
+    ``state`` replaces the model's own, of which a worker may have a part only.
+    """
+    state = model.state_dict() if state is None else state
     save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / WEIGHTS)
     (folder / CONFIG).write_text(model.config.to_json(), encoding="utf-8")
     if model.item_vocabulary is not None:

@@ -77,6 +77,7 @@ def exit_code(error: Exception) -> int | None:
     # Imported here: these modules load torch, and `--help` should not wait for it.
     from ..config import ConfigError
     from ..data import DataError
+    from ..distributed import WorkersError
     from ..export.errors import ExportError
     from ..ops import BackendError
     from ..ops.extension import ExtensionError
@@ -87,7 +88,9 @@ def exit_code(error: Exception) -> int | None:
         return BAD_INPUT
     if isinstance(error, BrokenPipeError):
         return None  # the reader of a pipe went away; typer ends quietly
-    if isinstance(error, TrainingDiverged | ExtensionError | ExportError | OSError):
+    if isinstance(
+        error, TrainingDiverged | WorkersError | ExtensionError | ExportError | OSError
+    ):
         return RUN_FAILED
     return None
 

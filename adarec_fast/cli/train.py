@@ -50,6 +50,7 @@ def train(
     Without options it trains on synthetic data, in under two minutes on two cores. Values are
     taken from, each overriding those before: defaults, --config, options, --set.
     """
+    from ..distributed import join, speaks
     from ..training import make_reporter
     from ..training import train as run_training
 
@@ -64,7 +65,8 @@ def train(
         kept = {n: v for n, v in smaller.items() if n not in {**given.model, **given.train}}
         given = SYNTHETIC.update(given)
         shown = " ".join(f"{name}={value}" for name, value in kept.items())
-        out.print(f"synthetic data; smaller defaults for it: {shown or 'none left'}")
+        if speaks():
+            out.print(f"synthetic data; smaller defaults for it: {shown or 'none left'}")
     train_config = TrainConfig.create(**given.train)
     data = load_data(given.data)
     model_config = ADARecConfig.create(**{**given.model, "num_items": data.num_items})
@@ -72,23 +74,29 @@ def train(
     if source["data"] != "synthetic":
         source["data"] = str(Path(source["data"]).resolve())
 
-    made = run_dir is None
-    folder = next_run_dir(Path("runs"), data.name) if run_dir is None else run_dir
-    try:
-        result = run_training(
-            model_config,
-            train_config,
-            data,
-            folder,
-            resume=resume,
-            reporter=make_reporter(out),
-            data_source=source,
-        )
-    except BaseException:
-        # A folder made for a run that never began is of no use to anybody.
-        if made and not (folder / "config.json").exists():
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
+    with join(train_config.device, train_config.worker_timeout) as workers:
+        first = workers is None or workers.first
+        made = run_dir is None and first
+        folder = run_dir or (next_run_dir(Path("runs"), data.name) if first else Path())
+        if workers is not None and run_dir is None:
+            folder = Path(workers.announce(str(folder)))
+        try:
+            result = run_training(
+                model_config,
+                train_config,
+                data,
+                folder,
+                resume=resume,
+                reporter=make_reporter(out) if first else None,
+                data_source=source,
+            )
+        except BaseException:
+            # A folder made for a run that never began is of no use to anybody.
+            if made and not (folder / "config.json").exists():
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+    if not first:
+        raise typer.Exit(INTERRUPTED if result.status == "interrupted" else 0)
     if result.status == "interrupted":
         err.print(
             f"[yellow]interrupted[/]; go on with: adarec-fast train --run-dir {folder} --resume",

@@ -151,32 +151,48 @@ class TrainingBatches:
         Raises:
             ValueError: ``e`` is negative or ``start`` is outside ``0..len(self)``.
         """
+        self.check_start(e, start)
+        return self._epoch(e, start)
+
+    def check_start(self, e: int, start: int) -> None:
+        """Raise as :meth:`epoch` does."""
         if e < 0:
             raise ValueError(f"epoch e={e} must be at least 0")
         if not 0 <= start <= len(self):
             raise ValueError(f"start={start} must be in 0..{len(self)} (batches an epoch)")
-        return self._epoch(e, start)
 
     def _epoch(self, e: int, start: int) -> Iterator[Batch]:
-        generator = torch.Generator()  # always on the CPU: one order for every device
-        state = np.random.SeedSequence([self.seed, e]).generate_state(1, np.uint64)
-        generator.manual_seed(int(state[0] >> np.uint64(1)))
-        order = torch.randperm(self.num_examples, generator=generator)
+        order = self.order(e)
         bounds = torch.arange(len(self) + 1) * self.batch_size
         bounds.clamp_(max=self.num_examples)
-        totals = lengths_to_offsets(self._sizes[order])[bounds].diff().tolist()
+        totals = self.tokens_before(order)[bounds].diff().tolist()
         order = order.to(self.device)
         for index in range(start, len(self)):
             chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
-            starts, sizes = self._starts[chosen], self._device_sizes[chosen]
-            positions, offsets = range_positions(starts, sizes, totals[index])
-            target_positions = starts + sizes if self.supervision == "prefix" else positions + 1
-            yield Batch(
-                self._values[positions],
-                offsets,
-                self._values[target_positions],
-                self._users[chosen],
-            )
+            yield self.gather(chosen, totals[index])
+
+    def order(self, e: int) -> Tensor:
+        """int64 [num_examples] on the CPU, the examples in the order of epoch ``e``."""
+        generator = torch.Generator()  # always on the CPU: one order for every device
+        state = np.random.SeedSequence([self.seed, e]).generate_state(1, np.uint64)
+        generator.manual_seed(int(state[0] >> np.uint64(1)))
+        return torch.randperm(self.num_examples, generator=generator)
+
+    def tokens_before(self, order: Tensor) -> Tensor:
+        """int64 [n + 1], tokens before each of n examples in this order, and of all, on the CPU."""
+        return lengths_to_offsets(self._sizes[order])
+
+    def gather(self, chosen: Tensor, total: int) -> Batch:
+        """The batch of some examples (on ``device``), which have ``total`` tokens."""
+        starts, sizes = self._starts[chosen], self._device_sizes[chosen]
+        positions, offsets = range_positions(starts, sizes, total)
+        target_positions = starts + sizes if self.supervision == "prefix" else positions + 1
+        return Batch(
+            self._values[positions],
+            offsets,
+            self._values[target_positions],
+            self._users[chosen],
+        )
 
 
 class EvaluationBatches:

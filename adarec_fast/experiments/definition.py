@@ -33,7 +33,8 @@ _FORMAT = 1
 # A result does not depend on these, or only by rounding; they may change when a sweep goes on.
 _FREE = {
     "model": {"backend"},
-    "train": {"device", "log_every", "checkpoint_every", "evaluation_batch_size"},
+    "train": {"device", "log_every", "checkpoint_every", "evaluation_batch_size",
+              "shard_items", "worker_timeout"},
     "data": set[str](),
 }
 _SEEDS = ("seed", "model.seed", "train.seed")

@@ -8,7 +8,7 @@ there), Adam's step, the running sums, and the verdict whether a step was finite
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -19,6 +19,9 @@ from ..modules import ForeignBackbone
 from ..ops import synchronising
 from .optimization import Stepper
 from .statistics import EpochStatistics
+
+if TYPE_CHECKING:
+    from ..distributed import Workers
 
 _LEAST = 64
 
@@ -121,7 +124,13 @@ def _fill(static: Batch, batch: Batch) -> None:
         target[source.shape[0] :].zero_()
 
 
-def make_stepper(model: ADARec, config: TrainConfig, device: torch.device) -> Stepper:
-    """Captured steps where they are possible."""
+def make_stepper(
+    model: ADARec, config: TrainConfig, device: torch.device, workers: Workers | None = None
+) -> Stepper:
+    """Captured steps where they are possible; several workers take theirs as they are."""
+    if workers is not None:
+        from ..distributed.stepper import DistributedStepper
+
+        return DistributedStepper(model, config, workers)
     kind = Stepper if why_not(model, device) else CapturedStepper
     return kind(model, config, device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 
 from ..config import ADARecConfig, ConfigError, TrainConfig
 from ..data import InteractionData
+from ..distributed.workers import Workers, join
 from . import run_folder
 from .checkpoint import recover
 from .errors import RunFolderError
@@ -40,6 +42,9 @@ def train(
 
     Seeds torch's global generator with ``model_config.seed``, in case the backbone draws from it.
 
+    Started by torchrun, in several processes, all of them call this alike and train together;
+    the first one writes and reports.
+
     Args:
         model_config: the model, or its fields; ``num_items`` may be left out of a mapping.
         train_config: how to train it.
@@ -57,26 +62,71 @@ def train(
         CheckpointError: a checkpoint cannot be written (the disk is full), is damaged, or is of
             another catalogue, data set or configuration.
         TrainingDiverged: a loss or the gradient norm is not finite.
+        WorkersError: another worker ended, hangs, or failed.
     """
     if stop_after_steps is not None and stop_after_steps < 1:
         raise ValueError(f"stop_after_steps={stop_after_steps} must be at least 1, or None")
     config = _model_config(model_config, data)
-    device = resolve_device(train_config.device)
     run_dir = Path(run_dir)
-    with run_folder.locked(run_dir):
-        if not resume and (run_dir / run_folder.CONFIG).exists():
-            raise RunFolderError(
-                f"run_dir={str(run_dir)!r} holds a run already; resume it (resume=True) or choose "
-                "another folder"
-            )
-        for name in ("best", "last"):
-            recover(run_dir, name)
-        trainer = Trainer(config, train_config, data, run_dir, device, reporter or Reporter())
-        trainer.prepare(data_source)
-        run_folder.write_environment(
-            run_dir, device, command if command is not None else run_folder.default_command()
-        )
-        return trainer.run(stop_after_steps)
+    told = command if command is not None else run_folder.default_command()
+    with join(train_config.device, train_config.worker_timeout) as workers:
+        if workers is None:
+            device = resolve_device(train_config.device)
+            if train_config.shard_items:
+                raise ConfigError(
+                    "shard_items=True splits the item table over workers, and this process is "
+                    "alone; start several with torchrun, or leave it off (--no-shard-items)"
+                )
+        else:
+            device = workers.device
+            _check_workers(workers, config, train_config, data, run_dir, resume, stop_after_steps)
+        with contextlib.ExitStack() as stack:
+
+            def claim() -> None:
+                stack.enter_context(run_folder.locked(run_dir))
+                if not resume and (run_dir / run_folder.CONFIG).exists():
+                    raise RunFolderError(
+                        f"run_dir={str(run_dir)!r} holds a run already; resume it (resume=True) "
+                        "or choose another folder"
+                    )
+                for name in ("best", "last"):
+                    recover(run_dir, name)
+
+            first = workers is None or workers.first
+            if workers is None:
+                claim()
+            else:
+                workers.first_does(claim)
+            shown = reporter if reporter is not None and first else Reporter()
+            trainer = Trainer(config, train_config, data, run_dir, device, shown, workers)
+            with contextlib.nullcontext() if workers is None else workers.watched(trainer.kept):
+                trainer.prepare(data_source)
+                if first:
+                    run_folder.write_environment(run_dir, device, told)
+                return trainer.run(stop_after_steps)
+
+
+def _check_workers(
+    workers: Workers,
+    config: ADARecConfig,
+    train_config: TrainConfig,
+    data: InteractionData,
+    run_dir: Path,
+    resume: bool,
+    stop_after_steps: int | None,
+) -> None:
+    """All workers must have been started alike."""
+    workers.check_same(
+        {
+            **{f"model.{name}": value for name, value in config.to_dict().items()},
+            **{f"train.{name}": value for name, value in train_config.to_dict().items()},
+            "data": run_folder.fingerprint(data),
+            "run_dir": str(run_dir.absolute()),
+            "resume": resume,
+            "stop_after_steps": stop_after_steps,
+            "device type": workers.device.type,
+        }
+    )
 
 
 def resolve_device(name: str) -> torch.device:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..config import TrainConfig
-from ..data import Batch
 from ..model import ADARec
 from ..pretrained import CheckpointError
 from .progress import check_state_tensor
@@ -49,34 +48,50 @@ class Stepper:
             capturable=self.capturable,
         )
 
-    def step(self, batch: Batch, number: int, statistics: EpochStatistics) -> None:
+    def step(self, batch: Any, number: int, statistics: EpochStatistics) -> None:
         """One step on one batch, none of it waited for.
 
         Args:
-            batch: on the model's device.
+            batch: a :class:`Batch` on the model's device, or what else :meth:`loss` takes.
             number: the step's number over the whole run, from 1.
             statistics: takes up the step's losses; its ``diverged()`` tells of a bad step later.
         """
         self.update(batch, number, statistics)
 
-    def update(self, batch: Batch, number: int | Tensor, statistics: EpochStatistics) -> None:
+    def loss(self, batch: Any) -> LossOutput:
+        """The losses of a batch, with gradient."""
+        return self.model.loss(batch)
+
+    def gradient_norm(self, gradients: list[Tensor]) -> Tensor:
+        """The norm of all gradients as one vector."""
+        return torch.nn.utils.get_total_norm(gradients)
+
+    def update(self, batch: Any, number: int | Tensor, statistics: EpochStatistics) -> None:
         """The step itself; ``number`` may live on the device."""
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(
             self.device.type, dtype=torch.bfloat16, enabled=self.config.amp == "bf16"
         ):
-            output: LossOutput = self.model.loss(batch)
+            output = self.loss(batch)
         output.total.backward()
         gradients = [p.grad for p in self._parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = self.gradient_norm(gradients)
         found_inf = statistics.add(output, norm, number)
         if self.config.gradient_clip:
             torch.nn.utils.clip_grads_with_norm_(self._parameters, self.config.gradient_clip, norm)
         self.optimizer.found_inf = found_inf  # type: ignore[attr-defined]
         self.optimizer.step()
 
+    def model_state(self) -> dict[str, Tensor]:
+        """What the model is saved as: its whole ``state_dict``."""
+        return dict(self.model.state_dict())
+
     def state_tensors(self) -> dict[str, Tensor]:
         """Adam's state by parameter: ``adam/<parameter>/exp_avg`` and so on."""
+        return self.own_state_tensors()
+
+    def own_state_tensors(self) -> dict[str, Tensor]:
+        """What this process holds of :meth:`state_tensors`: all of it if it works alone."""
         state = self.optimizer.state
         return {
             f"adam/{name}/{key}": state[parameter][key]

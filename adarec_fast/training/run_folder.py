@@ -52,6 +52,7 @@ INTERACTIONS = "interactions.safetensors"
 # A resumed run must see the same batches and take the same steps; these may change.
 FREE_FIELDS = (
     "epochs", "patience", "log_every", "checkpoint_every", "device", "evaluation_batch_size",
+    "shard_items", "worker_timeout",
 )  # fmt: skip
 _LABELS = ("item_theme", "item_subtheme", "user_theme", "user_subtheme")
 

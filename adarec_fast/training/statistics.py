@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from ..distributed import Workers
     from ..model import LossOutput
 
 # In this order in every tensor below; the first five are summed as losses.
@@ -28,16 +29,21 @@ class EpochStatistics:
     Args:
         num_levels: T + 1.
         device: the training device.
+        workers: those who train together; each sums over its own examples, and reading, at which
+            all take part, sums over workers.
 
     Attributes:
         sums: float64 [8 + 3 (T + 1)]: losses by ``WATCHED``, gradient norm, depth entropy and
             denoising error, each weighted by examples; examples of each depth; sums of the
             gate of each level over the examples that reach it; their number.
-        examples: number of examples added (host).
+        examples: number of examples added, by all workers (host).
     """
 
-    def __init__(self, num_levels: int, device: torch.device) -> None:
+    def __init__(
+        self, num_levels: int, device: torch.device, workers: Workers | None = None
+    ) -> None:
         self.num_levels = num_levels
+        self._workers = workers
         self.sums = torch.zeros(len(_SCALARS) + 3 * num_levels, dtype=torch.float64, device=device)
         self.examples = 0
         self._bad_step = torch.full((), -1, dtype=torch.int64, device=device)
@@ -82,7 +88,7 @@ class EpochStatistics:
                 torch.where(known, reach, 0.0),
             ]
         )
-        self.examples += weight
+        self.examples += weight if output.examples is None else output.examples
         return (self._bad_step >= 0).float()
 
     def diverged(self) -> tuple[int, list[str]] | None:
@@ -98,7 +104,7 @@ class EpochStatistics:
 
         Waits for the device. ``gate`` holds None at levels that no example reached.
         """
-        sums = self.sums.tolist()
+        sums = self.whole().tolist()
         examples = max(self.examples, 1)
         result: dict[str, Any] = {
             name: value / examples for name, value in zip(_SCALARS, sums, strict=False)
@@ -112,6 +118,16 @@ class EpochStatistics:
             total / number if number else None for total, number in zip(gates, reached, strict=True)
         ]
         return result
+
+    def whole(self) -> Tensor:
+        """``sums`` over all workers."""
+        return self.sums if self._workers is None else self._workers.sum(self.sums.clone())
+
+    def restore(self, whole: Tensor, examples: int) -> None:
+        """Go on from what :meth:`whole` and ``examples`` were."""
+        if self._workers is None or self._workers.first:
+            self.sums.copy_(whole)
+        self.examples = examples
 
     def reset(self) -> None:
         """Begin a new epoch."""

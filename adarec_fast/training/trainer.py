@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
+from torch import Tensor
 
 from ..config import ADARecConfig, TrainConfig
 from ..data import InteractionData, Split, TrainingBatches
+from ..distributed.workers import Agreement
 from ..evaluation import evaluate
 from ..model import ADARec
 from ..pretrained import CheckpointError, write
@@ -34,6 +36,10 @@ from .result import Status, TrainResult
 from .signals import StopSignals
 from .statistics import EpochStatistics
 
+if TYPE_CHECKING:
+    from ..distributed import Workers
+    from ..distributed.batches import SharedBatches
+
 
 class Trainer:
     """Everything a run knows; :func:`adarec_fast.training.train` drives it.
@@ -45,6 +51,8 @@ class Trainer:
         run_dir: an existing folder, locked by this process.
         device: where to train.
         reporter: shows progress.
+        workers: those who train together, in this process' place among them; the first one
+            writes. None: this process is alone.
     """
 
     def __init__(
@@ -55,7 +63,9 @@ class Trainer:
         run_dir: Path,
         device: torch.device,
         reporter: Reporter,
+        workers: Workers | None = None,
     ) -> None:
+        self.workers = workers
         self.model_config = model_config
         self.config = config
         self.data = data
@@ -64,7 +74,7 @@ class Trainer:
         self.reporter = reporter
         self.split = Split(data)
         values, offsets = self.split.inputs("train")
-        self.batches = TrainingBatches(
+        batches = TrainingBatches(
             values,
             offsets,
             supervision=model_config.supervision,
@@ -73,8 +83,15 @@ class Trainer:
             seed=config.seed,
             device=device,
         )
+        self.batches: TrainingBatches | SharedBatches = batches
+        if workers is not None:
+            from ..distributed.batches import SharedBatches
+
+            self.batches = SharedBatches(
+                batches, workers, gather_negatives=config.contrast_negatives == "batch"
+            )
         self.stopping = EarlyStopping(config.patience)
-        self.statistics = EpochStatistics(model_config.num_levels, device)
+        self.statistics = EpochStatistics(model_config.num_levels, device, workers)
         self.epoch = 0  # completed epochs
         self.batch = 0  # batches done of the epoch in progress
         self.step = 0
@@ -102,18 +119,26 @@ class Trainer:
                 )
             run_folder.check_origin(self.run_dir, folder, manifest, self.model_config, self.config)
             model = ADARec.from_pretrained(folder, backend=self.model_config.backend)
+        if self.workers is not None and self.config.shard_items:
+            from ..distributed.stepper import split_items
+
+            split_items(model, self.workers)
         self.model = model.to(self.device).train()
-        self.stepper = make_stepper(self.model, self.config, self.device)
+        self.stepper = make_stepper(self.model, self.config, self.device, self.workers)
+        self.log: MetricsLog | None = None
         if folder is not None:
             self._load_state(folder)
-        if folder is None:
-            run_folder.write_data(self.run_dir, self.data)
-        elif data_source is None:
-            data_source = run_folder.read_config(self.run_dir)[2].get("source")
-        run_folder.write_config(
-            self.run_dir, self.model_config, self.config, self.data, data_source
-        )
-        self.log = MetricsLog(self.run_dir, self.epoch)
+        if self.workers is not None:
+            self.workers.barrier()  # all have read the folder that the first one writes to now
+        if self.workers is None or self.workers.first:
+            if folder is None:
+                run_folder.write_data(self.run_dir, self.data)
+            elif data_source is None:
+                data_source = run_folder.read_config(self.run_dir)[2].get("source")
+            run_folder.write_config(
+                self.run_dir, self.model_config, self.config, self.data, data_source
+            )
+            self.log = MetricsLog(self.run_dir, self.epoch)
         if folder is None:
             self.save("last")
 
@@ -148,13 +173,12 @@ class Trainer:
         for name, like in expected.items():
             check_state_tensor(tensors, name, like.shape, like.dtype, where)
         self.stepper.load_state_tensors(tensors, where)
-        self.statistics.sums.copy_(tensors["statistics"])
         torch.set_rng_state(tensors["rng/cpu"])
         if "rng/cuda" in expected:
             torch.cuda.set_rng_state(tensors["rng/cuda"], self.device)
         progress = Progress.read(values, len(self.batches), str(folder / STATE_VALUES))
+        self.statistics.restore(tensors["statistics"], progress.examples)
         self.epoch, self.batch, self.step = progress.epoch, progress.batch, progress.step
-        self.statistics.examples = progress.examples
         self.epoch_seconds = progress.epoch_seconds
         self.stopping.load_state_dict(progress.early_stopping.model_dump())
         self.saved_step = self.step
@@ -166,6 +190,7 @@ class Trainer:
         begun = time.perf_counter()
         stop_at = None if stop_after_steps is None else self.step + stop_after_steps
         with StopSignals() as signals:
+            self._agreement = None if self.workers is None else Agreement(self.workers)
             try:
                 self.reporter.start(self._plan())
                 status = self._epochs(stop_at, signals)
@@ -177,13 +202,16 @@ class Trainer:
                     best_epoch=self.stopping.best_epoch,
                     best_metric=self.stopping.best,
                     seconds=time.perf_counter() - begun,
-                    history=self.log.history,
+                    history=self.log.history if self.log is not None else [],
                     signal=signals.received if status == "interrupted" else None,
                 )
                 self.reporter.finish(result)
+                if self._agreement is not None:
+                    self._agreement.close()
             finally:
                 self.reporter.close()
-                self.log.close()
+                if self.log is not None:
+                    self.log.close()
         return result
 
     def _plan(self) -> TrainingPlan:
@@ -229,7 +257,10 @@ class Trainer:
         return self._asked_to_end(stop_at, signals)
 
     def _asked_to_end(self, stop_at: int | None, signals: StopSignals) -> Status | None:
-        if signals.received is not None:
+        received = signals.received is not None
+        if self._agreement is not None:
+            received = self._agreement.ask(received)
+        if received:
             return "interrupted"
         return "stopped" if stop_at is not None and self.step >= stop_at else None
 
@@ -248,11 +279,12 @@ class Trainer:
         metrics["seconds"] = self.epoch_seconds
         if is_best:
             self.save("best", epoch=number)
-        self.log.append(metrics)
+        if self.log is not None:
+            self.log.append(metrics)
         self.epoch, self.batch, self.epoch_seconds = number, 0, 0.0
         self.statistics.reset()
         self.save("last")
-        self.reporter.epoch(self.log.history[-1], is_best)
+        self.reporter.epoch(metrics if self.log is None else self.log.history[-1], is_best)
 
     @property
     def optimizer_learning_rate(self) -> float:
@@ -270,6 +302,7 @@ class Trainer:
             seen_mask=self.config.seen_mask,
             batch_size=self.config.evaluation_batch_size,
             intents=False,
+            workers=self.workers,
         )
         metrics["valid"] = result.overall
         if result.sparse is not None:
@@ -291,33 +324,47 @@ class Trainer:
     def raise_if_not_finite(self) -> None:
         """Raise :class:`TrainingDiverged` if an update has made a weight infinite or NaN.
 
-        The losses of that step were still finite; those of the next would not be.
+        The losses of that step were still finite; those of the next would not be. Each worker
+        looks at what it holds, and all come to the same answer.
         """
         for part, tensors in (
             ("the weights", self.model.state_dict()),
-            ("Adam's state", self.stepper.state_tensors()),
+            ("Adam's state", self.stepper.own_state_tensors()),
         ):
-            finite = [t.isfinite().all() for t in tensors.values() if t.is_floating_point()]
-            if finite and not bool(torch.stack([flag.to(self.device) for flag in finite]).all()):
+            infinite = [~t.isfinite().all() for t in tensors.values() if t.is_floating_point()]
+            found = torch.zeros((), dtype=torch.int64, device=self.device)
+            for flag in infinite:
+                found += flag.to(self.device)
+            if self.workers is not None:
+                found = self.workers.sum(found)
+            if bool(found):
                 self._raise_diverged(self.step, [part])
 
     def _raise_diverged(self, step: int, parts: list[str]) -> NoReturn:
+        raise TrainingDiverged(step, self.epoch + 1, parts, self.kept())
+
+    def kept(self) -> str:
+        """What a run that ends now leaves behind, in words."""
+        if self.saved_step < 0:
+            return "nothing has been saved yet"
         kept = f"the weights of step {self.saved_step} are kept in {self.run_dir / 'last'}"
         if self.stopping.best_epoch is not None:
             best = self.run_dir / "best"
             kept += f", the best ones (epoch {self.stopping.best_epoch}) in {best}"
-        raise TrainingDiverged(step, self.epoch + 1, parts, kept)
+        return kept
 
     # ------------------------------------------------------------------ save
 
     def save(self, name: str, epoch: int | None = None) -> None:
-        """Replace ``best/`` or ``last/`` by what is in memory, if that is finite."""
+        """Replace ``best/`` or ``last/`` by what is in memory, of all workers, if it is finite."""
         self.raise_if_not_finite()
+        model_state = self.stepper.model_state()
+        training_state = self._state() if name == "last" else None
 
         def fill(folder: Path) -> None:
-            write(self.model, folder)
-            if name == "last":
-                self._write_state(folder)
+            write(self.model, folder, model_state)
+            if training_state is not None:
+                write_state(folder, *training_state)
 
         about = {
             "epoch": self.epoch if epoch is None else epoch,
@@ -326,17 +373,23 @@ class Trainer:
             "vocabulary": self.data.items.fingerprint(),
             **run_folder.describe_origin(self.run_dir, self.model_config, self.config),
         }
-        tensors = [*self.model.state_dict().values()]
-        if name == "last":
-            tensors += self.stepper.state_tensors().values()
-        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-        save_checkpoint(self.run_dir, name, fill, about, size)
+        written = [model_state, *([] if training_state is None else [training_state[0]])]
+        size = sum(t.numel() * t.element_size() for state in written for t in state.values())
+
+        def replace() -> None:
+            save_checkpoint(self.run_dir, name, fill, about, size)
+
+        if self.workers is None:
+            replace()
+        else:
+            self.workers.first_does(replace)
         if name == "last":
             self.saved_step = self.step
 
-    def _write_state(self, folder: Path) -> None:
+    def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What resuming needs beside the weights: tensors, and JSON-able values."""
         tensors = self.stepper.state_tensors()
-        tensors["statistics"] = self.statistics.sums
+        tensors["statistics"] = self.statistics.whole()
         tensors["rng/cpu"] = torch.get_rng_state()
         if self.device.type == "cuda":
             tensors["rng/cuda"] = torch.cuda.get_rng_state(self.device)
@@ -348,7 +401,7 @@ class Trainer:
             epoch_seconds=self.epoch_seconds,
             early_stopping=EarlyStoppingState(**self.stopping.state_dict()),
         )
-        write_state(folder, tensors, progress.model_dump())
+        return tensors, progress.model_dump()
 
 
 class _Clock:

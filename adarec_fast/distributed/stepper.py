@@ -1,0 +1,110 @@
+"""Optimizer steps of several workers that end with the same weights."""
+
+# Annotations are evaluated here: DDP checks those of its hook.
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..config import TrainConfig
+from ..data import Batch
+from ..model import ADARec
+from ..outputs import LossOutput
+from ..training.optimization import Stepper
+from .items import ShardedItems
+from .share import Share, SharedBatch
+from .workers import Workers
+
+TABLE = "item_embedding.weight"
+
+
+class DistributedStepper(Stepper):
+    """A :class:`Stepper` whose gradients are summed over workers by torch's DDP.
+
+    Args:
+        model: the same on all workers, or with its item table split by :func:`split_items`.
+        config: as for :class:`Stepper`.
+        workers: those who take the step.
+    """
+
+    def __init__(self, model: ADARec, config: TrainConfig, workers: Workers) -> None:
+        super().__init__(model, config, workers.device)
+        self._workers = workers
+        self._items = (
+            model.item_embedding if isinstance(model.item_embedding, ShardedItems) else None
+        )
+        losses = _Losses(model)
+        if self._items is not None:
+            # Each worker's rows are its own.
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
+                losses, [f"model.{TABLE}"]
+            )
+        self._parallel = DistributedDataParallel(
+            losses,
+            process_group=workers.group,
+            broadcast_buffers=False,  # the noise seed, which every worker advances alike
+            # A worker without an example in the last batch uses fewer parameters than the others.
+            find_unused_parameters=True,
+        )
+        self._parallel.register_comm_hook(workers.group, _sum)
+
+    def loss(self, batch: SharedBatch) -> LossOutput:
+        if self._items is not None:
+            self._items.most_tokens = batch.share.most_tokens
+        output: LossOutput = self._parallel(batch.batch, batch.share)
+        return output
+
+    def gradient_norm(self, gradients: list[Tensor]) -> Tensor:
+        if self._items is None:
+            return super().gradient_norm(gradients)
+        own = self._items.weight.grad
+        shared = super().gradient_norm([g for g in gradients if g is not own])
+        square = shared.new_zeros(()) if own is None else own.norm().square()
+        return (shared.square() + self._workers.sum(square)).sqrt()
+
+    def model_state(self) -> dict[str, Tensor]:
+        state = super().model_state()
+        if self._items is not None:
+            state[TABLE] = self._items.whole(state[TABLE])
+        return state
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        tensors = super().state_tensors()
+        if self._items is not None:
+            for name in self._split_names(tensors):
+                tensors[name] = self._items.whole(tensors[name])
+        return tensors
+
+    def load_state_tensors(self, tensors: dict[str, Tensor], where: str) -> None:
+        if self._items is not None:
+            tensors = dict(tensors)
+            for name in self._split_names(tensors):
+                tensors[name] = self._items.part(tensors[name])
+        super().load_state_tensors(tensors, where)
+
+    def _split_names(self, tensors: dict[str, Tensor]) -> list[str]:
+        return [n for n in tensors if n.startswith(f"adam/{TABLE}/") and tensors[n].dim() == 2]
+
+
+class _Losses(nn.Module):
+    """DDP works on ``forward``; this one is the training loss."""
+
+    def __init__(self, model: ADARec) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch, share: Share) -> LossOutput:
+        return self.model.loss(batch, share)
+
+
+def _sum(group: dist.ProcessGroup, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """DDP's own hook would average, but the losses are weighted so that gradients add up."""
+    work = dist.all_reduce(bucket.buffer(), group=group, async_op=True)
+    future: torch.futures.Future[Tensor] = work.get_future().then(lambda done: done.value()[0])
+    return future
+
+
+def split_items(model: ADARec, workers: Workers) -> None:
+    """Leave each worker its part of the item table."""
+    table = model.item_embedding.weight.detach()
+    model.item_embedding = ShardedItems(table, workers).train(model.training)
