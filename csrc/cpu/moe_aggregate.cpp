@@ -18,8 +18,8 @@ void average(const Tile& tile, const Rows& outputs, const float* weights, const 
   const MoEAggregate& op = tile.op;
   const int dim = static_cast<int>(op.dim);
   const std::int64_t plane = op.rows * op.dim;
-  for (int r = 0; r < tile.rows; ++r, to += dim) {
-    const std::int64_t row = tile.first + r, levels = op.depth[row] + 1;
+  for (int r = 0; r < tile.now.rows; ++r, to += dim) {
+    const std::int64_t row = tile.now.first + r, levels = op.depth[row] + 1;
     const float* from = static_cast<const float*>(outputs.data) + row * dim;
     std::int64_t stride = plane;
     if (outputs.bf16) {
@@ -49,36 +49,41 @@ void average(const Tile& tile, const Rows& outputs, const float* weights, const 
   }
 }
 
-void forward_tile(Tile& tile, const MoEAggregateOut& out, float* logits, float* buffer) {
+void forward_tile(Tile& tile, const MoEAggregateOut& out, float* buffer) {
   const MoEAggregate& op = tile.op;
   const bool content = op.pooled.data != nullptr;
-  const int dim = static_cast<int>(op.dim);
-  if (content) {
-    tile.run_router();
-    tile.for_pairs([&](int p, std::int64_t k, std::int64_t) {
-      logits[p] = tile.plan.routed(tile.before + p * op.hidden,
-                                   op.router_level_bias + k * op.hidden);
-    });
-    for_lanes(tile.pairs,
-              [&](int i, auto m) { store(logits + i, sigmoid(load(logits + i, m)), m); });
+  const int dim = static_cast<int>(op.dim), rows = tile.now.rows;
+  const std::int64_t first = tile.now.first;
+  for (int p = 0; content && p < tile.now.pairs; p += kBlock) {
+    const int count = std::min(kBlock, tile.now.pairs - p);
+    tile.fetch(count);
+    tile.run_router(p, count);
+    for (int i = p; i < p + count; ++i) {
+      const Pair& pair = tile.now.pair[i];
+      tile.share[pair.level * kTile + pair.row] = tile.plan.routed(
+          tile.before + i * op.hidden, op.router_level_bias + pair.level * op.hidden);
+    }
   }
-  tile.for_pairs([&](int p, std::int64_t k, std::int64_t at) {
-    out.gates[at] = content ? logits[p] : tile.plan.level_gate[k];
+  tile.fetch(tile.next.pairs);
+  tile.for_planes([&](std::int64_t i, std::int64_t at, Mask m) {
+    const Vec gate = content ? sigmoid(load(tile.share + i)) : set1(tile.plan.level_gate[i / kTile]);
+    const Vec kept = keep(m, gate);
+    store(tile.share + i, kept);
+    store(out.gates + at, kept, tile.within(i));
   });
-  tile.clear_unreached(out.gates);
-  tile.weigh(out.gates);
-  average(tile, op.fine, tile.fine, tile.fine_total, buffer, out.z_fine + tile.first * dim);
-  average(tile, op.coarse, tile.coarse, tile.coarse_total, buffer, out.z_coarse + tile.first * dim);
-  const float* z_fine = out.z_fine + tile.first * dim;
-  const float* z_coarse = out.z_coarse + tile.first * dim;
+  tile.weigh();
+  float* z_fine = out.z_fine + first * dim;
+  float* z_coarse = out.z_coarse + first * dim;
+  average(tile, op.fine, tile.fine, tile.fine_total, buffer, z_fine);
+  average(tile, op.coarse, tile.coarse, tile.coarse_total, buffer, z_coarse);
   tile.run_gate(z_coarse);
-  for (int r = 0; r < tile.rows; ++r) {
+  for (int r = 0; r < rows; ++r) {
     float* line = tile.gate + r * dim;
     for_lanes(dim, [&](int i, auto m) {
       const Vec fine = load(z_fine + r * dim + i, m), coarse = load(z_coarse + r * dim + i, m);
       store(line + i, fuse(load(line + i, m), fine, coarse), m);
     });
-    store_row(line, out.user.bf16, tile.first + r, dim, out.user.data);
+    store_row(line, out.user.bf16, first + r, dim, out.user.data);
   }
 }
 
@@ -92,12 +97,9 @@ void moe_aggregate_forward(const MoEAggregate& op, const MoEAggregateOut& out) {
   parallel_for(tasks, [&](std::int64_t task) {
     Scratch local;
     Tile tile(plan, local);
-    float* logits = local.take(kTile * op.levels);
     float* buffer = local.take(op.levels * op.dim);
-    for (std::int64_t t = plan.tiles() * task / tasks; t < plan.tiles() * (task + 1) / tasks; ++t) {
-      tile.move_to(t);
-      forward_tile(tile, out, logits, buffer);
-    }
+    tile.run(plan.tiles() * task / tasks, plan.tiles() * (task + 1) / tasks,
+             [&] { forward_tile(tile, out, buffer); });
   });
 }
 

@@ -38,7 +38,7 @@ struct Share {
 // Scratch of the backward pass beside a Tile's.
 struct Slopes {
   float *gate, *fine, *coarse;  // [kTile, D]: of Eq. 10's logits and of the two averages
-  float* fine_along;            // [pairs]: slope . (output - average) of the fine expert
+  float* mass;                  // [K, kTile]: of the level masses
   float* logit;                 // [pairs]: of the router's logits
   float *input, *buffer;        // [D]
 
@@ -46,7 +46,7 @@ struct Slopes {
     gate = scratch.take(kTile * op.dim);
     fine = scratch.take(kTile * op.dim);
     coarse = scratch.take(kTile * op.dim);
-    fine_along = scratch.take(kTile * op.levels);
+    mass = scratch.zeros(kTile * op.levels);
     logit = scratch.take(kTile * op.levels);
     input = scratch.take(op.dim);
     buffer = scratch.take(op.dim);
@@ -57,16 +57,16 @@ struct Slopes {
 void fusion_backward(Tile& tile, const MoEAggregateGradients& grad, Slopes& slopes, Share& share) {
   const MoEAggregate& op = tile.op;
   const int dim = static_cast<int>(op.dim);
-  const float* z_fine = grad.z_fine + tile.first * dim;
-  const float* z_coarse = grad.z_coarse + tile.first * dim;
+  const float* z_fine = grad.z_fine + tile.now.first * dim;
+  const float* z_coarse = grad.z_coarse + tile.now.first * dim;
   tile.run_gate(z_coarse);
-  for (int r = 0; r < tile.rows; ++r) {
-    if (op.depth[tile.first + r] < 0) {  // capacity: the upstream gradient may be anything
+  for (int r = 0; r < tile.now.rows; ++r) {
+    if (op.depth[tile.now.first + r] < 0) {  // capacity: the upstream gradient may be anything
       for (float* slope : {slopes.fine, slopes.coarse, slopes.gate})
         std::fill_n(slope + r * dim, dim, 0.0f);
       continue;
     }
-    const float* upstream = read(grad.grad_user, tile.first + r, dim, slopes.input);
+    const float* upstream = read(grad.grad_user, tile.now.first + r, dim, slopes.input);
     for_lanes(dim, [&](int i, auto m) {
       const int at = r * dim + i;
       const auto g = fuse_gradient(load(upstream + i, m), load(tile.gate + at, m),
@@ -76,9 +76,9 @@ void fusion_backward(Tile& tile, const MoEAggregateGradients& grad, Slopes& slop
       store(slopes.gate + at, g.logit, m);
     });
   }
-  gemm_nn(tile.rows, dim, dim, slopes.gate, dim, op.gate_w, dim, slopes.coarse, dim, 1);
-  gemm_tn(dim, dim, tile.rows, slopes.gate, dim, z_coarse, dim, share.gate_w, dim);
-  add_columns(tile.rows, dim, slopes.gate, dim, share.gate_b);
+  gemm_nn(tile.now.rows, dim, dim, slopes.gate, dim, op.gate_w, dim, slopes.coarse, dim, 1);
+  gemm_tn(dim, dim, tile.now.rows, slopes.gate, dim, z_coarse, dim, share.gate_w, dim);
+  add_columns(tile.now.rows, dim, slopes.gate, dim, share.gate_b);
 }
 
 // Whether gradients of [K, R, D] are written past the caches: whole lines, more than would stay.
@@ -109,34 +109,32 @@ float output_backward(const Rows& output, const Rows& gradient, std::int64_t row
   return sum(along);
 }
 
-// Eq. 8 and 9 backwards: the experts' outputs, the level masses, the router's logits.
+// Eq. 8 and 9 backwards for a few pairs: the experts' outputs, the level masses, the router's
+// logits.
 template <bool kStreamed>
-void averages_backward(Tile& tile, const MoEAggregateGradients& grad, Slopes& slopes,
-                       Share& share) {
+void averages_backward(Tile& tile, const MoEAggregateGradients& grad, Slopes& slopes, Share& share,
+                       int first, int count) {
   const MoEAggregate& op = tile.op;
   const int dim = static_cast<int>(op.dim);
-  tile.weigh(grad.gates);
-  tile.for_pairs([&](int p, std::int64_t k, std::int64_t at) {
-    const int row = tile.row[p], within = row * dim;
-    slopes.fine_along[p] =
-        output_backward<kStreamed>(op.fine, grad.fine, at, slopes.fine + within,
-                        grad.z_fine + tile.first * dim + within,
-                        tile.fine[k * kTile + row] / tile.fine_total[row], dim, slopes.buffer);
-  });
-  tile.for_pairs([&](int p, std::int64_t k, std::int64_t at) {
-    const int row = tile.row[p], within = row * dim;
-    const float coarse_along =
-        output_backward<kStreamed>(op.coarse, grad.coarse, at, slopes.coarse + within,
-                        grad.z_coarse + tile.first * dim + within,
-                        tile.coarse[k * kTile + row] / tile.coarse_total[row], dim, slopes.buffer);
-    const LevelGradient g = level_gradient(
-        op.level_mass[at], grad.gates[at], slopes.fine_along[p] / tile.fine_total[row],
-        coarse_along / tile.coarse_total[row]);
-    grad.level_mass[at] = g.mass;
+  const float* z_fine = grad.z_fine + tile.now.first * dim;
+  const float* z_coarse = grad.z_coarse + tile.now.first * dim;
+  for (int p = first; p < first + count; ++p) {
+    const auto [at, level, row] = tile.now.pair[p];
+    const int within = row * dim;
+    const std::int64_t plane = level * kTile + row;
+    const float fine_total = tile.fine_total[row], coarse_total = tile.coarse_total[row];
+    const float fine_along = output_backward<kStreamed>(
+        op.fine, grad.fine, at, slopes.fine + within, z_fine + within,
+        tile.fine[plane] / fine_total, dim, slopes.buffer);
+    const float coarse_along = output_backward<kStreamed>(
+        op.coarse, grad.coarse, at, slopes.coarse + within, z_coarse + within,
+        tile.coarse[plane] / coarse_total, dim, slopes.buffer);
+    const LevelGradient g = level_gradient(op.level_mass[at], tile.share[plane],
+                                           fine_along / fine_total, coarse_along / coarse_total);
+    slopes.mass[plane] = g.mass;
     slopes.logit[p] = g.logit;
-    share.level_logit[k] += g.logit;
-  });
-  tile.clear_unreached(grad.level_mass);
+    share.level_logit[level] += g.logit;
+  }
 }
 
 // The router's hidden layer backwards: before becomes its slope.
@@ -153,28 +151,62 @@ void hidden_backward(const MoEAggregate& op, float logit, const float* bias, flo
   });
 }
 
+// The gradient of a few pairs' content.
 template <bool kStreamed>
-void router_backward(Tile& tile, const MoEAggregateGradients& grad, Slopes& slopes, Share& share) {
+void content_backward(Tile& tile, const MoEAggregateGradients& grad, int first, int count) {
   const MoEAggregate& op = tile.op;
   const int dim = static_cast<int>(op.dim), hidden = static_cast<int>(op.hidden);
-  tile.run_router();
-  tile.for_pairs([&](int p, std::int64_t k, std::int64_t) {
-    hidden_backward(op, slopes.logit[p], op.router_level_bias + k * hidden,
-                    tile.before + p * hidden, share.router_level_bias + k * hidden,
-                    share.router_w2);
-  });
-  gemm_tn(hidden, dim, tile.pairs, tile.before, hidden, tile.content, dim, share.router_w1, dim);
-  // Its content has been read for the last time.
-  gemm_nn(tile.pairs, dim, hidden, tile.before, hidden, op.router_w1, dim, tile.content, dim, 0);
-  tile.for_pairs([&](int p, std::int64_t, std::int64_t at) {
-    const float* from = tile.content + p * dim;
+  float* slope = tile.content + first * dim;  // the content has been read for the last time
+  gemm_nn(count, dim, hidden, tile.before + first * hidden, hidden, op.router_w1, dim, slope, dim,
+          0);
+  for (int p = first; p < first + count; ++p, slope += dim) {
+    const std::int64_t at = tile.now.pair[p].at;
     if constexpr (kStreamed) {
       float* to = static_cast<float*>(grad.pooled.data) + at * dim;
-      for (int i = 0; i < dim; i += kWidth) stream(to + i, load(from + i));
+      for (int i = 0; i < dim; i += kWidth) stream(to + i, load(slope + i));
     } else {
-      store_row(from, grad.pooled.bf16, at, dim, grad.pooled.data);
+      store_row(slope, grad.pooled.bf16, at, dim, grad.pooled.data);
+    }
+  }
+}
+
+template <bool kStreamed>
+void backward_tile(Tile& tile, const MoEAggregateGradients& grad, Slopes& slopes, Share& share) {
+  const MoEAggregate& op = tile.op;
+  const int dim = static_cast<int>(op.dim), hidden = static_cast<int>(op.hidden);
+  const bool content = op.pooled.data != nullptr;
+  const auto for_blocks = [&](auto&& body) {
+    for (int p = 0; p < tile.now.pairs; p += kBlock) body(p, std::min(kBlock, tile.now.pairs - p));
+  };
+  fusion_backward(tile, grad, slopes, share);
+  tile.for_planes([&](std::int64_t i, std::int64_t at, Mask m) {
+    store(tile.share + i, load(grad.gates + at, m));
+  });
+  tile.weigh();
+  for_blocks([&](int first, int count) {
+    tile.fetch((count + 1) / 2);
+    averages_backward<kStreamed>(tile, grad, slopes, share, first, count);
+    if (!content) return;
+    tile.run_router(first, count);
+    for (int p = first; p < first + count; ++p) {
+      const std::int64_t bias = tile.now.pair[p].level * op.hidden;
+      hidden_backward(op, slopes.logit[p], op.router_level_bias + bias,
+                      tile.before + p * op.hidden, share.router_level_bias + bias,
+                      share.router_w2);
     }
   });
+  tile.for_planes([&](std::int64_t i, std::int64_t at, Mask m) {
+    store(grad.level_mass + at, keep(m, load(slopes.mass + i)), tile.within(i));
+  });
+  if (content) {
+    gemm_tn(hidden, dim, tile.now.pairs, tile.before, hidden, tile.content, dim, share.router_w1,
+            dim);
+    for_blocks([&](int first, int count) {
+      tile.fetch(count);
+      content_backward<kStreamed>(tile, grad, first, count);
+    });
+  }
+  tile.fetch(tile.next.pairs);
 }
 
 }  // namespace
@@ -194,18 +226,12 @@ void moe_aggregate_backward(const MoEAggregate& op, const MoEAggregateGradients&
     std::fill_n(shares + group * size, size, 0.0f);
     Tile tile(plan, local);
     Slopes slopes(op, local);
-    for (std::int64_t t = plan.tiles() * group / groups; t < plan.tiles() * (group + 1) / groups;
-         ++t) {
-      tile.move_to(t);
-      fusion_backward(tile, grad, slopes, share);
-      if (streams) {
-        averages_backward<true>(tile, grad, slopes, share);
-        if (content) router_backward<true>(tile, grad, slopes, share);
-      } else {
-        averages_backward<false>(tile, grad, slopes, share);
-        if (content) router_backward<false>(tile, grad, slopes, share);
-      }
-    }
+    tile.run(plan.tiles() * group / groups, plan.tiles() * (group + 1) / groups, [&] {
+      if (streams)
+        backward_tile<true>(tile, grad, slopes, share);
+      else
+        backward_tile<false>(tile, grad, slopes, share);
+    });
     if (streams) _mm_sfence();  // before another thread may read
   });
   constexpr std::int64_t kPiece = 4096;

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "../moe_tile.h"
 #include "gemm.h"
@@ -15,7 +16,8 @@
 
 namespace adarec::moe {
 
-constexpr std::int64_t kTile = 32;    // rows
+constexpr std::int64_t kTile = 32;  // rows: the bits of a word
+constexpr int kBlock = 6;           // pairs: the rows of a block of the products
 
 inline float sigmoid_of(float x) { return 1.0f / (1.0f + std::exp(-x)); }
 
@@ -58,86 +60,147 @@ struct Plan {
   std::int64_t tiles() const { return (op.rows + kTile - 1) / kTile; }
 };
 
-// The scratch of a tile and the (level, row) pairs in it.
+// A row at a level that it reaches.
+struct Pair {
+  std::int64_t at;  // level * R + row
+  std::int32_t level, row;  // the row within its tile
+};
+
+// What a tile of rows reaches, level by level.
+struct Reach {
+  std::int64_t first = 0;
+  int rows = 0, pairs = 0;
+  std::uint32_t* reached;  // [K]: bit r where row r reaches the level
+  Pair* pair;              // [pairs]
+
+  Reach(const MoEAggregate& op, Scratch& scratch)
+      : reached(scratch.take<std::uint32_t>(op.levels)),
+        pair(scratch.take<Pair>(kTile * op.levels)) {}
+
+  // Depths are random to the branch predictor, so bits are gathered instead of asked for.
+  void find(const MoEAggregate& op, std::int64_t tile) {
+    first = tile * kTile;
+    rows = static_cast<int>(std::min(kTile, op.rows - first));
+    pairs = 0;
+    std::fill_n(reached, op.levels, 0u);
+    for (int r = 0; r < rows; ++r) {
+      const std::int64_t depth = op.depth[first + r];
+      reached[std::max<std::int64_t>(depth, 0)] |= static_cast<std::uint32_t>(depth >= 0) << r;
+    }
+    for (std::int64_t k = op.levels - 1; k-- > 0;) reached[k] |= reached[k + 1];
+    for (std::int64_t k = 0; k < op.levels; ++k)
+      for (std::uint32_t left = reached[k]; left != 0; left &= left - 1) {
+        const int r = __builtin_ctz(left);
+        pair[pairs++] = {k * op.rows + first + r, static_cast<std::int32_t>(k), r};
+      }
+  }
+};
+
+inline void prefetch_row(const Rows& rows, std::int64_t row, std::int64_t dim) {
+  const std::int64_t bytes = dim * (rows.bf16 ? 2 : 4);
+  const char* at = static_cast<const char*>(rows.data) + row * bytes;
+  for (std::int64_t i = 0; i < bytes; i += 64) _mm_prefetch(at + i, _MM_HINT_T1);
+}
+
+// The scratch of a tile. While it is worked on, the rows of the next one are fetched: the products
+// need no memory, and what comes from memory is scattered over many short runs.
 struct Tile {
   const Plan& plan;
   const MoEAggregate& op;
-  std::int64_t first = 0;
-  int rows = 0, pairs = 0;
-  int* begin;      // [K + 1]: each level's first pair
-  int* row;        // [pairs]: within the tile
-  float* content;  // [pairs, D]: pooled
-  float* before;   // [pairs, H]: the router's hidden layer before its level's bias and SiLU
-  float* gate;     // [kTile, D]: Eq. 10
-  // Weights of Eq. 8 and 9, [K, kTile], and their sums over a row's levels.
+  Reach now, next;
+  int fetched = 0;    // pairs of `next`
+  float* content;     // [pairs, D]: pooled
+  float* before;      // [pairs, H]: the router's hidden layer before its level's bias and SiLU
+  float* gate;        // [kTile, D]: Eq. 10
+  float* share;       // [K, kTile]: Eq. 7, or its logits
+  // Weights of Eq. 8 and 9, [K, kTile], and their sums over a row's levels, [kTile].
   float *fine, *coarse, *fine_total, *coarse_total;
 
-  Tile(const Plan& plan_in, Scratch& scratch) : plan(plan_in), op(plan_in.op) {
+  Tile(const Plan& plan_in, Scratch& scratch)
+      : plan(plan_in), op(plan_in.op), now(op, scratch), next(op, scratch) {
     const std::int64_t most = kTile * op.levels;
-    begin = scratch.take<int>(op.levels + 1);
-    row = scratch.take<int>(most);
     content = scratch.take(most * op.dim);
     before = scratch.take(most * op.hidden);
     gate = scratch.take(kTile * op.dim);
+    share = scratch.zeros(most);
     fine = scratch.take(most);
     coarse = scratch.take(most);
     fine_total = scratch.take(kTile);
     coarse_total = scratch.take(kTile);
   }
 
-  void move_to(std::int64_t tile) {
-    first = tile * kTile;
-    rows = static_cast<int>(std::min(kTile, op.rows - first));
-    pairs = 0;
-    for (std::int64_t k = 0; k < op.levels; ++k) {
-      begin[k] = pairs;
-      for (int r = 0; r < rows; ++r)
-        if (op.depth[first + r] >= k) row[pairs++] = r;
-    }
-    begin[op.levels] = pairs;
-  }
-
-  // Calls body(pair, level, level * R + row) for every pair.
+  // Calls body() with each tile in [from, to) in place.
   template <typename Body>
-  void for_pairs(Body&& body) const {
+  void run(std::int64_t from, std::int64_t to, Body&& body) {
+    if (from < to) next.find(op, from);
+    for (std::int64_t t = from; t < to; ++t) {
+      std::swap(now, next);
+      next.pairs = fetched = 0;
+      if (t + 1 < to) next.find(op, t + 1);
+      body();
+    }
+  }
+
+  // Asks for the rows of so many more pairs of the next tile.
+  void fetch(int pairs) {
+    for (const int end = std::min(next.pairs, fetched + pairs); fetched < end; ++fetched) {
+      const std::int64_t at = next.pair[fetched].at;
+      prefetch_row(op.fine, at, op.dim);
+      prefetch_row(op.coarse, at, op.dim);
+      if (op.pooled.data != nullptr) prefetch_row(op.pooled, at, op.dim);
+    }
+  }
+
+  // The router's hidden layer of a few pairs (only where there is content).
+  void run_router(int first, int count) {
+    for (int p = first; p < first + count; ++p)
+      copy_in(op.pooled, now.pair[p].at, content + p * op.dim);
+    gemm_nn(count, static_cast<int>(op.hidden), static_cast<int>(op.dim),
+            content + first * op.dim, op.dim, plan.router_t, op.hidden,
+            before + first * op.hidden, op.hidden, 0);
+  }
+
+  void copy_in(const Rows& rows, std::int64_t row, float* to) const {
+    if (rows.bf16) return load_row(rows.data, true, row, op.dim, op.dim, to);
+    const float* from = static_cast<const float*>(rows.data) + row * op.dim;
+    for_lanes(static_cast<int>(op.dim), [&](int i, auto m) { store(to + i, load(from + i, m), m); });
+  }
+
+  // Calls body(level * kTile + row, level * R + row, mask) for vectors of rows; the mask says which
+  // reach the level.
+  template <typename Body>
+  void for_planes(Body&& body) const {
     for (std::int64_t k = 0; k < op.levels; ++k)
-      for (int p = begin[k]; p < begin[k + 1]; ++p) body(p, k, k * op.rows + first + row[p]);
+      for (int r = 0; r < now.rows; r += kWidth)
+        body(k * kTile + r, k * op.rows + now.first + r, from_bits(now.reached[k] >> r));
   }
 
-  // A plane [K, R] is 0 where a level is not reached.
-  void clear_unreached(float* plane) const {
-    for (std::int64_t k = 0; k < op.levels; ++k)
-      for (int r = 0; r < rows; ++r)
-        if (op.depth[first + r] < k) plane[k * op.rows + first + r] = 0.0f;
+  // Lanes of a vector that are rows of the tile, from the offset that for_planes gives.
+  Mask within(std::int64_t offset) const {
+    return first(std::min<int>(kWidth, now.rows - static_cast<int>(offset % kTile)));
   }
 
-  // The router's hidden layer of all pairs (only where there is content).
-  void run_router() {
-    for_pairs([&](int p, std::int64_t, std::int64_t at) {
-      load_row(op.pooled.data, op.pooled.bf16, at, op.dim, op.dim, content + p * op.dim);
-    });
-    gemm_nn(pairs, static_cast<int>(op.hidden), static_cast<int>(op.dim), content, op.dim,
-            plan.router_t, op.hidden, before, op.hidden, 0);
-  }
-
-  // The weights of Eq. 8 and 9 from the gates of Eq. 7.
-  void weigh(const float* gates) {
-    std::fill_n(fine_total, rows, kEpsilon);
-    std::fill_n(coarse_total, rows, kEpsilon);
-    for_pairs([&](int p, std::int64_t k, std::int64_t at) {
-      const float mass = op.level_mass[at], share = gates[at];
-      const std::int64_t to = k * kTile + row[p];
-      fine_total[row[p]] += fine[to] = fine_weight(mass, share);
-      coarse_total[row[p]] += coarse[to] = coarse_weight(mass, share);
+  // The weights of Eq. 8 and 9 from the gates of Eq. 7 in `share`.
+  void weigh() {
+    std::fill_n(fine_total, kTile, kEpsilon);
+    std::fill_n(coarse_total, kTile, kEpsilon);
+    for_planes([&](std::int64_t i, std::int64_t at, Mask m) {
+      const Vec mass = load(op.level_mass + at, m), gates = load(share + i);
+      const Vec to_fine = fine_weight(mass, gates), to_coarse = coarse_weight(mass, gates);
+      store(fine + i, to_fine);
+      store(coarse + i, to_coarse);
+      float *fine_sum = fine_total + i % kTile, *coarse_sum = coarse_total + i % kTile;
+      store(fine_sum, load(fine_sum) + to_fine);
+      store(coarse_sum, load(coarse_sum) + to_coarse);
     });
   }
 
   // Eq. 10 of the tile's rows.
   void run_gate(const float* z_coarse) {
-    set_rows(rows, op.dim, op.gate_b, gate, op.dim);
-    gemm_nn(rows, static_cast<int>(op.dim), static_cast<int>(op.dim), z_coarse, op.dim,
+    set_rows(now.rows, op.dim, op.gate_b, gate, op.dim);
+    gemm_nn(now.rows, static_cast<int>(op.dim), static_cast<int>(op.dim), z_coarse, op.dim,
             plan.gate_t, op.dim, gate, op.dim, 1);
-    for_lanes(static_cast<int>(rows * op.dim),
+    for_lanes(static_cast<int>(now.rows * op.dim),
               [&](int i, auto m) { store(gate + i, sigmoid(load(gate + i, m)), m); });
   }
 };
