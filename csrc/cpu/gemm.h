@@ -15,6 +15,11 @@
 
 namespace adarec {
 
+// What gemm_nn calls at every step of K of every block: nothing.
+struct Nothing {
+  void operator()() const {}
+};
+
 namespace detail {
 
 constexpr int kRows = 6;
@@ -23,11 +28,12 @@ constexpr int kRun = 128;
 
 // C[R, V vectors] = beta * C + A B. A's element (m, k) is a[m * row + k * col]; with kTransposed
 // row is 1 (A is read down its columns), otherwise col is 1. beta is 0 or 1.
-template <int R, int V, bool kTail, bool kTransposed>
+template <int R, int V, bool kTail, bool kTransposed, typename Meanwhile>
 inline __attribute__((always_inline)) void block(int depth, const float* __restrict a,
                                                  std::int64_t lda, const float* __restrict b,
                                                  std::int64_t ldb, float* __restrict c,
-                                                 std::int64_t ldc, bool accumulate, Mask tail) {
+                                                 std::int64_t ldc, bool accumulate, Mask tail,
+                                                 Meanwhile& meanwhile) {
   const std::int64_t row = kTransposed ? 1 : lda, col = kTransposed ? lda : 1;
   do {
     Vec sum[R][V];
@@ -47,6 +53,7 @@ inline __attribute__((always_inline)) void block(int depth, const float* __restr
       }
       a += col;
       b += ldb;
+      meanwhile();
     }
     for (int r = 0; r < R; ++r)
       for (int v = 0; v < V; ++v) {
@@ -62,42 +69,44 @@ inline __attribute__((always_inline)) void block(int depth, const float* __restr
 }
 
 // All rows of one panel of columns.
-template <int V, bool kTail, bool kTransposed>
+template <int V, bool kTail, bool kTransposed, typename Meanwhile>
 __attribute__((noinline)) void panel(int rows, int depth, const float* a, std::int64_t lda,
                                      const float* b, std::int64_t ldb, float* c, std::int64_t ldc,
-                                     bool accumulate, Mask tail) {
+                                     bool accumulate, Mask tail, Meanwhile& meanwhile) {
   const std::int64_t row = kTransposed ? 1 : lda;
   int m = 0;
   for (; m + kRows <= rows; m += kRows)
     block<kRows, V, kTail, kTransposed>(depth, a + m * row, lda, b, ldb, c + m * ldc, ldc,
-                                        accumulate, tail);
+                                        accumulate, tail, meanwhile);
   for (; m + 3 <= rows; m += 3)
     block<3, V, kTail, kTransposed>(depth, a + m * row, lda, b, ldb, c + m * ldc, ldc, accumulate,
-                                    tail);
+                                    tail, meanwhile);
   for (; m < rows; ++m)
     block<1, V, kTail, kTransposed>(depth, a + m * row, lda, b, ldb, c + m * ldc, ldc, accumulate,
-                                    tail);
+                                    tail, meanwhile);
 }
 
-template <bool kTransposed>
+template <bool kTransposed, typename Meanwhile>
 inline void product(int rows, int columns, int depth, const float* a, std::int64_t lda,
                     const float* b, std::int64_t ldb, float* c, std::int64_t ldc,
-                    bool accumulate) {
+                    bool accumulate, Meanwhile& meanwhile) {
   constexpr int kPanel = kColumns * kWidth;
   const Mask full = first(kWidth);
   int n = 0;
   for (; n + kPanel <= columns; n += kPanel)
     panel<kColumns, false, kTransposed>(rows, depth, a, lda, b + n, ldb, c + n, ldc, accumulate,
-                                        full);
+                                        full, meanwhile);
   if (n == columns) return;
   const int rest = columns - n;
   const int lanes = rest % kWidth;
   const Mask tail = lanes ? first(lanes) : full;
 #define ADAREC_PANEL(V)                                                                        \
   if (lanes)                                                                                   \
-    panel<V, true, kTransposed>(rows, depth, a, lda, b + n, ldb, c + n, ldc, accumulate, tail); \
+    panel<V, true, kTransposed>(rows, depth, a, lda, b + n, ldb, c + n, ldc, accumulate, tail, \
+                                meanwhile);                                                    \
   else                                                                                         \
-    panel<V, false, kTransposed>(rows, depth, a, lda, b + n, ldb, c + n, ldc, accumulate, tail)
+    panel<V, false, kTransposed>(rows, depth, a, lda, b + n, ldb, c + n, ldc, accumulate, tail, \
+                                 meanwhile)
   switch (vectors(rest)) {
     case 1: ADAREC_PANEL(1); break;
     case 2: ADAREC_PANEL(2); break;
@@ -112,16 +121,20 @@ inline void product(int rows, int columns, int depth, const float* a, std::int64
 
 }  // namespace detail
 
-// C[M, N] = beta * C + A[M, K] B[K, N], beta 0 or 1 (with 0 the old C is not read).
+// C[M, N] = beta * C + A[M, K] B[K, N], beta 0 or 1 (with 0 the old C is not read). meanwhile()
+// is called K times a block of rows and columns: what asks for memory there costs next to nothing.
+template <typename Meanwhile = Nothing>
 inline void gemm_nn(int M, int N, int K, const float* A, std::int64_t lda, const float* B,
-                    std::int64_t ldb, float* C, std::int64_t ldc, int beta) {
-  detail::product<false>(M, N, K, A, lda, B, ldb, C, ldc, beta != 0);
+                    std::int64_t ldb, float* C, std::int64_t ldc, int beta,
+                    Meanwhile&& meanwhile = {}) {
+  detail::product<false>(M, N, K, A, lda, B, ldb, C, ldc, beta != 0, meanwhile);
 }
 
 // C[M, N] += A[K, M]^T B[K, N]: the gradient of a weight.
 inline void gemm_tn(int M, int N, int K, const float* A, std::int64_t lda, const float* B,
                     std::int64_t ldb, float* C, std::int64_t ldc) {
-  detail::product<true>(M, N, K, A, lda, B, ldb, C, ldc, true);
+  Nothing nothing;
+  detail::product<true>(M, N, K, A, lda, B, ldb, C, ldc, true, nothing);
 }
 
 // dst[cols, rows] = src[rows, cols]^T, so that an [out, in] weight can stand on the right.

@@ -56,7 +56,6 @@ void forward_tile(Tile& tile, const MoEAggregateOut& out, float* buffer) {
   const std::int64_t first = tile.now.first;
   for (int p = 0; content && p < tile.now.pairs; p += kBlock) {
     const int count = std::min(kBlock, tile.now.pairs - p);
-    tile.fetch(count);
     tile.run_router(p, count);
     for (int i = p; i < p + count; ++i) {
       const Pair& pair = tile.now.pair[i];
@@ -64,7 +63,7 @@ void forward_tile(Tile& tile, const MoEAggregateOut& out, float* buffer) {
           tile.before + i * op.hidden, op.router_level_bias + pair.level * op.hidden);
     }
   }
-  tile.fetch(tile.next.pairs);
+  tile.fetch.finish();
   tile.for_planes([&](std::int64_t i, std::int64_t at, Mask m) {
     const Vec gate = content ? sigmoid(load(tile.share + i)) : set1(tile.plan.level_gate[i / kTile]);
     const Vec kept = keep(m, gate);

@@ -158,7 +158,7 @@ void content_backward(Tile& tile, const MoEAggregateGradients& grad, int first, 
   const int dim = static_cast<int>(op.dim), hidden = static_cast<int>(op.hidden);
   float* slope = tile.content + first * dim;  // the content has been read for the last time
   gemm_nn(count, dim, hidden, tile.before + first * hidden, hidden, op.router_w1, dim, slope, dim,
-          0);
+          0, tile.fetch);
   for (int p = first; p < first + count; ++p, slope += dim) {
     const std::int64_t at = tile.now.pair[p].at;
     if constexpr (kStreamed) {
@@ -184,7 +184,6 @@ void backward_tile(Tile& tile, const MoEAggregateGradients& grad, Slopes& slopes
   });
   tile.weigh();
   for_blocks([&](int first, int count) {
-    tile.fetch((count + 1) / 2);
     averages_backward<kStreamed>(tile, grad, slopes, share, first, count);
     if (!content) return;
     tile.run_router(first, count);
@@ -202,11 +201,10 @@ void backward_tile(Tile& tile, const MoEAggregateGradients& grad, Slopes& slopes
     gemm_tn(hidden, dim, tile.now.pairs, tile.before, hidden, tile.content, dim, share.router_w1,
             dim);
     for_blocks([&](int first, int count) {
-      tile.fetch(count);
       content_backward<kStreamed>(tile, grad, first, count);
     });
   }
-  tile.fetch(tile.next.pairs);
+  tile.fetch.finish();
 }
 
 }  // namespace

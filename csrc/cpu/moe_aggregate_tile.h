@@ -96,11 +96,32 @@ struct Reach {
   }
 };
 
-inline void prefetch_row(const Rows& rows, std::int64_t row, std::int64_t dim) {
-  const std::int64_t bytes = dim * (rows.bf16 ? 2 : 4);
-  const char* at = static_cast<const char*>(rows.data) + row * bytes;
-  for (std::int64_t i = 0; i < bytes; i += 64) _mm_prefetch(at + i, _MM_HINT_T1);
-}
+// Asks for the rows of a tile's pairs, a line at a call.
+struct Fetch {
+  const char** rows;  // [pairs, 2 or 3]: fine, coarse, pooled
+  std::int64_t count = 0, row = 0, offset = 0, bytes = 0;
+
+  void begin(const MoEAggregate& op, const Reach& reach) {
+    count = row = offset = 0;
+    bytes = op.dim * (op.fine.bf16 ? 2 : 4);
+    for (int p = 0; p < reach.pairs; ++p)
+      for (const Rows* from : {&op.fine, &op.coarse, &op.pooled})
+        if (from->data != nullptr)
+          rows[count++] = static_cast<const char*>(from->data) + reach.pair[p].at * bytes;
+  }
+  void operator()() {
+    if (row == count) return;
+    _mm_prefetch(rows[row] + offset, _MM_HINT_T1);
+    offset += 64;
+    if (offset >= bytes) {
+      offset = 0;
+      ++row;
+    }
+  }
+  void finish() {
+    while (row < count) (*this)();
+  }
+};
 
 // The scratch of a tile. While it is worked on, the rows of the next one are fetched: the products
 // need no memory, and what comes from memory is scattered over many short runs.
@@ -108,7 +129,7 @@ struct Tile {
   const Plan& plan;
   const MoEAggregate& op;
   Reach now, next;
-  int fetched = 0;    // pairs of `next`
+  Fetch fetch;        // of `next`
   float* content;     // [pairs, D]: pooled
   float* before;      // [pairs, H]: the router's hidden layer before its level's bias and SiLU
   float* gate;        // [kTile, D]: Eq. 10
@@ -119,6 +140,7 @@ struct Tile {
   Tile(const Plan& plan_in, Scratch& scratch)
       : plan(plan_in), op(plan_in.op), now(op, scratch), next(op, scratch) {
     const std::int64_t most = kTile * op.levels;
+    fetch.rows = scratch.take<const char*>(3 * most);
     content = scratch.take(most * op.dim);
     before = scratch.take(most * op.hidden);
     gate = scratch.take(kTile * op.dim);
@@ -135,19 +157,10 @@ struct Tile {
     if (from < to) next.find(op, from);
     for (std::int64_t t = from; t < to; ++t) {
       std::swap(now, next);
-      next.pairs = fetched = 0;
+      next.pairs = 0;
       if (t + 1 < to) next.find(op, t + 1);
+      fetch.begin(op, next);
       body();
-    }
-  }
-
-  // Asks for the rows of so many more pairs of the next tile.
-  void fetch(int pairs) {
-    for (const int end = std::min(next.pairs, fetched + pairs); fetched < end; ++fetched) {
-      const std::int64_t at = next.pair[fetched].at;
-      prefetch_row(op.fine, at, op.dim);
-      prefetch_row(op.coarse, at, op.dim);
-      if (op.pooled.data != nullptr) prefetch_row(op.pooled, at, op.dim);
     }
   }
 
@@ -157,7 +170,7 @@ struct Tile {
       copy_in(op.pooled, now.pair[p].at, content + p * op.dim);
     gemm_nn(count, static_cast<int>(op.hidden), static_cast<int>(op.dim),
             content + first * op.dim, op.dim, plan.router_t, op.hidden,
-            before + first * op.hidden, op.hidden, 0);
+            before + first * op.hidden, op.hidden, 0, fetch);
   }
 
   void copy_in(const Rows& rows, std::int64_t row, float* to) const {
@@ -199,7 +212,7 @@ struct Tile {
   void run_gate(const float* z_coarse) {
     set_rows(now.rows, op.dim, op.gate_b, gate, op.dim);
     gemm_nn(now.rows, static_cast<int>(op.dim), static_cast<int>(op.dim), z_coarse, op.dim,
-            plan.gate_t, op.dim, gate, op.dim, 1);
+            plan.gate_t, op.dim, gate, op.dim, 1, fetch);
     for_lanes(static_cast<int>(now.rows * op.dim),
               [&](int i, auto m) { store(gate + i, sigmoid(load(gate + i, m)), m); });
   }
