@@ -11,6 +11,8 @@
 
 namespace adarec {
 
+std::int64_t num_threads() { return at::get_num_threads(); }
+
 void run_parallel(std::int64_t count, void (*task)(void*, std::int64_t), void* context) {
   // One range element a thread, tasks handed out as threads become free: ragged work balances.
   std::atomic<std::int64_t> next{0};

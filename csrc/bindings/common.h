@@ -3,6 +3,8 @@
 // shapes, before any work.
 #pragma once
 
+#include <ATen/Context.h>
+#include <ATen/EmptyTensor.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
@@ -10,6 +12,7 @@
 #include <sys/mman.h>
 
 #include <cstdint>
+#include <cstdlib>
 #include <optional>
 
 #include "../cpu/seed.h"
@@ -83,17 +86,38 @@ inline void check_probability(double p, const char* name) {
 inline const float* data(const Tensor& t) { return t.const_data_ptr<float>(); }
 inline float* out(Tensor& t) { return t.mutable_data_ptr<float>(); }
 
+// Memory in huge pages, where the system has them.
+class HugePages final : public c10::Allocator {
+ public:
+  static constexpr std::size_t kPage = std::size_t{1} << 21;
+
+  c10::DataPtr allocate(std::size_t bytes) override {
+    const std::size_t whole = (bytes + kPage - 1) / kPage * kPage;
+    void* data = std::aligned_alloc(kPage, whole);
+    TORCH_CHECK(data != nullptr, "no memory for ", bytes, " bytes");
+    // A last page that the tensor fills less than half stays in small ones. Only advice.
+    const std::size_t advised = (bytes + kPage / 2) / kPage * kPage;
+    madvise(data, advised, MADV_HUGEPAGE);
+    return {data, data, &std::free, c10::Device(c10::DeviceType::CPU)};
+  }
+  c10::DeleterFnPtr raw_deleter() const override { return &std::free; }
+  void copy_data(void* to, const void* from, std::size_t bytes) const override {
+    default_copy_data(to, from, bytes);
+  }
+};
+
 // Fresh memory; what a kernel does not reach stays as the allocator left it. Large tensors come
 // as new pages from the system at every call: in huge pages a first touch costs a tenth.
 inline Tensor empty(at::IntArrayRef sizes, at::ScalarType dtype = at::kFloat) {
-  Tensor t = at::empty(sizes, dtype);
-  constexpr std::uintptr_t kHuge = std::uintptr_t{1} << 21;
-  const auto begin = reinterpret_cast<std::uintptr_t>(t.data_ptr());
-  const std::uintptr_t first = (begin + kHuge - 1) / kHuge * kHuge;
-  const std::uintptr_t last = (begin + t.nbytes()) / kHuge * kHuge;
-  // Only advice: where the system has no huge pages it does nothing.
-  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-  return t;
+  static HugePages huge;
+  std::size_t bytes = c10::elementSize(dtype);
+  for (const int64_t size : sizes) bytes *= static_cast<std::size_t>(size);
+  const auto& context = at::globalContext();
+  const bool filled =  // by torch, so that what nobody wrote is found
+      context.deterministicAlgorithms() && context.deterministicFillUninitializedMemory();
+  if (bytes < HugePages::kPage || filled) return at::empty(sizes, dtype);
+  return at::detail::empty_generic(sizes, &huge, c10::DispatchKeySet(c10::DispatchKey::CPU), dtype,
+                                   std::nullopt);
 }
 
 // A float32 result in the dtype of the input it answers.

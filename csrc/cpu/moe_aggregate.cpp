@@ -49,21 +49,31 @@ void average(const Tile& tile, const Rows& outputs, const float* weights, const 
   }
 }
 
-void forward_tile(Tile& tile, const MoEAggregateOut& out, float* buffer) {
+// Scratch beside a Tile's.
+struct Buffers {
+  float* content;  // [kBlock, D]: so few that they stay in L1
+  float* before;   // [kBlock, H]
+  float* rows;     // [K, D]: of bfloat16
+
+  Buffers(const MoEAggregate& op, Scratch& scratch)
+      : content(scratch.take(kBlock * op.dim)), before(scratch.take(kBlock * op.hidden)),
+        rows(scratch.take(op.levels * op.dim)) {}
+};
+
+void forward_tile(Tile& tile, const MoEAggregateOut& out, const Buffers& buffers) {
   const MoEAggregate& op = tile.op;
   const bool content = op.pooled.data != nullptr;
   const int dim = static_cast<int>(op.dim), rows = tile.now.rows;
   const std::int64_t first = tile.now.first;
   for (int p = 0; content && p < tile.now.pairs; p += kBlock) {
     const int count = std::min(kBlock, tile.now.pairs - p);
-    tile.run_router(p, count);
-    for (int i = p; i < p + count; ++i) {
-      const Pair& pair = tile.now.pair[i];
+    tile.run_router(p, count, buffers.content, buffers.before);
+    for (int i = 0; i < count; ++i) {
+      const Pair& pair = tile.now.pair[p + i];
       tile.share[pair.level * kTile + pair.row] = tile.plan.routed(
-          tile.before + i * op.hidden, op.router_level_bias + pair.level * op.hidden);
+          buffers.before + i * op.hidden, op.router_level_bias + pair.level * op.hidden);
     }
   }
-  tile.fetch.finish();
   tile.for_planes([&](std::int64_t i, std::int64_t at, Mask m) {
     const Vec gate = content ? sigmoid(load(tile.share + i)) : set1(tile.plan.level_gate[i / kTile]);
     const Vec kept = keep(m, gate);
@@ -73,8 +83,8 @@ void forward_tile(Tile& tile, const MoEAggregateOut& out, float* buffer) {
   tile.weigh();
   float* z_fine = out.z_fine + first * dim;
   float* z_coarse = out.z_coarse + first * dim;
-  average(tile, op.fine, tile.fine, tile.fine_total, buffer, z_fine);
-  average(tile, op.coarse, tile.coarse, tile.coarse_total, buffer, z_coarse);
+  average(tile, op.fine, tile.fine, tile.fine_total, buffers.rows, z_fine);
+  average(tile, op.coarse, tile.coarse, tile.coarse_total, buffers.rows, z_coarse);
   tile.run_gate(z_coarse);
   for (int r = 0; r < rows; ++r) {
     float* line = tile.gate + r * dim;
@@ -91,14 +101,13 @@ void forward_tile(Tile& tile, const MoEAggregateOut& out, float* buffer) {
 void moe_aggregate_forward(const MoEAggregate& op, const MoEAggregateOut& out) {
   Scratch scratch;
   const Plan plan(op, scratch);
-  // A few tiles a task: their scratch is taken once.
-  const std::int64_t tasks = std::min<std::int64_t>(plan.tiles(), 64);
+  const std::int64_t tiles = plan.tiles(), tasks = tasks_for(tiles);
   parallel_for(tasks, [&](std::int64_t task) {
     Scratch local;
     Tile tile(plan, local);
-    float* buffer = local.take(op.levels * op.dim);
-    tile.run(plan.tiles() * task / tasks, plan.tiles() * (task + 1) / tasks,
-             [&] { forward_tile(tile, out, buffer); });
+    const Buffers buffers(op, local);
+    const std::int64_t end = tiles * (task + 1) / tasks;
+    tile.run(tiles * task / tasks, end, end, [&] { forward_tile(tile, out, buffers); });
   });
 }
 

@@ -40,6 +40,9 @@ struct Slopes {
   float *gate, *fine, *coarse;  // [kTile, D]: of Eq. 10's logits and of the two averages
   float* mass;                  // [K, kTile]: of the level masses
   float* logit;                 // [pairs]: of the router's logits
+  float* content;               // [pairs, D]
+  float* before;                // [pairs, H]: of the router's hidden layer; that layer at first
+  float* block;                 // [kBlock, D]: of content
   float *input, *buffer;        // [D]
 
   Slopes(const MoEAggregate& op, Scratch& scratch) {
@@ -48,6 +51,9 @@ struct Slopes {
     coarse = scratch.take(kTile * op.dim);
     mass = scratch.zeros(kTile * op.levels);
     logit = scratch.take(kTile * op.levels);
+    content = scratch.take(kTile * op.levels * op.dim);
+    before = scratch.take(kTile * op.levels * op.hidden);
+    block = scratch.take(kBlock * op.dim);
     input = scratch.take(op.dim);
     buffer = scratch.take(op.dim);
   }
@@ -153,12 +159,13 @@ void hidden_backward(const MoEAggregate& op, float logit, const float* bias, flo
 
 // The gradient of a few pairs' content.
 template <bool kStreamed>
-void content_backward(Tile& tile, const MoEAggregateGradients& grad, int first, int count) {
+void content_backward(Tile& tile, const MoEAggregateGradients& grad, Slopes& slopes, int first,
+                      int count) {
   const MoEAggregate& op = tile.op;
   const int dim = static_cast<int>(op.dim), hidden = static_cast<int>(op.hidden);
-  float* slope = tile.content + first * dim;  // the content has been read for the last time
-  gemm_nn(count, dim, hidden, tile.before + first * hidden, hidden, op.router_w1, dim, slope, dim,
-          0, tile.fetch);
+  const float* slope = slopes.block;
+  gemm_nn(count, dim, hidden, slopes.before + first * hidden, hidden, op.router_w1, dim,
+          slopes.block, dim, 0, tile.fetch);
   for (int p = first; p < first + count; ++p, slope += dim) {
     const std::int64_t at = tile.now.pair[p].at;
     if constexpr (kStreamed) {
@@ -186,11 +193,11 @@ void backward_tile(Tile& tile, const MoEAggregateGradients& grad, Slopes& slopes
   for_blocks([&](int first, int count) {
     averages_backward<kStreamed>(tile, grad, slopes, share, first, count);
     if (!content) return;
-    tile.run_router(first, count);
+    tile.run_router(first, count, slopes.content + first * dim, slopes.before + first * hidden);
     for (int p = first; p < first + count; ++p) {
       const std::int64_t bias = tile.now.pair[p].level * op.hidden;
       hidden_backward(op, slopes.logit[p], op.router_level_bias + bias,
-                      tile.before + p * op.hidden, share.router_level_bias + bias,
+                      slopes.before + p * op.hidden, share.router_level_bias + bias,
                       share.router_w2);
     }
   });
@@ -198,13 +205,12 @@ void backward_tile(Tile& tile, const MoEAggregateGradients& grad, Slopes& slopes
     store(grad.level_mass + at, keep(m, load(slopes.mass + i)), tile.within(i));
   });
   if (content) {
-    gemm_tn(hidden, dim, tile.now.pairs, tile.before, hidden, tile.content, dim, share.router_w1,
+    gemm_tn(hidden, dim, tile.now.pairs, slopes.before, hidden, slopes.content, dim, share.router_w1,
             dim);
     for_blocks([&](int first, int count) {
-      content_backward<kStreamed>(tile, grad, first, count);
+      content_backward<kStreamed>(tile, grad, slopes, first, count);
     });
   }
-  tile.fetch.finish();
 }
 
 }  // namespace
@@ -218,18 +224,23 @@ void moe_aggregate_backward(const MoEAggregate& op, const MoEAggregateGradients&
   float* shares = scratch.take(groups * size);
   const bool streams = streamed(op, grad.fine) && streamed(op, grad.coarse) &&
                        (!content || streamed(op, grad.pooled));
-  parallel_for(groups, [&](std::int64_t group) {
+  const std::int64_t tiles = plan.tiles(), tasks = tasks_for(groups);
+  const auto begin = [&](std::int64_t group) { return tiles * group / groups; };
+  parallel_for(tasks, [&](std::int64_t task) {
     Scratch local;
-    Share share(op, shares + group * size);
-    std::fill_n(shares + group * size, size, 0.0f);
     Tile tile(plan, local);
     Slopes slopes(op, local);
-    tile.run(plan.tiles() * group / groups, plan.tiles() * (group + 1) / groups, [&] {
-      if (streams)
-        backward_tile<true>(tile, grad, slopes, share);
-      else
-        backward_tile<false>(tile, grad, slopes, share);
-    });
+    const std::int64_t last = groups * (task + 1) / tasks;
+    for (std::int64_t group = groups * task / tasks; group < last; ++group) {
+      Share share(op, shares + group * size);
+      std::fill_n(shares + group * size, size, 0.0f);
+      tile.run(begin(group), begin(group + 1), begin(last), [&] {
+        if (streams)
+          backward_tile<true>(tile, grad, slopes, share);
+        else
+          backward_tile<false>(tile, grad, slopes, share);
+      });
+    }
     if (streams) _mm_sfence();  // before another thread may read
   });
   constexpr std::int64_t kPiece = 4096;

@@ -17,9 +17,15 @@
 namespace adarec::moe {
 
 constexpr std::int64_t kTile = 32;  // rows: the bits of a word
-constexpr int kBlock = 6;           // pairs: the rows of a block of the products
+constexpr int kBlock = 24;          // pairs whose content and hidden layer stay in L1
 
 inline float sigmoid_of(float x) { return 1.0f / (1.0f + std::exp(-x)); }
+
+// Tasks for so much work: a few a thread, so that a slow one can be made up for, and no more,
+// because a task's first rows come without having been asked for.
+inline std::int64_t tasks_for(std::int64_t pieces) {
+  return std::min(pieces, 6 * num_threads());
+}
 
 inline const float* read(const Rows& rows, std::int64_t row, std::int64_t dim, float* buffer) {
   if (!rows.bf16) return static_cast<const float*>(rows.data) + row * dim;
@@ -68,7 +74,7 @@ struct Pair {
 
 // What a tile of rows reaches, level by level.
 struct Reach {
-  std::int64_t first = 0;
+  std::int64_t first = -1;  // of its rows; -1: none was found yet
   int rows = 0, pairs = 0;
   std::uint32_t* reached;  // [K]: bit r where row r reaches the level
   Pair* pair;              // [pairs]
@@ -111,7 +117,7 @@ struct Fetch {
   }
   void operator()() {
     if (row == count) return;
-    _mm_prefetch(rows[row] + offset, _MM_HINT_T1);
+    _mm_prefetch(rows[row] + offset, _MM_HINT_T0);
     offset += 64;
     if (offset >= bytes) {
       offset = 0;
@@ -130,8 +136,6 @@ struct Tile {
   const MoEAggregate& op;
   Reach now, next;
   Fetch fetch;        // of `next`
-  float* content;     // [pairs, D]: pooled
-  float* before;      // [pairs, H]: the router's hidden layer before its level's bias and SiLU
   float* gate;        // [kTile, D]: Eq. 10
   float* share;       // [K, kTile]: Eq. 7, or its logits
   // Weights of Eq. 8 and 9, [K, kTile], and their sums over a row's levels, [kTile].
@@ -141,8 +145,6 @@ struct Tile {
       : plan(plan_in), op(plan_in.op), now(op, scratch), next(op, scratch) {
     const std::int64_t most = kTile * op.levels;
     fetch.rows = scratch.take<const char*>(3 * most);
-    content = scratch.take(most * op.dim);
-    before = scratch.take(most * op.hidden);
     gate = scratch.take(kTile * op.dim);
     share = scratch.zeros(most);
     fine = scratch.take(most);
@@ -151,26 +153,29 @@ struct Tile {
     coarse_total = scratch.take(kTile);
   }
 
-  // Calls body() with each tile in [from, to) in place.
+  // Calls body() with each tile in [from, to) in place. The tile `to` follows, if it is before
+  // `end`: then its rows are fetched as well.
   template <typename Body>
-  void run(std::int64_t from, std::int64_t to, Body&& body) {
-    if (from < to) next.find(op, from);
+  void run(std::int64_t from, std::int64_t to, std::int64_t end, Body&& body) {
+    if (next.first != from * kTile) next.find(op, from);
     for (std::int64_t t = from; t < to; ++t) {
       std::swap(now, next);
+      next.first = -1;
       next.pairs = 0;
-      if (t + 1 < to) next.find(op, t + 1);
+      if (t + 1 < end) next.find(op, t + 1);
       fetch.begin(op, next);
       body();
+      fetch.finish();
     }
   }
 
-  // The router's hidden layer of a few pairs (only where there is content).
-  void run_router(int first, int count) {
-    for (int p = first; p < first + count; ++p)
-      copy_in(op.pooled, now.pair[p].at, content + p * op.dim);
-    gemm_nn(count, static_cast<int>(op.hidden), static_cast<int>(op.dim),
-            content + first * op.dim, op.dim, plan.router_t, op.hidden,
-            before + first * op.hidden, op.hidden, 0, fetch);
+  // The content of a few pairs (only where there is any), [count, D], and the router's hidden layer
+  // before its level's bias and SiLU, [count, H].
+  void run_router(int first, int count, float* content, float* before) {
+    for (int p = 0; p < count; ++p)
+      copy_in(op.pooled, now.pair[first + p].at, content + p * op.dim);
+    gemm_nn(count, static_cast<int>(op.hidden), static_cast<int>(op.dim), content, op.dim,
+            plan.router_t, op.hidden, before, op.hidden, 0, fetch);
   }
 
   void copy_in(const Rows& rows, std::int64_t row, float* to) const {

@@ -1,6 +1,6 @@
 // Work for the threads of torch's pool, and memory that is kept between calls.
 //
-// Kernel files include no torch header; bindings.cpp defines run_parallel over at::parallel_for.
+// Kernel files include no torch header; bindings.cpp defines what needs torch's threads.
 #pragma once
 
 #include <cstddef>
@@ -16,6 +16,9 @@ namespace adarec {
 // Runs task(context, i) once for every i in [0, count) on the threads of torch.set_num_threads;
 // each thread takes the next i when it is free, so a result must not depend on who took which.
 void run_parallel(std::int64_t count, void (*task)(void*, std::int64_t), void* context);
+
+// How many threads that are. No result may depend on it.
+std::int64_t num_threads();
 
 template <typename Body>
 inline void parallel_for(std::int64_t count, Body&& body) {
