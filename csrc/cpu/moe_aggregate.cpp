@@ -1,5 +1,5 @@
-// The gated aggregation, forward: everything but the experts' outputs stays in cache, and those are
-// read once.
+// The gated aggregation, forward: everything but the experts' outputs and the pooled content stays
+// in cache, and those are read once.
 #include "moe_aggregate.h"
 
 #include <algorithm>
@@ -75,7 +75,8 @@ void forward_tile(Tile& tile, const MoEAggregateOut& out, const Buffers& buffers
     }
   }
   tile.for_planes([&](std::int64_t i, std::int64_t at, Mask m) {
-    const Vec gate = content ? sigmoid(load(tile.share + i)) : set1(tile.plan.level_gate[i / kTile]);
+    const Vec gate =
+        content ? sigmoid(load(tile.share + i)) : set1(tile.plan.level_gate[i / kTile]);
     const Vec kept = keep(m, gate);
     store(tile.share + i, kept);
     store(out.gates + at, kept, tile.within(i));

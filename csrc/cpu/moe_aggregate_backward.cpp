@@ -193,7 +193,8 @@ void backward_tile(Tile& tile, const MoEAggregateGradients& grad, Slopes& slopes
   for_blocks([&](int first, int count) {
     averages_backward<kStreamed>(tile, grad, slopes, share, first, count);
     if (!content) return;
-    tile.run_router(first, count, slopes.content + first * dim, slopes.before + first * hidden);
+    tile.run_router(first, count, slopes.content + first * dim,
+                    slopes.before + first * hidden);
     for (int p = first; p < first + count; ++p) {
       const std::int64_t bias = tile.now.pair[p].level * op.hidden;
       hidden_backward(op, slopes.logit[p], op.router_level_bias + bias,
@@ -205,8 +206,8 @@ void backward_tile(Tile& tile, const MoEAggregateGradients& grad, Slopes& slopes
     store(grad.level_mass + at, keep(m, load(slopes.mass + i)), tile.within(i));
   });
   if (content) {
-    gemm_tn(hidden, dim, tile.now.pairs, slopes.before, hidden, slopes.content, dim, share.router_w1,
-            dim);
+    gemm_tn(hidden, dim, tile.now.pairs, slopes.before, hidden, slopes.content, dim,
+            share.router_w1, dim);
     for_blocks([&](int first, int count) {
       content_backward<kStreamed>(tile, grad, slopes, first, count);
     });

@@ -1,6 +1,6 @@
 // A tile of rows of the gated aggregation, for both directions: its (level, row) pairs, the router
-// and the gate. Pairs are gathered level by level, so that the router's product sees about a
-// hundred rows whatever the depths are.
+// and the gate. Pairs are gathered level by level, so that the router's products see whole blocks
+// whatever the depths are.
 #pragma once
 
 #include <algorithm>
@@ -68,13 +68,13 @@ struct Plan {
 
 // A row at a level that it reaches.
 struct Pair {
-  std::int64_t at;  // level * R + row
+  std::int64_t at;          // level * R + row
   std::int32_t level, row;  // the row within its tile
 };
 
 // What a tile of rows reaches, level by level.
 struct Reach {
-  std::int64_t first = -1;  // of its rows; -1: none was found yet
+  std::int64_t first = -1;  // row of the tile; -1: no tile
   int rows = 0, pairs = 0;
   std::uint32_t* reached;  // [K]: bit r where row r reaches the level
   Pair* pair;              // [pairs]
@@ -112,7 +112,7 @@ struct Fetch {
     bytes = op.dim * (op.fine.bf16 ? 2 : 4);
     for (int p = 0; p < reach.pairs; ++p)
       for (const Rows* from : {&op.fine, &op.coarse, &op.pooled})
-        if (from->data != nullptr)
+        if (from->data != nullptr && from->bf16 == op.fine.bf16)
           rows[count++] = static_cast<const char*>(from->data) + reach.pair[p].at * bytes;
   }
   void operator()() {
@@ -135,9 +135,9 @@ struct Tile {
   const Plan& plan;
   const MoEAggregate& op;
   Reach now, next;
-  Fetch fetch;        // of `next`
-  float* gate;        // [kTile, D]: Eq. 10
-  float* share;       // [K, kTile]: Eq. 7, or its logits
+  Fetch fetch;   // of `next`
+  float* gate;   // [kTile, D]: Eq. 10
+  float* share;  // [K, kTile]: Eq. 7, or its logits
   // Weights of Eq. 8 and 9, [K, kTile], and their sums over a row's levels, [kTile].
   float *fine, *coarse, *fine_total, *coarse_total;
 
@@ -153,16 +153,22 @@ struct Tile {
     coarse_total = scratch.take(kTile);
   }
 
-  // Calls body() with each tile in [from, to) in place. The tile `to` follows, if it is before
-  // `end`: then its rows are fetched as well.
+  // Calls body() with each tile in [from, to) in place. If `to` lies before `end`, it will be the
+  // next call's first tile, and its rows are fetched as well.
   template <typename Body>
   void run(std::int64_t from, std::int64_t to, std::int64_t end, Body&& body) {
-    if (next.first != from * kTile) next.find(op, from);
+    if (from < to && next.first != from * kTile) next.find(op, from);
     for (std::int64_t t = from; t < to; ++t) {
       std::swap(now, next);
       next.first = -1;
       next.pairs = 0;
-      if (t + 1 < end) next.find(op, t + 1);
+      if (t + 1 < end) {
+        next.find(op, t + 1);
+        for (std::int64_t k = 0; k < op.levels; ++k)
+          for (std::int64_t r = next.first; r < next.first + next.rows; r += 16)
+            _mm_prefetch(reinterpret_cast<const char*>(op.level_mass + k * op.rows + r),
+                         _MM_HINT_T0);
+      }
       fetch.begin(op, next);
       body();
       fetch.finish();
@@ -181,7 +187,8 @@ struct Tile {
   void copy_in(const Rows& rows, std::int64_t row, float* to) const {
     if (rows.bf16) return load_row(rows.data, true, row, op.dim, op.dim, to);
     const float* from = static_cast<const float*>(rows.data) + row * op.dim;
-    for_lanes(static_cast<int>(op.dim), [&](int i, auto m) { store(to + i, load(from + i, m), m); });
+    for_lanes(static_cast<int>(op.dim),
+              [&](int i, auto m) { store(to + i, load(from + i, m), m); });
   }
 
   // Calls body(level * kTile + row, level * R + row, mask) for vectors of rows; the mask says which
