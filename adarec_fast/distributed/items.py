@@ -154,13 +154,14 @@ class _CrossEntropy(torch.autograd.Function):
         # Item i is class i - 1; padding is no class.
         classes = torch.where(targets > 0, targets - 1, -100)
         step = max(1, _LOGITS // items.rows)
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        d_hidden = torch.zeros_like(hidden, dtype=torch.float32)
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        total = torch.zeros((), dtype=wide, device=hidden.device)
+        d_hidden = torch.zeros_like(hidden, dtype=wide)
         shape = torch.Size((items.num_items, items.size))
         with torch.enable_grad(), torch.autocast(hidden.device.type, enabled=False):
-            table = weight.detach()[1:].float().requires_grad_()
+            table = weight.detach()[1:].to(wide).requires_grad_()
             for begin in range(0, hidden.shape[0], step):
-                rows = hidden.detach()[begin : begin + step].float().requires_grad_()
+                rows = hidden.detach()[begin : begin + step].to(wide).requires_grad_()
                 logits = F.linear(
                     DTensor.from_local(rows, mesh, [Replicate()], run_check=False),
                     DTensor.from_local(
@@ -176,11 +177,12 @@ class _CrossEntropy(torch.autograd.Function):
                 total += loss.detach().to_local()
                 d_hidden[begin : begin + step] = rows.grad
         count = (targets > 0).sum().clamp(min=1)
-        d_weight = F.pad(table.grad, (0, 0, 1, 0)) if table.grad is not None else None
-        ctx.save_for_backward(d_hidden / count, None if d_weight is None else d_weight / count)
+        d_table = table.grad if table.grad is not None else torch.zeros_like(table)
+        d_weight = F.pad(d_table / count, (0, 0, 1, 0)).to(weight.dtype)
+        ctx.save_for_backward((d_hidden / count).to(hidden.dtype), d_weight)
         return total / count
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         d_hidden, d_weight = ctx.saved_tensors
-        return d_hidden * grad, None if d_weight is None else d_weight * grad, None, None
+        return d_hidden * grad, d_weight * grad, None, None

@@ -1,0 +1,318 @@
+"""Workers of one machine, forked after torch is imported once, and what they are asked to do.
+
+``python helpers_distributed.py FOLDER JOB...`` does the jobs below and leaves ``FOLDER/<job>-<W>-
+<rank>.pt``; a job that fails ends the process with its traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.tensor.parallel
+
+from adarec_fast import ADARec, TrainConfig, synthetic
+from adarec_fast.data import Split, TrainingBatches
+from adarec_fast.distributed import Workers, join
+from adarec_fast.distributed.batches import SharedBatches
+from adarec_fast.distributed.stepper import split_items
+from adarec_fast.evaluation import evaluate
+from adarec_fast.training import Reporter, train
+
+DATA = synthetic(num_users=61, num_items=57, num_themes=3, subthemes_per_theme=2, seed=2)
+MODEL: dict[str, Any] = {
+    "hidden_size": 16, "num_layers": 1, "max_depth": 3, "max_length": 12, "dropout": 0.3,
+    "attention_dropout": 0.3, "seed": 1, "num_items": DATA.num_items,
+}  # fmt: skip
+TRAIN: dict[str, Any] = {"epochs": 2, "batch_size": 64, "log_every": 2, "device": "cpu"}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "prefix": {},
+    "all": {"supervision": "all", "coarse_expert": "transformer"},
+    "full": {"depth_gradient": "full", "residual": True},
+    "backbone": {"depth": "fixed", "diffusion": False, "moe": False},
+}
+
+
+def launch(
+    size: int,
+    function: Callable[..., None],
+    *arguments: Any,
+    watch: Callable[[list[int]], None] | None = None,
+) -> list[int]:
+    """Fork ``size`` workers that call ``function(*arguments)``; their exit codes.
+
+    ``watch`` is called with the processes' numbers while they run.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    children = []
+    for rank in range(size):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                os.environ.update(
+                    RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size),
+                    MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+                )  # fmt: skip
+                function(*arguments)
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+        children.append(child)
+    if watch is not None:
+        watch(children)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def batches(supervision: Any) -> TrainingBatches:
+    """Two whole batches or more, and a last one with fewer examples than workers."""
+    values, offsets = Split(DATA).inputs("train")
+    kept = 26
+
+    def make(size: int) -> TrainingBatches:
+        return TrainingBatches(
+            values[: offsets[kept]], offsets[: kept + 1], supervision=supervision,
+            batch_size=size, max_length=12, seed=3,
+        )  # fmt: skip
+
+    number = make(1).num_examples
+    return make(next(size for size in range(number // 3, 0, -1) if number % size == 1))
+
+
+def gradients(folder: Path, workers: Workers | None) -> None:
+    """Losses and gradients of three batches in float64, by variant."""
+    found = {}
+    for name, variant in VARIANTS.items():
+        for sharded in (False, True) if workers is not None else (False,):
+            for negatives in ("batch", "rank"):
+                model = ADARec(**{**MODEL, **variant, "backend": "packed"}).double().train()
+                whole = batches(model.config.supervision)
+                if workers is None:
+                    chosen: Any = ((batch, None) for batch in whole.epoch(0))
+                else:
+                    if sharded:
+                        split_items(model, workers)
+                    chosen = SharedBatches(
+                        whole, workers, gather_negatives=negatives == "batch"
+                    ).epoch(0)
+                for index, (batch, share) in enumerate(chosen):
+                    if sharded:
+                        model.item_embedding.most_tokens = share.most_tokens
+                    output = model.loss(batch, share)
+                    model.zero_grad()
+                    output.total.backward()
+                    grads = {n: p.grad for n, p in model.named_parameters()}
+                    if workers is not None:
+                        for key, grad in grads.items():
+                            own = sharded and key == "item_embedding.weight"
+                            grad = torch.zeros(()) if grad is None else grad
+                            if own:
+                                grads[key] = model.item_embedding.whole(grad)
+                                continue
+                            shape = dict(model.named_parameters())[key].shape
+                            full = torch.zeros(shape, dtype=torch.float64)
+                            if grad.dim():
+                                full += grad
+                            grads[key] = workers.sum(full)
+                    found[name, sharded, negatives, index] = {
+                        "total": output.total.detach(),
+                        **output.parts,
+                        "gate": output.gate,
+                        "gradients": {
+                            n: torch.zeros(()) if g is None else g for n, g in grads.items()
+                        },
+                    }
+    save(folder, "gradients", workers, found)
+
+
+def catalogue(folder: Path, workers: Workers | None) -> None:
+    """Top k, ranks and metrics of an evaluation, with and without a split table."""
+    model = ADARec(**MODEL).eval()
+    histories = [[3, 14, 15], [9], [26, 5, 35, 8], list(range(1, 30))]
+    split = Split(DATA)
+    found = {}
+    for sharded in (False, True):
+        if sharded and workers is not None:
+            split_items(model, workers)
+        items, scores = model.recommend(histories, k=10)
+        everything = model.recommend(histories[:1], k=DATA.num_items)[0]
+        found[sharded] = {
+            "items": items, "scores": scores, "everything": everything,
+            **{
+                mask: evaluate(
+                    model, split, "test", batch_size=25, seen_mask=mask,  # type: ignore[arg-type]
+                    intents=False, workers=workers,
+                )
+                for mask in ("neg-inf", "official", "off")
+            },
+        }  # fmt: skip
+    save(folder, "catalogue", workers, found)
+
+
+def save(folder: Path, job: str, workers: Workers | None, found: Any) -> None:
+    size, rank = (1, 0) if workers is None else (workers.size, workers.rank)
+    torch.save(found, folder / f"{job}-{size}-{rank}.pt")
+
+
+def run(name: Path, variant: str, stop: int | None, resume: bool, **options: Any) -> None:
+    result = train(
+        {**MODEL, **VARIANTS[variant]}, TrainConfig.create(**{**TRAIN, **options}), DATA, name,
+        resume=resume, stop_after_steps=stop,
+    )  # fmt: skip
+    print(json.dumps([str(name), os.environ.get("RANK", "0"), result.status, result.steps]))
+
+
+def whole_runs(folder: Path) -> None:
+    """Runs of one worker and of more; stopped and resumed ones."""
+    for variant in ("prefix", "all"):
+        size = 64 if variant == "prefix" else 16
+        run(folder / f"{variant}-1", variant, None, False, batch_size=size)
+        for workers in (2, 3):
+            name = folder / f"{variant}-{workers}"
+            expect(launch(workers, run, name, variant, None, False, batch_size=size), workers)
+    split = {"shard_items": True}
+    expect(launch(2, lambda: run(folder / "split-2", "prefix", None, False, **split)), 2)
+    # Stopped inside the second epoch with two workers, and gone on with by others.
+    for name, size, options in (
+        ("by-2", 2, {}), ("by-1", 1, {}), ("by-3-split", 3, split), ("split-by-1", 1, {}),
+    ):  # fmt: skip
+        first = split if name.startswith("split") else {}
+        at = folder / name
+        expect(launch(2, lambda at=at, first=first: run(at, "prefix", 9, False, **first)), 2)
+        if size == 1:
+            run(at, "prefix", None, True, **options)
+        else:
+            expect(
+                launch(size, lambda at=at, o=options: run(at, "prefix", None, True, **o)), size
+            )
+
+
+def expect(codes: list[int], workers: int) -> None:
+    assert codes == [0] * workers, codes
+
+
+class Slow(Reporter):
+    """Leaves time for a signal, and says where the run is."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def step(self, progress: Any) -> None:
+        if progress.step == 6:
+            self.mark.write_text("6", encoding="utf-8")
+
+
+def endless(folder: Path, timeout: float) -> None:
+    begun = time.monotonic()
+    try:
+        result = train(
+            MODEL,
+            TrainConfig.create(
+                **{**TRAIN, "epochs": 10**6, "patience": 10**6, "log_every": 1,
+                   "worker_timeout": timeout},
+            ),
+            DATA, folder / "run", reporter=Slow(folder / "mark"),
+        )  # fmt: skip
+        said = f"{result.status} {result.steps}"
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+    rank = os.environ["RANK"]
+    (folder / f"said-{rank}").write_text(
+        json.dumps({"said": said, "seconds": time.monotonic() - begun}), encoding="utf-8"
+    )
+
+
+def signalled(folder: Path, number: int, rank: int, timeout: float) -> None:
+    """A signal to one of three workers in the middle of training."""
+    folder.mkdir()
+
+    def send(children: list[int]) -> None:
+        while not (folder / "mark").exists():
+            time.sleep(0.02)
+        os.kill(children[rank], number)
+        (folder / "sent").write_text(str(time.time()), encoding="utf-8")
+        if number == signal.SIGSTOP:
+            while not all((folder / f"said-{i}").exists() for i in range(3) if i != rank):
+                time.sleep(0.05)
+            os.kill(children[rank], signal.SIGKILL)
+
+    launch(3, endless, folder, timeout, watch=send)
+
+
+def signals(folder: Path) -> None:
+    signalled(folder / "term", signal.SIGTERM, 1, 45.0)
+    signalled(folder / "kill-last", signal.SIGKILL, 2, 45.0)
+    signalled(folder / "kill-first", signal.SIGKILL, 0, 45.0)
+    signalled(folder / "stop", signal.SIGSTOP, 1, 3.0)
+
+
+def refused(folder: Path) -> None:
+    """What every worker says about options that do not fit together."""
+
+    def attempt(case: str) -> None:
+        rank = int(os.environ["RANK"])
+        options: dict[str, Any] = {**TRAIN, "epochs": 1}
+        model = dict(MODEL)
+        data = DATA
+        if case == "options":
+            options["learning_rate"] = 0.1 if rank == 1 else 0.2
+        elif case == "data" and rank == 1:
+            data = synthetic(num_users=61, num_items=57, num_themes=3, seed=3)
+            model["num_items"] = data.num_items
+        elif case == "device":
+            options["device"] = "cuda:0"
+        elif case == "few items":
+            data = synthetic(num_users=20, num_items=9, num_themes=2, subthemes_per_theme=1)
+            model["num_items"], options["shard_items"] = 9, True
+        try:
+            train(model, TrainConfig.create(**options), data, folder / case)
+            said = "nothing"
+        except Exception as error:
+            said = f"{type(error).__name__}: {error}"
+        (folder / f"{case}-{rank}").write_text(said, encoding="utf-8")
+
+    (folder / "taken").mkdir()
+    (folder / "taken" / "config.json").write_text("{}", encoding="utf-8")
+    for case in ("options", "data", "device", "few items", "taken"):
+        launch(4 if case == "few items" else 2, attempt, case)
+
+
+def in_workers(size: int, job: Callable[[Path, Workers | None], None], folder: Path) -> None:
+    def body() -> None:
+        with join("cpu", 45.0) as workers:
+            job(folder, workers)
+
+    expect(launch(size, body), size)
+
+
+def main() -> None:
+    torch.set_num_threads(1)  # no thread pool, so that a fork is whole
+    folder, *jobs = sys.argv[1:]
+    at = Path(folder)
+    for job in jobs:
+        if job in ("gradients", "catalogue"):
+            body = {"gradients": gradients, "catalogue": catalogue}[job]
+            body(at, None)
+            for size in (2, 4):
+                in_workers(size, body, at)
+        else:
+            {"runs": whole_runs, "signals": signals, "refused": refused}[job](at)
+
+
+if __name__ == "__main__":
+    main()
