@@ -14,7 +14,15 @@ from rich.console import Console
 from test_sweep import adarec
 
 from adarec_fast.config import ConfigError
-from adarec_fast.data import synthetic, write_sequences
+from adarec_fast.data import (
+    EvaluationBatches,
+    Split,
+    TrainingBatches,
+    load,
+    synthetic,
+    truncate_histories,
+    write_sequences,
+)
 from adarec_fast.experiments import Sweep, paper, summarise
 from adarec_fast.experiments.definition import RESULT, run_name
 from adarec_fast.experiments.render import csv_text, markdown, rich_table
@@ -77,6 +85,8 @@ def test_tables_share_their_runs() -> None:
     }
     assert names["table1"] == names["table5"]
     assert names["table1"] < names["table2"]
+    cut = [row.values for row in TABLES["table2"].rows if row.label == "ADARec, histories cut"]
+    assert cut == [{"truncate": 6, "max_length": 5}]
     assert len(names["table1"] & names["table4"]) == 1
     assert len(names["table4"]) == 7
 
@@ -132,6 +142,7 @@ def test_figures_stand_where_they_belong(tmp_path: Path) -> None:
     assert "| no HDA | 0.1105 | – | 0.0528 | – |" in text
     assert "2 to 3 seeds" in text
     assert "Our runs: 9 epochs, on cpu, threads: 2." in text
+    assert "5 of 5 runs ended at their greatest number of epochs" in text
     assert "Not the paper's" not in text
     rows = list(csv.DictReader(io.StringIO(csv_text([filled]))))
     (row,) = [
@@ -164,6 +175,21 @@ def test_sparse_users_and_cut_histories_are_other_rows(tmp_path: Path) -> None:
     assert filled.cell("ADARec, histories cut", "HR@5", "paper").mean == 0.0531
     assert filled.cell("ADARec, sparse users", "HR@5", "here").mean == 0.01
     assert filled.cell("ADARec, sparse users", "HR@5", "paper") is None
+
+
+def test_cut_histories_are_read_five_items_at_a_time() -> None:
+    """As the authors' --shorten_seq_to 5: five items before the validation and the test item."""
+    history = list(range(1, 21))
+    data = truncate_histories(load([history, history[:4]]), 6)
+    split = Split(data)
+    for part, first, target in (("valid", 14, 19), ("test", 15, 20)):
+        (batch,) = EvaluationBatches(split, part, batch_size=2, max_length=5)
+        items = data.items.decode(batch.item_ids[: int(batch.offsets[1])].tolist())
+        assert items == list(range(first, first + 5))
+        assert data.items.decode([int(batch.targets[0])]) == [target]
+    batches = TrainingBatches(*split.inputs("train"), batch_size=9, max_length=5, seed=0)
+    lengths = [b.offsets.diff().tolist() for b in batches.epoch(0)]
+    assert sorted(lengths[0]) == [1, 1, 2, 3, 4, 5]
 
 
 def test_costs(tmp_path: Path) -> None:

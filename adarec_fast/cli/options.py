@@ -219,7 +219,7 @@ def load_data(values: Mapping[str, Any]) -> InteractionData:
     config = DataConfig.create(**values)
     if config.data == "synthetic":
         # A stored section names every field; only one with another value than its default matters.
-        unchanged = DataConfig().to_dict()
+        unchanged = DataConfig.create().to_dict()
         changed = [name for name, value in config.to_dict().items() if value != unchanged[name]]
         if changed:
             raise ConfigError(f"{', '.join(changed)}: these are for files, not for data=synthetic")

@@ -109,15 +109,11 @@ def reproduce(
 
 
 def _check_base(given: Values) -> None:
-    """What the tables themselves set cannot be set for all of them."""
-    from ..experiments.tables import TABLES
+    """What the tables' lines differ in cannot be set for all of them."""
+    from ..experiments.tables import OWN_KEYS
 
-    taken = {"data", "seed"}
-    for table in TABLES.values():
-        for row in table.rows:
-            taken |= set(row.values or {})
     for section in (given.data, given.model, given.train):
-        both = sorted(taken & set(section))
+        both = [key for key in OWN_KEYS if key in section]
         if both:
             raise ConfigError(f"{', '.join(both)}: set by the table's own lines; leave it out")
 

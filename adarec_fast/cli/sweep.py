@@ -60,12 +60,13 @@ def sweep(
     from ..experiments import Sweep, parse_grid, run_sweep, write_summary
     from ..experiments.definition import DEFINITION, read_sweep_file
 
-    given, axes, listed = Values(), {}, None
-    if config is not None:
-        given, axes, listed = read_sweep_file(config)
-    typed = parse_grid(grid or [])
+    given, axes, listed = (
+        read_sweep_file(config)
+        if config is not None
+        else (Values(), dict[str, list[Any]](), None)
+    )
     given = given.update(chosen).update(read_assignments(assignments or []))
-    axes = {**axes, **typed}
+    axes = {**axes, **parse_grid(grid or [])}
     if not axes and listed is None:
         if not (sweep_dir / DEFINITION).exists():
             raise ConfigError("nothing to sweep over; give --grid KEY=V1,V2 or --config FILE")

@@ -110,12 +110,11 @@ def gate_by_level(depths: Depths, history: list[dict[str, Any]], max_depth: int)
     whole_epochs(left)
     shown, boxes, counts = [], [], []
     for k in range(levels):
-        values = depths.gates[k]
-        values = values[~values.isnan()]
-        counts.append(values.numel())
-        if values.numel():
+        reached = depths.gates[k][~depths.gates[k].isnan()]
+        counts.append(reached.numel())
+        if reached.numel():
             shown.append(k)
-            boxes.append(values.clamp(_GATE_LIMIT, 1 - _GATE_LIMIT).numpy())
+            boxes.append(reached.clamp(_GATE_LIMIT, 1 - _GATE_LIMIT).numpy())
     drawn = right.boxplot(
         boxes, positions=shown, widths=0.6, whis=(5, 95), showfliers=False, patch_artist=True,
         medianprops={"color": "black"}, manage_ticks=False,

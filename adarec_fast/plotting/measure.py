@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -114,7 +115,7 @@ def levels(run: Run, users: Tensor) -> dict[str, Tensor]:
         offsets = batch.offsets
         embeddings = model._encode(batch.item_ids, offsets, None)
         depth = torch.full_like(batch.users, config.max_depth)
-        shared = {"max_length": config.max_length, "backend": config.backend}
+        shared: dict[str, Any] = {"max_length": config.max_length, "backend": config.backend}
         x0, _ = model.denoiser(
             embeddings, offsets, depth, model.level_embedding.weight, seed=None, **shared
         )
