@@ -107,6 +107,8 @@ def test_data_values_are_checked(tmp_path: Path) -> None:
         load_data({"min_length": 2})
     with pytest.raises(ConfigError, match=r"k_core: .*not for data=synthetic"):
         load_data({"k_core": 3})
+    # As a run stores them, defaults and all.
+    assert load_data(SECTIONS["data"].create().to_dict()).labels is not None
 
 
 def test_every_field_is_an_option_with_help() -> None:

@@ -18,11 +18,12 @@ import pytest
 import torch
 from test_sweep import MODEL, PACKAGE, TRAIN, adarec
 
+from adarec_fast.cli.options import Values
 from adarec_fast.clustering import kmeans, normalized_mutual_info
 from adarec_fast.config import ConfigError, TrainConfig
-from adarec_fast.data import InteractionData, synthetic
+from adarec_fast.data import InteractionData, synthetic, write_csv
 from adarec_fast.evaluation import evaluate
-from adarec_fast.experiments import Group
+from adarec_fast.experiments import Group, Sweep, run_sweep
 from adarec_fast.plotting import PICTURES, RunPictures, plot_run
 from adarec_fast.plotting.hierarchy import length_bins
 from adarec_fast.plotting.measure import levels, sample_users
@@ -365,6 +366,24 @@ def test_from_the_command_line(run: Run, tmp_path: Path) -> None:
     nothing = adarec("plot", tmp_path)
     assert nothing.exit_code == 2
     assert "holds no run" in nothing.stderr
+
+
+def test_of_a_sweep(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    write_csv(run.data, path)
+    base = Values({"data": str(path)}, dict(MODEL), dict(TRAIN))
+    run_sweep(Sweep.create(base, {"lambda_deno": [0.01, 1]}), tmp_path / "sweep")
+    shown = adarec("plot", tmp_path / "sweep", "--metric", "HR@5")
+    assert shown.exit_code == 0, shown.output
+    files = sorted(p.name for p in (tmp_path / "sweep" / "plots").iterdir())
+    assert files == ["sensitivity.png", "sensitivity.svg"]
+    for extra, message in (
+        (["--only", "gate"], "is a sweep"),
+        (["--metric", "HR@3"], "metric='HR@3' is not one of HR@5"),
+    ):
+        refused = adarec("plot", tmp_path / "sweep", *extra)
+        assert refused.exit_code == 2, refused.output
+        assert message in refused.stderr
 
 
 def test_a_missing_extra_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -219,8 +219,11 @@ def test_data_that_changed_are_refused(tmp_path: Path) -> None:
     write_csv(synthetic(num_users=60, num_items=40), path)
     run_sweep(Sweep.create(base(path), {"seed": [0]}), tmp_path / "sweep")
     write_csv(synthetic(num_users=61, num_items=40), path)
+    more = Sweep.create(base(path), {"seed": [0, 1]})
     with pytest.raises(SweepError, match="data have changed since seed=0 was finished"):
-        run_sweep(Sweep.create(base(path), {"seed": [0, 1]}), tmp_path / "sweep", extend=True)
+        run_sweep(more, tmp_path / "sweep", extend=True)
+    with pytest.raises(SweepError, match="60 users and 40 items then, 61 and 40 now"):
+        run_sweep(Sweep.load(tmp_path / "sweep"), tmp_path / "sweep")
 
 
 def test_from_the_command_line(data: Path, tmp_path: Path) -> None:

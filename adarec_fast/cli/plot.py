@@ -74,6 +74,8 @@ def plot(
     target = folder / "plots" if to is None else to
     kinds = [kind.strip() for kind in formats.split(",") if kind.strip()]
     if (folder / DEFINITION).exists():
+        if only is not None:
+            raise ConfigError(f"--only {only}: {folder} is a sweep, with sensitivity alone")
         written = plot_sweep(
             folder, target, metric=metric, sparse=sparse, formats=kinds, dpi=dpi
         )

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import torch
 
-from ..cli.options import load_data
+from ..cli.options import DataConfig, load_data
 from ..config import ADARecConfig, TrainConfig
 from ..data import InteractionData
 from ..evaluation import evaluate
@@ -134,10 +134,12 @@ def _one(
     run_dir = folder / name
     values = sweep.values(combination)
     data = loaded(values.data)
-    _check_data(folder, sweep, values.data, data)
+    # With every default written out: a sweep read back from its folder has them all.
+    source = DataConfig.create(**values.data).to_dict()
+    _check_data(folder, source, data)
     about: dict[str, Any] = {
         "combination": dict(combination),
-        "source": dict(values.data),
+        "source": source,
         "data": {
             "name": data.name,
             "users": data.num_users,
@@ -153,7 +155,7 @@ def _one(
             run_dir,
             resume=(run_dir / CONFIG).exists(),
             reporter=reporter,
-            data_source=dict(values.data),
+            data_source=source,
         )
     except TrainingDiverged as error:
         result = {**about, "status": "diverged", "error": str(error)}
@@ -231,9 +233,7 @@ class _Loader:
         return self._data
 
 
-def _check_data(
-    folder: Path, sweep: Sweep, section: Mapping[str, Any], data: InteractionData
-) -> None:
+def _check_data(folder: Path, source: Mapping[str, Any], data: InteractionData) -> None:
     """The runs of one source must have seen the same data.
 
     Raises:
@@ -244,9 +244,9 @@ def _check_data(
         path = folder / run_name(other) / RESULT
         if path.exists():
             result = read_json(path)
-            if result["source"] == dict(section) and result["data"]["fingerprint"] != now:
+            if result["source"] == source and result["data"]["fingerprint"] != now:
                 raise SweepError(
-                    f"{section.get('data', 'synthetic')}: the data have changed since "
+                    f"{source['data']}: the data have changed since "
                     f"{run_name(other)} was finished ({result['data']['users']} users and "
                     f"{result['data']['items']} items then, {data.num_users} and "
                     f"{data.num_items} now); restore the file or choose another sweep folder"
