@@ -62,7 +62,7 @@ def plot(
 ) -> None:
     """Draw what a run learned, or how a metric answers to what a sweep varied.
 
-    The same folder and options give the same files, byte for byte. Needs adarec_fast[viz].
+    The same folder and options give the same files, byte for byte. Needs the extra viz.
     """  # fmt: skip
     from ..experiments.definition import DEFINITION
     from ..plotting import RunPictures, plot_run, plot_sweep

@@ -77,7 +77,10 @@ def sweep(
             )
         definition = Sweep.load(sweep_dir)
     else:
-        if given.data.get("data", "synthetic") == "synthetic":
+        swept = set(axes).union(*listed or [])
+        named = {"data", "data.data"} & swept
+        if not named and given.data.get("data", "synthetic") == "synthetic":
+            out.print("synthetic data, with the smaller defaults that train has for it")
             given = SYNTHETIC.update(given)
         definition = Sweep.create(given, axes, listed)
     if dry_run:
