@@ -105,12 +105,6 @@ class Sweep:
         """The base with a combination on top."""
         return self.base.update(place(combination))
 
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """Keys that any combination sets, seeds last."""
-        keys = dict.fromkeys(key for combination in self.combinations for key in combination)
-        return tuple(sorted(keys, key=lambda key: key in _SEEDS))
-
     def to_json(self) -> dict[str, Any]:
         """JSON-able, with every default written out, so that a later version's cannot creep in."""
         data = DataConfig.create(**self.base.data).to_dict()
