@@ -238,7 +238,8 @@ class ADARec(nn.Module):
                 max_length=max_length, backend=backend,
             )
         else:
-            x0 = embeddings.expand(levels, -1, -1).contiguous()
+            # No op writes gradients beyond the depth; unmasked, they would be summed into E.
+            x0 = ragged.mask_levels(embeddings.expand(levels, -1, -1), offsets, computed)
         if config.moe:
             aggregate, pooled = self._experts(
                 x0, offsets, computed, row_depth, mass, rows, seed, contrast

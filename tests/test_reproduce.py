@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 from test_sweep import adarec
 
@@ -26,7 +27,9 @@ from adarec_fast.data import (
 from adarec_fast.experiments import Sweep, paper, summarise
 from adarec_fast.experiments.definition import RESULT, run_name
 from adarec_fast.experiments.render import csv_text, markdown, rich_table
-from adarec_fast.experiments.tables import TABLES, data_set_of, fill, get_table
+from adarec_fast.experiments.tables import TABLES, Row, data_set_of, fill, get_table
+from adarec_fast.model import ADARec
+from adarec_fast.ops._library import unavailable
 
 TINY = [
     "--set", "hidden_size=8", "--set", "num_layers=1", "--set", "max_depth=2",
@@ -89,6 +92,37 @@ def test_tables_share_their_runs() -> None:
     assert cut == [{"truncate": 6, "max_length": 5}]
     assert len(names["table1"] & names["table4"]) == 1
     assert len(names["table4"]) == 7
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("supervision", ["prefix", "all"])
+@pytest.mark.parametrize("row", TABLES["table4"].rows, ids=lambda row: row.label)
+@pytest.mark.parametrize("backend", ["packed", "cpp"])
+def test_every_ablation_has_the_references_gradients(
+    row: Row, supervision: str, backend: str
+) -> None:
+    """What an op leaves unwritten beyond a user's depth must not reach a weight."""
+    reason = unavailable("moe_aggregate", backend, "cpu")
+    if reason is not None:
+        pytest.skip(f"{backend} cannot run here: {reason}")
+    split = Split(synthetic(num_users=60, num_items=40))
+    batches = TrainingBatches(
+        *split.inputs("train"), batch_size=32, max_length=10, seed=0, supervision=supervision
+    )
+    gradients = []
+    for name in ("reference", backend):
+        model = ADARec(
+            num_items=40, hidden_size=16, num_layers=1, max_depth=3, max_length=10, backend=name,
+            supervision=supervision, **(row.values or {}),
+        ).train()  # fmt: skip
+        model.loss(next(batches.epoch(0))).total.backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for parameter, expected in gradients[0].items():
+        torch.testing.assert_close(
+            gradients[1][parameter], expected, rtol=1e-3, atol=1e-6,
+            msg=lambda text, parameter=parameter: f"{parameter}: {text}",
+        )  # fmt: skip
 
 
 def test_data_sets_are_known_by_name() -> None:
