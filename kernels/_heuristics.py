@@ -33,26 +33,35 @@ class Tile(NamedTuple):
 
 # (kernel, padded D, "half" | "tf32" | "ieee") -> tile; sizes below the smallest take its row.
 _TABLE: dict[tuple[str, int, str], Tile] = {}
-_BY_ARCHITECTURE: dict[tuple[int, str, int, str], Tile] = {
-    (90, "hda_backward", 128, "tf32"): Tile(16, 32, 8),
-}
+_BY_ARCHITECTURE: dict[tuple[int, str, int, str], Tile] = {}
 
 
-def _rows(kernel: str, kinds: str, **tiles: Tile) -> None:
+def _rows(kernel: str, kinds: str, *architectures: int, **tiles: Tile) -> None:
     for kind in kinds.split():
         for size, tile in tiles.items():
-            _TABLE[kernel, int(size[1:]), kind] = tile
+            key = (kernel, int(size[1:]), kind)
+            if not architectures:
+                _TABLE[key] = tile
+            for architecture in architectures:
+                _BY_ARCHITECTURE[(architecture, *key)] = tile
 
 
 _ALL = "half tf32 ieee"
 for _kernel in ("hda_forward", "mlp_forward"):
     _rows(_kernel, "half tf32", d64=Tile(32, 64, 8), d128=Tile(32, 32, 8), d256=Tile(16, 32, 8))
     _rows(_kernel, "ieee", d64=Tile(32, 32, 8), d128=Tile(16, 32, 8), d256=Tile(16, 32, 8))
-_rows("mlp_forward", "ieee", d64=Tile(32, 32, 8, 2, 255))
+_rows("hda_forward", "tf32", d64=Tile(32, 64, 8, 2, 255))
+_rows("mlp_forward", "ieee", d64=Tile(32, 32, 8, 2, 255), d128=Tile(16, 32, 8, 2, 255))
 for _kernel in ("hda_backward", "mlp_backward"):
     _rows(_kernel, "half tf32", d64=Tile(32, 32, 8), d128=Tile(32, 32, 8), d256=Tile(16, 16, 8))
     _rows(_kernel, "ieee", d64=Tile(32, 32, 8, 2, 255), d128=Tile(16, 32, 8, 2, 255),
           d256=Tile(16, 16, 8, 2, 255))
+_rows("mlp_backward", "half", d256=Tile(8, 16, 8))
+_rows("mlp_backward", "half", 80, d128=Tile(16, 32, 8), d256=Tile(8, 16, 8, 2, 255))
+_rows("mlp_backward", "tf32", d128=Tile(16, 32, 8))
+# A float32 product holds whole rows of its operands: of eight rows sixteen warps spill nothing.
+_rows("hda_backward", "ieee", d256=Tile(8, 16, 16))
+_rows("hda_backward", "tf32", 80, 90, d128=Tile(16, 32, 8))
 _rows("mlp_weights", "half", d64=Tile(32, 32, 8), d128=Tile(16, 32, 8), d256=Tile(16, 16, 8))
 _rows("mlp_weights", "tf32", d64=Tile(32, 32, 4), d128=Tile(32, 64, 8), d256=Tile(16, 32, 8))
 _rows("mlp_weights", "ieee", d64=Tile(32, 32, 8), d128=Tile(16, 16, 8, 2, 255),
@@ -62,43 +71,64 @@ for _kernel in ("linear", "linear_backward", "linear_weights"):
 _rows("linear_backward", "ieee", d64=Tile(64, 32, 8))
 _rows("sublayers", "half", d64=Tile(32, 32, 8), d128=Tile(32, 32, 8, 1), d256=Tile(16, 16, 8, 1))
 _rows("sublayers", "tf32 ieee", d64=Tile(32, 32, 8), d128=Tile(32, 32, 8), d256=Tile(16, 16, 8))
-_rows("sublayers", "ieee", d64=Tile(32, 32, 8, 2, 168))
+_rows("sublayers", "ieee", d64=Tile(32, 32, 8, 2, 168), d128=Tile(32, 32, 8, 2, 255),
+      d256=Tile(16, 16, 8, 2, 255))
 _rows("sublayers_backward", "half", d64=Tile(32, 32, 8), d128=Tile(16, 32, 8),
       d256=Tile(16, 16, 8, 1))
 _rows("sublayers_backward", "tf32", d64=Tile(32, 32, 8), d128=Tile(16, 32, 8),
       d256=Tile(16, 16, 8))
 _rows("sublayers_backward", "ieee", d64=Tile(16, 32, 8), d128=Tile(16, 32, 8),
-      d256=Tile(16, 16, 8))
+      d256=Tile(8, 16, 16))
+_rows("sublayers_backward", "tf32", 80, 90, d256=Tile(8, 16, 8, 2, 255))
+_rows("sublayers_backward", "ieee", 90, d256=Tile(8, 16, 8, 2, 255))
+_rows("sublayers_backward", "half", 90, d128=Tile(16, 32, 8, 1))
 # A chunk is a block of keys, and of queries where rows are keys. Sixteen rows of short sequences
 # need little more than their own tokens as keys: one block of 32. D is that of two heads.
 for _kernel in ("attention", "attention_queries", "attention_keys"):
     _rows(_kernel, _ALL, d64=Tile(16, 32, 4), d128=Tile(16, 32, 4), d256=Tile(16, 32, 4),
           d512=Tile(16, 16, 8))
+    _rows(_kernel, "ieee", d64=Tile(16, 32, 4, 2, 255))
 _rows("attention", "tf32", d64=Tile(16, 32, 4, 2, 168))
-_rows("attention", "ieee", d256=Tile(16, 32, 8))
+_rows("attention", "ieee", d128=Tile(16, 32, 8), d256=Tile(16, 32, 8))
 _rows("attention_queries", "tf32", d256=Tile(16, 16, 4, 2, 255))
+_rows("attention_queries", "ieee", 80, d256=Tile(16, 16, 4, 2, 255))
 _rows("attention_keys", "half", d128=Tile(16, 32, 4, 2, 255), d256=Tile(16, 16, 4))
+_rows("attention_keys", "ieee", 80, d256=Tile(16, 16, 4, 2, 255))
 _rows("moe", "half", d64=Tile(16, 64, 4), d128=Tile(16, 32, 4), d256=Tile(16, 16, 8))
 _rows("moe", "tf32", d64=Tile(16, 64, 4), d128=Tile(16, 32, 4), d256=Tile(16, 32, 8))
 _rows("moe", "ieee", d64=Tile(16, 64, 4), d128=Tile(16, 16, 4), d256=Tile(16, 16, 8, 1, 255))
+_rows("moe", "half", 80, d128=Tile(16, 32, 4, 2, 255))
+_rows("moe", "half", 80, 90, d256=Tile(16, 16, 8, 1, 255))
+_rows("moe", "ieee", 80, 90, d64=Tile(16, 64, 4, 2, 255))
+_rows("moe", "ieee", 90, d128=Tile(16, 16, 8, 2, 255), d256=Tile(16, 16, 16))
 # The chunk is a tile of the catalogue.
 _rows("score_topk", _ALL, d64=Tile(16, 128, 4), d128=Tile(16, 128, 4), d256=Tile(16, 128, 4))
 _rows("score_topk", "tf32", d256=Tile(16, 64, 4))
+_rows("score_topk", "tf32", 90, d128=Tile(16, 128, 4, 2, 255))
+_rows("score_topk", "ieee", 80, d64=Tile(16, 64, 4), d128=Tile(16, 64, 4), d256=Tile(16, 64, 4))
 # The chunk is a tile of candidates.
 _rows("infonce_forward", "tf32 ieee", d64=Tile(32, 32, 4), d128=Tile(32, 32, 4),
       d256=Tile(32, 32, 4))
+_rows("infonce_forward", "ieee", 80, d64=Tile(32, 32, 4, 2, 255))
 _rows("infonce_backward", "tf32", d64=Tile(32, 32, 4, 2, 255), d128=Tile(32, 32, 4),
       d256=Tile(32, 64, 8))
 _rows("infonce_backward", "ieee", d64=Tile(32, 32, 4, 2, 255), d128=Tile(16, 32, 8),
       d256=Tile(16, 16, 8))
+_rows("infonce_backward", "ieee", 80, 90, d64=Tile(16, 32, 4, 2, 255))
+_rows("infonce_backward", "ieee", 90, d128=Tile(16, 16, 8))
 # Of a scan, the chunk is the part of the recurrent weights that stays in registers, if all of it.
 for _kernel in ("gru_scan", "gru_scan_backward"):
     _rows(_kernel, "half", d64=Tile(16, 64, 4, 2, 255), d128=Tile(16, 32, 8), d256=Tile(16, 16, 8))
     _rows(_kernel, "tf32", d64=Tile(16, 64, 4, 2, 255), d128=Tile(16, 32, 8), d256=Tile(16, 16, 8))
     _rows(_kernel, "ieee", d64=Tile(16, 32, 4), d128=Tile(16, 16, 8), d256=Tile(16, 16, 8))
 _rows("gru_scan", "tf32", d256=Tile(16, 16, 16))
+_rows("gru_scan", "tf32", 90, d256=Tile(8, 16, 8, 2, 255))
+_rows("gru_scan", "ieee", 90, d128=Tile(16, 16, 8, 2, 255))
 _rows("gru_gates", "half tf32", d64=Tile(32, 32, 4), d128=Tile(32, 32, 4), d256=Tile(32, 32, 4))
 _rows("gru_gates", "ieee", d64=Tile(16, 32, 4), d128=Tile(32, 32, 4), d256=Tile(32, 32, 4))
+_rows("gru_gates", "half", 80, d128=Tile(32, 32, 4, 2, 255), d256=Tile(32, 32, 4, 2, 255))
+_rows("gru_gates", "ieee", 90, d128=Tile(32, 32, 8))
+_rows("gru_gates", "ieee", 80, d256=Tile(32, 32, 4, 2, 255))
 _rows("gru_weights", "half tf32", d64=Tile(32, 32, 4), d128=Tile(32, 32, 4), d256=Tile(16, 32, 8))
 _rows("gru_weights", "ieee", d64=Tile(16, 32, 4), d128=Tile(16, 32, 4), d256=Tile(16, 16, 8))
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from adarec_fast.cli import app
@@ -129,3 +130,11 @@ def test_an_unknown_option_is_a_usage_error_that_suggests() -> None:
     shown = runner.invoke(app, ["train", "--hiden-size", "3"])
     assert shown.exit_code == 2
     assert "--hidden-size" in shown.output
+
+
+def test_tune_without_a_gpu_says_so() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    shown = runner.invoke(app, ["tune"])
+    assert shown.exit_code == 2
+    assert "CUDA device" in shown.output

@@ -15,6 +15,7 @@ from . import (
     serve,
     sweep,
     train,
+    tune,
 )
 
 app = typer.Typer(
@@ -36,5 +37,6 @@ app.command("export")(export.export)
 app.add_typer(data.app, name="data")
 app.command("info")(info.info)
 app.command("build")(info.build)
+app.command("tune")(tune.tune)
 
 __all__ = ["app"]

@@ -1,0 +1,111 @@
+"""``adarec-fast tune``: measure the tiles of the Triton kernels ahead of their use."""
+
+from __future__ import annotations
+
+import enum
+import os
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich import box
+from rich.table import Table
+
+from .console import command, err, out
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..config import ADARecConfig
+
+# Mean length of a history, as in the data sets of the paper.
+MEAN_LENGTH = 7
+
+
+class Precision(str, enum.Enum):
+    """Of the matrix products."""
+
+    IEEE = "ieee"
+    TF32 = "tf32"
+    BF16 = "bf16"
+
+
+@command
+def tune(
+    hidden_size: Annotated[int, typer.Option(min=1, help="D.")] = 64,
+    max_depth: Annotated[int, typer.Option(min=1, help="T_max.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Histories a step.")] = 256,
+    num_items: Annotated[int, typer.Option(min=1, help="Items in the catalogue.")] = 12101,
+    precision: Annotated[
+        Precision, typer.Option(help="IEEE float32, TF32, or bfloat16 under autocast.")
+    ] = Precision.IEEE,
+) -> None:
+    """Measure the kernels' tiles for a model and batch size, and keep them for later runs.
+
+    Runs that are to use them are started with ADAREC_FAST_AUTOTUNE=1. Needs a CUDA device.
+    """
+    import torch
+
+    from ..config import ADARecConfig
+    from ..ops import BackendError
+    from ..ops._library import implementation
+
+    if not torch.cuda.is_available():
+        raise BackendError("tiles are measured on a CUDA device, and torch finds none here")
+    from ..kernels import _autotune
+
+    os.environ[_autotune.ENVIRONMENT] = "1"
+    implementation.cache_clear()
+    torch.backends.cuda.matmul.fp32_precision = (
+        "tf32" if precision is Precision.TF32 else "ieee"
+    )
+    config = ADARecConfig.create(
+        num_items=num_items, hidden_size=hidden_size, max_depth=max_depth
+    )
+    device = torch.device("cuda")
+    with err.status("measuring; most of the time goes into compiling"):
+        exercise(config, batch_size, device, precision is Precision.BF16)
+    tiles = _autotune.Tiles(torch.cuda.get_device_name(device))
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("kernel, architecture, D, precision, rows", "fixed, ms", "best, ms", "tile"):
+        table.add_column(column, justify="right" if column.endswith("ms") else "left")
+    for key, entry in tiles.read().items():
+        table.add_row(
+            key, f"{entry['fixed_milliseconds']:.4f}", f"{entry['milliseconds']:.4f}",
+            ", ".join(f"{name} {v}" for name, v in _autotune.tile_of(entry)._asdict().items()),
+        )  # fmt: skip
+    out.print(table)
+    out.print(str(tiles.path), soft_wrap=True)
+
+
+def exercise(
+    config: ADARecConfig, users: int, device: torch.device, autocast: bool = False
+) -> None:
+    """Run every kernel of a model: a training step of each supervision, and recommendations.
+
+    Args:
+        config: of the model; its supervision does not matter.
+        users: histories a batch, drawn at random.
+        device: where to run.
+        autocast: compute in bfloat16.
+    """
+    import torch
+
+    from ..data import Batch
+    from ..model import ADARec
+
+    draw = torch.Generator().manual_seed(0)
+    longest = min(2 * MEAN_LENGTH, config.max_length)
+    lengths = torch.randint(1, longest, (users,), generator=draw)
+    offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
+    tokens = int(offsets[-1])
+    items = torch.randint(1, config.num_items + 1, (2, tokens), generator=draw)
+    for supervision in ("prefix", "all"):
+        model = ADARec(config.replace(supervision=supervision)).to(device).train()
+        targets = items[1] if supervision == "all" else items[1, :users]
+        batch = Batch(items[0], offsets, targets, torch.arange(users)).to(device)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
+            loss = model.loss(batch).total
+        loss.backward()  # type: ignore[no-untyped-call]
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
+        k = min(20, config.num_items)
+        model.recommend((batch.item_ids, batch.offsets), k=k)
