@@ -39,11 +39,10 @@ _BY_ARCHITECTURE: dict[tuple[int, str, int, str], Tile] = {}
 def _rows(kernel: str, kinds: str, *architectures: int, **tiles: Tile) -> None:
     for kind in kinds.split():
         for size, tile in tiles.items():
-            key = (kernel, int(size[1:]), kind)
             if not architectures:
-                _TABLE[key] = tile
+                _TABLE[kernel, int(size[1:]), kind] = tile
             for architecture in architectures:
-                _BY_ARCHITECTURE[(architecture, *key)] = tile
+                _BY_ARCHITECTURE[architecture, kernel, int(size[1:]), kind] = tile
 
 
 _ALL = "half tf32 ieee"
