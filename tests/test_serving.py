@@ -383,6 +383,20 @@ def test_a_client_that_left_is_not_computed(monkeypatch: pytest.MonkeyPatch, fol
     assert value(service, "adarec_requests_total", **labels) == 1
 
 
+def test_a_shutdown_answers_what_is_queued(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    gate = Gate(monkeypatch)
+    service = make_service(folder, max_batch=2, timeout_ms=60_000)
+    opening = threading.Timer(0.5, gate.opened.set)
+    with ThreadPoolExecutor(6) as pool:
+        with running(service) as where:
+            address = f"{where}/recommend?user=u00001"
+            replies = [pool.submit(httpx.get, address, timeout=60) for _ in range(6)]
+            wait_for(lambda: sum(gate.seen) + value(service, "adarec_queue_length") == 6)
+            opening.start()
+        assert [reply.result().status_code for reply in replies] == [200] * 6
+    assert not service.batcher.alive
+
+
 def test_a_lonely_request_does_not_wait_for_others(folder: Path) -> None:
     service = make_service(folder, max_wait_ms=1000)
     with connected(service) as client:

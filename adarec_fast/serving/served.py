@@ -130,7 +130,10 @@ def load(source: Source) -> ServedModel:
         epoch=epoch if isinstance(epoch, int) else None,
         path=folder / source.which,
         loaded_at=time.time(),
-        data=run.data,
+        # Out of the map of the file, which somebody may write over.
+        data=run.data.replace(
+            values=run.data.values.clone(), offsets=run.data.offsets.clone(), labels=None
+        ),
         recommender=Recommender(run.model, batch_size=source.max_batch),
     )
     _warm(model, source)
