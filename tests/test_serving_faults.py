@@ -200,6 +200,26 @@ def test_good_clients_are_served_beside_24_malformed_ones_for_two_minutes(folder
     print(f"{good} good requests answered right, {bad} malformed ones: {dict(statuses)}")
 
 
+@pytest.mark.slow
+def test_the_openapi_schema_is_kept_under_generated_requests(folder: Path) -> None:
+    pytest.importorskip("schemathesis", reason="schemathesis is not installed")
+    checks = (
+        "not_a_server_error,status_code_conformance,content_type_conformance,"
+        "response_schema_conformance,unsupported_method"
+    )
+    with running(make_service(folder)) as where:
+        done = subprocess.run(
+            [
+                sys.executable, "-m", "schemathesis.cli", "run", f"{where}/openapi.json",
+                "--checks", checks, "--max-examples", "300", "--seed", "1", "--no-color",
+            ],
+            capture_output=True, text=True, timeout=600, check=False,
+        )  # fmt: skip
+    print(done.stdout[-1500:])
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
+    assert "5 selected" in done.stdout
+
+
 # ---------------------------------------------------------------------- models that change
 
 

@@ -52,7 +52,10 @@ class ErrorDetail(BaseModel):
     code: str = Field(description="one word for programs", examples=["out_of_range"])
     argument: str | None = Field(description="what is wrong", examples=["k"])
     value: str | None = Field(description="its value, perhaps shortened", examples=["0"])
-    message: str = Field(description="what is wrong and what would be right")
+    message: str = Field(
+        description="what is wrong and what would be right",
+        examples=["k=0: should be greater than or equal to 1"],
+    )
 
 
 class ErrorBody(BaseModel):
