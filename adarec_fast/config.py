@@ -39,6 +39,9 @@ class _Base(BaseModel):
         unknown = [key for key in values if key not in cls.model_fields]
         if unknown:
             raise ConfigError(unknown_keys(unknown, list(cls.model_fields)))
+        for key, value in values.items():
+            if isinstance(value, int) and value.bit_length() > 63:
+                raise ConfigError(f"{key}={shown(value)}: does not fit in 64 bits")
         try:
             return cls(**values)
         except ValidationError as error:

@@ -19,6 +19,8 @@ from .data import Vocabulary
 from .model import ADARec
 
 WEIGHTS, CONFIG, ITEMS = "model.safetensors", "config.json", "items.json"
+# Names and shapes of 256 layers and of Adam's state for them take about 2 MB.
+_LARGEST_HEADER = 4 << 20
 
 
 class CheckpointError(RuntimeError):
@@ -138,6 +140,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         CheckpointError: the file is missing, damaged, or holds a value that is not finite.
     """
     try:
+        with path.open("rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+        if header > _LARGEST_HEADER:
+            raise ValueError(f"its header is said to take {header} bytes")
         state = load_file(path)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None

@@ -240,7 +240,10 @@ def test_nothing_is_left_of_a_run_that_never_began(
     assert list((tmp_path / "runs").iterdir()) == []
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_save_and_say_how_to_go_on(
+    data: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
     command = [sys.executable, "-c", "from adarec_fast.cli import app; app()", "train"]
     options = ["--data", str(data), "--run-dir", "run", "--epochs", "100000", "--patience", "9999"]
     process = subprocess.Popen(
@@ -255,10 +258,10 @@ def test_ctrl_c_saves_and_says_how_to_go_on(data: Path, tmp_path: Path) -> None:
             if line.startswith("epoch 1/"):
                 break
         time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, errors = process.communicate(timeout=120)
     finally:
         process.kill()
-    assert process.returncode == 130, errors
+    assert process.returncode == code, errors
     assert "--run-dir run --resume" in errors
     assert "Traceback" not in errors

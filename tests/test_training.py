@@ -364,6 +364,49 @@ def test_divergence_stops_at_once(
     assert train(MODEL, config(epochs=2), DATA, tmp_path, resume=True).status == "finished"
 
 
+@pytest.mark.parametrize(
+    ("rate", "clip", "part"), [(1e30, 5.0, "loss"), (1e39, 5.0, "weights"), (1e38, 0.0, "loss")]
+)
+def test_an_exploding_run_keeps_what_was_good(
+    tmp_path: Path, rate: float, clip: float, part: str
+) -> None:
+    """Nothing is injected: steps far too large. A checkpoint after every one of them."""
+    chosen = config(learning_rate=rate, gradient_clip=clip, checkpoint_every=1, log_every=50)
+    messages, kept = [], []
+    for resume in (False, True, True):
+        with pytest.raises(TrainingDiverged, match=rf"at step \d+ .*{part}.* not finite") as caught:
+            train(MODEL, chosen, DATA, tmp_path, resume=resume)
+        messages.append(str(caught.value))
+        run = load_run(tmp_path, which="last")  # it is whole and finite
+        assert "another run, with a lower learning_rate" in messages[-1]
+        kept.append((tmp_path / "last" / "model.safetensors").read_bytes())
+        assert all(torch.isfinite(tensor).all() for tensor in run.model.state_dict().values())
+    # Resuming goes on from the step before, and says the same.
+    assert messages[1] == messages[2]
+    assert kept[0] == kept[1] == kept[2]
+    state = json.loads((tmp_path / "last" / "training_state.json").read_text(encoding="utf-8"))
+    assert f"weights of step {state['step']} are kept" in messages[0]
+
+
+def test_weights_that_overflow_at_the_end_of_an_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every loss of the epoch was finite: the update of its last step was not."""
+    original = Stepper.step
+
+    def step(self: Stepper, batch: Any, number: int, statistics: EpochStatistics) -> None:
+        original(self, batch, number, statistics)
+        if number == 4:  # the last one of the first epoch
+            with torch.no_grad():
+                self.model.item_embedding.weight[3, 1] = math.inf
+
+    monkeypatch.setattr(Stepper, "step", step)
+    with pytest.raises(TrainingDiverged, match=r"at step 4 \(epoch 1\): the weights not finite"):
+        train(MODEL, config(), DATA, tmp_path)
+    assert load_run(tmp_path, which="last").history == []
+    assert not (tmp_path / "best").exists()
+
+
 def test_a_bad_step_freezes_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody has to read the losses for it: the optimizer skips that step and all that follow."""
     poison(monkeypatch, 3, "cont")

@@ -164,8 +164,8 @@ print(f"{killed} deaths, {inside} inside a save, {runs} runs of {length:.1f} s, 
 print(f"runs {runs}", flush=True)
 """
 
-TERMINATED = """
-import os, signal, sys
+BEGINNING = """
+import os, signal, sys, time
 from pathlib import Path
 
 import torch
@@ -173,12 +173,21 @@ import torch
 torch.set_num_threads(1)
 
 from adarec_fast import TrainConfig, synthetic
-from adarec_fast.training import Reporter, train
+from adarec_fast.training import Reporter, RunFolderError, metrics_log, train
 
+metrics_log._summary_writer = lambda *_: None
 data = synthetic(num_users=40, num_items=60, num_themes=3, subthemes_per_theme=2, seed=2)
 model = dict(hidden_size=16, num_layers=1, max_depth=2, max_length=10, backend="packed")
-config = TrainConfig.create(epochs=1000, batch_size=64, device="cpu", log_every=1, patience=1000)
 
+def config(epochs):
+    return TrainConfig.create(
+        epochs=epochs, batch_size=64, device="cpu", log_every=1, patience=1000
+    )
+"""
+
+TERMINATED = (
+    BEGINNING
+    + """
 class Sender(Reporter):
     def step(self, progress):
         if progress.step == 6:
@@ -186,12 +195,40 @@ class Sender(Reporter):
 
 # A shell starts its background jobs with SIGINT ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+train(model, config(3), data, Path(sys.argv[1]) / "whole")
 for name in sys.argv[2:]:
-    result = train(model, config, data, Path(sys.argv[1]) / name, reporter=Sender())
-    print(result.status, result.steps)
+    run_dir = Path(sys.argv[1]) / name
+    result = train(model, config(3), data, run_dir, reporter=Sender())
+    print(result.status, result.steps, result.signal)
+    print(train(model, config(3), data, run_dir, resume=True).status)
 assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 """
+)
+
+SHARED = (
+    BEGINNING
+    + """
+folder = Path(sys.argv[1])
+first = os.fork()
+if first == 0:
+    train(model, config(100_000), data, folder)
+    os._exit(1)
+while not (folder / "last").exists():
+    time.sleep(0.01)
+for resume in (False, True):
+    try:
+        train(model, config(100_000), data, folder, resume=resume)
+    except RunFolderError as error:
+        assert f"is in use by process {first};" in str(error), error
+        print("refused")
+os.kill(first, 0)  # the first one goes on
+os.kill(first, signal.SIGKILL)
+os.waitpid(first, 0)
+assert (folder / ".lock").read_text().strip() == str(first)  # stale
+print(train(model, config(100_000), data, folder, resume=True, stop_after_steps=3).status)
+"""
+)
 
 
 def python(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -251,7 +288,15 @@ def test_killed_200_times_and_resumed(
 def test_signals_save_and_end(tmp_path: Path) -> None:
     # The signal arrives while step 6 is reported, so that the step after it is the last one.
     names = ["SIGTERM", "SIGINT"]
-    assert python(TERMINATED, str(tmp_path), *names).stdout.split() == ["interrupted", "7"] * 2
+    words = python(TERMINATED, str(tmp_path), *names).stdout.split()
+    assert words == ["interrupted", "7", "15", "finished", "interrupted", "7", "2", "finished"]
     for name in names:
-        path = tmp_path / name / "last" / "training_state.json"
-        assert json.loads(path.read_text(encoding="utf-8"))["step"] == 7
+        for file in ("last/model.safetensors", "last/training_state.safetensors",
+                     "best/model.safetensors"):  # fmt: skip
+            whole, resumed = ((tmp_path / run / file).read_bytes() for run in ("whole", name))
+            assert whole == resumed
+
+
+def test_a_folder_has_one_process_at_a_time(tmp_path: Path) -> None:
+    """A second one is refused; the lock of one that was killed is free."""
+    assert python(SHARED, str(tmp_path / "run")).stdout.split() == ["refused", "refused", "stopped"]

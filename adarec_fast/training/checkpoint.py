@@ -141,7 +141,7 @@ def verify_checkpoint(folder: Path) -> dict[str, Any]:
             f"{folder / min(unlisted)}: not of this checkpoint: {MANIFEST} does not list it"
         )
     for file, expected in sums.items():
-        if file != Path(file).name:
+        if not file or file != Path(file).name:
             raise CheckpointError(f"{folder / MANIFEST}: {shown(file)} is no file's name")
         path = folder / file
         try:

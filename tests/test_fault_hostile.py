@@ -1,0 +1,449 @@
+"""Files made to harm: no code of theirs runs, and memory and time stay bounded.
+
+Each is read in a process of its own that may take 256 MiB more than it has and a few seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import re
+import resource
+import shutil
+import signal
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save
+
+from adarec_fast import ADARec, ConfigError, TrainConfig, synthetic
+from adarec_fast.cli.options import read_assignments, read_config
+from adarec_fast.config import ADARecConfig, read_mapping
+from adarec_fast.data import DataError, Vocabulary, load
+from adarec_fast.documents import DEEPEST, DocumentError, parse_json, parse_yaml, shown
+from adarec_fast.pretrained import CheckpointError
+from adarec_fast.training import RunFolderError, load_run, metrics_log, train
+from adarec_fast.training.checkpoint import MANIFEST, STATE_TENSORS, STATE_VALUES, _sha256
+
+OURS = (CheckpointError, RunFolderError, ConfigError, DataError)
+MORE_MEMORY = 256 << 20
+SECONDS = 10
+DATA = synthetic(num_users=40, num_items=60, num_themes=3, subthemes_per_theme=2, seed=2)
+MODEL: dict[str, Any] = {
+    "hidden_size": 16, "num_layers": 1, "max_depth": 2, "max_length": 10, "backend": "packed",
+}  # fmt: skip
+CONFIG = TrainConfig.create(epochs=1, batch_size=64, device="cpu")
+
+
+def refusal(function: Callable[[], Any]) -> str:
+    """The message with which a call refuses; it may take no more than a little memory and time."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        answer = "ended without an answer"
+        try:
+            os.close(reading)
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(SECONDS)
+            pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+            limit = pages * resource.getpagesize() + MORE_MEMORY
+            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+            function()
+            answer = "accepted"
+        except OURS as error:
+            answer = f"refused {error}"
+        except BaseException as error:
+            answer = f"{type(error).__name__} {error}"[:2000]
+        finally:
+            os.write(writing, answer.encode(errors="replace")[:60_000])
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        answer = pipe.read().decode()
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0, "took too long"
+    assert answer.startswith("refused "), answer
+    return answer.removeprefix("refused ")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("made") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics_log, "_summary_writer", lambda *_: None)
+        train(MODEL, CONFIG, DATA, folder)
+    return folder
+
+
+@pytest.fixture
+def run(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A finished run to be tampered with."""
+    monkeypatch.setattr(metrics_log, "_summary_writer", lambda *_: None)
+    shutil.copytree(made, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def resign(folder: Path) -> None:
+    """Make the manifest agree with the files, as whoever means harm would."""
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    manifest["sha256"] = {name: _sha256(folder / name) for name in manifest["sha256"]}
+    (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def resume(run_dir: Path) -> None:
+    train(MODEL, CONFIG, DATA, run_dir, resume=True)
+
+
+# ---------------------------------------------------------------------- safetensors
+
+
+def tensors_file(header: Any, body: bytes = b"", size: int | None = None) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if size is None else size) + text + body
+
+
+def entry(shape: list[int], offsets: list[int], dtype: str = "F32") -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+
+
+SAFETENSORS = {
+    "header of 2**60 bytes": tensors_file({}, size=2**60),
+    "header of 2**64 - 1 bytes": tensors_file({}, size=2**64 - 1),
+    "header of 99 MB in a short file": tensors_file({}, size=99_000_000),
+    "no header": b"\0" * 8,
+    "half a length": b"\0\0\0",
+    "header nested 100,000 deep": tensors_file(b"[" * 100_000),
+    "tensor nested 100,000 deep": tensors_file(b'{"a":' * 100_000),
+    "header not UTF-8": tensors_file(b'{"\xff": {}}'),
+    "shape of 2**80 elements": tensors_file({"a": entry([2**40, 2**40], [0, 4])}, bytes(4)),
+    "shape of 2**64 + 1 elements": tensors_file({"a": entry([2**32, 2**32 + 1], [0, 4])}, bytes(4)),
+    "shape of a petabyte": tensors_file({"a": entry([2**48], [0, 2**50])}, bytes(4)),
+    "negative shape": tensors_file({"a": entry([-1], [0, 4])}, bytes(4)),
+    "offsets behind the end": tensors_file({"a": entry([1], [0, 4])}),
+    "offsets that run backwards": tensors_file({"a": entry([1], [4, 0])}, bytes(4)),
+    "offsets of 2**63": tensors_file({"a": entry([1], [2**63, 2**63 + 4])}, bytes(4)),
+    "tensors on each other": tensors_file(
+        {"a": entry([2], [0, 8]), "b": entry([2], [0, 8])}, bytes(8)
+    ),
+    "a gap": tensors_file({"a": entry([1], [4, 8])}, bytes(8)),
+    "a tensor twice": tensors_file(
+        b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},'
+        b'"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}', bytes(8),
+    ),
+    "unknown dtype": tensors_file({"a": entry([1], [0, 4], "PICKLE")}, bytes(4)),
+    **{
+        f"dtype {name}": tensors_file({"a": entry([8], [0, size], name)}, bytes(size))
+        for name, size in (("F4", 4), ("F6_E2M3", 6), ("F6_E3M2", 6), ("F8_E8M0", 8),
+                           ("F8_E5M2", 8), ("F8_E4M3", 8), ("BOOL", 8), ("C64", 64), ("U64", 64))
+    },
+    "a tensor of another kind": save({"a": torch.zeros(3, dtype=torch.int16)}),
+    "200,000 tensors": tensors_file({f"t{i}": entry([0], [0, 0]) for i in range(200_000)}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SAFETENSORS)
+def test_safetensors(run: Path, name: str) -> None:
+    content = SAFETENSORS[name]
+    for folder, file, read in (
+        ("best", "model.safetensors", lambda: ADARec.from_pretrained(run / "best")),
+        ("best", "model.safetensors", lambda: load_run(run)),
+        ("last", STATE_TENSORS, lambda: resume(run)),
+    ):
+        path = run / folder / file
+        whole = path.read_bytes()
+        path.write_bytes(content)
+        resign(run / folder)
+        assert str(path) in refusal(read)
+        path.write_bytes(whole)
+        resign(run / folder)
+    path = run / "interactions.safetensors"
+    path.write_bytes(content)
+    assert str(path) in refusal(lambda: load_run(run))
+
+
+class Payload:
+    """Leaves a file where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+def test_no_pickle_is_read(run: Path, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    plain = pickle.dumps(Payload(mark))
+    torch.save({"a": Payload(mark)}, tmp_path / "torch")
+    for content in (plain, (tmp_path / "torch").read_bytes(), tensors_file({"a": 1}, plain)):
+        for path in [*run.rglob("*.safetensors"), *run.rglob("*.json"), run / "metrics.jsonl"]:
+            whole = path.read_bytes()
+            path.write_bytes(content)
+            if path.parent != run and path.name != MANIFEST:
+                resign(path.parent)
+            which = "last" if path.parent.name == "last" else "best"
+            refusal(lambda w=which: (load_run(run, which=w), resume(run)))
+            path.write_bytes(whole)
+            if path.parent != run and path.name != MANIFEST:
+                resign(path.parent)
+    for suffix in ("csv", "tsv", "jsonl", "inter", "parquet", "txt", "yaml", "json"):
+        path = tmp_path / f"data.{suffix}"
+        path.write_bytes(plain)
+        refusal(lambda p=path, s=suffix: read_config(p) if s in ("yaml", "json") else load(p))
+    assert not mark.exists()
+
+
+# ---------------------------------------------------------------------- JSON and YAML
+
+
+LAUGHS = "a0: &a0 [lol]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 30)
+)
+MERGES = "a0: &a0 {k: 1}\n" + "".join(
+    f"a{i}: &a{i}\n  <<: [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 30)
+)
+YAML = {
+    "a billion laughs": (LAUGHS + "epochs: *a29\n", "anchors and aliases"),
+    "merged a billion times": (MERGES, "anchors and aliases"),
+    "an alias of itself": ("epochs: &a [*a]\n", "anchors and aliases"),
+    "a call": ("epochs: !!python/object/apply:os.mkdir ['MARK']\n", "the tag .* is not read"),
+    "an object": ("!!python/object/new:os.mkdir ['MARK']\n", "the tag .* is not read"),
+    "a local tag": ("epochs: !mine 3\n", "the tag '!mine'"),
+    "a broken number": ("epochs: !!int ''\n", "the tag"),
+    "nested 100,000 deep": ("epochs: " + "[" * 100_000, f"nested more than {DEEPEST} deep"),
+    "mappings 10,000 deep": ("{a: " * 10_000, f"nested more than {DEEPEST} deep"),
+    "indented 400 deep": ("".join(f"{' ' * i}a:\n" for i in range(400)), "nested more than"),
+    "a key twice": ("epochs: 1\nepochs: 2\n", "'epochs' occurs twice"),
+    "a date that is none": ("epochs: 2024-13-45\n", "does not parse as YAML"),
+    "digits without end": ("epochs: " + "9" * 200_000, "does not parse as YAML"),
+    "sexagesimals without end": ("epochs: 1" + ":1" * 90_000, "does not fit in 64 bits"),
+    "hexadecimals without end": ("epochs: 0x" + "f" * 200_000, "does not fit in 64 bits"),
+    "not a number": ("learning_rate: .nan\n", "learning_rate=nan"),
+    "infinity": ("learning_rate: .inf\n", "learning_rate=inf"),
+    "a huge text": ("epochs: " + "x" * 200_000, "epochs='x+'…: "),
+    "50,000 unknown keys": ("".join(f"k{i}: 1\n" for i in range(25_000)), "unknown key 'k0'"),
+    "a mapping as key": ("{{a: 1}: 2}", "does not parse as YAML"),
+    "a list as key": ("? [1]\n: 2\n", "does not parse as YAML"),
+    "a NUL": ("epochs: \0", "does not parse as YAML"),
+    "a megabyte": ("# " + "x" * (1 << 20) + "\nepochs: 1\n", "holds more than 262144 bytes"),
+}
+
+
+@pytest.mark.parametrize("name", YAML)
+def test_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    text, message = YAML[name]
+    path = tmp_path / "config.yaml"
+    path.write_text(text, encoding="utf-8")
+
+    def read() -> None:
+        TrainConfig.create(**read_config(path).train)
+
+    said = refusal(read)
+    assert len(said) < 3000
+    assert re.search(message, said), said
+    if "\n" not in text[:-1] and len(text) < 1000:
+        refusal(lambda: TrainConfig.create(**read_assignments([text.replace(": ", "=", 1)]).train))
+    assert not (tmp_path / "MARK").exists()
+
+
+JSON = {
+    "nested 100,000 deep": ("[" * 100_000, "nested more than"),
+    "nested and closed": ('{"epochs": ' + "[" * 500 + "]" * 500 + "}", "nested more than"),
+    "a key twice": ('{"epochs": 1, "epochs": 2}', "'epochs' occurs twice"),
+    "not a number": ('{"epochs": NaN}', "NaN is not a finite number"),
+    "infinity": ('{"epochs": -Infinity}', "-Infinity is not a finite number"),
+    "1e999": ('{"epochs": 1e999}', "1e999 is out of range"),
+    "digits without end": ('{"epochs": ' + "9" * 200_000 + "}", "does not parse as JSON"),
+    "cut off": ('{"epochs": 1', "does not parse as JSON"),
+    "nothing": ("", "does not parse as JSON"),
+    "a list": ("[]", "a list, not a JSON object|no mapping"),
+    "a surrogate alone": ('{"\\ud800": 1}', "must hold the objects|unknown|does not parse"),
+    "null": ("null", "NoneType|no mapping"),
+}
+
+
+@pytest.mark.parametrize("name", JSON)
+def test_json(run: Path, tmp_path: Path, name: str) -> None:
+    text, message = JSON[name]
+    path = tmp_path / "config.json"
+    path.write_text(text, encoding="utf-8")
+    said = refusal(lambda: TrainConfig.load(path))
+    assert re.search(message, said), said
+    names = [
+        "config.json", "users.json", "best/config.json", "best/items.json", f"best/{MANIFEST}",
+        f"last/{STATE_VALUES}", "environment.json",
+    ]  # fmt: skip
+    for file in names:
+        path = run / file
+        whole = path.read_bytes()
+        path.write_text(text, encoding="utf-8")
+        if path.parent != run and path.name != MANIFEST:
+            resign(path.parent)
+        said = refusal(lambda: (load_run(run), resume(run)))
+        # A model's configuration and vocabulary are named by their folder at least.
+        assert str(path.parent) in said
+        path.write_bytes(whole)
+        if path.parent != run and path.name != MANIFEST:
+            resign(path.parent)
+    path = run / "metrics.jsonl"
+    path.write_text(text + "\n", encoding="utf-8")
+    assert f"{path}:1" in refusal(lambda: load_run(run))
+
+
+def test_vocabularies(run: Path) -> None:
+    path = run / "users.json"
+    whole = json.loads(path.read_text(encoding="utf-8"))
+    for changes in (
+        {"ids": [10**400] * 40}, {"ids": [2**64] * 40}, {"ids": [1] * 40}, {"ids": [True] * 40},
+        {"ids": [None] * 40}, {"ids": {}}, {"first": 2**70}, {"first": -1}, {"first": "x"},
+        {"kind": ["int"]}, {"kind": "pickle"}, {"ids": [1.5] * 40}, {"ids": ["\ud800"] * 40,
+        "kind": "str"}, {"extra": 1},
+    ):  # fmt: skip
+        path.write_text(json.dumps({**whole, **changes}), encoding="utf-8")
+        refusal(lambda: load_run(run))
+
+
+def test_a_state_that_contradicts_itself(run: Path) -> None:
+    path = run / "last" / STATE_VALUES
+    whole = json.loads(path.read_text(encoding="utf-8"))
+    steps = whole["step"]
+    for changes, message in (
+        ({"epoch": 10**15, "step": steps * 10**15}, "one line for each of the epochs"),
+        ({"epoch": 10**300}, "does not fit in 64 bits"),
+        ({"epoch": -1}, "epoch=-1"),
+        ({"epoch": "x"}, "epoch='x'"),
+        ({"epoch": None}, "epoch=None"),
+        ({"batch": steps + 1, "step": 2 * steps + 1}, "is not batch"),
+        ({"step": steps + 1}, "is not batch"),
+        ({"examples": -1}, "examples=-1"),
+        ({"epoch_seconds": -1.0}, "epoch_seconds"),
+        ({"early_stopping": None}, "early_stopping"),
+        ({"early_stopping": {"best": "x", "best_epoch": 0, "waited": -1}}, "early_stopping"),
+        ({"more": 1}, "unknown key 'more'"),
+    ):
+        path.write_text(json.dumps({**whole, **changes}), encoding="utf-8")
+        resign(run / "last")
+        said = refusal(lambda: resume(run))
+        assert re.search(message, said), said
+    for name in whole:
+        values = {key: value for key, value in whole.items() if key != name}
+        path.write_text(json.dumps(values), encoding="utf-8")
+        resign(run / "last")
+        assert f"{name} is missing" in refusal(lambda: resume(run))
+
+
+def test_state_tensors_of_other_shapes_and_kinds(run: Path) -> None:
+    from safetensors.torch import load_file
+
+    path = run / "last" / STATE_TENSORS
+    whole = load_file(path)
+    whole = {name: tensor.clone() for name, tensor in whole.items()}
+    for name in ("statistics", "rng/cpu", "adam/item_embedding.weight/exp_avg",
+                 "adam/item_embedding.weight/step"):  # fmt: skip
+        tensor = whole[name]
+        for other in (tensor[..., None], tensor.to(torch.int16), torch.zeros(7)):
+            path.write_bytes(save({**whole, name: other.contiguous()}))
+            resign(run / "last")
+            assert f"{path}: {name} is torch." in refusal(lambda: resume(run))
+        rest = {key: value for key, value in whole.items() if key != name}
+        if not name.startswith("adam/"):  # or the others of its parameter are unknown
+            path.write_bytes(save(rest))
+            resign(run / "last")
+            assert f"{path}: the tensor {name} is missing" in refusal(lambda: resume(run))
+
+
+def test_manifests_that_point_elsewhere(run: Path) -> None:
+    path = run / "best" / MANIFEST
+    whole = json.loads(path.read_text(encoding="utf-8"))
+    for name in ("../config.json", "/etc/hostname", ".", "", "a/../../config.json"):
+        path.write_text(json.dumps({**whole, "sha256": {**whole["sha256"], name: "0"}}))
+        assert MANIFEST in refusal(lambda: load_run(run))
+    for sums in (None, [], {"model.safetensors": {}}, {"x" * 5000: 1}, {}):
+        path.write_text(json.dumps({**whole, "sha256": sums}))
+        refusal(lambda: load_run(run))
+
+
+# ---------------------------------------------------------------------- sizes
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hidden_size": 65_536},
+        {"num_items": 2**31 - 1},
+        {"num_items": 2**31 - 1, "hidden_size": 65_536, "num_layers": 256, "max_length": 65_535},
+        {"num_layers": 256, "feedforward_multiplier": 64},
+        {"num_items": 10**30},
+        {"num_layers": 10**9},
+        {"hidden_size": 10**12, "num_heads": 10**12},
+        {"max_depth": 10**9},
+        {"feedforward_multiplier": 10**12},
+    ],
+)
+def test_configurations_that_ask_for_too_much(run: Path, changes: dict[str, int]) -> None:
+    """What the weights do not bear out is not allocated."""
+    path = run / "best" / "config.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**values, **changes}), encoding="utf-8")
+    resign(run / "best")
+    assert str(run / "best") in refusal(lambda: ADARec.from_pretrained(run / "best"))
+    assert str(run / "best") in refusal(lambda: load_run(run))
+
+
+# ---------------------------------------------------------------------- anything at all
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=12,
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(text=st.text() | st.text("!&*?:-[]{}<>|,'\"0x_1.e\n #%@~atrue") | PLAIN.map(json.dumps))
+def test_any_text_is_parsed_or_refused(text: str) -> None:
+    for parse in (parse_json, parse_yaml):
+        try:
+            value = parse(text)
+        except DocumentError:
+            continue
+        assert len(shown(value)) < 400
+
+
+@settings(deadline=None, max_examples=60)
+@given(values=st.dictionaries(st.sampled_from(list(ADARecConfig.model_fields)) | st.text(), PLAIN))
+def test_any_values_make_a_configuration_or_are_refused(values: dict[str, Any]) -> None:
+    for kind in (ADARecConfig, TrainConfig):
+        message = ""
+        try:
+            kind.create(**values)
+        except ConfigError as error:
+            message = str(error)
+        assert len(message) < 20_000
+
+
+@settings(deadline=None, max_examples=60)
+@given(value=PLAIN)
+def test_any_value_is_a_vocabulary_or_is_refused(value: Any) -> None:
+    for given_value in (value, {"kind": "int", "first": 0, "ids": value},
+                        {"kind": "str", "first": value, "ids": ["a"]}):  # fmt: skip
+        with contextlib.suppress(DataError):
+            assert len(Vocabulary.from_json(given_value)) >= 0
+
+
+def test_round_trip_of_what_is_allowed(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("model: {hidden_size: 32, moe: off}\nepochs: 3\nlearning_rate: 1.0e-3\n")
+    assert read_mapping(path)["model"] == {"hidden_size": 32, "moe": False}
+    values = read_config(path)
+    assert values.train == {"epochs": 3, "learning_rate": 0.001}
