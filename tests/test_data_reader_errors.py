@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
+import struct
 import sys
 import tempfile
 from pathlib import Path
 
 import pytest
+from fuzz_readers import SEEDS, TOKENS, parquet_seeds
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from adarec_fast.data import DataError, load
+
+PARQUET = parquet_seeds() if importlib.util.find_spec("polars") else []
 
 
 def write(folder: Path, content: str | bytes, name: str = "data.txt") -> Path:
@@ -211,20 +217,92 @@ def test_without_its_library_the_error_says_what_to_install(
         load(write(tmp_path, b"PAR1....PAR1", "d.bin"))
 
 
+def read_or_refused(content: bytes, name: str) -> None:
+    """Nothing but DataError comes out, and it names the file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = write(Path(folder), content, name)
+        problem, interactions = "", 1
+        try:
+            interactions = load(path, min_length=1).num_interactions
+        except DataError as error:
+            problem = str(error)
+        assert interactions > 0
+        assert not problem or problem.startswith(folder)
+
+
 @settings(deadline=None, max_examples=60)
 @given(content=st.binary(max_size=60) | st.text('12 \t\n,x:{}"', max_size=60).map(str.encode))
 def test_any_bytes_are_read_or_refused(content: bytes) -> None:
-    """Nothing but DataError comes out, whatever goes in."""
     assume(b"PAR1" not in content)
+    for name in ("d.txt", "d.inter", "d.csv", "d.tsv", "d.jsonl"):
+        read_or_refused(content, name)
+
+
+@settings(deadline=None, max_examples=25)
+@given(data=st.data())
+def test_damaged_files_are_read_or_refused(data: st.DataObject) -> None:
+    """Good files with a piece exchanged, cut out or doubled; ``fuzz_readers.py`` does it longer."""
+    seeds = [(name, seed) for name, files in SEEDS.items() for seed in files]
+    if importlib.util.find_spec("polars") and importlib.util.find_spec("pyarrow"):
+        seeds += [("parquet", seed) for seed in PARQUET]
+    name, seed = data.draw(st.sampled_from(seeds))
+    begin = data.draw(st.integers(0, len(seed)))
+    end = data.draw(st.integers(begin, min(len(seed), begin + 8)))
+    token = st.sampled_from(TOKENS).map(lambda text: text.encode().decode("unicode_escape"))
+    piece = data.draw(st.binary(max_size=8) | token.map(lambda text: text.encode("latin-1")))
+    read_or_refused(seed[:begin] + piece + seed[end:], f"d.{name}")
+
+
+def test_parquet_cut_at_every_length() -> None:
+    """A cut file made polars' own reader panic in Rust, which no ``except Exception`` catches."""
+    pytest.importorskip("polars")
+    pytest.importorskip("pyarrow")
+    whole = PARQUET[0]
+    for length in range(0, len(whole), 7):
+        with pytest.raises(DataError):
+            load_bytes(whole[:length])
+    # The last eight bytes are the footer's length and the magic; before them, the footer.
+    (footer,) = struct.unpack("<I", whole[-8:-4])
+    for place in range(len(whole) - 8 - footer, len(whole)):
+        with contextlib.suppress(DataError):
+            load_bytes(whole[:place] + bytes([whole[place] ^ 0x7F]) + whole[place + 1 :])
+    for claimed in (0, 2**31 - 1, 2**32 - 1):
+        with pytest.raises(DataError):
+            load_bytes(whole[:-8] + struct.pack("<I", claimed) + b"PAR1")
+
+
+def load_bytes(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        for name in ("d.txt", "d.inter", "d.csv", "d.tsv", "d.jsonl"):
-            problem = ""
-            interactions = 1
-            try:
-                interactions = load(
-                    write(Path(folder), content, name), min_length=1
-                ).num_interactions
-            except DataError as error:
-                problem = str(error)
-            assert interactions > 0
-            assert not problem or problem.startswith(folder)
+        load(write(Path(folder), content, "d.parquet"), min_length=1)
+
+
+def test_parquet_of_more_rows_than_bytes_bear_out(tmp_path: Path) -> None:
+    polars = pytest.importorskip("polars")
+    pytest.importorskip("pyarrow")
+    rows = 2_000_000  # all alike, so that a few hundred bytes hold them
+    frame = polars.select(user=polars.repeat(1, rows), item=polars.repeat(2, rows))
+    path = tmp_path / "d.parquet"
+    frame.write_parquet(path)
+    with pytest.raises(DataError, match=r"claims 2000000 rows in \d+ bytes"):
+        load(path)
+
+
+def test_parquet_columns_that_are_no_ids(tmp_path: Path) -> None:
+    polars = pytest.importorskip("polars")
+    pytest.importorskip("pyarrow")
+    path = tmp_path / "d.parquet"
+    for items, message in (
+        ([[1], [2]], "'item' has type large_list<.*>; ids must be int or str"),
+        ([{"a": 1}, {"a": 2}], "'item' has type struct<.*>; ids must be int or str"),
+        ([True, False], "'item' has type bool; ids must be int or str"),
+        ([1.5, 2.0], "row 0: 'item' is 1.5; ids must be int or str"),
+        (["a", None], "row 1: 'item' is null"),
+        ([None, None], "'item' has type null"),
+    ):
+        polars.DataFrame({"user": [1, 1], "item": items}).write_parquet(path)
+        with pytest.raises(DataError, match=message):
+            load(path)
+    empty = polars.DataFrame({"user": [], "item": []}, schema={"user": int, "item": int})
+    empty.write_parquet(path)
+    with pytest.raises(DataError, match="no row"):
+        load(path)
