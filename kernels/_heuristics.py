@@ -31,7 +31,7 @@ class Tile(NamedTuple):
         return options
 
 
-# (kernel, padded D, "half" | "tf32" | "ieee") -> tile; sizes below the smallest take its row.
+# (kernel, padded D, "half" | "tf32" | "ieee") -> tile; without one, sizes below take 64's.
 _TABLE: dict[tuple[str, int, str], Tile] = {}
 _BY_ARCHITECTURE: dict[tuple[int, str, int, str], Tile] = {}
 
@@ -50,6 +50,7 @@ for _kernel in ("hda_forward", "mlp_forward"):
     _rows(_kernel, "half tf32", d64=Tile(32, 64, 8), d128=Tile(32, 32, 8), d256=Tile(16, 32, 8))
     _rows(_kernel, "ieee", d64=Tile(32, 32, 8), d128=Tile(16, 32, 8), d256=Tile(16, 32, 8))
 _rows("hda_forward", "tf32", d64=Tile(32, 64, 8, 2, 255))
+_rows("hda_forward", "tf32", 90, d256=Tile(16, 16, 8))
 _rows("mlp_forward", "ieee", d64=Tile(32, 32, 8, 2, 255), d128=Tile(16, 32, 8, 2, 255))
 for _kernel in ("hda_backward", "mlp_backward"):
     _rows(_kernel, "half tf32", d64=Tile(32, 32, 8), d128=Tile(32, 32, 8), d256=Tile(16, 16, 8))
@@ -61,6 +62,7 @@ _rows("mlp_backward", "tf32", d128=Tile(16, 32, 8))
 # A float32 product holds whole rows of its operands: of eight rows sixteen warps spill nothing.
 _rows("hda_backward", "ieee", d256=Tile(8, 16, 16))
 _rows("hda_backward", "tf32", 80, 90, d128=Tile(16, 32, 8))
+_rows("hda_backward", "half", 80, d256=Tile(8, 16, 8, 2, 255))
 _rows("mlp_weights", "half", d64=Tile(32, 32, 8), d128=Tile(16, 32, 8), d256=Tile(16, 16, 8))
 _rows("mlp_weights", "tf32", d64=Tile(32, 32, 4), d128=Tile(32, 64, 8), d256=Tile(16, 32, 8))
 _rows("mlp_weights", "ieee", d64=Tile(32, 32, 8), d128=Tile(16, 16, 8, 2, 255),
@@ -86,12 +88,13 @@ _rows("sublayers_backward", "half", 90, d128=Tile(16, 32, 8, 1))
 for _kernel in ("attention", "attention_queries", "attention_keys"):
     _rows(_kernel, _ALL, d64=Tile(16, 32, 4), d128=Tile(16, 32, 4), d256=Tile(16, 32, 4),
           d512=Tile(16, 16, 8))
-    _rows(_kernel, "ieee", d64=Tile(16, 32, 4, 2, 255))
+    _rows(_kernel, "ieee", d32=Tile(16, 32, 4, 2, 255))
 _rows("attention", "tf32", d64=Tile(16, 32, 4, 2, 168))
 _rows("attention", "ieee", d128=Tile(16, 32, 8), d256=Tile(16, 32, 8))
 _rows("attention_queries", "tf32", d256=Tile(16, 16, 4, 2, 255))
 _rows("attention_queries", "ieee", 80, d256=Tile(16, 16, 4, 2, 255))
 _rows("attention_keys", "half", d128=Tile(16, 32, 4, 2, 255), d256=Tile(16, 16, 4))
+_rows("attention_keys", "ieee", d32=Tile(16, 32, 4, 2, 168))
 _rows("attention_keys", "ieee", 80, d256=Tile(16, 16, 4, 2, 255))
 _rows("moe", "half", d64=Tile(16, 64, 4), d128=Tile(16, 32, 4), d256=Tile(16, 16, 8))
 _rows("moe", "tf32", d64=Tile(16, 64, 4), d128=Tile(16, 32, 4), d256=Tile(16, 32, 8))
@@ -164,6 +167,15 @@ def choosing(choice: Choice) -> Iterator[None]:
         _choice.reset(token)
 
 
+def _fixed(kernel: str, size: int, kind: str, architecture: int) -> Tile:
+    special = _BY_ARCHITECTURE.get((architecture, kernel, size, kind))
+    if special is not None:
+        return special
+    if size < 64 and (kernel, size, kind) not in _TABLE:
+        return _fixed(kernel, 64, kind, architecture)
+    return _TABLE[kernel, size, kind]
+
+
 def tile(kernel: str, size: int, kind: str, architecture: int, rows: int = 0) -> Tile:
     """The tile of a kernel for a padded D (at most 256), a precision and an architecture.
 
@@ -174,9 +186,7 @@ def tile(kernel: str, size: int, kind: str, architecture: int, rows: int = 0) ->
         architecture: as ``_launch.architecture`` gives it.
         rows: how many the kernel is launched on, for measured tiles; the fixed ones suit all.
     """
-    bucket = 64 if size <= 64 else size
-    fixed = _BY_ARCHITECTURE.get((architecture, kernel, bucket, kind))
-    fixed = fixed or _TABLE[kernel, bucket, kind]
+    fixed = _fixed(kernel, max(size, 32), kind, architecture)
     if architecture in AMD:
         # Twice the lanes a warp; and its compiler takes no limit of registers.
         fixed = fixed._replace(num_warps=max(1, fixed.num_warps // 2), max_registers=None)
