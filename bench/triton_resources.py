@@ -1,12 +1,16 @@
 """What every Triton kernel costs on chip, compiled without a GPU, and the floor its time has.
 
     python -m bench.triton_resources                 rewrite the table
+    python -m bench.triton_resources --stale         only rows of kernels that were changed
     python -m bench.triton_resources --check         fail if a kernel got worse than the table says
     python -m bench.triton_resources --arch 86 --size 64 --precision tf32 ...   some of it
 
-The launchers themselves say what to compile: they run with their launches recorded instead of
-started, so exactly the default configurations are looked at. ``cuobjdump`` of triton's own package
-reads registers and stack from each cubin. Results: ``bench/results/triton-resources.json``.
+Rows are ``op/kernel[what it is specialised on]/D/precision/target``: every default configuration
+for every target, and for sm_86, whose limits are the tightest, the variants of
+``bench/triton_examples.py`` too. ``cuobjdump`` of triton's own package reads registers and stack
+from each cubin; for AMD's gfx942 (D = 64, bfloat16 and IEEE float32) the code object says
+them. ``source`` is a hash of all that the compiler saw. Figures of another triton than the table's
+are not compared with it. Results: ``bench/results/triton-resources.json``.
 """
 
 from __future__ import annotations
@@ -18,8 +22,8 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,18 +33,20 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from adarec_fast import rng
-from adarec_fast.kernels._launch import Launch, recording
-from adarec_fast.ops._library import OPS, implementation
+from adarec_fast.kernels._launch import Launch
 
+from .triton_examples import EXAMPLES, fingerprint, launches
 from .triton_model import PEAKS, floors
 
 TABLE = Path(__file__).parent / "results" / "triton-resources.json"
 ARCHITECTURES = (80, 86, 89, 90)
+GFX942 = 94  # compute capability 9.4, as torch reports it
+GFX942_SIZES = (64,)
 SIZES = (32, 64, 128, 256)
 PRECISIONS = ("half", "tf32", "ieee")
 SHARED_LIMIT_SM86 = 99 * 1024
-LEVELS = 9
+# Bytes and instructions that must not grow; occupancy must not fall.
+COSTS = ("stack_bytes", "spill_instructions", "shared_bytes")
 
 
 class Processor(NamedTuple):
@@ -60,134 +66,18 @@ PROCESSORS = {
 }
 
 
-def _batch(size: int) -> dict[str, Tensor]:
-    offsets = torch.tensor([0, 5, 11, 40])
-    return {
-        "offsets": offsets,
-        "depth": torch.tensor([3, 0, 8]),
-        "e": torch.zeros(48, size),
-        "x": torch.zeros(LEVELS, 48, size),
-        "z": torch.zeros(LEVELS, 3, size),
-        "seed": rng.at_place(rng.as_seed(1)),
-    }
+class Key(NamedTuple):
+    """A row's name."""
 
+    op: str
+    kernel: str
+    size: int
+    precision: str
+    architecture: int
 
-def _hda(size: int) -> tuple[list[Any], list[Any]]:
-    b, hidden = _batch(size), 2 * size
-    inputs = [
-        b["e"], b["offsets"], b["depth"], torch.ones(LEVELS), torch.zeros(hidden, size),
-        torch.zeros(LEVELS - 1, hidden), torch.zeros(size, hidden), torch.zeros(size), b["seed"],
-        None,
-    ]
-    return inputs, [b["x"], torch.zeros(48), *inputs]
-
-
-def _mlp(size: int) -> tuple[list[Any], list[Any]]:
-    b, hidden = _batch(size), 2 * size
-    inputs = [
-        b["x"], b["offsets"], b["depth"], torch.zeros(hidden, size), torch.zeros(hidden),
-        torch.zeros(size, hidden), torch.zeros(size), torch.ones(size), torch.zeros(size),
-        1e-12, 0.1, b["seed"], rng.STREAM_COARSE_MLP, False,
-    ]
-    return inputs, [b["x"], *inputs]
-
-
-def _moe(size: int) -> tuple[list[Any], list[Any]]:
-    b = _batch(size)
-    inputs = [
-        b["z"], b["z"], b["z"], b["depth"], torch.ones(LEVELS, 3), torch.zeros(size, size),
-        torch.zeros(LEVELS, size), torch.zeros(size), torch.zeros(1), torch.zeros(size, size),
-        torch.zeros(size),
-    ]
-    saved = [torch.zeros(3, size), torch.zeros(LEVELS, 3), torch.zeros(3, size),
-             torch.zeros(3, size)]
-    return inputs, [*saved, *inputs]
-
-
-def _pool(size: int) -> tuple[list[Any], list[Any]]:
-    b = _batch(size)
-    return (
-        [b["x"], b["offsets"], b["depth"], False],
-        [b["z"], b["offsets"], b["depth"], False, 48],
-    )
-
-
-def _encoder(size: int) -> tuple[list[Any], list[Any]]:
-    b, inner = _batch(size), 4 * size
-    shapes = [(3 * size, size), (3 * size,), (size, size), (size,), (size,), (size,),
-              (inner, size), (inner,), (size, inner), (size,), (size,), (size,)]
-    inputs = [
-        b["x"], b["offsets"], b["depth"], *(torch.zeros(shape) for shape in shapes),
-        2, 1e-12, 0.1, 0.1, b["seed"], rng.STREAM_FINE_EXPERT, False, 48,
-    ]
-    return inputs, [b["x"], *inputs]
-
-
-def _dropout(size: int) -> tuple[list[Any], None]:
-    b = _batch(size)
-    return [b["e"], b["seed"], 0.1, rng.STREAM_EMBEDDING], None
-
-
-def _controller(size: int) -> tuple[list[Any], list[Any]]:
-    b, gates = _batch(size), 3 * size
-    inputs = [
-        b["e"], b["offsets"], torch.zeros(3, gates), torch.zeros(gates, size),
-        torch.zeros(gates, size), torch.zeros(gates), torch.zeros(LEVELS, size),
-        torch.zeros(LEVELS), 40,
-    ]
-    return inputs, [torch.zeros(3, LEVELS), b["e"], *inputs]
-
-
-def _infonce(size: int) -> tuple[list[Any], list[Any]]:
-    b = _batch(size)
-    inputs = [b["z"], b["depth"], torch.arange(3), 0.07]
-    return inputs, [torch.ones(()), torch.zeros(LEVELS - 1, 3), *inputs]
-
-
-def _topk(size: int) -> tuple[list[Any], None]:
-    # More than one round, so that the kernels keep as much as they ever do.
-    b = _batch(size)
-    return [
-        torch.zeros(3, size), torch.zeros(1001, size), torch.ones(40, dtype=torch.int64),
-        b["offsets"], 100, 0.0,
-    ], None
-
-
-# Example inputs of fwd and bwd by op; shapes matter only where a kernel is specialised on them.
-EXAMPLES: dict[str, Callable[[int], tuple[list[Any], list[Any] | None]]] = {
-    "hda_trajectory": _hda,
-    "mlp_expert": _mlp,
-    "moe_aggregate": _moe,
-    "level_pool": _pool,
-    "encoder_layer": _encoder,
-    "dropout": _dropout,
-    "depth_controller": _controller,
-    "level_infonce": _infonce,
-    "score_topk": _topk,
-}
-
-
-@contextmanager
-def _precision(kind: str) -> Iterator[None]:
-    """Autocast for "half"; torch's switch for "tf32" and "ieee"."""
-    before = torch.backends.cuda.matmul.fp32_precision
-    torch.backends.cuda.matmul.fp32_precision = "tf32" if kind == "tf32" else "ieee"
-    try:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=kind == "half"):
-            yield
-    finally:
-        torch.backends.cuda.matmul.fp32_precision = before
-
-
-def default_launches(op: str, size: int, precision: str, architecture: int) -> list[Launch]:
-    """What forward and backward would launch on an architecture."""
-    forward, backward = EXAMPLES[op](size)
-    code = implementation(op, "triton")
-    with recording(architecture) as launches, _precision(precision):
-        code.fwd(*forward)
-        if backward is not None:
-            code.bwd(*backward)
-    return launches
+    def __str__(self) -> str:
+        target = "gfx942" if self.architecture == GFX942 else f"sm_{self.architecture}"
+        return f"{self.op}/{self.kernel}/{self.size}/{self.precision}/{target}"
 
 
 _POINTERS = {
@@ -223,19 +113,20 @@ def _tool(name: str) -> str:
 def compile_launch(launch: Launch, architecture: int) -> dict[str, int]:
     """Registers, stack and shared memory in bytes, warps, and blocks a multiprocessor."""
     options = {**launch.options, "enable_fp_fusion": True}
-    compiled = triton.compile(
-        _source(launch), target=GPUTarget("cuda", architecture, 32), options=options
-    )
+    if architecture == GFX942:
+        target = GPUTarget("hip", "gfx942", 64)
+        return _amd(triton.compile(_source(launch), target=target, options=options))
+    target = GPUTarget("cuda", architecture, 32)
+    compiled = triton.compile(_source(launch), target=target, options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        usage = subprocess.run(
-            [_tool("cuobjdump"), "-res-usage", file.name],
-            capture_output=True, text=True, check=True,
-        ).stdout
-        code = subprocess.run(
-            [_tool("cuobjdump"), "-sass", file.name], capture_output=True, text=True, check=True
-        ).stdout
+        usage, code = (
+            subprocess.run(
+                [_tool("cuobjdump"), what, file.name], capture_output=True, text=True, check=True
+            ).stdout
+            for what in ("-res-usage", "-sass")
+        )
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     if found is None:
         raise RuntimeError(f"cuobjdump printed no resources: {usage!r}")
@@ -257,48 +148,83 @@ def compile_launch(launch: Launch, architecture: int) -> dict[str, int]:
     }
 
 
-def measure(
-    ops: list[str], architectures: list[int], sizes: list[int], precisions: list[str]
-) -> dict[str, dict[str, Any]]:
-    """Compile every default configuration; keys ``op/kernel/D/precision/sm_XX``."""
-    rows: dict[str, dict[str, Any]] = {}
-    for op in ops:
-        for size in sizes:
-            for precision in precisions:
-                for architecture in architectures:
-                    for launch in default_launches(op, size, precision, architecture):
-                        name = launch.kernel.__name__.strip("_")
-                        key = f"{op}/{name}/{size}/{precision}/sm_{architecture}"
-                        rows[key] = compile_launch(launch, architecture)
-                        print(key, rows[key], flush=True)
-    return rows
+def _amd(compiled: Any) -> dict[str, int]:
+    """The same as far as a code object for AMD says it; a warp has 64 lanes there."""
+
+    def said(name: str) -> int:
+        found = re.search(rf"\.{name}:\s+(\d+)", compiled.asm["amdgcn"])
+        if found is None:
+            raise RuntimeError(f"the code object does not say {name}")
+        return int(found.group(1))
+
+    return {
+        "registers": said("vgpr_count"),
+        "spill_instructions": said("vgpr_spill_count"),
+        "stack_bytes": said("private_segment_fixed_size"),
+        "shared_bytes": int(compiled.metadata.shared),
+        "warps": compiled.metadata.num_warps,
+    }
 
 
-def complaints(rows: dict[str, dict[str, Any]], table: dict[str, dict[str, Any]]) -> list[str]:
-    """Spills or too much shared memory on sm_86, and figures worse than the table's."""
+def expected(
+    ops: Sequence[str] = tuple(EXAMPLES),
+    architectures: Sequence[int] = (*ARCHITECTURES, GFX942),
+    sizes: Sequence[int] = SIZES,
+    precisions: Sequence[str] = PRECISIONS,
+    variants: bool = True,
+) -> Iterator[tuple[Key, Launch]]:
+    """The rows that a table has, with what to compile for each."""
+    for op, architecture, size, precision in product(ops, architectures, sizes, precisions):
+        if architecture == GFX942 and (size not in GFX942_SIZES or precision == "tf32"):
+            continue
+        found = launches(op, size, precision, architecture, variants and architecture == 86)
+        for name, launch in found.items():
+            yield Key(op, name, size, precision, architecture), launch
+
+
+def complaints(rows: dict[str, dict[str, Any]], table: dict[str, Any]) -> list[str]:
+    """What breaks sm_86's limits, is missing in the table, or is worse than it says."""
     found = []
+    known_rows = table["kernels"]
+    comparable = table["versions"]["triton"] == triton.__version__
+    if not comparable:
+        print(f"not compared: the table is of triton {table['versions']['triton']}")
     for key, row in rows.items():
         if key.endswith("sm_86"):
             if row["stack_bytes"] or row["spill_instructions"]:
                 found.append(f"{key} spills: {row}")
             if row["shared_bytes"] > SHARED_LIMIT_SM86:
                 found.append(f"{key} asks for {row['shared_bytes']} bytes of shared memory")
-        if key not in table:
-            found.append(f"{key} is not in the table; run `python -m bench.triton_resources`")
-            continue
-        known = table[key]
-        for name in ("stack_bytes", "spill_instructions", "shared_bytes"):
-            if row[name] > known[name]:
-                found.append(f"{key}: {name} {row[name]}, {known[name]} in the table")
-        if row["blocks_per_multiprocessor"] < known["blocks_per_multiprocessor"]:
-            found.append(f"{key}: fewer blocks a multiprocessor than in the table: {row}")
+        if key in known_rows and comparable:
+            known = known_rows[key]
+            for name in COSTS:
+                if row[name] > known[name]:
+                    found.append(f"{key}: {name} {row[name]}, {known[name]} in the table")
+            occupancy = "blocks_per_multiprocessor"
+            if occupancy in row and row[occupancy] < known[occupancy]:
+                found.append(f"{key}: fewer blocks a multiprocessor than in the table: {row}")
+    found += [
+        f"{key} is not in the table; run `python -m bench.triton_resources --stale`"
+        for key, _ in expected()
+        if str(key) not in known_rows
+    ]
     return found
 
 
 def write(rows: dict[str, dict[str, Any]]) -> None:
-    """Merge rows into the table, drop what no longer exists, and add the static model."""
-    before = json.loads(TABLE.read_text())["kernels"] if TABLE.exists() else {}
-    merged = {k: v for k, v in {**before, **rows}.items() if k.split("/")[0] in EXAMPLES}
+    """Merge rows into the table, drop what no longer exists, and add the static model.
+
+    Raises:
+        RuntimeError: the table is of another triton, and these rows are not all there are.
+    """
+    wanted = {str(key) for key, _ in expected()}
+    before = json.loads(TABLE.read_text()) if TABLE.exists() else {"kernels": {}}
+    merged = {k: v for k, v in {**before["kernels"], **rows}.items() if k in wanted}
+    made_by = before.get("versions", {}).get("triton", triton.__version__)
+    if made_by != triton.__version__ and not wanted <= set(rows):
+        raise RuntimeError(
+            f"{TABLE} is of triton {made_by}, this is {triton.__version__}: write all of it"
+        )
     document = {
         "command": "python -m bench.triton_resources",
         "versions": {"triton": triton.__version__, "torch": torch.__version__},
@@ -316,20 +242,32 @@ def main(arguments: list[str] | None = None) -> int:
     if os.environ.get("TRITON_INTERPRET") == "1":
         print("TRITON_INTERPRET=1 is set: there is nothing to compile", file=sys.stderr)
         return 2
-    known = sorted(set(EXAMPLES) & set(OPS))
     parser = argparse.ArgumentParser(prog="python -m bench.triton_resources")
     parser.add_argument("--check", action="store_true", help="compare with the table")
-    parser.add_argument("--op", nargs="+", choices=known, default=known)
-    parser.add_argument("--arch", nargs="+", type=int, choices=ARCHITECTURES,
-                        default=list(ARCHITECTURES))
+    parser.add_argument("--stale", action="store_true",
+                        help="compile only rows that the table lacks or has of other source code")
+    parser.add_argument("--no-variants", action="store_true", help="default configurations only")
+    parser.add_argument("--op", nargs="+", choices=sorted(EXAMPLES), default=list(EXAMPLES))
+    parser.add_argument("--arch", nargs="+", type=int, choices=(*ARCHITECTURES, GFX942),
+                        default=[*ARCHITECTURES, GFX942], help="86 for sm_86; 94 is gfx942")
     parser.add_argument("--size", nargs="+", type=int, choices=SIZES, default=list(SIZES))
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     chosen = parser.parse_args(arguments)
-    rows = measure(chosen.op, chosen.arch, chosen.size, chosen.precision)
+    table = json.loads(TABLE.read_text()) if TABLE.exists() else {"kernels": {}}
+    rows: dict[str, dict[str, Any]] = {}
+    for key, launch in expected(
+        chosen.op, chosen.arch, chosen.size, chosen.precision, not chosen.no_variants
+    ):
+        known, source = table["kernels"].get(str(key), {}), fingerprint(launch)
+        if chosen.stale and known.get("source") == source:
+            rows[str(key)] = known
+            continue
+        rows[str(key)] = {**compile_launch(launch, key.architecture), "source": source}
+        print(key, rows[str(key)], flush=True)
     if not chosen.check:
         write(rows)
         return 0
-    found = complaints(rows, json.loads(TABLE.read_text())["kernels"])
+    found = complaints(rows, table)
     for line in found:
         print(line, file=sys.stderr)
     return 1 if found else 0

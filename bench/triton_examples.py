@@ -1,0 +1,237 @@
+"""Example inputs of every op, and the kernels that its launchers start for them.
+
+The launchers run with their launches recorded instead of started, so exactly the configurations in
+use are looked at. An op's first example is training as the model does it by default; the others,
+its variants, differ in what kernels are specialised on: dropout, last positions only, no noise, no
+gradient. A variant's kernels that the first example has already are left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from adarec_fast import rng
+from adarec_fast.kernels._launch import Launch, recording
+from adarec_fast.ops._library import implementation
+
+LEVELS = 9
+
+
+class Example(NamedTuple):
+    """Arguments of fwd, and of bwd where the op has one and the example needs it."""
+
+    forward: list[Any]
+    backward: list[Any] | None = None
+
+
+def _batch(size: int) -> dict[str, Tensor]:
+    offsets = torch.tensor([0, 5, 11, 40])
+    return {
+        "offsets": offsets,
+        "depth": torch.tensor([3, 0, 8]),
+        "e": torch.zeros(48, size),
+        "x": torch.zeros(LEVELS, 48, size),
+        "z": torch.zeros(LEVELS, 3, size),
+        "seed": rng.at_place(rng.as_seed(1)),
+    }
+
+
+def _hda(size: int) -> Iterator[Example]:
+    b, hidden = _batch(size), 2 * size
+    inputs = [
+        b["e"], b["offsets"], b["depth"], torch.ones(LEVELS), torch.zeros(hidden, size),
+        torch.zeros(LEVELS - 1, hidden), torch.zeros(size, hidden), torch.zeros(size),
+    ]
+    noisy = [*inputs, b["seed"], None]
+    yield Example(noisy, [b["x"], torch.zeros(48), *noisy])
+    yield Example([*inputs, None, None])
+
+
+def _mlp(size: int) -> Iterator[Example]:
+    b, hidden = _batch(size), 2 * size
+    for seed, last_only in ((b["seed"], False), (b["seed"], True), (None, True), (None, False)):
+        inputs = [
+            b["x"], b["offsets"], b["depth"], torch.zeros(hidden, size), torch.zeros(hidden),
+            torch.zeros(size, hidden), torch.zeros(size), torch.ones(size), torch.zeros(size),
+            1e-12, 0.1, seed, rng.STREAM_COARSE_MLP, last_only,
+        ]
+        grad = b["z"] if last_only else b["x"]
+        yield Example(inputs, None if seed is None else [grad, *inputs])
+
+
+def _moe(size: int) -> Iterator[Example]:
+    b = _batch(size)
+    for pooled in (b["z"], None):
+        inputs = [
+            b["z"], b["z"], pooled, b["depth"], torch.ones(LEVELS, 3), torch.zeros(size, size),
+            torch.zeros(LEVELS, size), torch.zeros(size), torch.zeros(1), torch.zeros(size, size),
+            torch.zeros(size),
+        ]
+        saved = [torch.zeros(3, size), torch.zeros(LEVELS, 3), torch.zeros(3, size),
+                 torch.zeros(3, size)]
+        yield Example(inputs, [*saved, *inputs])
+
+
+def _pool(size: int) -> Iterator[Example]:
+    b = _batch(size)
+    for causal, depth in ((False, b["depth"]), (True, b["depth"]), (False, None)):
+        grad = b["x"] if causal else b["z"]
+        yield Example(
+            [b["x"], b["offsets"], depth, causal], [grad, b["offsets"], depth, causal, 48]
+        )
+
+
+def _encoder(size: int) -> Iterator[Example]:
+    b, inner = _batch(size), 4 * size
+    shapes = [(3 * size, size), (3 * size,), (size, size), (size,), (size,), (size,),
+              (inner, size), (inner,), (size, inner), (size,), (size,), (size,)]
+    for seed, last_only in ((b["seed"], False), (b["seed"], True), (None, True), (None, False)):
+        inputs = [
+            b["x"], b["offsets"], b["depth"], *(torch.zeros(shape) for shape in shapes),
+            2, 1e-12, 0.1, 0.1, seed, rng.STREAM_FINE_EXPERT, last_only, 48,
+        ]
+        grad = b["z"] if last_only else b["x"]
+        yield Example(inputs, None if seed is None else [grad, *inputs])
+
+
+def _dropout(size: int) -> Iterator[Example]:
+    b = _batch(size)
+    yield Example([b["e"], b["seed"], 0.1, rng.STREAM_EMBEDDING])
+
+
+def _controller(size: int) -> Iterator[Example]:
+    b, gates = _batch(size), 3 * size
+    inputs = [
+        b["e"], b["offsets"], torch.zeros(3, gates), torch.zeros(gates, size),
+        torch.zeros(gates, size), torch.zeros(gates), torch.zeros(LEVELS, size),
+        torch.zeros(LEVELS), 40,
+    ]
+    yield Example(inputs, [torch.zeros(3, LEVELS), b["e"], *inputs])
+
+
+def _infonce(size: int) -> Iterator[Example]:
+    b = _batch(size)
+    inputs = [b["z"], b["depth"], torch.arange(3), 0.07]
+    yield Example(inputs, [torch.ones(()), torch.zeros(LEVELS - 1, 3), *inputs])
+
+
+def _topk(size: int) -> Iterator[Example]:
+    b = _batch(size)
+    # 100 take more than one round, whose kernels keep as much as they ever do.
+    for k in (100, 10):
+        yield Example([
+            torch.zeros(3, size), torch.zeros(1001, size), torch.ones(40, dtype=torch.int64),
+            b["offsets"], k, 0.0,
+        ])
+
+
+# By op; shapes matter only where a kernel is specialised on them.
+EXAMPLES: dict[str, Callable[[int], Iterator[Example]]] = {
+    "hda_trajectory": _hda,
+    "mlp_expert": _mlp,
+    "moe_aggregate": _moe,
+    "level_pool": _pool,
+    "encoder_layer": _encoder,
+    "dropout": _dropout,
+    "depth_controller": _controller,
+    "level_infonce": _infonce,
+    "score_topk": _topk,
+}
+
+
+@contextmanager
+def _precision(kind: str) -> Iterator[None]:
+    """Autocast for "half"; torch's switch for "tf32" and "ieee"."""
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if kind == "tf32" else "ieee"
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=kind == "half"):
+            yield
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+
+
+# Constants that tell a kernel's variants apart but are no flag.
+_NUMBERS = ("KEPT", "WIDTH")
+# Tensors that a kernel may do without.
+_OPTIONAL = {"_attention_kernel": "lse_ptr", "_linear_backward_kernel": "residual_ptr"}
+
+
+def variant_name(launch: Launch) -> str:
+    """The kernel's name with what it is specialised on, ``attention_kernel[DROPOUT,LAST]``."""
+    tags = []
+    for parameter in launch.kernel.params:
+        name, value = parameter.name, launch.arguments[parameter.name]
+        if value is True or (name == "NOISE" and value):
+            tags.append(name)
+        elif name == "OUT":
+            tags.append(f"OUT={value // launch.arguments['D']}D")
+        elif name in _NUMBERS:
+            tags.append(f"{name}={value}")
+        elif name == _OPTIONAL.get(launch.kernel.__name__) and value is not None:
+            tags.append(name.removesuffix("_ptr"))
+    kernel = launch.kernel.__name__.strip("_")
+    return f"{kernel}[{','.join(tags)}]" if tags else kernel
+
+
+def _compiled_as(launch: Launch) -> tuple[Any, ...]:
+    """All that the compiler sees of a launch."""
+    seen = []
+    for parameter in launch.kernel.params:
+        value = launch.arguments[parameter.name]
+        if isinstance(value, Tensor):
+            seen.append(value.dtype)
+        elif parameter.is_constexpr or value is None:
+            seen.append(value)
+    return (launch.kernel, *seen, *sorted(launch.options.items()))
+
+
+def fingerprint(launch: Launch) -> str:
+    """Changes with all that the compiler sees, be it in a function that the kernel calls."""
+    functions, constants, waiting = {}, {}, [launch.kernel]
+    while waiting:
+        function = waiting.pop()
+        functions[function.__module__, function.__name__] = function.src
+        for name in function.fn.__code__.co_names:
+            value = function.fn.__globals__.get(name)
+            if isinstance(value, triton.JITFunction):
+                if (value.__module__, value.__name__) not in functions:
+                    waiting.append(value)
+            elif isinstance(value, tl.constexpr):
+                constants[name] = value.value
+    seen = [str(part) for part in _compiled_as(launch)[1:]]
+    text = repr((sorted(functions.items()), sorted(constants.items()), seen))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def launches(
+    op: str, size: int, precision: str, architecture: int, variants: bool
+) -> dict[str, Launch]:
+    """What an op starts on an architecture by ``variant_name``; without variants, by default.
+
+    Raises:
+        RuntimeError: one name for two different kernels.
+    """
+    code = implementation(op, "triton")
+    found: dict[str, Launch] = {}
+    for example in EXAMPLES[op](size):
+        with recording(architecture) as started, _precision(precision):
+            code.fwd(*example.forward)
+            if example.backward is not None:
+                code.bwd(*example.backward)
+        for launch in started:
+            name = variant_name(launch)
+            known = found.setdefault(name, launch)
+            if _compiled_as(known) != _compiled_as(launch):
+                raise RuntimeError(f"{op}: {name} names two kernels; see variant_name")
+        if not variants:
+            break
+    return found

@@ -1,0 +1,96 @@
+"""What the table of the kernels' resources complains about, without compiling anything."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("there is nothing to compile when interpreted", allow_module_level=True)
+
+pytest.importorskip("triton")
+
+import triton
+
+from adarec_fast.kernels import _heuristics, _mlp
+from bench import triton_resources
+from bench.triton_examples import fingerprint, launches
+
+KEY = "hda_trajectory/forward_kernel[NOISE]/64/tf32/sm_86"
+ROW = {
+    "registers": 200, "spill_instructions": 0, "stack_bytes": 0, "shared_bytes": 50_000,
+    "warps": 8, "blocks_per_multiprocessor": 1, "occupancy_percent": 17, "source": "0",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _one_row_is_expected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_resources, "expected", lambda: iter([(KEY, None)]))
+
+
+def found(key: str = KEY, version: str | None = None, **changes: Any) -> list[str]:
+    table = {"versions": {"triton": version or triton.__version__}, "kernels": {KEY: ROW}}
+    return triton_resources.complaints({key: {**ROW, **changes}}, table)
+
+
+def test_the_same_and_better_are_fine() -> None:
+    assert not found()
+    assert not found(shared_bytes=40_000, registers=255, blocks_per_multiprocessor=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("spill_instructions", 2), ("stack_bytes", 8), ("shared_bytes", 50_001),
+     ("blocks_per_multiprocessor", 0)],
+)  # fmt: skip
+def test_worse_is_not(name: str, value: int) -> None:
+    assert any(str(value) in line for line in found(**{name: value}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [({"spill_instructions": 1}, "spills"), ({"stack_bytes": 8}, "spills"),
+     ({"shared_bytes": 99 * 1024 + 1}, "shared memory")],
+)  # fmt: skip
+def test_limits_of_sm_86_hold_whatever_the_table_says(
+    changes: dict[str, int], complaint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(globals(), "ROW", {**ROW, **changes})
+    assert len(found()) == 1
+    assert complaint in found()[0]
+    assert not found(KEY.replace("sm_86", "sm_80"))
+
+
+def test_another_triton_is_not_compared() -> None:
+    assert not found(version="1.0", shared_bytes=60_000)
+    assert found(version="1.0", shared_bytes=200_000)
+
+
+def test_a_missing_row_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_resources, "expected", lambda: iter([(KEY, None), ("new", None)]))
+    assert [line.split()[0] for line in found()] == ["new"]
+
+
+def test_fingerprints_change_with_tiles_and_with_what_a_kernel_calls(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def now() -> dict[str, str]:
+        return {
+            name: fingerprint(launch)
+            for name, launch in launches("mlp_expert", 64, "tf32", 86, False).items()
+        }
+
+    before = now()
+    assert before == now()
+    assert len(set(before.values())) == len(before) == 3
+    key = ("mlp_forward", 64, "tf32")
+    monkeypatch.setitem(_heuristics._TABLE, key, _heuristics.Tile(16, 16, 4))
+    assert {name.split("[")[0] for name, old in before.items() if now()[name] != old} == {
+        "forward_kernel"
+    }
+    monkeypatch.undo()
+    # All three call it, two of them through another function.
+    monkeypatch.setattr(_mlp.hidden_before, "_src", _mlp.hidden_before.src + "\n    # changed")
+    assert all(now()[name] != old for name, old in before.items())
