@@ -8,7 +8,8 @@
 // Nothing allocates.
 //
 // On a core of an AMD EPYC (Zen 4), 96 rows, K and N of 64 to 512: 107 to 112 GFLOP/s, where
-// torch.mm with a given output reaches 79 to 98, and it would need its operands in tensors.
+// torch.mm with a given output reaches 79 to 98, and it would need its operands in tensors. On one
+// of Zen 5, 160 rows, K and N of 64 to 256: 221 to 226 of the 245 that registers alone reach.
 #pragma once
 
 #include "vec.h"
