@@ -47,8 +47,9 @@ def launch(
     function: Callable[..., None],
     *arguments: Any,
     watch: Callable[[list[int]], None] | None = None,
+    **options: Any,
 ) -> list[int]:
-    """Fork ``size`` workers that call ``function(*arguments)``; their exit codes.
+    """Fork ``size`` workers that call ``function(*arguments, **options)``; their exit codes.
 
     ``watch`` is called with the processes' numbers while they run.
     """
@@ -65,7 +66,7 @@ def launch(
                     RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size),
                     MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
                 )  # fmt: skip
-                function(*arguments)
+                function(*arguments, **options)
                 code = 0
             except BaseException:
                 traceback.print_exc()
@@ -95,7 +96,7 @@ def batches(supervision: Any) -> TrainingBatches:
 
 
 def gradients(folder: Path, workers: Workers | None) -> None:
-    """Losses and gradients of three batches in float64, by variant."""
+    """Losses and gradients of the first and the last batch in float64, by variant."""
     found = {}
     for name, variant in VARIANTS.items():
         for sharded in (False, True) if workers is not None else (False,):
@@ -111,6 +112,9 @@ def gradients(folder: Path, workers: Workers | None) -> None:
                         whole, workers, gather_negatives=negatives == "batch"
                     ).epoch(0)
                 for index, (batch, share) in enumerate(chosen):
+                    if 0 < index < len(whole) - 1:
+                        continue
+                    model.noise_seed.fill_(index)
                     if sharded:
                         model.item_embedding.most_tokens = share.most_tokens
                     output = model.loss(batch, share)

@@ -35,6 +35,12 @@ def test_interpreted(name: str) -> None:
     _run(["-m", "pytest", "-q", f"tests/test_triton_{name}.py"], interpret=True)
 
 
+def test_noise_of_a_share_interpreted() -> None:
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        pytest.skip("this session is interpreted already and runs the file itself")
+    _run(["-m", "pytest", "-q", "tests/test_noise_places.py", "-k", "triton"], interpret=True)
+
+
 def test_default_configurations_fit_sm_86() -> None:
     """Nothing spills or asks for more than 99 KiB: by the table, and compiled for what is not.
 

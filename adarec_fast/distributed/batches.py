@@ -28,12 +28,18 @@ class SharedBatches:
     def __init__(
         self, batches: TrainingBatches, workers: Workers, *, gather_negatives: bool
     ) -> None:
-        self._batches, self._workers = batches, workers
+        self.workers = workers
+        self._batches = batches
         self._gather_negatives = gather_negatives
 
     @property
     def num_examples(self) -> int:
         return self._batches.num_examples
+
+    @property
+    def some_are_empty(self) -> bool:
+        """Whether the last batch of an epoch leaves a worker without an example."""
+        return 0 < self.num_examples % self._batches.batch_size < self.workers.size
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -42,7 +48,7 @@ class SharedBatches:
         """As :meth:`TrainingBatches.epoch`."""
         self._batches.check_start(e, start)
         order = self._batches.order(e)
-        rank, size = self._workers.rank, self._workers.size
+        rank, size = self.workers.rank, self.workers.size
         begins = torch.arange(len(self)) * self._batches.batch_size
         examples = (self.num_examples - begins).clamp(max=self._batches.batch_size)
         # [batches, W + 1]: the shares of batch i lie between cuts[i, r] and cuts[i, r + 1].
@@ -57,7 +63,7 @@ class SharedBatches:
         for index in range(start, len(self)):
             begin, end = mine[index]
             share = Share(
-                self._workers,
+                self.workers,
                 place[index],
                 counts[index],
                 most_examples[index],

@@ -9,8 +9,10 @@ from torch.nn.parallel import DistributedDataParallel
 from ..config import TrainConfig
 from ..data import Batch
 from ..model import ADARec
+from ..modules import ForeignBackbone
 from ..outputs import LossOutput
 from ..training.optimization import Stepper
+from .batches import SharedBatches
 from .items import ShardedItems
 from .share import Share, SharedBatch
 from .workers import Workers
@@ -24,27 +26,26 @@ class DistributedStepper(Stepper):
     Args:
         model: the same on all workers, or with its item table split by :func:`split_items`.
         config: as for :class:`Stepper`.
-        workers: those who take the step.
+        batches: the shares that the steps are taken on.
     """
 
-    def __init__(self, model: ADARec, config: TrainConfig, workers: Workers) -> None:
+    def __init__(self, model: ADARec, config: TrainConfig, batches: SharedBatches) -> None:
+        workers = batches.workers
         super().__init__(model, config, workers.device)
         self._workers = workers
         self._items = (
             model.item_embedding if isinstance(model.item_embedding, ShardedItems) else None
         )
         losses = _Losses(model)
+        # Every worker advances the noise seed alike, and its rows of a split table are its own.
+        ignored = [name for name, _ in losses.named_buffers()]
         if self._items is not None:
-            # Each worker's rows are its own.
-            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
-                losses, [f"model.{TABLE}"]
-            )
+            ignored.append(f"model.{TABLE}")
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(losses, ignored)
         self._parallel = DistributedDataParallel(
             losses,
             process_group=workers.group,
-            broadcast_buffers=False,  # the noise seed, which every worker advances alike
-            # A worker without an example in the last batch uses fewer parameters than the others.
-            find_unused_parameters=True,
+            find_unused_parameters=batches.some_are_empty or _leaves_some_unused(model),
         )
         self._parallel.register_comm_hook(workers.group, _sum)
 
@@ -95,6 +96,13 @@ class _Losses(nn.Module):
 
     def forward(self, batch: Batch, share: Share) -> LossOutput:
         return self.model.loss(batch, share)
+
+
+def _leaves_some_unused(model: ADARec) -> bool:
+    """Whether a step may leave a parameter without a gradient, which DDP must look for."""
+    config = model.config
+    no_levels = config.augmented and not config.diffusion and not config.moe
+    return no_levels or isinstance(model.backbone, ForeignBackbone)
 
 
 def _sum(group: dist.ProcessGroup, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:

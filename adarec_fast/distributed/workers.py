@@ -135,7 +135,9 @@ class Workers:
         except RuntimeError as error:
             if not connection_lost(error):
                 raise
-            reason = str(error).splitlines()[0].rpartition("] ")[2]
+            # gloo's: [file:line] what happened. Advice.
+            reason = str(error).splitlines()[0].partition("] ")[2].partition(". ")[0]
+            reason = reason or type(error).__name__
             raise WorkersError(
                 f"worker {self.rank} of {self.size} lost another one ({reason}): a process ended "
                 f"or hangs, and the run cannot go on; {kept()}"

@@ -21,7 +21,7 @@ from .optimization import Stepper
 from .statistics import EpochStatistics
 
 if TYPE_CHECKING:
-    from ..distributed import Workers
+    from ..distributed.batches import SharedBatches
 
 _LEAST = 64
 
@@ -125,12 +125,12 @@ def _fill(static: Batch, batch: Batch) -> None:
 
 
 def make_stepper(
-    model: ADARec, config: TrainConfig, device: torch.device, workers: Workers | None = None
+    model: ADARec, config: TrainConfig, device: torch.device, shared: SharedBatches | None = None
 ) -> Stepper:
-    """Captured steps where they are possible; several workers take theirs as they are."""
-    if workers is not None:
+    """Captured steps where they are possible; workers that share batches take plain ones."""
+    if shared is not None:
         from ..distributed.stepper import DistributedStepper
 
-        return DistributedStepper(model, config, workers)
+        return DistributedStepper(model, config, shared)
     kind = Stepper if why_not(model, device) else CapturedStepper
     return kind(model, config, device)

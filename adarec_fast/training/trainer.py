@@ -83,13 +83,13 @@ class Trainer:
             seed=config.seed,
             device=device,
         )
-        self.batches: TrainingBatches | SharedBatches = batches
+        self.shared: SharedBatches | None = None
         if workers is not None:
             from ..distributed.batches import SharedBatches
 
-            self.batches = SharedBatches(
-                batches, workers, gather_negatives=config.contrast_negatives == "batch"
-            )
+            gather = config.contrast_negatives == "batch"
+            self.shared = SharedBatches(batches, workers, gather_negatives=gather)
+        self.batches: TrainingBatches | SharedBatches = self.shared or batches
         self.stopping = EarlyStopping(config.patience)
         self.statistics = EpochStatistics(model_config.num_levels, device, workers)
         self.epoch = 0  # completed epochs
@@ -124,7 +124,7 @@ class Trainer:
 
             split_items(model, self.workers)
         self.model = model.to(self.device).train()
-        self.stepper = make_stepper(self.model, self.config, self.device, self.workers)
+        self.stepper = make_stepper(self.model, self.config, self.device, self.shared)
         self.log: MetricsLog | None = None
         if folder is not None:
             self._load_state(folder)
