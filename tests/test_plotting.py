@@ -24,7 +24,7 @@ from adarec_fast.config import ConfigError, TrainConfig
 from adarec_fast.data import InteractionData, synthetic, write_csv
 from adarec_fast.evaluation import evaluate
 from adarec_fast.experiments import Group, Sweep, run_sweep
-from adarec_fast.plotting import PICTURES, RunPictures, plot_run
+from adarec_fast.plotting import PICTURES, RunPictures, _short, plot_run
 from adarec_fast.plotting.hierarchy import length_bins
 from adarec_fast.plotting.measure import levels, sample_users
 from adarec_fast.plotting.sensitivity import sensitivity
@@ -185,6 +185,15 @@ def test_t_sne_of_two_runs(run: Run, backbone: Run) -> None:
     figure = RunPictures(run, users=40, clusters=2, compare=(backbone,)).tsne()
     assert len(figure.axes) == 2
     assert [sum(len(p.get_offsets()) for p in axes.collections) for axes in figure.axes] == [40] * 2
+    assert figure.axes[0].get_title().startswith("$h_u$ of run\n")
+
+
+def test_long_names_of_runs_are_shortened() -> None:
+    assert _short("a" * 36) == f"$h_u$ of {'a' * 36}"
+    title = _short("begin" + "x" * 200 + "end$")
+    assert len(title) < 50
+    assert title.startswith("$h_u$ of begin")
+    assert title.endswith(r"end\$")
 
 
 def test_cluster_scores_by_level(pictures: RunPictures) -> None:

@@ -78,12 +78,13 @@ class RunPictures:
         """Map of user representations, coloured by cluster."""
         found = measure.representations(self.run, self._sample(self.run))
         names = {"user": "user representation $h_u$", "coarse": r"coarse intent $z_{coar}$"}
-        prefix = f"{self.run.path.name}, " if self.compare else ""
-        shown = ["user"] if self.compare else list(found)
-        panels = [(f"{prefix}{names[name]}", found[name]) for name in shown]
-        for other in self.compare:
-            points = measure.representations(other, self._sample(other))["user"]
-            panels.append((f"{other.path.name}, {names['user']}", points))
+        if not self.compare:
+            panels = [(names[name], points) for name, points in found.items()]
+        else:
+            panels = [(_short(self.run.path.name), found["user"])]
+            for other in self.compare:
+                points = measure.representations(other, self._sample(other))["user"]
+                panels.append((_short(other.path.name), points))
         return intents.t_sne(panels, self.clusters, self.seed)
 
     def clusters_by_level(self) -> Figure:
@@ -174,6 +175,14 @@ def plot_sweep(
             formats,
             dpi,
         )
+
+
+def _short(name: str, limit: int = 36) -> str:
+    """A run's name as a title: ``$h_u$ of NAME``, its middle left out where it is too long."""
+    if len(name) > limit:
+        name = f"{name[: limit // 2]}…{name[-(limit // 2 - 1) :]}"
+    escaped = name.replace("$", r"\$")  # a bare one would begin a formula
+    return f"$h_u$ of {escaped}"
 
 
 def _check(given: Sequence[str], known: Any, what: str) -> None:

@@ -113,3 +113,4 @@ def _scale(axes: Any, values: list[float]) -> None:
         axes.set_xscale("symlog", linthresh=positive[0], linscale=max(0.4, 0.3 * decades))
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
+    axes.margins(x=0.08)
