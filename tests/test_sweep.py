@@ -213,6 +213,15 @@ def test_extended_and_diverged_and_busy(data: Path, tmp_path: Path) -> None:
     assert [outcome.status for outcome in outcomes] == ["kept", "diverged", "finished"]
 
 
+def test_workers_of_torchrun_are_refused(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SweepError, match="WORLD_SIZE=2: .* without torchrun"):
+        run_sweep(Sweep.create(base(data), {"seed": [0]}), tmp_path / "sweep")
+    assert not (tmp_path / "sweep").exists()
+
+
 def test_data_that_changed_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "data.csv"
     write_csv(synthetic(num_users=60, num_items=40), path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -83,8 +84,16 @@ def run_sweep(
         An outcome for each combination of ``sweep`` up to the one that was interrupted.
 
     Raises:
-        SweepError: the folder holds another sweep, or runs on other data.
+        SweepError: the folder holds another sweep, or runs on other data; or torchrun started
+            several workers.
     """
+    # Workers would each take a run of their own, and wait in it for the others.
+    workers = os.environ.get("WORLD_SIZE", "1")
+    if workers != "1":
+        raise SweepError(
+            f"WORLD_SIZE={workers}: a sweep's runs are of one process; start it without torchrun, "
+            "twice if two are to share the combinations"
+        )
     folder = Path(folder)
     sweep.store(folder, extend=extend)
     loaded = _Loader()
