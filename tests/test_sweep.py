@@ -217,7 +217,7 @@ def test_workers_of_torchrun_are_refused(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(SweepError, match="WORLD_SIZE=2: .* without torchrun"):
+    with pytest.raises(SweepError, match=r"WORLD_SIZE=2: .* without torchrun"):
         run_sweep(Sweep.create(base(data), {"seed": [0]}), tmp_path / "sweep")
     assert not (tmp_path / "sweep").exists()
 
