@@ -6,8 +6,9 @@ Starts ``adarec-fast serve`` twice, as it is and with batching off (``--max-batc
 as large as Beauty's (12,101 items, D = 64, T = 8; random weights, as time does not depend on them)
 or over a run of your own. Each client sends its next request when it has its answer, over one
 connection, with the histories of the ``serve-1024`` workload in the body. Clients run in this
-process, on the same machine as the service, and take their share of it. The first answers are
-compared with the model's own. ``--table FILE`` prints a result file as Markdown instead.
+process, on the same machine as the service, and take their share of it. All is measured in turns,
+several rounds of them, and medians of the rounds are given. The first answers are compared with
+the model's own. ``--table FILE`` prints a result file as Markdown instead.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -39,7 +40,7 @@ from . import records
 from .machine import describe, slug
 from .workloads import MAX_DEPTH, MAX_LENGTH, NUM_ITEMS, histories
 
-_SIZE, _K, _WARM, _COMPARED = 64, 20, 0.5, 64
+_SIZE, _K, _WARM, _COMPARED = 64, 20, 0.3, 64
 MODES = {"batched": [], "one at a time": ["--max-batch", "1"]}
 _PACKAGES = ("fastapi", "uvicorn", "httptools")
 
@@ -123,14 +124,8 @@ class _Client(asyncio.Protocol):
             self.finished.set_exception(error or ConnectionError("the service closed"))
 
 
-class Load(NamedTuple):
-    """Latencies in seconds of the requests of ``seconds``."""
-
-    latencies: np.ndarray
-    seconds: float
-
-
-async def _drive(port: int, requests: Sequence[bytes], clients: int, seconds: float) -> Load:
+async def _drive(port: int, requests: Sequence[bytes], clients: int, seconds: float) -> np.ndarray:
+    """Latencies in seconds of what was asked and answered within ``seconds``, after warming up."""
     loop = asyncio.get_running_loop()
     begun = time.perf_counter()
     until = begun + _WARM + seconds
@@ -144,7 +139,7 @@ async def _drive(port: int, requests: Sequence[bytes], clients: int, seconds: fl
     await asyncio.gather(*(client.finished for client in made))
     spans = np.array([span for client in made for span in client.times])
     kept = spans[(spans[:, 0] >= begun + _WARM) & (spans[:, 1] <= until)]
-    return Load(kept[:, 1] - kept[:, 0], seconds)
+    return np.asarray(kept[:, 1] - kept[:, 0])
 
 
 def _http(port: int, body: bytes) -> bytes:
@@ -178,8 +173,10 @@ def _compare(port: int, bodies: Sequence[bytes], run_dir: Path) -> None:
         assert found == run.data.items.decode(wanted), "the service differs from the model"
 
 
-def measure(run_dir: Path, clients: Sequence[int], seconds: float) -> list[dict[str, Any]]:
-    """A row for each number of clients and each mode."""
+def measure(
+    run_dir: Path, clients: Sequence[int], seconds: float, rounds: int
+) -> list[dict[str, Any]]:
+    """A row for each number of clients and each mode, medians over the rounds."""
     (drawn,) = histories("serve-1024")
     run = load_run(run_dir)
     offsets = drawn.offsets.tolist()
@@ -190,31 +187,37 @@ def measure(run_dir: Path, clients: Sequence[int], seconds: float) -> list[dict[
         json.dumps({"history": names[low:high], "k": _K}).encode()
         for low, high in itertools.pairwise(offsets)
     ]
-    rows = []
+    found: dict[tuple[int, str], list[dict[str, float]]] = {}
     with contextlib.ExitStack() as stack:
         ports = {
             mode: stack.enter_context(service(run_dir, options)) for mode, options in MODES.items()
         }
-        _compare(ports["batched"], bodies, run_dir)
-        for count in clients:
-            for mode, port in ports.items():
-                before = _batches(port)
-                requests = [_http(port, body) for body in bodies]
-                load = asyncio.run(_drive(port, requests, count, seconds))
-                after = _batches(port)
-                p50, p99 = np.percentile(load.latencies, (50, 99)) * 1e3
-                rows.append(
-                    {
-                        "clients": count,
-                        "mode": mode,
-                        "requests": len(load.latencies),
-                        "requests_per_second": len(load.latencies) / load.seconds,
-                        "p50_ms": float(p50),
-                        "p99_ms": float(p99),
-                        "mean_batch": (after[1] - before[1]) / (after[0] - before[0]),
-                    }
-                )
-    return rows
+        for port in ports.values():
+            _compare(port, bodies, run_dir)
+        for _ in range(rounds):
+            for count in clients:
+                for mode, port in ports.items():
+                    one = _once(port, [_http(port, body) for body in bodies], count, seconds)
+                    found.setdefault((count, mode), []).append(one)
+    return [
+        {"clients": count, "mode": mode}
+        | {name: float(np.median([one[name] for one in every])) for name in every[0]}
+        for (count, mode), every in found.items()
+    ]
+
+
+def _once(port: int, requests: Sequence[bytes], clients: int, seconds: float) -> dict[str, float]:
+    before = _batches(port)
+    latencies = asyncio.run(_drive(port, requests, clients, seconds))
+    after = _batches(port)
+    p50, p99 = np.percentile(latencies, (50, 99)) * 1e3
+    return {
+        "requests": len(latencies),
+        "requests_per_second": len(latencies) / seconds,
+        "p50_ms": p50,
+        "p99_ms": p99,
+        "mean_batch": (after[1] - before[1]) / (after[0] - before[0]),
+    }
 
 
 def table(record: dict[str, Any]) -> str:
@@ -244,7 +247,8 @@ def main() -> int:
     )
     parser.add_argument("--run-dir", type=Path, help="a run of your own")
     parser.add_argument("--clients", default="1,8,64")
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=1.5, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--table", type=Path, metavar="FILE", help="print a result file")
     parser.add_argument(
         "--save-results", action="store_true",
@@ -259,6 +263,8 @@ def main() -> int:
         parser.error(f"--clients {options.clients} must be numbers of at least 1, such as 1,8,64")
     if options.seconds <= 0:
         parser.error(f"--seconds {options.seconds} must be above 0")
+    if options.rounds < 1:
+        parser.error(f"--rounds {options.rounds} must be at least 1")
     facts = describe("cpu")
     for name in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -267,7 +273,7 @@ def main() -> int:
         run_dir = options.run_dir or Path(temporary) / "run"
         if options.run_dir is None:
             make_run(run_dir)
-        rows = measure(run_dir, [int(count) for count in counts], options.seconds)
+        rows = measure(run_dir, [int(count) for count in counts], options.seconds, options.rounds)
     result: dict[str, Any] = {
         "kind": "serving",
         "device": "cpu",
@@ -279,6 +285,7 @@ def main() -> int:
         "hidden_size": _SIZE if options.run_dir is None else None,
         "k": _K,
         "seconds": options.seconds,
+        "rounds": options.rounds,
         "rows": rows,
     }
     print(table(result))

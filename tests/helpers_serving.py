@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 import torch
 import uvicorn
 
@@ -91,6 +92,31 @@ def running(service: Service) -> Iterator[str]:
             server.should_exit = True
             thread.join(30)
         assert not thread.is_alive()
+
+
+@contextlib.contextmanager
+def connected(service: Service) -> Iterator[httpx.Client]:
+    """A client of the service behind a real server."""
+    with running(service) as where, httpx.Client(base_url=where, timeout=60) as made:
+        yield made
+
+
+def assert_is(found: dict[str, Any], wanted: tuple[list[Any], list[float], int]) -> None:
+    """An answer is what :func:`expected` says."""
+    items, scores, depth = wanted
+    assert [row["item"] for row in found["items"]] == items
+    assert [row["score"] for row in found["items"]] == pytest.approx(scores, rel=1e-4, abs=1e-5)
+    assert found["depth"] == depth
+
+
+def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
+    """The error of a refusal, which has all the fields of one."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    assert set(response.json()) == {"error"}
+    error: dict[str, Any] = response.json()["error"]
+    assert set(error) == {"code", "argument", "value", "message"}
+    return error
 
 
 def wait_until_ready(where: str, seconds: float = 60.0) -> None:

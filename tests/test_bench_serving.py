@@ -26,7 +26,7 @@ def test_load_is_measured_in_both_modes(
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setattr(serving, "_WARM", 0.1)
     make_run(tmp_path / "run")
-    rows = serving.measure(tmp_path / "run", (1, 8), 0.5)
+    rows = serving.measure(tmp_path / "run", (1, 8), 0.5, 1)
     assert [(row["clients"], row["mode"]) for row in rows] == [
         (1, "batched"), (1, "one at a time"), (8, "batched"), (8, "one at a time"),
     ]  # fmt: skip
