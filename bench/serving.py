@@ -187,18 +187,20 @@ def measure(
         json.dumps({"history": names[low:high], "k": _K}).encode()
         for low, high in itertools.pairwise(offsets)
     ]
-    found: dict[tuple[int, str], list[dict[str, float]]] = {}
     with contextlib.ExitStack() as stack:
         ports = {
             mode: stack.enter_context(service(run_dir, options)) for mode, options in MODES.items()
         }
         for port in ports.values():
             _compare(port, bodies, run_dir)
-        for _ in range(rounds):
-            for count in clients:
-                for mode, port in ports.items():
-                    one = _once(port, [_http(port, body) for body in bodies], count, seconds)
-                    found.setdefault((count, mode), []).append(one)
+        turns = list(itertools.product(clients, ports))
+        found: dict[tuple[int, str], list[dict[str, float]]] = {turn: [] for turn in turns}
+        for number in range(rounds):
+            # There and back: nothing always comes after the same other thing.
+            for count, mode in reversed(turns) if number % 2 else turns:
+                port = ports[mode]
+                one = _once(port, [_http(port, body) for body in bodies], count, seconds)
+                found[count, mode].append(one)
     return [
         {"clients": count, "mode": mode}
         | {name: float(np.median([one[name] for one in every])) for name in every[0]}
@@ -247,8 +249,8 @@ def main() -> int:
     )
     parser.add_argument("--run-dir", type=Path, help="a run of your own")
     parser.add_argument("--clients", default="1,8,64")
-    parser.add_argument("--seconds", type=float, default=1.5, help="of each measurement")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=1.2, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--table", type=Path, metavar="FILE", help="print a result file")
     parser.add_argument(
         "--save-results", action="store_true",
