@@ -46,14 +46,10 @@ from .checkpoint import (
 )
 from .errors import RunFolderError
 from .metrics_log import read_metrics
+from .origin import check_origin, run_identity
 
 CONFIG, ENVIRONMENT, USERS = "config.json", "environment.json", "users.json"
 INTERACTIONS = "interactions.safetensors"
-# A resumed run must see the same batches and take the same steps; these may change.
-FREE_FIELDS = (
-    "epochs", "patience", "log_every", "checkpoint_every", "device", "evaluation_batch_size",
-    "shard_items", "worker_timeout",
-)  # fmt: skip
 _LABELS = ("item_theme", "item_subtheme", "user_theme", "user_subtheme")
 
 
@@ -111,7 +107,7 @@ def load_run(
     if folder is None:
         hint = "; which='last' may exist" if which == "best" else ""
         raise RunFolderError(f"{run_dir / which}: no such checkpoint yet{hint}")
-    check_origin(run_dir, folder, verify_checkpoint(folder), model_config, train_config)
+    check_origin(run_dir / CONFIG, folder, verify_checkpoint(folder), model_config, train_config)
     model = ADARec.from_pretrained(folder, device=device, backend=backend)
     if model.item_vocabulary is None:
         raise CheckpointError(f"{folder / 'items.json'}: no such file; a run's model has one")
@@ -177,7 +173,7 @@ def write_config(
 ) -> None:
     """Write ``config.json``; a new run gets a random identity, an old one keeps its own."""
     path = run_dir / CONFIG
-    run = run_identity(run_dir) if path.exists() else uuid.uuid4().hex
+    run = run_identity(path) if path.exists() else uuid.uuid4().hex
     described = {
         "name": data.name,
         "users": data.num_users,
@@ -219,57 +215,6 @@ def read_config(run_dir: Path) -> tuple[ADARecConfig, TrainConfig, dict[str, Any
         return model_config, TrainConfig.create(**values["train"]), values["data"]
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from None
-
-
-def run_identity(run_dir: Path) -> str | None:
-    """What tells this run from all others; None if it began before runs had one."""
-    identity = read_json(run_dir / CONFIG).get("run")
-    if not (identity is None or isinstance(identity, str)):
-        raise CheckpointError(f"{run_dir / CONFIG}: run must be a string")
-    return identity
-
-
-def describe_origin(
-    run_dir: Path, model_config: ADARecConfig, train_config: TrainConfig
-) -> dict[str, Any]:
-    """What a checkpoint's manifest says about where it is from; see :func:`check_origin`."""
-    # Defaults are left out, so that a field that a later version adds changes nothing.
-    settings = {
-        "model": model_config.model_dump(mode="json", exclude_defaults=True, exclude={"backend"}),
-        "train": train_config.model_dump(
-            mode="json", exclude_defaults=True, exclude=set(FREE_FIELDS)
-        ),
-    }
-    text = json.dumps(settings, sort_keys=True)
-    return {
-        "run": run_identity(run_dir),
-        "settings": hashlib.sha256(text.encode()).hexdigest(),
-    }
-
-
-def check_origin(
-    run_dir: Path,
-    folder: Path,
-    manifest: Mapping[str, Any],
-    model_config: ADARecConfig,
-    train_config: TrainConfig,
-) -> None:
-    """Compare a checkpoint with the run whose folder it lies in.
-
-    Raises:
-        CheckpointError: it is another run's, or ``config.json`` is not what it was trained with.
-    """
-    expected = describe_origin(run_dir, model_config, train_config)
-    if manifest.get("run") != expected["run"]:
-        raise CheckpointError(
-            f"{folder}: a checkpoint of another run ({manifest.get('run')!r}) than "
-            f"{run_dir / CONFIG} ({expected['run']!r}); take the folder from a copy of this run"
-        )
-    if manifest.get("settings", expected["settings"]) != expected["settings"]:
-        raise CheckpointError(
-            f"{run_dir / CONFIG}: altered: these are not the settings that {folder} was trained "
-            "with; take the file from a copy"
-        )
 
 
 def write_data(run_dir: Path, data: InteractionData) -> None:

@@ -30,6 +30,7 @@ from .checkpoint import (
 from .early_stopping import EarlyStopping
 from .errors import TrainingDiverged
 from .metrics_log import MetricsLog
+from .origin import FREE_FIELDS, check_origin, describe_origin
 from .progress import EarlyStoppingState, Progress, check_state_tensor
 from .reporter import Reporter, StepProgress, TrainingPlan
 from .result import Status, TrainResult
@@ -98,6 +99,10 @@ class Trainer:
         self.epoch_seconds = 0.0
         self.saved_step = -1
 
+    @property
+    def _config_path(self) -> Path:
+        return self.run_dir / run_folder.CONFIG
+
     # ------------------------------------------------------------------ start
 
     def prepare(self, data_source: Mapping[str, Any] | None) -> None:
@@ -117,7 +122,7 @@ class Trainer:
                     f"{manifest.get('vocabulary')}, those of {self.data.name} "
                     f"{self.data.items.fingerprint()}; resume with the data of {self.run_dir}"
                 )
-            run_folder.check_origin(self.run_dir, folder, manifest, self.model_config, self.config)
+            check_origin(self._config_path, folder, manifest, self.model_config, self.config)
             model = ADARec.from_pretrained(folder, backend=self.model_config.backend)
         if self.workers is not None and self.config.shard_items:
             from ..distributed.stepper import split_items
@@ -147,7 +152,7 @@ class Trainer:
         model_config, config, about = run_folder.read_config(self.run_dir)
         for section, old, new, free in (
             ("model", model_config.to_dict(), self.model_config.to_dict(), ("backend",)),
-            ("train", config.to_dict(), self.config.to_dict(), run_folder.FREE_FIELDS),
+            ("train", config.to_dict(), self.config.to_dict(), FREE_FIELDS),
         ):
             for field, value in new.items():
                 if field not in free and old[field] != value:
@@ -371,7 +376,7 @@ class Trainer:
             "step": self.step,
             "metric": self.stopping.best if name == "best" else None,
             "vocabulary": self.data.items.fingerprint(),
-            **run_folder.describe_origin(self.run_dir, self.model_config, self.config),
+            **describe_origin(self._config_path, self.model_config, self.config),
         }
         written = [model_state, *([] if training_state is None else [training_state[0]])]
         size = sum(t.numel() * t.element_size() for state in written for t in state.values())

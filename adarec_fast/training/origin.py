@@ -1,0 +1,82 @@
+"""Where a checkpoint is from: the run, and the settings that it was trained with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..config import ADARecConfig, TrainConfig
+from ..pretrained import CheckpointError
+from .checkpoint import read_json
+
+# A resumed run must see the same batches and take the same steps; these may change.
+FREE_FIELDS = (
+    "epochs", "patience", "log_every", "checkpoint_every", "device", "evaluation_batch_size",
+    "shard_items", "worker_timeout",
+)  # fmt: skip
+
+
+def run_identity(path: Path) -> str | None:
+    """What tells this run from all others, from its ``config.json``.
+
+    None if it began before runs had one.
+
+    Raises:
+        CheckpointError: the file cannot be read, or holds something else.
+    """
+    identity = read_json(path).get("run")
+    if not (identity is None or isinstance(identity, str)):
+        raise CheckpointError(f"{path}: run must be a string")
+    return identity
+
+
+def describe_origin(
+    path: Path, model_config: ADARecConfig, train_config: TrainConfig
+) -> dict[str, Any]:
+    """What a checkpoint's manifest says about where it is from.
+
+    Args:
+        path: the run's ``config.json``.
+        model_config: the run's model.
+        train_config: how the run trains; ``FREE_FIELDS`` do not count.
+    """
+    # Defaults are left out, so that a field that a later version adds changes nothing.
+    settings = {
+        "model": model_config.model_dump(mode="json", exclude_defaults=True, exclude={"backend"}),
+        "train": train_config.model_dump(
+            mode="json", exclude_defaults=True, exclude=set(FREE_FIELDS)
+        ),
+    }
+    text = json.dumps(settings, sort_keys=True)
+    return {
+        "run": run_identity(path),
+        "settings": hashlib.sha256(text.encode()).hexdigest(),
+    }
+
+
+def check_origin(
+    path: Path,
+    folder: Path,
+    manifest: Mapping[str, Any],
+    model_config: ADARecConfig,
+    train_config: TrainConfig,
+) -> None:
+    """Compare a checkpoint with the run whose ``config.json`` is ``path``.
+
+    Raises:
+        CheckpointError: it is another run's, or ``config.json`` is not what it was trained with.
+    """
+    expected = describe_origin(path, model_config, train_config)
+    if manifest.get("run") != expected["run"]:
+        raise CheckpointError(
+            f"{folder}: a checkpoint of another run ({manifest.get('run')!r}) than "
+            f"{path} ({expected['run']!r}); take the folder from a copy of this run"
+        )
+    if manifest.get("settings", expected["settings"]) != expected["settings"]:
+        raise CheckpointError(
+            f"{path}: altered: these are not the settings that {folder} was trained "
+            "with; take the file from a copy"
+        )
