@@ -93,10 +93,8 @@ def export(
     formats: list[Any] = [entry.value for entry in dict.fromkeys(format or [Format.TORCH])]
     run = load_run(run_dir, device=resolve_device(device))
     target = run_dir / "export" if output is None else output
-    made: list[Exported] = []
-    for name in formats:
-        with err.status(f"exporting and checking {name}"):
-            made += export_run(run, target, [name], options)
+    with err.status(f"exporting and checking {', '.join(formats)}"):
+        made = export_run(run, target, formats, options)
     out.print(_table(made, k))
 
 

@@ -34,7 +34,7 @@ from ..training.run_folder import locked
 from . import index as ann
 from .check import TOLERANCE, Outcome, Request, check, requests, sample
 from .errors import ExportError
-from .formats import PROGRAMS, Format
+from .formats import PROGRAMS, Format, Program, require
 from .graph import RankingModel, UserModel, capture
 
 __all__ = ["ExportError", "ExportFormat", "ExportOptions", "Exported", "export_run"]
@@ -128,6 +128,13 @@ def export_run(
     for format in formats:
         if format not in FORMATS:
             raise ConfigError(f"format={format!r} must be one of {', '.join(FORMATS)}")
+        for program in (format, options.user_model):
+            # Said now, before any work is lost.
+            if program in PROGRAMS and (program == format or format not in PROGRAMS):
+                for package in PROGRAMS[program].packages:
+                    require(package, "onnx", f"the format {program}")
+        if format == "ann":
+            ann.import_faiss()
     ranking = RankingModel(run.model, k=options.k, exclude_seen=options.exclude_seen)
     config = run.model.config
     histories = sample(
@@ -139,9 +146,10 @@ def export_run(
         )
     )
     made = []
+    captured: dict[bool, Program] = {}
     with locked(output):
         for format in formats:
-            work = _Work(run, format, options, ranking, given)
+            work = _Work(run, format, options, ranking, given, captured)
             save_checkpoint(output, format, work.fill, work.about)
             made.append(work.exported(output / format))
     return made
@@ -157,7 +165,9 @@ class _Work:
         options: ExportOptions,
         ranking: RankingModel,
         given: Sequence[Request],
+        captured: dict[bool, Program],
     ) -> None:
+        self.captured = captured
         self.run, self.format, self.options = run, format, options
         self.ranking, self.given = ranking, given
         self.device = run.model.item_embedding.weight.device
@@ -208,10 +218,15 @@ class _Work:
         dtype = _DTYPES[options.dtype]
         table = model.item_embedding.weight.detach()[1:].cpu().to(dtype).contiguous()
         save_file({"embeddings": table}, folder / EMBEDDINGS)
+        stored = load_file(folder / EMBEDDINGS)["embeddings"].float()
+        files = [EMBEDDINGS, ITEMS]
+        if self.format == "ann":
+            self._fill_index(folder, stored)
+            files.append(INDEX)
         kept = PROGRAMS[options.user_model]
         file = f"user{kept.suffix}"
-        represent = self._write(kept, UserModel(model), folder / file)
-        stored = load_file(folder / EMBEDDINGS)["embeddings"].float()
+        files.append(file)
+        represent = self._write(kept, self.ranking.user_model, folder / file)
         items = stored.to(self.device)
 
         def answer(item_ids: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
@@ -224,10 +239,6 @@ class _Work:
             return best.indices + 1, best.values
 
         self._compare(answer, dtype)
-        files = [EMBEDDINGS, file, ITEMS]
-        if self.format == "ann":
-            self._fill_index(folder, stored)
-            files.append(INDEX)
         size = model.config.hidden_size
         self.about |= {
             "files": files,
@@ -258,7 +269,10 @@ class _Work:
     def _write(
         self, kept: Format, module: UserModel | RankingModel, path: Path
     ) -> Callable[..., tuple[Tensor, ...]]:
-        kept.write(capture(module, max_batch=self.options.max_batch), path)
+        ranks = isinstance(module, RankingModel)
+        if ranks not in self.captured:
+            self.captured[ranks] = capture(module, max_batch=self.options.max_batch)
+        kept.write(self.captured[ranks], path)
         return kept.load(path, self.device)
 
     def _compare(

@@ -29,11 +29,13 @@ class Format(NamedTuple):
         suffix: of its file.
         write: writes it.
         load: reads it into something callable on tensors of the device named.
+        packages: what must be installed.
     """
 
     suffix: str
     write: Callable[[Program, Path], None]
     load: Callable[[Path, torch.device], Call]
+    packages: tuple[str, ...] = ()
 
 
 def require(package: str, extra: str, what: str) -> ModuleType:
@@ -74,8 +76,6 @@ def _load_aoti(path: Path, device: torch.device) -> Call:
 
 
 def _write_onnx(program: Program, path: Path) -> None:
-    for package in ("onnx", "onnxscript"):
-        require(package, "onnx", "the format onnx")
     names = program.graph_signature
     # It speaks of torchvision's operators, whoever asks for none.
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
@@ -90,7 +90,7 @@ def _write_onnx(program: Program, path: Path) -> None:
 
 
 def _load_onnx(path: Path, device: torch.device) -> Call:
-    runtime = require("onnxruntime", "onnx", "checking the format onnx")
+    runtime = require("onnxruntime", "onnx", "the format onnx")
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     names = [entry.name for entry in session.get_inputs()]
 
@@ -108,5 +108,5 @@ def _tuple(outputs: Tensor | list[Tensor] | tuple[Tensor, ...]) -> tuple[Tensor,
 PROGRAMS: dict[str, Format] = {
     "torch": Format(".pt2", _write_torch, _load_torch),
     "aoti": Format(".pt2", _write_aoti, _load_aoti),
-    "onnx": Format(".onnx", _write_onnx, _load_onnx),
+    "onnx": Format(".onnx", _write_onnx, _load_onnx, ("onnx", "onnxscript", "onnxruntime")),
 }

@@ -85,7 +85,10 @@ class UserModel(nn.Module):
         if isinstance(coarse_expert, TransformerLayer):
             coarse = _at(_layer(coarse_expert, x0, valid), lengths - 1)
         else:
-            coarse = mlp_expert(last, *coarse_expert.weights(), coarse_expert.eps, 0.0, None)
+            w1, b1, w2, b2, norm_w, norm_b = coarse_expert.weights()
+            coarse = mlp_expert(
+                last, w1, b1, w2, b2, norm_w, norm_b, coarse_expert.eps, 0.0, None
+            )
         pooled = level_pool(x0, valid, False) if model.router.content else None
         reached = ragged.reached_levels(depth, config.num_levels)
         fused, *_ = moe_aggregate(

@@ -1,0 +1,338 @@
+"""Exported models: the same ranking on every shape, whole folders or none, no code of ours."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from adarec_fast import ADARec, ConfigError, Split, TrainConfig, synthetic
+from adarec_fast.export import Exported, ExportError, ExportOptions, export_run, formats
+from adarec_fast.export.check import Request, check, requests, sample
+from adarec_fast.export.graph import RankingModel, UserModel, capture
+from adarec_fast.training import Run
+
+SIZES = {"hidden_size": 16, "num_layers": 1, "max_length": 6, "max_depth": 2}
+VARIANTS: list[dict[str, Any]] = [
+    {}, {"coarse_expert": "transformer"}, {"router": "level"}, {"residual": True},
+    {"depth": "fixed"}, {"diffusion": False}, {"moe": False}, {"num_layers": 0},
+    {"depth": "fixed", "diffusion": False, "moe": False},
+]  # fmt: skip
+FEW = ExportOptions(k=5, users=30, max_batch=64, dtype="float16")
+
+
+def make_model(num_items: int, **options: Any) -> ADARec:
+    """Depths differ between its users, and no bias is zero."""
+    model = ADARec(**{**SIZES, "num_items": num_items, "backend": "packed", **options})
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "depth_controller" in name or parameter.dim() == 1:
+                parameter.add_(0.5 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+def make_run(path: Path, **options: Any) -> Run:
+    data = synthetic(num_users=60, num_items=50)
+    model = make_model(data.num_items, **options)
+    model.item_vocabulary = data.items
+    return Run(path, "best", model, data, Split(data), model.config, TrainConfig(), [], {})
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return make_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def exported(run: Run) -> dict[str, Exported]:
+    """Every format that takes no compiler."""
+    for package in ("onnxruntime", "onnxscript", "faiss"):
+        pytest.importorskip(package)
+    made = export_run(run, run.path / "out", ["torch", "onnx", "ann"], FEW)
+    return {entry.format: entry for entry in made}
+
+
+def shapes(num_items: int) -> list[tuple[Tensor, Tensor]]:
+    """Batches of 1, 3 and 64 users, whose longest history is each length from 1 to the greatest."""
+    generator = torch.Generator().manual_seed(2)
+    made = []
+    for users in (1, 3, 64):
+        for length in range(1, SIZES["max_length"] + 1):
+            ids = torch.randint(1, num_items + 1, (users, length), generator=generator)
+            sizes = torch.randint(1, length + 1, (users, 1), generator=generator)
+            sizes[0] = length
+            ids[torch.arange(length) >= sizes] = 0
+            made.append((ids, torch.randint(0, num_items + 1, (users, 9), generator=generator)))
+    return made
+
+
+def assert_ranks_like(model: ADARec, answer: Callable[..., tuple[Tensor, ...]]) -> None:
+    for ids, seen in shapes(model.config.num_items):
+        items, scores = answer(ids, seen)
+        counts = (seen != 0).sum(1)
+        jagged = seen[seen != 0], torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+        expected, expected_scores = model.recommend(ids, k=5, seen=jagged)
+        assert torch.equal(items, expected)
+        torch.testing.assert_close(scores, expected_scores, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
+def test_the_graph_is_the_model(options: dict[str, Any]) -> None:
+    model = make_model(50, **options)
+    users = UserModel(model)
+    with torch.no_grad():
+        for ids, _ in shapes(50)[5::6]:
+            torch.testing.assert_close(users(ids), model(ids).user, rtol=1e-5, atol=1e-6)
+
+
+def test_models_that_cannot_be_exported_are_named() -> None:
+    with pytest.raises(ConfigError, match="evaluation_samples=2 draws noise"):
+        UserModel(make_model(9, evaluation_samples=2))
+    with pytest.raises(ConfigError, match="backbone of your own"):
+        UserModel(ADARec(num_items=9, hidden_size=8, backbone=nn.GRU(8, 8, batch_first=True)))
+    with pytest.raises(ConfigError, match=r"k=10 must lie in 1\.\.9"):
+        RankingModel(make_model(9), k=10, exclude_seen=True)
+
+
+def test_torch(run: Run, exported: dict[str, Exported]) -> None:
+    made = exported["torch"]
+    folder = made.folder
+    assert (folder, made.outcome.users) == (run.path / "out" / "torch", 36)
+    assert sorted(p.name for p in folder.iterdir()) == ["items.json", "manifest.json", "model.pt2"]
+    assert_ranks_like(run.model, torch.export.load(folder / "model.pt2").module())
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert [entry["name"] for entry in manifest["inputs"]] == ["item_ids", "seen"]
+    assert (manifest["k"], manifest["batch"], manifest["length"]) == (5, [1, 64], [1, 6])
+    assert manifest["versions"]["torch"] == torch.__version__
+    ids = json.loads((folder / manifest["items"]["file"]).read_text())
+    assert [ids["ids"][i - 1] for i in (1, 50)] == run.data.items.decode([1, 50])
+
+
+def test_the_program_needs_no_code_of_ours(
+    run: Run, exported: dict[str, Exported], tmp_path: Path
+) -> None:
+    script = (
+        "import sys, torch\n"
+        "program = torch.export.load(sys.argv[1]).module()\n"
+        "history = torch.tensor([[3, 1, 4]])\n"
+        "items, _ = program(history, history)\n"
+        "assert 'adarec_fast' not in sys.modules\n"
+        "print(items.tolist())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(exported["torch"].folder / "model.pt2")], cwd=tmp_path,
+        timeout=120, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    expected, _ = run.model.recommend([[3, 1, 4]], k=5)
+    assert json.loads(done.stdout) == expected.tolist()
+
+
+def test_onnx(run: Run, exported: dict[str, Exported]) -> None:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(
+        exported["onnx"].folder / "model.onnx", providers=["CPUExecutionProvider"]
+    )
+    assert [entry.name for entry in session.get_inputs()] == ["item_ids", "seen"]
+    assert [entry.name for entry in session.get_outputs()] == ["items", "scores"]
+
+    def answer(ids: Tensor, seen: Tensor) -> tuple[Tensor, ...]:
+        fed = {"item_ids": ids.numpy(), "seen": seen.numpy()}
+        return tuple(torch.from_numpy(x) for x in session.run(None, fed))
+
+    assert_ranks_like(run.model, answer)
+
+
+def compiler() -> str:
+    found = shutil.which("g++") or shutil.which("clang++")
+    if found is None:
+        pytest.skip("no C++ compiler")
+    return found
+
+
+def test_aoti(tmp_path: Path) -> None:
+    """The longest of these tests: it compiles a small model."""
+    compiler()
+    run = make_run(tmp_path, num_layers=0, max_depth=1, hidden_size=8)
+    (made,) = export_run(run, tmp_path / "out", ["aoti"], FEW)
+    assert_ranks_like(run.model, torch._inductor.aoti_load_package(str(made.folder / "model.pt2")))
+
+
+PROGRAM = r"""
+#include <iostream>
+#include <torch/csrc/inductor/aoti_package/model_package_loader.h>
+
+int main(int, char** argv) {
+  torch::inductor::AOTIModelPackageLoader model(argv[1]);
+  auto item_ids = torch::tensor({3, 1, 4}, torch::kInt64).view({1, 3});
+  auto outputs = model.run({item_ids, item_ids});
+  for (int64_t i = 0; i < outputs[0].size(1); ++i)
+    std::cout << outputs[0][0][i].item<int64_t>() << "\n";
+}
+"""
+
+
+@pytest.mark.slow
+def test_aoti_from_cpp(run: Run, tmp_path: Path) -> None:
+    """A minute and a half: a program of C++ alone loads the package and ranks."""
+    gxx = compiler()
+    (made,) = export_run(run, tmp_path / "out", ["aoti"], FEW)
+    (tmp_path / "main.cpp").write_text("#include <torch/torch.h>\n" + PROGRAM)
+    root = Path(torch.__file__).parent
+    abi = int(torch._C._GLIBCXX_USE_CXX11_ABI)
+    subprocess.run(
+        [gxx, "-std=c++20", "main.cpp", "-o", "main", f"-D_GLIBCXX_USE_CXX11_ABI={abi}",
+         f"-I{root}/include", f"-I{root}/include/torch/csrc/api/include", f"-L{root}/lib",
+         "-ltorch", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{root}/lib"],
+        cwd=tmp_path, timeout=300, check=True,
+    )  # fmt: skip
+    done = subprocess.run(
+        ["./main", str(made.folder / "model.pt2")], cwd=tmp_path, timeout=60, capture_output=True,
+        text=True, check=True,
+    )  # fmt: skip
+    expected, _ = run.model.recommend([[3, 1, 4]], k=5)
+    assert [int(line) for line in done.stdout.split()] == expected[0].tolist()
+
+
+def test_embeddings_and_index(run: Run, exported: dict[str, Exported]) -> None:
+    import faiss
+
+    made = exported["ann"]
+    table = load_file(made.folder / "items.safetensors")["embeddings"]
+    assert torch.equal(table, run.model.item_embedding.weight[1:].half())
+    user_model = torch.export.load(made.folder / "user.pt2").module()
+    index = faiss.read_index(str(made.folder / "index.faiss"))
+    ids = torch.tensor([[3, 1, 4], [7, 0, 0]])
+    user = user_model(ids).detach()
+    torch.testing.assert_close(user, run.model(ids).user)
+    _, rows = index.search(user.numpy(), 5)
+    expected = (user @ table.float().T).topk(5).indices
+    assert torch.equal(torch.from_numpy(rows), expected)
+    assert made.index is not None
+    assert made.index.recall > 0.99
+    manifest = json.loads((made.folder / "manifest.json").read_text())
+    assert manifest["index"]["recall"] == made.index.recall
+    assert made.size == sum((made.folder / name).stat().st_size for name in manifest["files"])
+
+
+def test_an_index_that_misses_is_refused(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("faiss")
+    options = ExportOptions(k=5, users=30, index="IVF10,Flat", search="nprobe=1", min_recall=0.99)
+    with pytest.raises(ExportError, match=r"recall@5 against exact search is 0\.\d+"):
+        export_run(run, tmp_path / "out", ["ann"], options)
+    assert list((tmp_path / "out").glob("ann*")) == []
+    with pytest.raises(ConfigError, match="index='HSNW32'"):
+        export_run(run, tmp_path / "out", ["ann"], ExportOptions(k=5, index="HSNW32"))
+    with pytest.raises(ExportError, match=r"index='IVF99,Flat' cannot be trained on 50 items"):
+        export_run(run, tmp_path / "out", ["ann"], ExportOptions(k=5, index="IVF99,Flat",
+                                                                     search="nprobe=99"))
+
+
+def test_a_wrong_program_is_refused_and_the_old_one_stays(
+    run: Run, exported: dict[str, Exported], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = exported["torch"].folder
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def load_wrong(path: Path, device: torch.device) -> formats.Call:
+        right = formats._load_torch(path, device)
+
+        def call(*inputs: Tensor) -> tuple[Tensor, ...]:
+            items, scores = right(*inputs)
+            return items.flip(-1), scores
+
+        return call
+
+    wrong = formats.Format(".pt2", lambda _, to: shutil.copy(folder / "model.pt2", to), load_wrong)
+    monkeypatch.setitem(formats.PROGRAMS, "torch", wrong)
+    monkeypatch.setattr("adarec_fast.export.capture", lambda *_, **__: None)
+    with pytest.raises(ExportError, match="torch does not rank as the model: for the history"):
+        export_run(run, folder.parent, ["torch"], FEW)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert not list(folder.parent.glob("torch.*"))
+
+
+def _request(scores: list[float], clear: bool = True) -> Request:
+    full = torch.tensor([[float("-inf"), *scores]])
+    ones = torch.ones(1, 1, dtype=torch.int64)
+    return Request(ones, ones, torch.ones(1, 4), full, torch.tensor([clear]))
+
+
+@pytest.mark.parametrize(
+    ("items", "scores", "passes"),
+    [
+        ([2, 1], [3.0, 2.0], True),
+        ([2, 3], [3.0, 2.0], True),  # 1 and 3 score the same
+        ([1, 2], [3.0, 2.0], False),  # the wrong order
+        ([2, 4], [3.0, 2.0], False),  # 4 is not so good
+        ([2, 2], [3.0, 2.0], False),  # twice the same
+        ([2, 1], [3.0, 2.1], False),  # the wrong score
+        ([2, 5], [3.0, 2.0], False),  # no such item
+    ],
+)
+def test_the_check(items: list[int], scores: list[float], passes: bool) -> None:
+    embeddings = torch.zeros(5, 4)
+    embeddings[1:] = 0.1
+
+    def answer(*_: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.tensor([items]), torch.tensor([scores])
+
+    given = [_request([2.0, 3.0, 2.0, 1.0])]
+    if passes:
+        assert check("it", answer, given, embeddings, 2).users == 1
+    else:
+        with pytest.raises(ExportError, match=r"^it"):
+            check("it", answer, given, embeddings, 2)
+    if items[-1] < 5:
+        tie = check("it", answer, [_request([9.0, 3.0, 2.0, 1.0], clear=False)], embeddings, 2)
+        assert (tie.users, tie.depth_ties) == (0, 1)
+
+
+def test_the_check_sees_every_length_and_batch(run: Run) -> None:
+    histories = sample(run.data.values, run.data.offsets, 70, 50, 6)
+    assert len(histories) == 60 + 6
+    given = list(requests(run.model, histories, exclude_seen=True, max_batch=64))
+    assert [len(request.item_ids) for request in given] == [1, 3, 62]
+    assert max(request.item_ids.shape[1] for request in given) == 6
+    # What is older than the model reads is left out all the same.
+    longest = max(range(60), key=lambda u: len(histories[u]))
+    assert len(histories[longest]) > 6
+    every = torch.cat([request.scores for request in given])
+    assert every[longest, histories[longest]].isinf().all()
+
+
+def test_what_is_missing_is_named(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(ConfigError, match=r"pip install adarec_fast\[ann\]"):
+        export_run(run, tmp_path, ["ann"], FEW)
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ConfigError, match=r"pip install adarec_fast\[onnx\]"):
+        export_run(run, tmp_path, ["onnx"], FEW)
+    with pytest.raises(ConfigError, match="format='tflite' must be one of"):
+        export_run(run, tmp_path, ["tflite"], FEW)  # type: ignore[list-item]
+    for options, message in (
+        ({"max_batch": 1}, "max_batch=1"), ({"dtype": "int8"}, "dtype='int8'"),
+        ({"min_recall": 1.5}, r"min_recall=1\.5"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=message):
+            ExportOptions(**options)
+
+
+def test_a_length_of_one_item(tmp_path: Path) -> None:
+    model = make_model(9, max_length=1)
+    program = capture(RankingModel(model, k=3, exclude_seen=False), max_batch=8).module()
+    for users in (1, 8):
+        ids = torch.arange(1, users + 1)[:, None]
+        assert torch.equal(program(ids)[0], model.recommend(ids, k=3, exclude_seen=False)[0])
