@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..config import ConfigError
-from .console import command, out
+from .console import command, err, out
 
 if TYPE_CHECKING:
     from ..data import Split, Vocabulary
@@ -30,6 +30,7 @@ class Output(str, enum.Enum):
     TABLE = "table"
     JSON = "json"
     CSV = "csv"
+    PARQUET = "parquet"
 
 
 class Recommendation(NamedTuple):
@@ -73,15 +74,35 @@ def recommend(
         ),
     ] = True,
     output: Annotated[Output, typer.Option(help="Form of the answer.")] = Output.TABLE,
+    all_users: Annotated[
+        bool, typer.Option("--all-users", help="Every user of the data, to a file.")
+    ] = False,
+    file: Annotated[
+        Path | None, typer.Option(help="Write CSV or Parquet there: user, item, score, rank.")
+    ] = None,
     device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, ...")] = "auto",
 ) -> None:
     """Recommend items to known users, or to anyone by a history."""
-    if not user and not history:
-        raise ConfigError("recommend needs --user ID or --history ITEM,ITEM,...")
+    if not (user or history or all_users):
+        raise ConfigError("recommend needs --user ID, --history ITEM,ITEM,... or --all-users")
+    if file is None and (all_users or output is Output.PARQUET):
+        raise ConfigError("--all-users and --output parquet need --file PATH")
+    if file is not None and (history or output not in (Output.CSV, Output.PARQUET)):
+        raise ConfigError("--file takes --output csv or parquet, and users of the data alone")
     from ..training import load_run
     from ..training.loop import resolve_device
 
     run = load_run(run_dir, device=resolve_device(device))
+    if file is not None:
+        from ..frames import write_recommendations
+
+        rows = write_recommendations(
+            run.model, run.data, file, format="csv" if output is Output.CSV else "parquet", k=k,
+            exclude_seen=exclude_seen,
+            users=None if all_users else _encode(run.data.users, user or [], "--user"),
+        )  # fmt: skip
+        err.print(f"{rows:,} rows in {escape(str(file))}")
+        return
     people: list[str | int | None] = []
     histories: list[list[int]] = []
     for index in _encode(run.data.users, user or [], "--user"):
