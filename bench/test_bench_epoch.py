@@ -1,7 +1,9 @@
 """An epoch of Beauty's shape beside a user's own alternatives; ``--op epoch`` or ``-m slow``.
 
 Supervision ``"all"``, B = 256, two layers, dropout 0.5. An epoch is timed in stretches of every
-eighth batch, by all variants in turn; a row's ``stretches`` of them are an epoch.
+eighth batch, by all variants in turn; a row's ``stretches`` of them are an epoch. RecBole's SASRec
+is its own code and has other weights, so that it is not held to the reference; it reads a history
+at its last item only, and so has a row for every prefix.
 """
 
 from __future__ import annotations
@@ -9,7 +11,9 @@ from __future__ import annotations
 import copy
 import importlib.util
 import itertools
+import math
 import os
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
@@ -19,7 +23,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor, nn
 
-from adarec_fast import ADARec
+from adarec_fast import ADARec, ragged
 from adarec_fast.data import (
     Batch,
     InteractionData,
@@ -77,6 +81,7 @@ class Epoch(Subject):
     def __init__(self, workload: str, size: int, direction: str, device: str) -> None:
         self.workload, self.size, self.direction, self.device = workload, size, direction, device
         data, self.data = beauty()
+        self.source = data
         batches = TrainingBatches(
             *Split(data).inputs("train"), supervision="all", device=device, seed=0,
             batch_size=WORKLOADS[workload].batch, max_length=MAX_LENGTH,
@@ -107,15 +112,19 @@ class Epoch(Subject):
         return [PACKED, SASREC, COMPILED_SASREC, RECBOLE, REPLAY, OUR_SASREC, OURS]
 
     def prepare(self, variant: str) -> Prepared:
-        for name, package in ((RECBOLE, "recbole"), (REPLAY, "replay")):
-            if variant == name:
-                missing = importlib.util.find_spec(package) is None
-                raise Unavailable(
-                    f"{package} is not installed" if missing
-                    else f"{package} is installed, and no adapter to it is written"
-                )  # fmt: skip
-        module, loss = self._loss(variant)
-        self._check(variant, module, loss)
+        batches = self.batches
+        if variant == REPLAY:
+            missing = importlib.util.find_spec("replay") is None
+            raise Unavailable("RePlay is not installed" if missing else "RePlay: see RecBole's")
+        if variant == RECBOLE:
+            module, loss = self._recbole()
+            batches = self._prefixes()
+            start = float(loss(*batches[0]).detach())
+            expected = math.log(self.model.config.num_items)
+            assert abs(start - expected) < 0.1 * expected, f"{variant}: first loss {start}"
+        else:
+            module, loss = self._loss(variant)
+            self._check(variant, module, loss)
         module.train()
         if variant == COMPILED_SASREC:
             loss = self._compiled(module, loss)
@@ -131,13 +140,13 @@ class Epoch(Subject):
         starts = itertools.cycle(range(_STRETCHES))
 
         def stretch() -> None:
-            for batch, longest in self.batches[next(starts) :: _STRETCHES]:
+            for batch, longest in batches[next(starts) :: _STRETCHES]:
                 step(batch, longest)
 
-        info = warmed(lambda: step(*self.batches[0]), self.device, first=True)
+        info = warmed(lambda: step(*batches[0]), self.device, first=True)
         return Prepared(stretch, {
             **info, "ours": variant == OURS, "stretches": _STRETCHES, "data": self.data,
-            "batches": len(self.batches), "max_depth": self.model.config.max_depth,
+            "batches": len(batches), "max_depth": self.model.config.max_depth,
         })  # fmt: skip
 
     def _loss(self, variant: str) -> tuple[nn.Module, Loss]:
@@ -149,6 +158,41 @@ class Epoch(Subject):
             return sasrec, lambda b, longest: sasrec(b.item_ids, b.offsets, b.targets, longest)
         ours = copy.deepcopy(self.model if variant == OURS else self.plain)
         return ours, lambda b, _: ours.loss(b).total
+
+    def _prefixes(self) -> list[tuple[Batch, int]]:
+        """The pairs of history and next item that ``"all"`` has, a row each, as RecBole has them."""
+        batches = TrainingBatches(
+            *Split(self.source).inputs("train"), supervision="prefix", device=self.device, seed=0,
+            batch_size=WORKLOADS[self.workload].batch, max_length=MAX_LENGTH,
+        )  # fmt: skip
+        return [(batch, MAX_LENGTH) for batch in batches.epoch(0)]
+
+    def _recbole(self) -> tuple[nn.Module, Loss]:
+        """RecBole's own SASRec and loss, on histories padded to ``max_length`` as it pads them."""
+        try:
+            from recbole.model.sequential_recommender.sasrec import SASRec
+        except (ImportError, AttributeError) as error:
+            raise Unavailable(f"RecBole cannot be imported: {error}") from None
+        config = self.plain.config
+        settings = {
+            "USER_ID_FIELD": "user", "ITEM_ID_FIELD": "item", "LIST_SUFFIX": "_list",
+            "ITEM_LIST_LENGTH_FIELD": "length", "NEG_PREFIX": "neg_", "device": self.device,
+            "MAX_ITEM_LIST_LENGTH": MAX_LENGTH, "n_layers": config.num_layers,
+            "n_heads": config.num_heads, "hidden_size": self.size, "inner_size": 4 * self.size,
+            "hidden_dropout_prob": config.dropout, "attn_dropout_prob": config.attention_dropout,
+            "hidden_act": "gelu", "layer_norm_eps": config.layer_norm_eps,
+            "initializer_range": 0.02, "loss_type": "CE",
+        }  # fmt: skip
+        items = types.SimpleNamespace(num=lambda _: config.num_items + 1)
+        module = SASRec(settings, items).to(self.device)
+
+        def loss(batch: Batch, longest: int) -> Tensor:
+            return module.calculate_loss({
+                "item_list": ragged.to_padded(batch.item_ids, batch.offsets, longest),
+                "length": ragged.lengths(batch.offsets), "item": batch.targets,
+            })  # fmt: skip
+
+        return module, loss
 
     def _compiled(self, module: nn.Module, eager: Loss) -> Loss:
         """The loss through Inductor, for any shape; compared under dropout, by its mean."""

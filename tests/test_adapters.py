@@ -71,8 +71,11 @@ def test_replay(data: InteractionData, kind: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="unknown id"):
         recommender.predict(dataset, 3, queries=["nobody"])
     # An item that came after the training is skipped; who has no other is not served.
-    newer = frames.DataFrame({"query": [1, 1, 2], "thing": [
-        *data.items.decode([5]), 777_777, 777_777], "at": [0, 1, 0]})
+    known = data.items.decode([5])
+    newer = frames.DataFrame({
+        "query": data.users.decode([1, 1, 2]), "thing": [*known, "newer", "newer"],
+        "at": [0, 1, 0],
+    })  # fmt: skip
     late = recommender.predict(replay.Dataset(feature_schema=schema, interactions=newer), 3)
     items, _ = recommender.model.recommend([[5]], k=3)
     assert late["thing"].to_list() == data.items.decode(items)
