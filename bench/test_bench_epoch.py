@@ -160,7 +160,7 @@ class Epoch(Subject):
         return ours, lambda b, _: ours.loss(b).total
 
     def _prefixes(self) -> list[tuple[Batch, int]]:
-        """The pairs of history and next item that ``"all"`` has, a row each, as RecBole has them."""
+        """The (history, next item) pairs that ``"all"`` has, a row each, as RecBole has them."""
         batches = TrainingBatches(
             *Split(self.source).inputs("train"), supervision="prefix", device=self.device, seed=0,
             batch_size=WORKLOADS[self.workload].batch, max_length=MAX_LENGTH,
