@@ -24,6 +24,7 @@ from adarec_fast import ADARec, TrainConfig, synthetic
 from adarec_fast.data import Split, TrainingBatches
 from adarec_fast.distributed import Workers, join
 from adarec_fast.distributed.batches import SharedBatches
+from adarec_fast.distributed.items import ShardedItems
 from adarec_fast.distributed.stepper import split_items
 from adarec_fast.evaluation import evaluate
 from adarec_fast.training import Reporter, train
@@ -96,52 +97,56 @@ def batches(supervision: Any) -> TrainingBatches:
 
 
 def gradients(folder: Path, workers: Workers | None) -> None:
-    """Losses and gradients of the first and the last batch in float64, by variant."""
+    """Losses and gradients of the first and the last batch in float64.
+
+    By variant, whether the table is split, Eq. 6's negatives and the batch's number.
+    """
+    cases = [(variant, split, "batch") for variant in VARIANTS for split in (False, True)]
+    cases += [("prefix", False, "rank"), ("all", True, "rank")]
+    if workers is None:
+        cases = [case for case in cases if not case[1]]
+    elif workers.size > 2:
+        cases = [case for case in cases if case[0] in ("prefix", "all") and case[1]]
     found = {}
-    for name, variant in VARIANTS.items():
-        for sharded in (False, True) if workers is not None else (False,):
-            for negatives in ("batch", "rank"):
-                model = ADARec(**{**MODEL, **variant, "backend": "packed"}).double().train()
-                whole = batches(model.config.supervision)
-                if workers is None:
-                    chosen: Any = ((batch, None) for batch in whole.epoch(0))
-                else:
-                    if sharded:
-                        split_items(model, workers)
-                    chosen = SharedBatches(
-                        whole, workers, gather_negatives=negatives == "batch"
-                    ).epoch(0)
-                for index, (batch, share) in enumerate(chosen):
-                    if 0 < index < len(whole) - 1:
-                        continue
-                    model.noise_seed.fill_(index)
-                    if sharded:
-                        model.item_embedding.most_tokens = share.most_tokens
-                    output = model.loss(batch, share)
-                    model.zero_grad()
-                    output.total.backward()
-                    grads = {n: p.grad for n, p in model.named_parameters()}
-                    if workers is not None:
-                        for key, grad in grads.items():
-                            own = sharded and key == "item_embedding.weight"
-                            grad = torch.zeros(()) if grad is None else grad
-                            if own:
-                                grads[key] = model.item_embedding.whole(grad)
-                                continue
-                            shape = dict(model.named_parameters())[key].shape
-                            full = torch.zeros(shape, dtype=torch.float64)
-                            if grad.dim():
-                                full += grad
-                            grads[key] = workers.sum(full)
-                    found[name, sharded, negatives, index] = {
-                        "total": output.total.detach(),
-                        **output.parts,
-                        "gate": output.gate,
-                        "gradients": {
-                            n: torch.zeros(()) if g is None else g for n, g in grads.items()
-                        },
-                    }
+    for variant, split, negatives in cases:
+        model = ADARec(**{**MODEL, **VARIANTS[variant], "backend": "packed"}).double().train()
+        whole = batches(model.config.supervision)
+        chosen: Any = ((batch, None) for batch in whole.epoch(0))
+        if workers is not None:
+            gather = negatives == "batch"
+            chosen = SharedBatches(whole, workers, gather_negatives=gather).epoch(0)
+            if split:
+                split_items(model, workers)
+        for index, (batch, share) in enumerate(chosen):
+            if 0 < index < len(whole) - 1:
+                continue
+            model.noise_seed.fill_(index)
+            if split:
+                model.item_embedding.most_tokens = share.most_tokens
+            model.zero_grad()
+            output = model.loss(batch, share)
+            output.total.backward()
+            found[variant, split, negatives, index] = {
+                "total": output.total.detach(), **output.parts, "gate": output.gate,
+                "gradients": {
+                    name: whole_gradient(model, name, parameter, workers)
+                    for name, parameter in model.named_parameters()
+                },
+            }  # fmt: skip
     save(folder, "gradients", workers, found)
+
+
+def whole_gradient(
+    model: ADARec, name: str, parameter: torch.Tensor, workers: Workers | None
+) -> torch.Tensor:
+    """A parameter's gradient, added up over workers or put together from their parts."""
+    gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    items = model.item_embedding
+    if workers is None:
+        return gradient
+    if isinstance(items, ShardedItems) and parameter is items.weight:
+        return items.whole(gradient)
+    return workers.sum(gradient.clone())
 
 
 def catalogue(folder: Path, workers: Workers | None) -> None:
