@@ -172,7 +172,9 @@ def test_a_deadline_is_kept_and_frees_the_queue(
     assert value(service, "adarec_dropped_total", reason="deadline") == 1
 
 
-def test_a_client_that_left_is_not_computed(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+def test_a_client_that_left_is_not_computed(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     gate = Gate(monkeypatch)
     service = make_service(folder, timeout_ms=60_000)
     with running(service) as where, ThreadPoolExecutor(2) as pool:
@@ -188,6 +190,7 @@ def test_a_client_that_left_is_not_computed(monkeypatch: pytest.MonkeyPatch, fol
     assert gate.seen == [1, 1]
     labels = {"endpoint": "/recommend", "status": "499"}
     assert value(service, "adarec_requests_total", **labels) == 1
+    assert capfd.readouterr().err == ""  # it is no error of the service
 
 
 def test_a_shutdown_answers_what_is_queued(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:

@@ -66,6 +66,11 @@ def create_app(service: Service) -> FastAPI:
         left = asyncio.ensure_future(_disconnect(request))
         try:
             found = await service.recommend(fields, left)
+        except asyncio.CancelledError:
+            if not left.done():
+                raise
+            # Nobody reads it; the code is the one that nginx made common for the log.
+            return Response(status_code=499)
         finally:
             left.cancel()
         return Response(json.dumps(found).encode(), media_type="application/json")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import Any
 
@@ -53,14 +52,11 @@ class Edge:
                     408, "slow_body", f"the body did not come within {self._timeout:g} s"
                 ) from None
             if body is None:
-                status = 499  # gone before its request was whole; the code nginx made common
+                status = 499  # gone before its request was whole
             else:
                 await self._app(scope, _replay(body, receive), noted)
         except RequestError as error:
             await answer(noted, error)
-        except asyncio.CancelledError:
-            status = 499
-            raise
         finally:
             self._metrics.requests.labels(endpoint, str(status)).inc()
             self._metrics.request_seconds.labels(endpoint).observe(time.perf_counter() - begun)
