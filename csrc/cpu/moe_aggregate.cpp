@@ -102,6 +102,9 @@ void forward_tile(Tile& tile, const MoEAggregateOut& out, const Buffers& buffers
 void moe_aggregate_forward(const MoEAggregate& op, const MoEAggregateOut& out) {
   Scratch scratch;
   const Plan plan(op, scratch);
+  const std::int64_t rows = op.rows * op.dim * 4;  // bytes
+  touch({{out.user.data, out.user.bf16 ? rows / 2 : rows}, {out.z_fine, rows},
+         {out.z_coarse, rows}});
   const std::int64_t tiles = plan.tiles(), tasks = tasks_for(tiles);
   parallel_for(tasks, [&](std::int64_t task) {
     Scratch local;

@@ -225,6 +225,13 @@ void moe_aggregate_backward(const MoEAggregate& op, const MoEAggregateGradients&
   float* shares = scratch.take(groups * size);
   const bool streams = streamed(op, grad.fine) && streamed(op, grad.coarse) &&
                        (!content || streamed(op, grad.pooled));
+  if (streams) {
+    // Capacity beyond the deepest row stays untouched.
+    const std::int64_t deepest = *std::max_element(op.depth, op.depth + op.rows);
+    const std::int64_t reached = (deepest + 1) * op.rows * op.dim * 4;  // bytes
+    touch({{grad.fine.data, reached}, {grad.coarse.data, reached},
+           {grad.pooled.data, content ? reached : 0}});
+  }
   const std::int64_t tiles = plan.tiles(), tasks = tasks_for(groups);
   const auto begin = [&](std::int64_t group) { return tiles * group / groups; };
   parallel_for(tasks, [&](std::int64_t task) {

@@ -5,7 +5,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <initializer_list>
 #include <utility>
+#include <vector>
 
 #include "../moe_tile.h"
 #include "gemm.h"
@@ -25,6 +27,28 @@ inline float sigmoid_of(float x) { return 1.0f / (1.0f + std::exp(-x)); }
 // because a task's first rows come without having been asked for.
 inline std::int64_t tasks_for(std::int64_t pieces) {
   return std::min(pieces, 6 * num_threads());
+}
+
+// Fresh memory about to be written, from its first byte to its last.
+struct Fresh {
+  const void* data;
+  std::int64_t bytes;
+};
+
+// Takes the first touches of huge pages out of the tiles. Threads that touch one page at the same
+// time each clear a page for it, and all but one of these are thrown away; and with rows in the
+// millions of bytes a level, all threads come to the same pages at once.
+inline void touch(std::initializer_list<Fresh> all) {
+  constexpr std::uintptr_t kPage = std::uintptr_t{1} << 21;
+  std::vector<volatile char*> pages;
+  for (const Fresh& fresh : all) {
+    const auto begin = reinterpret_cast<std::uintptr_t>(fresh.data);
+    for (std::uintptr_t at = (begin + kPage - 1) / kPage * kPage; at < begin + fresh.bytes;
+         at += kPage)
+      pages.push_back(reinterpret_cast<volatile char*>(at));
+  }
+  if (pages.size() > 1)
+    parallel_for(static_cast<std::int64_t>(pages.size()), [&](std::int64_t i) { *pages[i] = 0; });
 }
 
 inline const float* read(const Rows& rows, std::int64_t row, std::int64_t dim, float* buffer) {
