@@ -14,12 +14,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from typer.testing import CliRunner, Result
 
 from adarec_fast import ADARec, ConfigError, Split, TrainConfig, synthetic
+from adarec_fast.cli import app
 from adarec_fast.export import Exported, ExportError, ExportOptions, export_run, formats
 from adarec_fast.export.check import Request, check, requests, sample
 from adarec_fast.export.graph import RankingModel, UserModel, capture
-from adarec_fast.training import Run
+from adarec_fast.training import Run, load_run, train
 
 SIZES = {"hidden_size": 16, "num_layers": 1, "max_length": 6, "max_depth": 2}
 VARIANTS: list[dict[str, Any]] = [
@@ -336,3 +338,37 @@ def test_a_length_of_one_item(tmp_path: Path) -> None:
     for users in (1, 8):
         ids = torch.arange(1, users + 1)[:, None]
         assert torch.equal(program(ids)[0], model.recommend(ids, k=3, exclude_seen=False)[0])
+
+
+def test_the_command(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    train({**SIZES, "backend": "packed"}, TrainConfig(epochs=1, batch_size=64),
+          synthetic(num_users=60, num_items=40), folder)  # fmt: skip
+
+    def export(*options: str) -> Result:
+        return CliRunner().invoke(app, ["export", str(folder), *options], env={"COLUMNS": "200"})
+
+    shown = export("--k", "3", "--users", "20", "--max-batch", "8")
+    assert shown.exit_code == 0, shown.output
+    assert str(folder / "export" / "torch") in shown.output
+    program = torch.export.load(folder / "export" / "torch" / "model.pt2").module()
+    history = torch.tensor([[3, 1, 4]])
+    expected, _ = load_run(folder).model.recommend(history, k=3)
+    assert torch.equal(program(history, history)[0], expected)
+
+
+def test_the_command_says_what_is_wrong(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adarec_fast.training.load_run", lambda *_, **__: run)
+
+    def export(*options: str) -> Result:
+        return CliRunner().invoke(app, ["export", str(run.path), *options])
+
+    shown = export("--k", "99")
+    assert (shown.exit_code, "k=99 must lie in 1..50" in shown.output) == (2, True)
+
+    def refuse(*_: object) -> None:
+        raise ExportError("it differs")
+
+    monkeypatch.setattr("adarec_fast.export.export_run", refuse)
+    shown = export()
+    assert (shown.exit_code, "error: it differs" in shown.output) == (1, True)
