@@ -115,7 +115,10 @@ class Epoch(Subject):
         batches = self.batches
         if variant == REPLAY:
             missing = importlib.util.find_spec("replay") is None
-            raise Unavailable("RePlay is not installed" if missing else "RePlay: see RecBole's")
+            raise Unavailable(
+                "RePlay is not installed" if missing else "RePlay's SASRec needs Lightning and has "
+                "no form here; RecBole's stands for both"
+            )  # fmt: skip
         if variant == RECBOLE:
             module, loss = self._recbole()
             batches = self._prefixes()
