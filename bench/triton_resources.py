@@ -195,7 +195,9 @@ def complaints(rows: dict[str, dict[str, Any]], table: dict[str, Any]) -> list[s
                 found.append(f"{key} spills: {row}")
             if row["shared_bytes"] > SHARED_LIMIT_SM86:
                 found.append(f"{key} asks for {row['shared_bytes']} bytes of shared memory")
-        if key in known_rows and comparable:
+        if key not in known_rows:
+            found.append(f"{key} is not in the table; write it with --stale")
+        elif comparable:
             known = known_rows[key]
             for name in COSTS:
                 if row[name] > known[name]:
@@ -203,11 +205,6 @@ def complaints(rows: dict[str, dict[str, Any]], table: dict[str, Any]) -> list[s
             occupancy = "blocks_per_multiprocessor"
             if occupancy in row and row[occupancy] < known[occupancy]:
                 found.append(f"{key}: fewer blocks a multiprocessor than in the table: {row}")
-    found += [
-        f"{key} is not in the table; run `python -m bench.triton_resources --stale`"
-        for key, _ in expected()
-        if str(key) not in known_rows
-    ]
     return found
 
 

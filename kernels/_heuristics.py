@@ -90,7 +90,7 @@ for _kernel in ("attention", "attention_queries", "attention_keys"):
           d512=Tile(16, 16, 8))
     _rows(_kernel, "ieee", d32=Tile(16, 32, 4, 2, 255))
 _rows("attention", "tf32", d32=Tile(16, 32, 4, 2, 255), d64=Tile(16, 32, 4, 2, 168))
-_rows("attention", "ieee", d128=Tile(16, 32, 4, 1), d256=Tile(16, 32, 8))
+_rows("attention", "ieee", d128=Tile(16, 32, 4, 3), d256=Tile(16, 32, 8))
 _rows("attention_queries", "tf32", d256=Tile(16, 16, 4, 2, 255))
 _rows("attention_queries", "ieee", 80, d256=Tile(16, 16, 4, 2, 255))
 _rows("attention_keys", "half", d128=Tile(16, 32, 4, 2, 255), d256=Tile(16, 16, 4))
