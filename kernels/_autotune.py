@@ -6,6 +6,8 @@ of two) was not measured yet; that takes seconds to minutes a kernel, most of it
 best is kept in ``triton-tiles-<hash>.json`` in the extension's cache folder, one file for each
 triton, GPU and version of the kernels, so that it is measured once on a machine. Nothing is
 measured while a CUDA graph is captured: the tile is then the one in the file, or the fixed one.
+Variants of a kernel (last positions only, without dropout) share its tile: the first one that runs
+is measured.
 
 Results do not depend on tiles but for rounding; without the switch they are the same on every
 machine of an architecture.
