@@ -285,9 +285,6 @@ def refused(folder: Path) -> None:
             model["num_items"] = data.num_items
         elif case == "device":
             options["device"] = "cuda:0"
-        elif case == "few items":
-            data = synthetic(num_users=20, num_items=9, num_themes=2, subthemes_per_theme=1)
-            model["num_items"], options["shard_items"] = 9, True
         try:
             train(model, TrainConfig.create(**options), data, folder / case)
             said = "nothing"
@@ -297,8 +294,8 @@ def refused(folder: Path) -> None:
 
     (folder / "taken").mkdir()
     (folder / "taken" / "config.json").write_text("{}", encoding="utf-8")
-    for case in ("options", "data", "device", "few items", "taken"):
-        launch(4 if case == "few items" else 2, attempt, case)
+    for case in ("options", "data", "device", "taken"):
+        launch(2, attempt, case)
 
 
 def in_workers(size: int, job: Callable[[Path, Workers | None], None], folder: Path) -> None:

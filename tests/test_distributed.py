@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -253,7 +254,6 @@ def refused(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("options", 1, "ConfigError: train.learning_rate is 0.2 at worker 0 and 0.1 at worker 1"),
         ("data", 1, "ConfigError: data is "),
         ("device", 0, "ConfigError: device='cuda:0' would be every worker's"),
-        ("few items", 3, "ConfigError: shard_items=True: 9 items over 4 workers leave"),
         ("taken", 0, "RunFolderError: run_dir="),
         ("taken", 1, "WorkersError: worker 1 ends because the first one failed: run_dir="),
     ],
@@ -262,6 +262,15 @@ def test_workers_that_do_not_fit_are_refused(
     refused: Path, case: str, rank: int, words: str
 ) -> None:
     assert (refused / f"{case}-{rank}").read_text(encoding="utf-8").startswith(words)
+
+
+def test_every_worker_of_a_split_table_has_items() -> None:
+    from adarec_fast.distributed.items import ShardedItems
+
+    four: Any = SimpleNamespace(size=4, rank=0)
+    with pytest.raises(ConfigError, match="9 items over 4 workers leave the last one without"):
+        ShardedItems(torch.zeros(10, 4), four)
+    assert ShardedItems(torch.zeros(11, 4), four).weight.shape == (4, 4)
 
 
 def test_one_process_cannot_split_the_table(tmp_path: Path) -> None:

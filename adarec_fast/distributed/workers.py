@@ -140,7 +140,8 @@ class Workers:
             reason = reason or type(error).__name__
             raise WorkersError(
                 f"worker {self.rank} of {self.size} lost another one ({reason}): a process ended "
-                f"or hangs, and the run cannot go on; {kept()}"
+                f"or hangs, and the run cannot go on; {kept()}; "
+                "start all workers again and resume"
             ) from error
 
 
