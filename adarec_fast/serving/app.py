@@ -112,7 +112,11 @@ def create_app(service: Service) -> FastAPI:
         503: {"model": ErrorBody, "description": "Too many requests wait, or the service ends."},
         504: {"model": ErrorBody, "description": "The deadline passed."},
     }
-    by_address = {code: refusals[code] for code in refusals if code not in (400, 415)}
+    by_address = {code: refusals[code] for code in refusals if code != 415}
+    # The server's own answer, which no application sees.
+    by_address[400] = {
+        "content": {"text/plain": {}}, "description": "Not HTTP, or an address too long for it.",
+    }  # fmt: skip
     body = {"required": True, "content": {"application/json": {
         "schema": schema, "examples": _examples(service),
     }}}  # fmt: skip
