@@ -296,7 +296,9 @@ def wait_for_reloads(where: str, attempts: int) -> dict[str, Any]:
 
 def _truncate(folder: Path) -> None:
     weights = folder / "best" / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:200])
+    part = folder / "part"
+    part.write_bytes(weights.read_bytes()[:200])
+    os.replace(part, weights)  # one change, not two, to who watches
 
 
 def _remove(folder: Path) -> None:
