@@ -81,7 +81,11 @@ def test_replay(data: InteractionData, kind: str, tmp_path: Path) -> None:
     assert late["thing"].to_list() == data.items.decode(items)
 
 
-def test_recbole(data: InteractionData, tmp_path: Path) -> None:
+def test_recbole(
+    data: InteractionData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # RecBole writes logs to the working directory.
+    monkeypatch.chdir(tmp_path)
     pytest.importorskip("recbole", reason="RecBole is not installed")
     from adarec_fast.adapters.recbole import recbole_model
 
