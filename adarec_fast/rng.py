@@ -115,6 +115,11 @@ def at_place(seed: Tensor, place: Tensor | None = None) -> Tensor:
     return F.pad(seed, (0, 2)) if place is None else torch.cat([seed, place])
 
 
+def moved(seed: Tensor | None, tokens: int) -> Tensor | None:
+    """The seed ``[3]`` of what begins ``tokens`` further on; None stays None."""
+    return None if seed is None else seed + F.pad(seed.new_full((1,), tokens), (1, 1))
+
+
 def first_token(seed: Tensor) -> Tensor | int:
     """Tokens of the whole batch before the ones at hand."""
     return seed[1] if seed.numel() == 3 else 0

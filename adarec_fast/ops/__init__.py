@@ -12,6 +12,7 @@ from ._library import (
 from .depth_controller import depth_controller
 from .dropout import dropout
 from .encoder_layer import LayerWeights, encoder_layer
+from .fused_trajectory import Trajectory, fused_trajectory
 from .hda_trajectory import hda_trajectory
 from .level_infonce import level_infonce
 from .level_pool import level_pool
@@ -26,12 +27,14 @@ __all__ = [
     "Aggregate",
     "BackendError",
     "LayerWeights",
+    "Trajectory",
     "backend_report",
     "choose",
     "depth_controller",
     "dropout",
     "encoder_layer",
     "explain",
+    "fused_trajectory",
     "hda_trajectory",
     "level_infonce",
     "level_pool",

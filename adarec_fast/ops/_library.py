@@ -242,7 +242,7 @@ def check_index(name: str, tensor: torch.Tensor, size: int | None = None) -> Non
     check_shape(name, tensor, size)
 
 
-def check_seed(seed: torch.Tensor) -> torch.Tensor:
+def check_seed(seed: torch.Tensor, name: str = "seed") -> torch.Tensor:
     """The seed as int64 ``[3]``, as backends take it; ValueError unless ``[1]`` or ``[3]``."""
-    check_index("seed", seed, None if seed.shape == (3,) else 1)
+    check_index(name, seed, None if seed.shape == (3,) else 1)
     return rng.at_place(seed)

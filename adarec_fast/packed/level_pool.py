@@ -15,7 +15,7 @@ def _forward(x: Tensor, offsets: Tensor, depth: Tensor | None, causal: bool) -> 
     batch = offsets.shape[0] - 1
     sizes = ragged.lengths(offsets)
     if causal:
-        longest = int(sizes.max()) if batch else 1
+        longest = max(1, int(sizes.max())) if batch else 1
         padded = ragged.to_padded(ragged.mask_levels(x, offsets, depth), offsets, longest, dim=1)
         pooled = level_pool(padded, ragged.padding_mask(offsets, longest), True)
         return ragged.from_padded(pooled, offsets, tokens, dim=1).contiguous()

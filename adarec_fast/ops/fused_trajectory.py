@@ -1,0 +1,203 @@
+"""``fused_trajectory``: from E to h, Eq. 4, 5 and 7 to 11, with no level of it kept in memory.
+
+What :mod:`hda_trajectory`, the two experts, :mod:`level_pool` and :mod:`moe_aggregate` compute one
+after the other. The backward pass runs those again on a part of the tokens at a time, so that the
+memory of a training step grows with N D and not with N T D.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..reference.fused_trajectory import Trajectory, TrajectoryInputs
+from ..reference.fused_trajectory import fused_trajectory as reference
+from ._autocast import Autocast
+from ._library import check_index, check_seed, check_shape, choose, define, require
+from .encoder_layer import LayerWeights
+
+_OPTIONAL = ("noise_seed", "noise", "seed")
+_SCALARS = {
+    "heads": "int", "eps": "float", "attention_dropout": "float", "hidden_dropout": "float",
+    "content": "bool", "contrast": "bool", "last_only": "bool", "max_length": "int",
+}  # fmt: skip
+_INPUTS = ", ".join(
+    f"{_SCALARS.get(name, 'Tensor? ' if name in _OPTIONAL else 'Tensor')} {name}"
+    for name in TrajectoryInputs._fields
+)
+_TENSORS = len(TrajectoryInputs._fields) - len(_SCALARS)
+# Positions that receive a gradient: all float tensors but the schedule and the noise.
+DIFFERENTIABLE = (0, 3, *range(5, 33))
+
+
+def _fake_forward(*arguments: Any) -> tuple[Tensor, ...]:
+    i = TrajectoryInputs(*arguments[:-1])
+    e = i.embeddings
+    wide = torch.promote_types(e.dtype, torch.float32)
+    (levels, rows), size = i.level_mass.shape, e.shape[1]
+    pooled = (levels, i.offsets.shape[0] - 1, size) if i.contrast else (0,)
+    return (
+        e.new_empty(rows, size),
+        e.new_empty(e.shape[0], dtype=wide),
+        e.new_empty(levels, rows, dtype=wide),
+        e.new_empty(rows, size, dtype=wide),
+        e.new_empty(rows, size, dtype=wide),
+        e.new_empty(pooled),
+    )
+
+
+def _fake_backward(grad_user: Tensor, grad_error: Tensor, grad_pooled: Tensor,
+                   *arguments: Any) -> tuple[Tensor, ...]:
+    return tuple(torch.empty_like(arguments[position]) for position in DIFFERENTIABLE)
+
+
+define(
+    "fused_trajectory",
+    f"({_INPUTS}) -> ({', '.join(['Tensor'] * len(Trajectory._fields))})",
+    f"(Tensor grad_user, Tensor grad_error, Tensor grad_pooled, {_INPUTS}) -> ("
+    + ", ".join(["Tensor"] * len(DIFFERENTIABLE)) + ")",
+    _fake_forward,
+    _fake_backward,
+    cpu=("packed",),
+    cuda=("triton", "packed"),
+)
+
+
+class _FusedTrajectory(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, backend: str, *inputs: Any) -> tuple[Tensor, ...]:
+        ctx.backend, ctx.autocast = backend, Autocast.current(inputs[0])
+        ctx.save_for_backward(*inputs[:_TENSORS])
+        ctx.scalars = inputs[_TENSORS:]
+        found = torch.ops.adarec_fast.fused_trajectory_fwd(*inputs, backend)
+        result = Trajectory(*found)
+        silent = [result.gates, result.fine, result.coarse]
+        ctx.mark_non_differentiable(*silent)
+        return tuple(found)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        by_name = Trajectory(*grads)
+        with ctx.autocast.restored():
+            found = torch.ops.adarec_fast.fused_trajectory_bwd(
+                *(g.contiguous() for g in (by_name.user, by_name.error, by_name.pooled)),
+                *ctx.saved_tensors, *ctx.scalars, ctx.backend,
+            )
+        gradients: list[Tensor | None] = [None] * len(TrajectoryInputs._fields)
+        for position, gradient in zip(DIFFERENTIABLE, found, strict=True):
+            gradients[position] = gradient
+        return None, *gradients
+
+
+def fused_trajectory(
+    embeddings: Tensor,
+    offsets: Tensor,
+    depth: Tensor,
+    level_mass: Tensor,
+    alpha_bar: Tensor,
+    denoiser: Sequence[Tensor],
+    fine: LayerWeights,
+    coarse: Sequence[Tensor],
+    router: Sequence[Tensor],
+    *,
+    heads: int,
+    eps: float,
+    attention_dropout: float = 0.0,
+    hidden_dropout: float = 0.0,
+    seed: Tensor | None = None,
+    noise_seed: Tensor | None = None,
+    noise: Tensor | None = None,
+    content: bool = True,
+    contrast: bool = False,
+    last_only: bool = True,
+    max_length: int,
+    backend: str = "auto",
+) -> Trajectory:
+    """h of every read-out, and what the losses need, straight from E.
+
+    K = T + 1 levels; R read-outs: the B sequences if ``last_only``, else the N tokens.
+
+    Args:
+        embeddings: ``[N, D]`` float, E of the packed tokens.
+        offsets: int64 ``[B+1]``.
+        depth: int64 ``[B]`` in 0..T, the deepest level computed for each sequence.
+        level_mass: ``[K, R]``, m_k, which multiplies g_k and 1 - g_k in Eq. 8 and 9.
+        alpha_bar: float32 ``[K]``, cumulative schedule.
+        denoiser: w1, level_bias, w2, b2 as in :func:`ops.hda_trajectory`.
+        fine: the fine expert, as in :func:`ops.encoder_layer`.
+        coarse: w1, b1, w2, b2, ln_w, ln_b as in :func:`ops.mlp_expert`.
+        router: router_w1, router_level_bias, router_w2, router_b2, gate_w, gate_b as in
+            :func:`ops.moe_aggregate`.
+        heads: of the fine expert, divides D.
+        eps: both experts' LayerNorms'.
+        attention_dropout, hidden_dropout: of the experts, applied only if ``seed`` is given.
+        seed: int64 ``[1]`` or ``[3]`` (:mod:`adarec_fast.rng`), of the dropout masks, or None.
+        noise_seed: the same, of the diffusion noise; None means epsilon = 0.
+        noise: explicit epsilon ``[T, N, D]`` instead of ``noise_seed``.
+        content: the router sees Pool of every level, not the level's embedding alone.
+        contrast: also give the mean over tokens of the coarse output, for Eq. 6.
+        last_only: read out the last token of each sequence only.
+        max_length: no sequence is longer.
+        backend: see :mod:`adarec_fast.ops`.
+
+    Returns:
+        user ``[R, D]``, h; error ``[N]``, as in :func:`ops.hda_trajectory`; pooled ``[K, B, D]``,
+        not written beyond a depth, or empty without ``contrast``; and without gradient gates
+        ``[K, R]``, 0 beyond a depth, fine and coarse ``[R, D]``, z_fin and z_coar. User, gates,
+        fine and coarse are 0 at capacity.
+
+    Raises:
+        ValueError: a shape or dtype that does not fit, naming the argument.
+        BackendError: the backend cannot run here.
+    """
+    if seed is not None:
+        seed = check_seed(seed)
+    if noise_seed is not None:
+        noise_seed = check_seed(noise_seed, "noise_seed")
+    if attention_dropout == 0.0 and hidden_dropout == 0.0:
+        seed = None
+    given: list[Any] = [
+        embeddings, offsets, depth, level_mass, alpha_bar, *denoiser, *fine, *coarse, *router,
+        noise_seed, noise, seed, heads, eps, attention_dropout, hidden_dropout, content, contrast,
+        last_only, max_length,
+    ]  # fmt: skip
+    inputs = TrajectoryInputs(*given)
+    _check(inputs)
+    chosen = choose("fused_trajectory", backend, embeddings.device.type, embeddings.dtype)
+    if chosen == "reference":
+        return reference(inputs, "reference")
+    return Trajectory(*_FusedTrajectory.apply(chosen, *inputs))
+
+
+def _check(inputs: TrajectoryInputs) -> None:
+    i = inputs
+    check_shape("embeddings", i.embeddings, None, None)
+    tokens, size = i.embeddings.shape
+    check_index("offsets", i.offsets)
+    batch = i.offsets.shape[0] - 1
+    check_index("depth", i.depth, batch)
+    check_shape("alpha_bar", i.alpha_bar, None)
+    levels = i.alpha_bar.shape[0]
+    check_shape("level_mass", i.level_mass, levels, batch if i.last_only else tokens)
+    require(
+        i.heads >= 1 and size % i.heads == 0,
+        lambda: f"heads={i.heads} does not divide the size D={size}",
+    )
+    check_shape("router_w2", i.router_w2, None)
+    hidden, inner = i.w1.shape[0], i.ff1_w.shape[0]
+    coarse, routed = i.coarse_w1.shape[0], i.router_w2.shape[0]
+    shapes = {
+        "w1": (hidden, size), "level_bias": (levels - 1, hidden), "w2": (size, hidden),
+        "qkv_w": (3 * size, size), "qkv_b": (3 * size,), "out_w": (size, size),
+        "ff1_w": (inner, size), "ff1_b": (inner,), "ff2_w": (size, inner),
+        "coarse_w1": (coarse, size), "coarse_b1": (coarse,), "coarse_w2": (size, coarse),
+        "router_w1": (routed, size), "router_level_bias": (levels, routed),
+        "router_w2": (routed,), "router_b2": (1,), "gate_w": (size, size),
+    }  # fmt: skip
+    for name in TrajectoryInputs._fields[5:33]:
+        check_shape(name, getattr(i, name), *shapes.get(name, (size,)))
+    if i.noise is not None:
+        check_shape("noise", i.noise, levels - 1, tokens, size)

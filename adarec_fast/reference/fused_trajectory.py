@@ -1,0 +1,148 @@
+"""Eq. 4, 5 and 7 to 11 at once: from E to h, as the composition of the ops it stands for."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from .. import ragged, rng
+
+
+class TrajectoryInputs(NamedTuple):
+    """The op's arguments in the schema's order; see :func:`adarec_fast.ops.fused_trajectory`."""
+
+    embeddings: Tensor
+    offsets: Tensor
+    depth: Tensor
+    level_mass: Tensor
+    alpha_bar: Tensor
+    w1: Tensor
+    level_bias: Tensor
+    w2: Tensor
+    b2: Tensor
+    qkv_w: Tensor
+    qkv_b: Tensor
+    out_w: Tensor
+    out_b: Tensor
+    ln1_w: Tensor
+    ln1_b: Tensor
+    ff1_w: Tensor
+    ff1_b: Tensor
+    ff2_w: Tensor
+    ff2_b: Tensor
+    ln2_w: Tensor
+    ln2_b: Tensor
+    coarse_w1: Tensor
+    coarse_b1: Tensor
+    coarse_w2: Tensor
+    coarse_b2: Tensor
+    coarse_ln_w: Tensor
+    coarse_ln_b: Tensor
+    router_w1: Tensor
+    router_level_bias: Tensor
+    router_w2: Tensor
+    router_b2: Tensor
+    gate_w: Tensor
+    gate_b: Tensor
+    noise_seed: Tensor | None
+    noise: Tensor | None
+    seed: Tensor | None
+    heads: int
+    eps: float
+    attention_dropout: float
+    hidden_dropout: float
+    content: bool
+    contrast: bool
+    last_only: bool
+    max_length: int
+
+    @property
+    def denoiser(self) -> tuple[Tensor, ...]:
+        """w1, level_bias, w2, b2."""
+        return self[5:9]  # type: ignore[return-value]
+
+    @property
+    def fine(self) -> tuple[Tensor, ...]:
+        """The Transformer layer's twelve parameters."""
+        return self[9:21]  # type: ignore[return-value]
+
+    @property
+    def coarse(self) -> tuple[Tensor, ...]:
+        """The coarse expert's six parameters."""
+        return self[21:27]  # type: ignore[return-value]
+
+    @property
+    def router(self) -> tuple[Tensor, ...]:
+        """The router's four parameters and the final gate's two."""
+        return self[27:33]  # type: ignore[return-value]
+
+    @property
+    def fine_options(self) -> tuple[Any, ...]:
+        """What follows the fine expert's parameters in ``encoder_layer``'s schema."""
+        seed = self.seed if self.attention_dropout or self.hidden_dropout else None
+        return (
+            self.heads, self.eps, self.attention_dropout, self.hidden_dropout, seed,
+            rng.STREAM_FINE_EXPERT, self.last_only, self.max_length,
+        )
+
+    @property
+    def coarse_options(self) -> tuple[Any, ...]:
+        """What follows the coarse expert's parameters in ``mlp_expert``'s schema."""
+        seed = self.seed if self.hidden_dropout else None
+        # Eq. 6 pools the coarse output over all tokens; without it the read-outs are enough.
+        last_only = self.last_only and not self.contrast
+        return self.eps, self.hidden_dropout, seed, rng.STREAM_COARSE_MLP, last_only
+
+
+class Trajectory(NamedTuple):
+    """What :func:`adarec_fast.ops.fused_trajectory` returns."""
+
+    user: Tensor
+    error: Tensor
+    gates: Tensor
+    fine: Tensor
+    coarse: Tensor
+    pooled: Tensor
+
+
+def row_depths(depth: Tensor, offsets: Tensor, tokens: int, last_only: bool) -> Tensor:
+    """int64 ``[R]``: the depth of every read-out; -1 at capacity."""
+    if last_only:
+        return depth
+    return ragged.row_of_tokens(depth + 1, offsets, tokens) - 1
+
+
+def fused_trajectory(inputs: TrajectoryInputs, backend: str) -> Trajectory:
+    """The separate ops of a backend, one after the other, each level of each stage in memory."""
+    from .. import ops
+
+    i = inputs
+    tokens, last = i.embeddings.shape[0], i.last_only
+    shared: dict[str, Any] = {"max_length": i.max_length, "backend": backend}
+    x0, error = ops.hda_trajectory(
+        i.embeddings, i.offsets, i.depth, i.alpha_bar, *i.denoiser, seed=i.noise_seed,
+        noise=i.noise, **shared,
+    )
+    fine = ops.encoder_layer(
+        x0, i.offsets, i.depth, ops.LayerWeights(*i.fine), heads=i.heads, eps=i.eps,
+        attention_dropout=i.attention_dropout, hidden_dropout=i.hidden_dropout, seed=i.seed,
+        stream=rng.STREAM_FINE_EXPERT, last_only=last, **shared,
+    )
+    coarse = ops.mlp_expert(
+        x0, i.offsets, i.depth, *i.coarse, eps=i.eps, hidden_dropout=i.hidden_dropout,
+        seed=i.seed, last_only=last and not i.contrast, **shared,
+    )
+    pooled = coarse.new_empty(0)
+    if i.contrast:
+        pooled = ops.level_pool(coarse, i.offsets, i.depth, **shared)
+        if last:
+            coarse = coarse[:, ragged.last_tokens(i.offsets)]
+    content = None
+    if i.content:
+        content = ops.level_pool(x0, i.offsets, i.depth, causal=not last, **shared)
+    aggregate = ops.moe_aggregate(
+        fine, coarse, content, row_depths(i.depth, i.offsets, tokens, last), i.level_mass,
+        *i.router, backend=backend,
+    )
+    return Trajectory(aggregate.user, error, *aggregate[1:], pooled)
