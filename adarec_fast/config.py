@@ -111,6 +111,11 @@ class ADARecConfig(_Base):
         False, description="not in the paper: LayerNorm(E + h_u) after Eq. 11"
     )
 
+    fused_trajectory: bool = Field(
+        False,
+        description="keep no level in memory: one kernel at inference on CUDA, and a backward "
+        "pass that computes the levels again, some tokens at a time",
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of the weights and of the noise")
     backend: Backend = Field("auto", description="who runs the ops, see adarec_fast.ops")
 
@@ -120,6 +125,18 @@ class ADARecConfig(_Base):
             raise ValueError(
                 f"hidden_size={self.hidden_size} is not divisible by num_heads={self.num_heads}; "
                 f"choose a multiple of {self.num_heads}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _fusion_has_all_its_parts(self) -> ADARecConfig:
+        if self.fused_trajectory and not (
+            self.diffusion and self.moe and self.coarse_expert == "mlp"
+        ):
+            raise ValueError(
+                f"fused_trajectory=True needs diffusion=True, moe=True and coarse_expert='mlp'; "
+                f"got diffusion={self.diffusion}, moe={self.moe}, "
+                f"coarse_expert={self.coarse_expert!r}"
             )
         return self
 

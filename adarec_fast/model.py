@@ -144,23 +144,29 @@ class ADARec(nn.Module):
         """
         values, offsets = self._histories(item_ids, lengths)
         if targets is not None:
-            parsed, output = self._loss(values, offsets, targets)
+            parsed, output = self._loss(values, offsets, targets, hierarchy=return_hierarchy)
             user = parsed.user
             if self.config.supervision == "all":
                 user = user[ragged.last_tokens(offsets)]
         else:
             output = None
-            parsed = self._parse(values, offsets, self._next_seed(), "last")
+            parsed = self._parse(
+                values, offsets, self._next_seed(), "last", hierarchy=return_hierarchy
+            )
             user = parsed.user
             if not self.training and self.config.evaluation_samples:
                 user = self._sampled(values, offsets)
         gates = parsed.aggregate.gates if parsed.aggregate is not None else None
         if gates is not None and gates.shape[1] != user.shape[0]:
             gates = gates[:, ragged.last_tokens(offsets)]
+        hierarchy = None
+        if return_hierarchy:
+            assert parsed.levels is not None
+            hierarchy = Hierarchy(parsed.levels, offsets, parsed.computed)
         return ADARecOutput(
             user,
             parsed.depth,
-            Hierarchy(parsed.levels, offsets, parsed.computed) if return_hierarchy else None,
+            hierarchy,
             gates if return_gates else None,
             output,
         )
@@ -197,11 +203,13 @@ class ADARec(nn.Module):
         *,
         noise_seed: Tensor | None = None,
         contrast: bool = False,
+        hierarchy: bool = False,
     ) -> Parsed:
         """E, depth, hierarchy and h, read out at the ``"last"`` position or at ``"all"``.
 
         ``seed`` drives dropout, the depth's sample and the diffusion noise; ``noise_seed`` the
-        last alone. ``contrast`` also pools the coarse levels for Eq. 6.
+        last alone. ``contrast`` also pools the coarse levels for Eq. 6. ``hierarchy`` wants the
+        levels, whatever the configuration says of fusing them.
         """
         config, backend, max_length = self.config, self.config.backend, self.config.max_length
         levels = config.num_levels
@@ -230,6 +238,16 @@ class ADARec(nn.Module):
                 self._finish(user, user), depth, computed, logits, embeddings[None], None, None,
                 None, row_depth,
             )
+        if config.fused_trajectory and not hierarchy:
+            fused = self._fused(
+                embeddings, offsets, computed, mass, seed if noise_seed is None else noise_seed,
+                seed, contrast, rows is not None,
+            )
+            return Parsed(
+                self._finish(fused.user, embeddings if rows is None else embeddings[rows]),
+                depth, computed, logits, None, fused.error, fused.pooled if contrast else None,
+                ops.Aggregate(fused.user, fused.gates, fused.fine, fused.coarse), row_depth,
+            )
         table, error = self.level_embedding.weight, None
         if config.diffusion:
             x0, error = self.denoiser(
@@ -256,6 +274,30 @@ class ADARec(nn.Module):
         user = self._finish(user, embeddings if rows is None else embeddings[rows])
         return Parsed(
             user, depth, computed, logits, x0, error, pooled, aggregate, row_depth
+        )
+
+    def _fused(
+        self,
+        embeddings: Tensor,
+        offsets: Tensor,
+        computed: Tensor,
+        mass: Tensor,
+        noise_seed: Tensor | None,
+        seed: Tensor | None,
+        contrast: bool,
+        last_only: bool,
+    ) -> ops.Trajectory:
+        """HDA and HP-MoE as one op."""
+        config, table = self.config, self.level_embedding.weight
+        denoiser, fine, coarse = self.denoiser, self.fine_expert, self.coarse_expert
+        assert isinstance(coarse, MLPExpert)
+        return ops.fused_trajectory(
+            embeddings, offsets, computed, mass, denoiser.alpha_bar, denoiser.weights(table),
+            fine.weights(), coarse.weights(), self.router.weights(table), heads=fine.heads,
+            eps=config.layer_norm_eps, attention_dropout=config.attention_dropout,
+            hidden_dropout=config.dropout, seed=seed, noise_seed=noise_seed,
+            content=self.router.content, contrast=contrast, last_only=last_only,
+            max_length=config.max_length, backend=config.backend,
         )
 
     def _experts(
@@ -314,7 +356,13 @@ class ADARec(nn.Module):
         return self._loss(batch.item_ids, batch.offsets, batch.targets, share)[1]
 
     def _loss(
-        self, values: Tensor, offsets: Tensor, targets: Tensor, share: Share | None = None
+        self,
+        values: Tensor,
+        offsets: Tensor,
+        targets: Tensor,
+        share: Share | None = None,
+        *,
+        hierarchy: bool = False,
     ) -> tuple[Parsed, LossOutput]:
         config = self.config
         everywhere = config.supervision == "all"
@@ -327,8 +375,9 @@ class ADARec(nn.Module):
         contrast = config.lambda_cont > 0 and config.augmented
         seed = self._next_seed(None if share is None else share.place)
         parsed = self._parse(
-            values, offsets, seed, "all" if everywhere else "last", contrast=contrast
-        )
+            values, offsets, seed, "all" if everywhere else "last", contrast=contrast,
+            hierarchy=hierarchy,
+        )  # fmt: skip
         return parsed, losses.objective(
             self.config, parsed, self.item_embedding, offsets, targets, share
         )

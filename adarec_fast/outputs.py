@@ -65,7 +65,7 @@ class Parsed(NamedTuple):
     depth: Tensor  # [B]
     computed: Tensor  # [B], levels computed: the depth, or T under depth_gradient="full"
     logits: Tensor | None  # [B, T+1]
-    levels: Tensor  # [T+1, N, D]
+    levels: Tensor | None  # [T+1, N, D]; None where the fused trajectory ran
     error: Tensor | None  # [N]
     contrast: Tensor | None  # [T+1, B, D], what Eq. 6 compares
     aggregate: Aggregate | None

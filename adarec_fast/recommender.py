@@ -363,6 +363,14 @@ class _Plan:
         # m_k of levels up to the depth; those beyond are not read.
         self._mass = torch.ones(config.num_levels, 1, dtype=dtype, device=device)
         self._finish = model._finish
+        self._fused = None
+        if config.fused_trajectory:
+            self._fused = self._op("fused_trajectory")
+            self._fused_inputs = (
+                denoiser.alpha_bar, *denoiser.weights(table), *model.fine_expert.weights(),
+                *coarse.weights(), *self._router_weights, None, None, None, config.num_heads,
+                config.layer_norm_eps, 0.0, 0.0, router.content, False, True, config.max_length,
+            )  # fmt: skip
 
     @staticmethod
     def suits(model: ADARec) -> bool:
@@ -370,7 +378,7 @@ class _Plan:
         config, weight = model.config, model.item_embedding.weight
         names = (
             "encoder_layer", "depth_controller", "hda_trajectory", "mlp_expert", "level_pool",
-            "moe_aggregate",
+            "moe_aggregate", *(("fused_trajectory",) if config.fused_trajectory else ()),
         )  # fmt: skip
         return (
             isinstance(model.backbone, SASRecEncoder)
@@ -406,6 +414,20 @@ class _Plan:
         bias = self._length_bias[offsets[1:] - offsets[:-1]]
         logits, _ = self._controller(embeddings, offsets, bias, *self._controller_weights)
         depth = logits.argmax(-1)
+        mass = self._mass.expand(-1, depth.shape[0]).contiguous()
+        if self._fused is not None:
+            user, *_ = self._fused(embeddings, offsets, depth, mass, *self._fused_inputs)
+        else:
+            user = self._stages(embeddings, offsets, depth, mass)
+        if self._config.residual:
+            user = self._finish(user, embeddings[ragged.last_tokens(offsets)])
+        return user, depth
+
+    def _stages(
+        self, embeddings: Tensor, offsets: Tensor, depth: Tensor, mass: Tensor
+    ) -> Tensor:
+        """From E to h, an op after the other."""
+        longest = self._config.max_length
         x0, _ = self._trajectory(embeddings, offsets, depth, *self._denoiser_weights)
         fine = self._layer(x0, offsets, depth, *self._fine, True, longest)
         if self._coarse is self._layer:
@@ -413,10 +435,7 @@ class _Plan:
         else:
             coarse = self._coarse(x0, offsets, depth, *self._coarse_weights, True)
         pooled = self._pool(x0, offsets, depth, False) if self._content else None
-        mass = self._mass.expand(-1, depth.shape[0]).contiguous()
         user, *_ = self._aggregate(
             fine, coarse, pooled, depth, mass, *self._router_weights
         )
-        if self._config.residual:
-            user = self._finish(user, embeddings[ragged.last_tokens(offsets)])
-        return user, depth
+        return user

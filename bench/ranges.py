@@ -30,6 +30,7 @@ EQUATIONS = {
     "mlp_expert": "Eq 9",
     "level_pool": "Eq 7",
     "moe_aggregate": "Eq 7-11",
+    "fused_trajectory": "Eq 4-11",
     "level_infonce": "Eq 6",
     "linear_cross_entropy": "Eq 13",
     "score_topk": "ranking",

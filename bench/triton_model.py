@@ -125,10 +125,24 @@ def _encoder(size: int, word: int, backward: bool) -> dict[str, float]:
     }
 
 
+def _fused(size: int, word: int, backward: bool) -> dict[str, float]:
+    if backward:
+        return {}  # that of the separate kernels
+    pairs, rows = TOKENS * (MEAN_DEPTH + 1), SEQUENCES * (MEAN_DEPTH + 1)
+    # Of D x D, by token: 4 the denoiser, 2 keys and values; by read-out: 2 queries and projection,
+    # 4 and 8 the experts, 1 the router; 1 the final gate. Sixteen queries see each other's keys.
+    squares = 4 * TOKENS * MEAN_DEPTH + 2 * pairs + 15 * rows + SEQUENCES
+    scores = 2 * 2 * rows * 16 * TOKENS / SEQUENCES * size
+    return {
+        "flops": 2 * squares * size * size + scores,
+        "bytes": TOKENS * (size * word + 4) + SEQUENCES * size * (word + 8),
+    }
+
+
 OPS = {
     "hda_trajectory": _hda, "mlp_expert": _mlp, "moe_aggregate": _moe, "level_pool": _pool,
     "depth_controller": _controller, "level_infonce": _infonce, "score_topk": _topk,
-    "encoder_layer": _encoder,
+    "encoder_layer": _encoder, "fused_trajectory": _fused,
 }
 
 

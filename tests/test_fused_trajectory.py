@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -12,9 +14,12 @@ from helpers_suite import OpSuite
 from test_encoder_layer import layer_weights
 from torch import Tensor
 
-from adarec_fast import rng
+from adarec_fast import ADARec, ConfigError, Recommender, rng
+from adarec_fast.data import Batch as TrainingBatch
 from adarec_fast.ops import LayerWeights, Trajectory, fused_trajectory
 from adarec_fast.packed import fused_trajectory as packed
+from adarec_fast.reference import fused_trajectory as reference
+from adarec_fast.reference.fused_trajectory import TrajectoryInputs
 
 DENOISER = ("w1", "level_bias", "w2", "b2")
 COARSE = ("w1", "b1", "w2", "b2", "ln_w", "ln_b")
@@ -160,3 +165,89 @@ def test_parts_change_nothing_but_rounding(
     parts = evaluate(case, "packed", torch.float64)
     for name, value in whole.named().items():
         torch.testing.assert_close(parts.named()[name], value, rtol=1e-9, atol=1e-11, msg=name)
+
+
+SMALL: dict[str, Any] = {
+    "num_items": 40, "hidden_size": 16, "num_layers": 1, "max_length": 8, "max_depth": 3,
+}  # fmt: skip
+VALUES = torch.tensor([3, 4, 9, 1, 2, 7, 5, 39, 40, 0, 0])
+OFFSETS = torch.tensor([0, 2, 3, 9])
+
+
+def loss_and_gradients(supervision: str, **options: Any) -> dict[str, Tensor]:
+    """Of one training step in float64."""
+    model = ADARec(**SMALL, supervision=supervision, **options).double()
+    targets = VALUES.flip(0) if supervision == "all" else torch.tensor([5, 6, 5])
+    loss = model.loss(TrainingBatch(VALUES, OFFSETS, targets, OFFSETS))
+    loss.total.backward()
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {**found, "gate": loss.gate, "total": loss.total.detach()}
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("supervision", ["prefix", "all"])
+@pytest.mark.parametrize("depth_gradient", ["truncated", "full"])
+@pytest.mark.parametrize("change", [{}, {"router": "level"}, {"lambda_cont": 0.0}], ids=str)
+def test_a_model_trains_as_with_the_separate_ops(
+    supervision: str, depth_gradient: str, change: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(packed.PART_TOKENS, "cpu", 3)
+    options = {"backend": "packed", "depth_gradient": depth_gradient, **change}
+    expected = loss_and_gradients(supervision, **options)
+    found = loss_and_gradients(supervision, **options, fused_trajectory=True)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-8, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize("change", [{}, {"residual": True}, {"evaluation_samples": 2}], ids=str)
+def test_a_model_recommends_as_with_the_separate_ops(change: dict[str, Any]) -> None:
+    request = (VALUES[:9], OFFSETS)
+    found = []
+    for fused in (False, True):
+        model = ADARec(**SMALL, **change, fused_trajectory=fused).eval()
+        with torch.no_grad():
+            model.depth_controller.b_out += torch.tensor([0.0, 1.0, 3.0, 0.0])
+            output = model(request, return_hierarchy=True, return_gates=True)
+            user = model(request).user
+        ranking = Recommender(model).recommend(request, k=5)
+        found.append((user, output.user, output.gates, output.hierarchy.levels, ranking.scores))
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two)
+
+
+def test_what_cannot_be_fused_is_refused() -> None:
+    for change in ({"diffusion": False}, {"moe": False}, {"coarse_expert": "transformer"}):
+        with pytest.raises(ConfigError, match="fused_trajectory=True needs diffusion=True"):
+            ADARec(**SMALL, **change, fused_trajectory=True)
+
+
+def step_memory(peak_memory: Any, tokens: int, fused: bool) -> int:
+    """Peak bytes of forward and backward from E to h, histories of 8 items, T = 8, D = 32."""
+    batch = Batch((8,) * (tokens // 8), (8,) * (tokens // 8), size=32, max_depth=8, max_length=8)
+    case = build(batch, noise="seed", dropout=(0.5, 0.5), contrast=True)
+    if not fused:
+        case = replace(case, function=separate)
+    found = peak_memory(lambda: evaluate(case, "packed", torch.float32), "cpu")
+    if found is None:
+        pytest.skip("this system does not tell a process its peak")
+    return found
+
+
+def separate(**arguments: Any) -> tuple[Tensor, ...]:
+    """The same from the separate ops of a backend."""
+    backend = arguments.pop("backend")
+    given = [arguments[name] for name in TrajectoryInputs._fields]
+    return tuple(reference.fused_trajectory(TrajectoryInputs(*given), backend))
+
+
+def test_memory_does_not_grow_with_the_levels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1])  # bench is no installed package
+    peak = pytest.importorskip("bench.machine").peak_memory
+    step_memory(peak, 512, True)  # what a first call keeps
+    fused, twice = step_memory(peak, 4096, True), step_memory(peak, 8192, True)
+    apart = step_memory(peak, 8192, False)
+    plane = 4096 * 32 * 4
+    # Twice the tokens: more of what has a row a token, and not one hierarchy of nine levels.
+    assert twice - fused < 9 * plane, (fused, twice)
+    assert twice < apart / 3, (twice, apart)

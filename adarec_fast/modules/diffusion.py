@@ -84,6 +84,10 @@ class Denoiser(nn.Module):
             self.w2, self.b2, seed=seed, noise=noise, max_length=max_length, backend=backend,
         )
 
+    def weights(self, level_embedding: Tensor) -> tuple[Tensor, ...]:
+        """w1, the levels' biases, w2 and b2, in the order of the ops."""
+        return self.w1, self.level_bias(level_embedding), self.w2, self.b2
+
     def level_bias(self, level_embedding: Tensor) -> Tensor:
         """W1's product with emb(1..T) and b1 ``[T, 2D]``."""
         return F.linear(level_embedding[1:], self.level_w1, self.b1).to(self.w1.dtype)

@@ -50,11 +50,12 @@ class Choice(NamedTuple):
 
 
 class OpInfo(NamedTuple):
-    """An op and the backends written for it, fastest first per device type."""
+    """An op, the backends written for it, fastest first per device type, and when it is used."""
 
     name: str
     cpu: tuple[str, ...]
     cuda: tuple[str, ...]
+    note: str = ""
 
     def backends(self, device: str) -> tuple[str, ...]:
         """Candidates on a device type, fastest first."""
@@ -73,6 +74,7 @@ def define(
     *,
     cpu: tuple[str, ...] = ("packed",),
     cuda: tuple[str, ...] = ("packed",),
+    note: str = "",
 ) -> None:
     """Define an op's schemas with fakes and register its backends.
 
@@ -82,8 +84,9 @@ def define(
             backend`` is appended to the arguments.
         fake_forward, fake_backward: shape functions, taking the same arguments with ``backend``.
         cpu, cuda: backends in the order of preference, ``reference`` not named.
+        note: what ``adarec-fast info`` adds to the reason of the choice.
     """
-    OPS[name] = OpInfo(name, (*cpu, "reference"), (*cuda, "reference"))
+    OPS[name] = OpInfo(name, (*cpu, "reference"), (*cuda, "reference"), note)
     for suffix, schema, fake in (("fwd", forward, fake_forward), ("bwd", backward, fake_backward)):
         if schema is None:
             continue
@@ -212,9 +215,10 @@ def backend_report(device: str = "cpu") -> list[dict[str, Any]]:
     rows = []
     for name, info in OPS.items():
         choice = explain(name, "auto", device)
+        reason = "; ".join(filter(None, (choice.reason, info.note)))
         able = [b for b in info.backends(device) if unavailable(name, b, device) is None]
         rows.append(
-            {"op": name, "backend": choice.backend, "reason": choice.reason, "available": able}
+            {"op": name, "backend": choice.backend, "reason": reason, "available": able}
         )
     return rows
 
