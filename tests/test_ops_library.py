@@ -74,6 +74,8 @@ def test_the_report_names_every_op_once() -> None:
         assert row["backend"] in row["available"]
         assert set(row["available"]) <= set(BACKENDS)
         assert row["reason"]
+    reasons = {row["op"]: row["reason"] for row in rows}
+    assert "fused_trajectory=True" in reasons["fused_trajectory"]
 
 
 def test_an_op_without_gradient_says_so() -> None:
