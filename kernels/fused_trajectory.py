@@ -240,11 +240,12 @@ def _trajectory_kernel(
     narrow = z_coarse.to(OPERAND)
     for start in range(0, D, CHUNK):
         out = start + tl.arange(0, CHUNK)
-        gate = _gate(narrow, gate_w_ptr, gate_b_ptr, out, columns, D, OPERAND, PRECISION)
-        at = sequence[:, None] * D + out[None, :]
-        mask = (reaches > 0)[:, None] & (out < D)[None, :]
-        fine, coarse = _load_tile(z_fine_ptr, at, mask), _load_tile(z_coarse_ptr, at, mask)
-        tl.store(user_ptr + at, gate * fine + (1.0 - gate) * coarse, mask=mask)
+        final = _gate(narrow, gate_w_ptr, gate_b_ptr, out, columns, D, OPERAND, PRECISION)
+        at_out = sequence[:, None] * D + out[None, :]
+        mask_out = (reaches > 0)[:, None] & (out < D)[None, :]
+        fine = _load_tile(z_fine_ptr, at_out, mask_out)
+        coarse = _load_tile(z_coarse_ptr, at_out, mask_out)
+        tl.store(user_ptr + at_out, final * fine + (1.0 - final) * coarse, mask=mask_out)
 
 
 def _sequences_a_program(batch: int, device: torch.device) -> int:
