@@ -34,7 +34,7 @@ from .hda_trajectory import _predict
 from .moe_aggregate import EPSILON, _gate, _load_tile
 
 # The largest padded D whose default configuration does not spill on sm_86, by precision.
-FITS = {"half": 128, "tf32": 128, "ieee": 64}
+FITS = {"half": 64, "tf32": 128, "ieee": 64}
 # Sequences of a program: what a product takes at least, and what fills a tile of tokens.
 GROUP, SMALLEST_GROUP = 16, 4
 KEYS = 32
