@@ -265,7 +265,8 @@ def fwd(*inputs: Any) -> tuple[Tensor, ...]:
     ops, block = operands(e), padded_size(e.shape[1])
     if not _inference(i) or block > FITS[ops.kind]:
         return forward_in_parts(i, "triton")
-    i = TrajectoryInputs(*(t.contiguous() if isinstance(t, Tensor) else t for t in i))
+    laid_out: list[Any] = [t.contiguous() if isinstance(t, Tensor) else t for t in i]
+    i = TrajectoryInputs(*laid_out)
     (tokens, size), batch = e.shape, i.offsets.shape[0] - 1
     wide = {"dtype": torch.float32, "device": e.device}
     tile = _heuristics.tile("fused_trajectory", block, ops.kind, architecture(e.device))
