@@ -175,9 +175,10 @@ class _CrossEntropy(torch.autograd.Function):
                         logits, classes[begin : begin + step], reduction="sum", ignore_index=-100
                     )
                     loss.backward()
-                assert isinstance(loss, DTensor)
                 assert rows.grad is not None
-                total += loss.detach().to_local()
+                summed = loss.detach()
+                assert isinstance(summed, DTensor)
+                total += summed.to_local()
                 d_hidden[begin : begin + step] = rows.grad
         count = (targets > 0).sum().clamp(min=1)
         d_table = table.grad if table.grad is not None else torch.zeros_like(table)
