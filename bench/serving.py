@@ -35,6 +35,7 @@ from adarec_fast import ADARec, Recommender, TrainConfig, synthetic
 from adarec_fast.pretrained import write
 from adarec_fast.training import load_run, run_folder
 from adarec_fast.training.checkpoint import save_checkpoint
+from adarec_fast.training.origin import describe_origin
 
 from . import records
 from .machine import describe, slug
@@ -55,7 +56,8 @@ def make_run(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     run_folder.write_config(folder, model.config, TrainConfig(), data, None)
     run_folder.write_data(folder, data)
-    save_checkpoint(folder, "best", lambda target: write(model, target), {"epoch": 0})
+    about = describe_origin(folder / run_folder.CONFIG, model.config, TrainConfig())
+    save_checkpoint(folder, "best", lambda target: write(model, target), {"epoch": 0, **about})
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from adarec_fast.serving import ServeConfig, Service, Source
 from adarec_fast.serving.server import address, listen, server_settings
 from adarec_fast.training import run_folder
 from adarec_fast.training.checkpoint import save_checkpoint
+from adarec_fast.training.origin import describe_origin
 
 USERS, ITEMS = 60, 40
 
@@ -53,7 +54,9 @@ def make_run(folder: Path, seed: int = 0, data: InteractionData | None = None) -
         folder.mkdir(parents=True, exist_ok=True)
         run_folder.write_config(folder, model.config, TrainConfig(), data, None)
         run_folder.write_data(folder, data)
-    save_checkpoint(folder, "best", lambda target: write(model, target), {"epoch": seed})
+    settings = run_folder.read_config(folder)[:2]
+    about = {"epoch": seed, **describe_origin(folder / run_folder.CONFIG, *settings)}
+    save_checkpoint(folder, "best", lambda target: write(model, target), about)
     return model
 
 

@@ -169,7 +169,7 @@ def test_only_unseen_items_come_unless_asked(run: Path, data: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], "--user ID or --history"),
+        ([], "--user ID, --history ITEM,ITEM,... or --all-users"),
         (["--user", "u9"], "--user: unknown id 'u9'"),
         (["--history", "t0-s0-i000,nothing"], "--history: unknown id 'nothing'"),
         (["--history", " , "], "names no item"),
