@@ -177,7 +177,7 @@ class TrainConfig(_Base):
         False, description="several workers: split the item table and its losses over them"
     )
     worker_timeout: float = Field(
-        45.0, gt=0.0, description="seconds that a step waits for another worker"
+        45.0, gt=0.0, description="seconds that a step or an evaluation waits for another worker"
     )
 
 

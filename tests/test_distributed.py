@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -32,12 +33,18 @@ def do(folder: Path, *jobs: str, timeout: float = 300.0) -> str:
     environment = {
         **os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, path)),
     }  # fmt: skip
-    done = subprocess.run(
+    process = subprocess.Popen(
         [sys.executable, str(TESTS / "helpers_distributed.py"), str(folder), *jobs],
-        env=environment, capture_output=True, text=True, timeout=timeout, check=False,
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-8000:]
-    return done.stdout + done.stderr
+    try:
+        output, errors = process.communicate(timeout=timeout)
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)  # the workers too
+        raise
+    assert process.returncode == 0, output[-4000:] + errors[-8000:]
+    return output + errors
 
 
 def load(folder: Path, job: str, size: int, rank: int) -> Any:

@@ -32,7 +32,7 @@ class Workers:
 
     Args:
         device: where this worker trains.
-        timeout: seconds that a step waits for the other workers.
+        timeout: seconds that a step or an evaluation waits for the other workers.
 
     Attributes:
         rank: this worker's number, from 0; the first one writes, logs and speaks.
@@ -76,10 +76,9 @@ class Workers:
 
     def whole(self, part: Tensor, count: int) -> Tensor:
         """All ``count`` of what each worker has its :meth:`part` of; on the CPU, on all workers."""
-        result = torch.zeros(count, dtype=part.dtype)
-        result[self.part(count)] = part.cpu()
-        dist.all_reduce(result, group=self.control)
-        return result
+        result = torch.zeros(count, dtype=part.dtype, device=self.device)
+        result[self.part(count)] = part.to(self.device)
+        return self.sum(result).cpu()
 
     def announce(self, value: str | None) -> str:
         """The first worker's text, on all workers."""
@@ -226,7 +225,7 @@ def join(device: str, timeout: float) -> Iterator[Workers | None]:
 
     Args:
         device: ``auto``, ``cpu`` or ``cuda``.
-        timeout: seconds that a step waits for the other workers.
+        timeout: seconds that a step or an evaluation waits for the other workers.
     """
     if not started():
         yield None
