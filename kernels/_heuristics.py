@@ -54,13 +54,14 @@ _rows("hda_forward", "tf32", 90, d256=Tile(16, 16, 8))
 _rows("mlp_forward", "ieee", d64=Tile(32, 32, 8, 2, 255), d128=Tile(16, 32, 8, 2, 255))
 for _kernel in ("hda_backward", "mlp_backward"):
     _rows(_kernel, "half tf32", d64=Tile(32, 32, 8), d128=Tile(32, 32, 8), d256=Tile(16, 16, 8))
-    _rows(_kernel, "ieee", d64=Tile(32, 32, 8, 2, 255), d128=Tile(16, 32, 8, 2, 255),
-          d256=Tile(16, 16, 8, 2, 255))
+    _rows(_kernel, "ieee", d64=Tile(32, 32, 8, 2, 255), d128=Tile(16, 32, 8, 2, 255))
 _rows("mlp_backward", "half", d256=Tile(8, 16, 8))
 _rows("mlp_backward", "half", 80, d128=Tile(16, 32, 8), d256=Tile(8, 16, 8, 2, 255))
 _rows("mlp_backward", "tf32", d128=Tile(16, 32, 8))
+_rows("mlp_backward", "ieee", d256=Tile(8, 16, 8, 2, 255))
 # A float32 product holds whole rows of its operands: of eight rows sixteen warps spill nothing.
 _rows("hda_backward", "ieee", d256=Tile(8, 16, 16))
+_rows("hda_backward", "tf32", d256=Tile(8, 16, 8, 2, 255))
 _rows("hda_backward", "tf32", 80, 90, d128=Tile(16, 32, 8))
 _rows("hda_backward", "half", 80, d256=Tile(8, 16, 8, 2, 255))
 _rows("mlp_weights", "half", d64=Tile(32, 32, 8), d128=Tile(16, 32, 8), d256=Tile(16, 16, 8))
@@ -70,11 +71,11 @@ _rows("mlp_weights", "ieee", d64=Tile(32, 32, 8), d128=Tile(16, 16, 8, 2, 255),
 for _kernel in ("linear", "linear_backward", "linear_weights"):
     _rows(_kernel, _ALL, d64=Tile(64, 64, 8), d128=Tile(32, 64, 8), d256=Tile(32, 32, 8))
 _rows("linear_backward", "ieee", d64=Tile(64, 32, 8))
-_rows("sublayers", "half", d64=Tile(32, 32, 8), d128=Tile(32, 32, 8, 1), d256=Tile(16, 16, 8, 1))
+_rows("sublayers", "half", d64=Tile(32, 32, 8), d128=Tile(32, 16, 8, 1), d256=Tile(16, 16, 8, 1))
 _rows("sublayers", "tf32 ieee", d64=Tile(32, 32, 8), d128=Tile(32, 32, 8), d256=Tile(16, 16, 8))
 _rows("sublayers", "ieee", d64=Tile(32, 32, 8, 2, 168), d128=Tile(32, 32, 8, 2, 255),
       d256=Tile(16, 16, 8, 2, 255))
-_rows("sublayers_backward", "half", d64=Tile(32, 32, 8), d128=Tile(16, 32, 8),
+_rows("sublayers_backward", "half", d64=Tile(32, 32, 8), d128=Tile(16, 32, 8, 1),
       d256=Tile(16, 16, 8, 1))
 _rows("sublayers_backward", "tf32", d64=Tile(32, 32, 8), d128=Tile(16, 32, 8),
       d256=Tile(16, 16, 8))
@@ -82,7 +83,6 @@ _rows("sublayers_backward", "ieee", d64=Tile(16, 32, 8), d128=Tile(16, 32, 8),
       d256=Tile(8, 16, 16))
 _rows("sublayers_backward", "tf32", 80, 90, d256=Tile(8, 16, 8, 2, 255))
 _rows("sublayers_backward", "ieee", 90, d256=Tile(8, 16, 8, 2, 255))
-_rows("sublayers_backward", "half", 90, d128=Tile(16, 32, 8, 1))
 # A chunk is a block of keys, and of queries where rows are keys. Sixteen rows of short sequences
 # need little more than their own tokens as keys: one block of 32. D is that of two heads.
 for _kernel in ("attention", "attention_queries", "attention_keys"):

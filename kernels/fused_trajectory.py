@@ -269,7 +269,7 @@ def fwd(*inputs: Any) -> tuple[Tensor, ...]:
     i = TrajectoryInputs(*laid_out)
     (tokens, size), batch = e.shape, i.offsets.shape[0] - 1
     wide = {"dtype": torch.float32, "device": e.device}
-    tile = _heuristics.tile("fused_trajectory", block, ops.kind, architecture(e.device))
+    tile = _heuristics.tile("fused_trajectory", block, ops.kind, architecture(e.device), tokens)
     group = _sequences_a_program(batch, e.device)
     user, error = e.new_empty(batch, size), torch.empty(tokens, **wide)
     z_fine, z_coarse = (torch.empty(batch, size, **wide) for _ in range(2))

@@ -132,7 +132,7 @@ MALFORMED: dict[str, bytes] = {
     "unknown user": _request(b'{"user": "nobody"}', _JSON),
     "unknown items": _request(b'{"history": [' + b'"zz",' * 900 + b'"zz"]}', _JSON),
     "form": _request(b"user=1", "Content-Type: application/x-www-form-urlencoded"),
-    "method": _request(b"", method="BREW"),
+    "method": _request(b"", method="DELETE"),
     "path": _request(b"", path="/../../etc/passwd%00", method="GET"),
     "address": _request(b"", path="/recommend?" + "k=1&" * 8000, method="GET"),
 }
