@@ -8,7 +8,7 @@
 Rows are ``op/kernel[what it is specialised on]/D/precision/target``: every default configuration
 for every target, and for sm_86, whose limits are the tightest, the variants of
 ``bench/triton_examples.py`` too. ``cuobjdump`` of triton's own package reads registers and stack
-from each cubin; for AMD's gfx942 (D = 64, bfloat16 and IEEE float32) the code object says
+from each cubin; for AMD's gfx942 (D = 64, bfloat16 and IEEE float32, most ops) the code object says
 them. ``source`` is a hash of all that the compiler saw. Figures of another triton than the table's
 are not compared with it. Results: ``bench/results/triton-resources.json``.
 """
@@ -42,6 +42,8 @@ TABLE = Path(__file__).parent / "results" / "triton-resources.json"
 ARCHITECTURES = (80, 86, 89, 90)
 GFX942 = 94  # compute capability 9.4, as torch reports it
 GFX942_SIZES = (64,)
+# Triton's AMD pipeline ends with an error in the attention, and has no 3xTF32 for the other.
+NOT_FOR_GFX942 = ("encoder_layer", "fused_trajectory")
 SIZES = (32, 64, 128, 256)
 PRECISIONS = ("half", "tf32", "ieee")
 SHARED_LIMIT_SM86 = 99 * 1024
@@ -175,7 +177,9 @@ def expected(
 ) -> Iterator[tuple[Key, Launch]]:
     """The rows that a table has, with what to compile for each."""
     for op, architecture, size, precision in product(ops, architectures, sizes, precisions):
-        if architecture == GFX942 and (size not in GFX942_SIZES or precision == "tf32"):
+        if architecture == GFX942 and (
+            op in NOT_FOR_GFX942 or size not in GFX942_SIZES or precision == "tf32"
+        ):
             continue
         found = launches(op, size, precision, architecture, variants and architecture == 86)
         for name, launch in found.items():
