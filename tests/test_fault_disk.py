@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers_disk import mounted
 from typer.testing import CliRunner
 
 from adarec_fast import TrainConfig, pretrained, synthetic
@@ -204,18 +205,7 @@ def test_full_at_every_call_of_a_training(tmp_path: Path, whole: list[bytes]) ->
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 2 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small file system needs root")
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if done.returncode:
-        pytest.skip(f"cannot mount: {done.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    yield from mounted(tmp_path / "disk", "2m")
 
 
 def test_a_small_disk_fills_up(small_disk: Path, whole: list[bytes]) -> None:

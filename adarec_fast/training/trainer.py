@@ -131,6 +131,7 @@ class Trainer:
         self.model = model.to(self.device).train()
         self.stepper = make_stepper(self.model, self.config, self.device, self.shared)
         self.log: MetricsLog | None = None
+        self._finite_step = -1  # the last one whose weights were looked at
         if folder is not None:
             self._load_state(folder)
         if self.workers is not None:
@@ -330,8 +331,10 @@ class Trainer:
         """Raise :class:`TrainingDiverged` if an update has made a weight infinite or NaN.
 
         The losses of that step were still finite; those of the next would not be. Each worker
-        looks at what it holds, and all come to the same answer.
+        looks at what it holds, and all come to the same answer. Once a step is enough.
         """
+        if self._finite_step == self.step:
+            return
         for part, tensors in (
             ("the weights", self.model.state_dict()),
             ("Adam's state", self.stepper.own_state_tensors()),
@@ -344,6 +347,7 @@ class Trainer:
                 found = self.workers.sum(found)
             if bool(found):
                 self._raise_diverged(self.step, [part])
+        self._finite_step = self.step
 
     def _raise_diverged(self, step: int, parts: list[str]) -> NoReturn:
         raise TrainingDiverged(step, self.epoch + 1, parts, self.kept())
