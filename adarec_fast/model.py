@@ -25,8 +25,8 @@ from .modules import (
     TransformerLayer,
 )
 from .modules.experts import initialise
-from .modules.router import mean_of_levels
 from .outputs import ADARecOutput, Hierarchy, LossOutput, Parsed
+from .parsing import parse
 
 if TYPE_CHECKING:
     from .distributed.items import ShardedItems
@@ -150,8 +150,8 @@ class ADARec(nn.Module):
                 user = user[ragged.last_tokens(offsets)]
         else:
             output = None
-            parsed = self._parse(
-                values, offsets, self._next_seed(), "last", hierarchy=return_hierarchy
+            parsed = parse(
+                self, values, offsets, self._next_seed(), "last", hierarchy=return_hierarchy
             )
             user = parsed.user
             if not self.training and self.config.evaluation_samples:
@@ -183,164 +183,10 @@ class ADARec(nn.Module):
         total = None
         for sample in range(self.config.evaluation_samples):
             seed = rng.spread_seed(self.config.seed).to(values.device) + sample
-            user = self._parse(values, offsets, None, "last", noise_seed=seed).user
+            user = parse(self, values, offsets, None, "last", noise_seed=seed).user
             total = user if total is None else total + user
         assert total is not None
         return total / self.config.evaluation_samples
-
-    def _encode(self, values: Tensor, offsets: Tensor, seed: Tensor | None) -> Tensor:
-        embedded = self.item_embedding(values)
-        if isinstance(self.backbone, ForeignBackbone):
-            return self.backbone(values, embedded, offsets)
-        return self.backbone(embedded, offsets, seed=seed, backend=self.config.backend)
-
-    def _parse(
-        self,
-        values: Tensor,
-        offsets: Tensor,
-        seed: Tensor | None,
-        readout: str,
-        *,
-        noise_seed: Tensor | None = None,
-        contrast: bool = False,
-        hierarchy: bool = False,
-    ) -> Parsed:
-        """E, depth, hierarchy and h, read out at the ``"last"`` position or at ``"all"``.
-
-        ``seed`` drives dropout, the depth's sample and the diffusion noise; ``noise_seed`` the
-        last alone. ``contrast`` also pools the coarse levels for Eq. 6. ``hierarchy`` wants the
-        levels, whatever the configuration says of fusing them.
-        """
-        config, backend, max_length = self.config, self.config.backend, self.config.max_length
-        levels = config.num_levels
-        embeddings = self._encode(values, offsets, seed)
-        tokens, batch = embeddings.shape[0], offsets.shape[0] - 1
-        rows = ragged.last_tokens(offsets) if readout == "last" else None
-        logits = None
-        if config.depth == "adaptive":
-            logits = self.depth_controller(embeddings, offsets, backend=backend)
-            depth, mass = self.depth_controller.choose(logits, seed)
-        else:
-            depth = torch.full((batch,), config.max_depth, device=offsets.device)
-            mass = torch.ones(levels, batch, dtype=embeddings.dtype, device=offsets.device)
-        computed = depth
-        if self.training and config.depth_gradient == "full":
-            computed = torch.full_like(depth, config.max_depth)
-        if rows is None:
-            # Capacity behind the last token reaches no level, not even level 0: depth -1.
-            row_depth = ragged.row_of_tokens(computed + 1, offsets, tokens) - 1
-            mass = ragged.row_of_tokens(mass, offsets, tokens, dim=1)
-        else:
-            row_depth = computed
-        if not config.augmented:
-            user = embeddings if rows is None else embeddings[rows]
-            return Parsed(
-                self._finish(user, user), depth, computed, logits, embeddings[None], None, None,
-                None, row_depth,
-            )
-        if config.fused_trajectory and not hierarchy:
-            fused = self._fused(
-                embeddings, offsets, computed, mass, seed if noise_seed is None else noise_seed,
-                seed, contrast, rows is not None,
-            )
-            return Parsed(
-                self._finish(fused.user, embeddings if rows is None else embeddings[rows]),
-                depth, computed, logits, None, fused.error, fused.pooled if contrast else None,
-                ops.Aggregate(fused.user, fused.gates, fused.fine, fused.coarse), row_depth,
-            )
-        table, error = self.level_embedding.weight, None
-        if config.diffusion:
-            x0, error = self.denoiser(
-                embeddings, offsets, computed, table,
-                seed=seed if noise_seed is None else noise_seed,
-                max_length=max_length, backend=backend,
-            )
-        else:
-            # No op writes gradients beyond the depth; unmasked, they would be summed into E.
-            x0 = ragged.mask_levels(embeddings.expand(levels, -1, -1), offsets, computed)
-        if config.moe:
-            aggregate, pooled = self._experts(
-                x0, offsets, computed, row_depth, mass, rows, seed, contrast
-            )
-            user = aggregate.user
-        else:
-            aggregate = None
-            user = mean_of_levels(x0 if rows is None else x0[:, rows], row_depth, mass)
-            pooled = (
-                ops.level_pool(x0, offsets, computed, max_length=max_length, backend=backend)
-                if contrast
-                else None
-            )
-        user = self._finish(user, embeddings if rows is None else embeddings[rows])
-        return Parsed(
-            user, depth, computed, logits, x0, error, pooled, aggregate, row_depth
-        )
-
-    def _fused(
-        self,
-        embeddings: Tensor,
-        offsets: Tensor,
-        computed: Tensor,
-        mass: Tensor,
-        noise_seed: Tensor | None,
-        seed: Tensor | None,
-        contrast: bool,
-        last_only: bool,
-    ) -> ops.Trajectory:
-        """HDA and HP-MoE as one op."""
-        config, table = self.config, self.level_embedding.weight
-        denoiser, fine, coarse = self.denoiser, self.fine_expert, self.coarse_expert
-        assert isinstance(coarse, MLPExpert)
-        return ops.fused_trajectory(
-            embeddings, offsets, computed, mass, denoiser.alpha_bar, denoiser.weights(table),
-            fine.weights(), coarse.weights(), self.router.weights(table), heads=fine.heads,
-            eps=config.layer_norm_eps, attention_dropout=config.attention_dropout,
-            hidden_dropout=config.dropout, seed=seed, noise_seed=noise_seed,
-            content=self.router.content, contrast=contrast, last_only=last_only,
-            max_length=config.max_length, backend=config.backend,
-        )
-
-    def _experts(
-        self,
-        x0: Tensor,
-        offsets: Tensor,
-        computed: Tensor,
-        row_depth: Tensor,
-        mass: Tensor,
-        rows: Tensor | None,
-        seed: Tensor | None,
-        contrast: bool,
-    ) -> tuple[ops.Aggregate, Tensor | None]:
-        """HP-MoE: both experts, the router, the fusion; and Eq. 6's pooled coarse levels."""
-        backend, max_length = self.config.backend, self.config.max_length
-        last = rows is not None
-        shared: dict[str, Any] = {"seed": seed, "max_length": max_length, "backend": backend}
-        fine = self.fine_expert(x0, offsets, computed, last_only=last, **shared)
-        # Eq. 6 pools the coarse output over all tokens; without it the last one is enough.
-        coarse = self.coarse_expert(
-            x0, offsets, computed, last_only=last and not contrast, **shared
-        )
-        pooled_coarse = None
-        if contrast:
-            pooled_coarse = ops.level_pool(
-                coarse, offsets, computed, max_length=max_length, backend=backend
-            )
-            if rows is not None:
-                coarse = coarse[:, rows]
-        content = None
-        if self.router.content:
-            content = ops.level_pool(
-                x0, offsets, computed, causal=not last, max_length=max_length, backend=backend
-            )
-        aggregate = self.router(
-            fine, coarse, content, row_depth, mass, self.level_embedding.weight, backend=backend
-        )
-        return aggregate, pooled_coarse
-
-    def _finish(self, user: Tensor, embeddings: Tensor) -> Tensor:
-        if not self.config.residual:
-            return user
-        return self.output_norm(user + embeddings)
 
     # ------------------------------------------------------------------ losses
 
@@ -374,8 +220,8 @@ class ADARec(nn.Module):
             )
         contrast = config.lambda_cont > 0 and config.augmented
         seed = self._next_seed(None if share is None else share.place)
-        parsed = self._parse(
-            values, offsets, seed, "all" if everywhere else "last", contrast=contrast,
+        parsed = parse(
+            self, values, offsets, seed, "all" if everywhere else "last", contrast=contrast,
             hierarchy=hierarchy,
         )  # fmt: skip
         return parsed, losses.objective(
@@ -443,7 +289,7 @@ class ADARec(nn.Module):
         """
         values, offsets = self._histories(item_ids, None)
         with self._evaluating():
-            parsed = self._parse(values, offsets, None, "last")
+            parsed = parse(self, values, offsets, None, "last")
         fused = parsed.aggregate
         return {
             "user": parsed.user,

@@ -11,6 +11,7 @@ from helpers import assert_close_to_float64
 
 from adarec_fast import ADARec, ConfigError, rng
 from adarec_fast.data import Batch
+from adarec_fast.parsing import parse
 
 SMALL: dict[str, Any] = {
     "num_items": 40,
@@ -225,7 +226,7 @@ def test_averaging_noisy_samples_at_evaluation() -> None:
     assert not torch.allclose(a, plain((VALUES, OFFSETS)).user)
     seed = rng.as_seed(0)
     one = [
-        sampled._parse(VALUES, OFFSETS, None, "last", noise_seed=seed + i).user for i in range(2)
+        parse(sampled, VALUES, OFFSETS, None, "last", noise_seed=seed + i).user for i in range(2)
     ]
     assert not torch.allclose(one[0], one[1])
 

@@ -24,6 +24,7 @@ from adarec_fast.config import ConfigError, TrainConfig
 from adarec_fast.data import InteractionData, synthetic, write_csv
 from adarec_fast.evaluation import evaluate
 from adarec_fast.experiments import Group, Sweep, run_sweep
+from adarec_fast.parsing import encode
 from adarec_fast.plotting import PICTURES, RunPictures, _short, plot_run
 from adarec_fast.plotting.hierarchy import length_bins
 from adarec_fast.plotting.measure import levels, sample_users
@@ -227,7 +228,7 @@ def test_levels_begin_with_the_embeddings(run: Run) -> None:
     history = values[offsets[3] : offsets[4]][-10:]
     with torch.no_grad():
         whole = torch.tensor([0, history.numel()])
-        mean = run.model._encode(history, whole, None).mean(0)
+        mean = encode(run.model, history, whole).mean(0)
     expected = torch.nn.functional.normalize(mean, dim=0)
     torch.testing.assert_close(levels(run, users)["x0"][0, 0], expected, rtol=1e-4, atol=1e-5)
 

@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..histories import pack_lists
 from ..model import ADARec
+from ..parsing import parse
 from .errors import ExportError
 
 # Batches of one, of few and of many, in turn.
@@ -89,7 +90,7 @@ def requests(
         start += len(part)
         cut = [history[-limit:] for history in part]
         values, offsets = pack_lists(cut, device)
-        parsed = model._parse(values, offsets, None, "last")
+        parsed = parse(model, values, offsets, None, "last")
         scores = model.score(parsed.user)
         seen = _padded(part).to(device)
         if exclude_seen:

@@ -16,6 +16,7 @@ from ..config import ConfigError
 from ..model import ADARec
 from ..modules import SASRecEncoder, TransformerLayer
 from ..modules.router import mean_of_levels
+from ..parsing import finish
 from ..reference.encoder_layer import encoder_layer
 from ..reference.hda_trajectory import hda_trajectory
 from ..reference.level_pool import level_pool
@@ -62,7 +63,7 @@ class UserModel(nn.Module):
         embeddings = self._encode(item_ids, valid, lengths)
         user = _at(embeddings[None], lengths - 1)[0]
         if not config.augmented:
-            return model._finish(user, user)
+            return finish(model, user, user)
         if config.depth == "adaptive":
             depth = self._depth(embeddings, valid, lengths)
         else:
@@ -79,7 +80,7 @@ class UserModel(nn.Module):
         last = _at(x0, lengths - 1)
         mass = torch.ones_like(last[..., 0])
         if not config.moe:
-            return model._finish(mean_of_levels(last, depth, mass), user)
+            return finish(model, mean_of_levels(last, depth, mass), user)
         fine = _at(_layer(model.fine_expert, x0, valid), lengths - 1)
         coarse_expert = model.coarse_expert
         if isinstance(coarse_expert, TransformerLayer):
@@ -94,7 +95,7 @@ class UserModel(nn.Module):
         fused, *_ = moe_aggregate(
             fine, coarse, pooled, reached, mass, *model.router.weights(table)
         )
-        return model._finish(fused, user)
+        return finish(model, fused, user)
 
     def _encode(self, item_ids: Tensor, valid: Tensor, lengths: Tensor) -> Tensor:
         """E ``[B, L, D]``."""

@@ -14,6 +14,7 @@ from .. import ops
 from ..config import ConfigError
 from ..data import EvaluationBatch, EvaluationBatches, Split
 from ..model import ADARec
+from ..parsing import encode
 from ..training import Run
 
 
@@ -67,7 +68,7 @@ def depths(run: Run) -> Depths:
         output = model((batch.item_ids, batch.offsets), return_gates=True)
         depth.append(output.depth.cpu())
         if model.config.depth == "adaptive":
-            embeddings = model._encode(batch.item_ids, batch.offsets, None)
+            embeddings = encode(model, batch.item_ids, batch.offsets)
             logits = model.depth_controller(
                 embeddings, batch.offsets, backend=model.config.backend
             )
@@ -113,7 +114,7 @@ def levels(run: Run, users: Tensor) -> dict[str, Tensor]:
     parts: dict[str, list[Tensor]] = {}
     for batch in _batches(run, users):
         offsets = batch.offsets
-        embeddings = model._encode(batch.item_ids, offsets, None)
+        embeddings = encode(model, batch.item_ids, offsets)
         depth = torch.full_like(batch.users, config.max_depth)
         shared: dict[str, Any] = {"max_length": config.max_length, "backend": config.backend}
         x0, _ = model.denoiser(

@@ -1,0 +1,187 @@
+"""From packed histories to h: Eq. 1 to 11, a model's modules and the ops in a row."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import ops, ragged
+from .modules import ForeignBackbone, MLPExpert
+from .modules.router import mean_of_levels
+from .outputs import Parsed
+
+if TYPE_CHECKING:
+    from .model import ADARec
+
+
+class _Reading(NamedTuple):
+    """Which R tokens h is wanted at, and the levels that exist there."""
+
+    offsets: Tensor  # [B+1]
+    computed: Tensor  # [B], levels computed: the depth, or T under depth_gradient="full"
+    rows: Tensor | None  # [B], the last tokens; None: all N tokens
+    row_depth: Tensor  # [R], -1 at capacity behind the last token
+    mass: Tensor  # [T+1, R], m_k
+
+
+def encode(model: ADARec, values: Tensor, offsets: Tensor, seed: Tensor | None = None) -> Tensor:
+    """E ``[N, D]``: the backbone's representation of every item of every history."""
+    embedded = model.item_embedding(values)
+    if isinstance(model.backbone, ForeignBackbone):
+        return model.backbone(values, embedded, offsets)
+    return model.backbone(embedded, offsets, seed=seed, backend=model.config.backend)
+
+
+def parse(
+    model: ADARec,
+    values: Tensor,
+    offsets: Tensor,
+    seed: Tensor | None,
+    readout: str,
+    *,
+    noise_seed: Tensor | None = None,
+    contrast: bool = False,
+    hierarchy: bool = False,
+) -> Parsed:
+    """E, depth, hierarchy and h, read out at the ``"last"`` position or at ``"all"``.
+
+    Args:
+        model: in training mode depths are sampled, if there is a ``seed``.
+        values: int64 ``[N]``, checked item ids.
+        offsets: int64 ``[B+1]``.
+        seed: of dropout, the depth's sample and the diffusion noise; None draws none of them.
+        readout: ``"last"`` or ``"all"``.
+        noise_seed: of the diffusion noise alone, in place of ``seed``.
+        contrast: also pool the coarse levels for Eq. 6.
+        hierarchy: the levels are wanted, whatever the configuration says of fusing them.
+    """
+    config = model.config
+    embeddings = encode(model, values, offsets, seed)
+    rows = ragged.last_tokens(offsets) if readout == "last" else None
+    at_rows = embeddings if rows is None else embeddings[rows]
+    logits, depth, reading = _depths(model, embeddings, offsets, rows, seed)
+    noise_seed = seed if noise_seed is None else noise_seed
+    levels: Tensor | None = None
+    error: Tensor | None = None
+    pooled: Tensor | None = None
+    aggregate: ops.Aggregate | None = None
+    if not config.augmented:
+        user, levels = at_rows, embeddings[None]
+    elif config.fused_trajectory and not hierarchy:
+        fused = _fused(model, embeddings, reading, seed, noise_seed, contrast)
+        user, error, pooled = fused.user, fused.error, fused.pooled if contrast else None
+        aggregate = ops.Aggregate(user, fused.gates, fused.fine, fused.coarse)
+    else:
+        levels, error = _hierarchy(model, embeddings, reading, noise_seed)
+        if config.moe:
+            aggregate, pooled = _experts(model, levels, reading, seed, contrast)
+            user = aggregate.user
+        else:
+            at_levels = levels if rows is None else levels[:, rows]
+            user = mean_of_levels(at_levels, reading.row_depth, reading.mass)
+            if contrast:
+                pooled = _pool(model, levels, reading)
+    return Parsed(
+        finish(model, user, at_rows), depth, reading.computed, logits, levels, error, pooled,
+        aggregate, reading.row_depth,
+    )  # fmt: skip
+
+
+def finish(model: ADARec, user: Tensor, embeddings: Tensor) -> Tensor:
+    """What predicts: h itself, or LayerNorm(E + h) of ``residual=True``, both ``[R, D]``."""
+    return model.output_norm(user + embeddings) if model.config.residual else user
+
+
+def _depths(
+    model: ADARec, embeddings: Tensor, offsets: Tensor, rows: Tensor | None, seed: Tensor | None
+) -> tuple[Tensor | None, Tensor, _Reading]:
+    """ADC, Eq. 1 to 3: the depth's logits ``[B, T+1]``, T_u ``[B]``, and what follows from it."""
+    config = model.config
+    batch, tokens, device = offsets.shape[0] - 1, embeddings.shape[0], offsets.device
+    logits = None
+    if config.depth == "adaptive":
+        logits = model.depth_controller(embeddings, offsets, backend=config.backend)
+        depth, mass = model.depth_controller.choose(logits, seed)
+    else:
+        depth = torch.full((batch,), config.max_depth, device=device)
+        mass = torch.ones(config.num_levels, batch, dtype=embeddings.dtype, device=device)
+    computed = depth
+    if model.training and config.depth_gradient == "full":
+        computed = torch.full_like(depth, config.max_depth)
+    row_depth = computed
+    if rows is None:
+        # Capacity behind the last token reaches no level, not even level 0: depth -1.
+        row_depth = ragged.row_of_tokens(computed + 1, offsets, tokens) - 1
+        mass = ragged.row_of_tokens(mass, offsets, tokens, dim=1)
+    return logits, depth, _Reading(offsets, computed, rows, row_depth, mass)
+
+
+def _hierarchy(
+    model: ADARec, embeddings: Tensor, reading: _Reading, noise_seed: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """HDA, Eq. 4 and 5: x0 ``[T+1, N, D]`` and each token's denoising error ``[N]``."""
+    config = model.config
+    if not config.diffusion:
+        x0 = embeddings.expand(config.num_levels, -1, -1)
+        # No op writes gradients beyond the depth; unmasked, they would be summed into E.
+        return ragged.mask_levels(x0, reading.offsets, reading.computed), None
+    return model.denoiser(
+        embeddings, reading.offsets, reading.computed, model.level_embedding.weight,
+        seed=noise_seed, max_length=config.max_length, backend=config.backend,
+    )  # fmt: skip
+
+
+def _experts(
+    model: ADARec, x0: Tensor, reading: _Reading, seed: Tensor | None, contrast: bool
+) -> tuple[ops.Aggregate, Tensor | None]:
+    """HP-MoE, Eq. 7 to 11: both experts, router, fusion; and Eq. 6's pooled coarse levels."""
+    config, rows, last = model.config, reading.rows, reading.rows is not None
+    levels = x0, reading.offsets, reading.computed
+    shared: dict[str, Any] = {
+        "seed": seed, "max_length": config.max_length, "backend": config.backend,
+    }  # fmt: skip
+    fine = model.fine_expert(*levels, last_only=last, **shared)
+    # Eq. 6 pools the coarse output over all tokens; without it the last one is enough.
+    coarse = model.coarse_expert(*levels, last_only=last and not contrast, **shared)
+    pooled = None
+    if contrast:
+        pooled = _pool(model, coarse, reading)
+        if rows is not None:
+            coarse = coarse[:, rows]
+    content = _pool(model, x0, reading, causal=not last) if model.router.content else None
+    aggregate = model.router(
+        fine, coarse, content, reading.row_depth, reading.mass, model.level_embedding.weight,
+        backend=config.backend,
+    )  # fmt: skip
+    return aggregate, pooled
+
+
+def _fused(
+    model: ADARec,
+    embeddings: Tensor,
+    reading: _Reading,
+    seed: Tensor | None,
+    noise_seed: Tensor | None,
+    contrast: bool,
+) -> ops.Trajectory:
+    """HDA and HP-MoE as one op."""
+    config, table = model.config, model.level_embedding.weight
+    denoiser, fine, coarse = model.denoiser, model.fine_expert, model.coarse_expert
+    assert isinstance(coarse, MLPExpert)
+    return ops.fused_trajectory(
+        embeddings, reading.offsets, reading.computed, reading.mass, denoiser.alpha_bar,
+        denoiser.weights(table), fine.weights(), coarse.weights(), model.router.weights(table),
+        heads=fine.heads, eps=config.layer_norm_eps, attention_dropout=config.attention_dropout,
+        hidden_dropout=config.dropout, seed=seed, noise_seed=noise_seed,
+        content=model.router.content, contrast=contrast, last_only=reading.rows is not None,
+        max_length=config.max_length, backend=config.backend,
+    )  # fmt: skip
+
+
+def _pool(model: ADARec, levels: Tensor, reading: _Reading, *, causal: bool = False) -> Tensor:
+    return ops.level_pool(
+        levels, reading.offsets, reading.computed, causal=causal,
+        max_length=model.config.max_length, backend=model.config.backend,
+    )  # fmt: skip
