@@ -193,3 +193,20 @@ def keep_last(values: Tensor, offsets: Tensor, limit: int) -> Jagged:
     )
     place = torch.arange(total, device=offsets.device) - kept[owner]
     return Jagged(values[(offsets[1:] - sizes)[owner] + place], kept)
+
+
+def rows(jagged: Jagged, start: int, stop: int) -> Jagged:
+    """The sequences ``start .. stop - 1`` of a batch without capacity. Reads on the host."""
+    low, high = jagged.offsets[[start, stop]].tolist()
+    return Jagged(jagged.values[low:high], jagged.offsets[start : stop + 1] - low)
+
+
+def joined(first: Jagged, second: Jagged) -> Jagged:
+    """Each sequence of the first batch with the second's behind it; neither has capacity."""
+    offsets = first.offsets + second.offsets
+    values = first.values.new_empty(first.values.shape[0] + second.values.shape[0])
+    for (source, own), before in ((first, second.offsets[:-1]), (second, first.offsets[1:])):
+        sequence = sequence_ids(own, source.shape[0])
+        place = torch.arange(source.shape[0], device=source.device) + before[sequence]
+        values[place] = source
+    return Jagged(values, offsets)

@@ -132,3 +132,21 @@ def test_bad_offsets(offsets: torch.Tensor, message: str) -> None:
 @given(batches())
 def test_good_offsets(batch: Batch) -> None:
     ragged.check_offsets(batch.offsets(), batch.num_tokens, max_length=batch.max_length)
+
+
+@given(batches(), st.data())
+def test_parts_of_a_batch_joined_with_another(batch: Batch, data: st.DataObject) -> None:
+    lists = rows_of(batch)
+    whole = ragged.Jagged(torch.arange(sum(batch.lengths)), batch.offsets())
+    start = data.draw(st.integers(0, len(lists)))
+    stop = data.draw(st.integers(start, len(lists)))
+    if start < stop:
+        part = ragged.rows(whole, start, stop)
+        assert as_lists(part) == lists[start:stop]
+        twice = ragged.joined(part, ragged.Jagged(-part.values, part.offsets))
+        assert as_lists(twice) == [row + [-token for token in row] for row in lists[start:stop]]
+
+
+def as_lists(jagged: ragged.Jagged) -> list[list[int]]:
+    values, ends = jagged.values.tolist(), jagged.offsets.tolist()
+    return [values[ends[i] : ends[i + 1]] for i in range(len(ends) - 1)]

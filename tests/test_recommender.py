@@ -9,7 +9,8 @@ import torch
 from helpers import assert_close_to_float64
 
 from adarec_fast import ADARec, Recommender
-from adarec_fast.recommender import _Plan, buckets, padded_request
+from adarec_fast.plan import Plan
+from adarec_fast.recommender import buckets, padded_request
 
 SMALL: dict[str, Any] = {
     "num_items": 90, "hidden_size": 16, "num_layers": 2, "max_length": 6, "max_depth": 4,
@@ -65,9 +66,9 @@ def test_it_recommends_what_the_model_does(options: dict[str, Any], backend: str
 
 def test_the_whole_model_takes_the_short_way() -> None:
     for options in VARIANTS[:5]:
-        assert _Plan.suits(_model(**options, backend="packed")), options
+        assert Plan.suits(_model(**options, backend="packed")), options
     for options in VARIANTS[5:9]:
-        assert not _Plan.suits(_model(**options, backend="packed")), options
+        assert not Plan.suits(_model(**options, backend="packed")), options
     assert len(set(Recommender(_model()).recommend(_histories(40)).depth.tolist())) > 1
 
 
