@@ -27,13 +27,15 @@ from .checkpoint import (
     verify_checkpoint,
     write_state,
 )
+from .clock import Clock
 from .early_stopping import EarlyStopping
 from .errors import TrainingDiverged
 from .metrics_log import MetricsLog
-from .origin import FREE_FIELDS, check_origin, describe_origin
+from .origin import check_origin, describe_origin
 from .progress import EarlyStoppingState, Progress, check_state_tensor
-from .reporter import Reporter, StepProgress, TrainingPlan
+from .reporter import Reporter, TrainingPlan
 from .result import Status, TrainResult
+from .resume import check_same_run
 from .signals import StopSignals
 from .statistics import EpochStatistics
 
@@ -114,7 +116,9 @@ class Trainer:
             model = ADARec(self.model_config)
             model.item_vocabulary = self.data.items
         else:
-            self._check_same_run()
+            check_same_run(
+                self.run_dir, self.model_config, self.config, self.data, self.data_fingerprint
+            )
             manifest = verify_checkpoint(folder)
             if manifest.get("vocabulary") != self.data.items.fingerprint():
                 raise CheckpointError(
@@ -147,28 +151,6 @@ class Trainer:
             self.log = MetricsLog(self.run_dir, self.epoch)
         if folder is None:
             self.save("last")
-
-    def _check_same_run(self) -> None:
-        """A resumed run must be the same run."""
-        model_config, config, about = run_folder.read_config(self.run_dir)
-        for section, old, new, free in (
-            ("model", model_config.to_dict(), self.model_config.to_dict(), ("backend",)),
-            ("train", config.to_dict(), self.config.to_dict(), FREE_FIELDS),
-        ):
-            for field, value in new.items():
-                if field not in free and old[field] != value:
-                    raise CheckpointError(
-                        f"{self.run_dir / run_folder.CONFIG}: {section}.{field} is {old[field]!r} "
-                        f"there and {value!r} now; resume with the old value or start another run"
-                    )
-        if about.get("fingerprint") != self.data_fingerprint:
-            raise CheckpointError(
-                f"{self.run_dir / run_folder.CONFIG}: the run was trained on other data: "
-                f"{about.get('name')!r} with {about.get('items')} items and "
-                f"{about.get('interactions')} interactions, not {self.data.name!r} with "
-                f"{self.data.num_items} and {self.data.num_interactions} (or a catalogue in "
-                "another order); resume with the same data"
-            )
 
     def _load_state(self, folder: Path) -> None:
         tensors, values = read_state(folder)
@@ -244,7 +226,7 @@ class Trainer:
 
     def _one_epoch(self, stop_at: int | None, signals: StopSignals) -> Status | None:
         """The rest of the epoch in progress; None if it was completed."""
-        clock = _Clock(self)
+        clock = Clock(self)
         for batch in self.batches.epoch(self.epoch, self.batch):
             self.stepper.step(batch, self.step + 1, self.statistics)
             self.step += 1
@@ -411,42 +393,3 @@ class Trainer:
             early_stopping=EarlyStoppingState(**self.stopping.state_dict()),
         )
         return tensors, progress.model_dump()
-
-
-class _Clock:
-    """Time and means between two readings of the statistics, within one epoch of one call."""
-
-    def __init__(self, training: Trainer) -> None:
-        self._training = training
-        self._time = time.perf_counter()
-        self._examples = training.statistics.examples
-        self._loss_sum, self._depth_sum = self._sums()
-
-    def _sums(self) -> tuple[float, float]:
-        means = self._training.statistics.read()
-        examples = self._training.statistics.examples
-        return means["loss"] * examples, means["mean_depth"] * examples
-
-    def read(self) -> None:
-        """Wait for the device, stop if something is not finite, and report."""
-        training = self._training
-        training.raise_if_diverged()
-        loss_sum, depth_sum = self._sums()
-        now = time.perf_counter()
-        seconds = max(now - self._time, 1e-9)
-        training.epoch_seconds += seconds
-        examples = training.statistics.examples - self._examples
-        if examples:
-            training.reporter.step(
-                StepProgress(
-                    epoch=training.epoch + 1,
-                    batch=training.batch,
-                    step=training.step,
-                    loss=(loss_sum - self._loss_sum) / examples,
-                    examples_per_second=examples / seconds,
-                    mean_depth=(depth_sum - self._depth_sum) / examples,
-                )
-            )
-        self._time = now
-        self._examples = training.statistics.examples
-        self._loss_sum, self._depth_sum = loss_sum, depth_sum

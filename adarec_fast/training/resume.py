@@ -1,0 +1,44 @@
+"""Whether what a run is to be resumed with is what it began with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..config import ADARecConfig, TrainConfig
+from ..data import InteractionData
+from ..pretrained import CheckpointError
+from . import run_folder
+from .origin import FREE_FIELDS
+
+
+def check_same_run(
+    run_dir: Path,
+    model_config: ADARecConfig,
+    train_config: TrainConfig,
+    data: InteractionData,
+    data_fingerprint: str,
+) -> None:
+    """Compare what a run is to be resumed with, and what its ``config.json`` says.
+
+    Raises:
+        CheckpointError: a setting other than ``FREE_FIELDS``, or the data, is not the run's.
+    """
+    old_model, old_train, about = run_folder.read_config(run_dir)
+    for section, before, now, free in (
+        ("model", old_model.to_dict(), model_config.to_dict(), ("backend",)),
+        ("train", old_train.to_dict(), train_config.to_dict(), FREE_FIELDS),
+    ):
+        for field, value in now.items():
+            if field not in free and before[field] != value:
+                raise CheckpointError(
+                    f"{run_dir / run_folder.CONFIG}: {section}.{field} is {before[field]!r} "
+                    f"there and {value!r} now; resume with the old value or start another run"
+                )
+    if about.get("fingerprint") != data_fingerprint:
+        raise CheckpointError(
+            f"{run_dir / run_folder.CONFIG}: the run was trained on other data: "
+            f"{about.get('name')!r} with {about.get('items')} items and "
+            f"{about.get('interactions')} interactions, not {data.name!r} with "
+            f"{data.num_items} and {data.num_interactions} (or a catalogue in "
+            "another order); resume with the same data"
+        )
