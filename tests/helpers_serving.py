@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -149,3 +151,72 @@ def read_all(raw: socket.socket) -> bytes:
         if gap and length.isdigit() and len(body) >= int(length):
             break
     return found
+
+
+class Clients:
+    """Threads that each call a function over and over until the end of the block."""
+
+    def __init__(self, count: int, work: Callable[[int, random.Random], object]) -> None:
+        self._work, self._ending = work, threading.Event()
+        self._threads = [threading.Thread(target=self._run, args=(n,)) for n in range(count)]
+        self.done, self.errors = Counter[int](), list[BaseException]()
+
+    def _run(self, number: int) -> None:
+        dice = random.Random(number)
+        while not self._ending.is_set():
+            try:
+                self._work(number, dice)
+            except BaseException as error:
+                self.errors.append(error)
+                return
+            self.done[number] += 1
+
+    def __enter__(self) -> Clients:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ending.set()
+        for thread in self._threads:
+            thread.join(60)
+        if self.errors:
+            raise self.errors[0]
+        assert len(self.done) == len(self._threads), "a client never came to an end"
+
+
+def asker(where: str, data: InteractionData, models: dict[str, ADARec]) -> Callable[..., None]:
+    """A client that checks each answer against the model that the answer names."""
+    clients: dict[int, httpx.Client] = {}
+    wanted: dict[tuple[str, int, int], Any] = {}
+
+    def ask(number: int, dice: random.Random) -> None:
+        http = clients.setdefault(number, httpx.Client(base_url=where, timeout=60))
+        user, k = dice.randrange(20), dice.randrange(1, 12)
+        if dice.random() < 0.5:
+            body = {"user": data.users.decode([user])[0], "k": k}
+        else:
+            body = {"history": data.items.decode(data.sequence(user)), "k": k}
+        reply = http.post("/recommend", json=body)
+        assert reply.status_code == 200, reply.text
+        found = reply.json()
+        key = (found["model"], user, k)
+        if key not in wanted:
+            history = data.items.decode(data.sequence(user))
+            wanted[key] = expected(models[found["model"]], data, history, k)
+        items, scores, depth = wanted[key]
+        assert [row["item"] for row in found["items"]] == items
+        assert [row["score"] for row in found["items"]] == pytest.approx(scores, abs=1e-4)
+        assert found["depth"] == depth
+
+    return ask
+
+
+JSON_TYPE = "Content-Type: application/json"
+
+
+def post_request(
+    body: bytes, *headers: str, method: str = "POST", path: str = "/recommend"
+) -> bytes:
+    lines = [f"{method} {path} HTTP/1.1", "Host: x", *headers, f"Content-Length: {len(body)}"]
+    return "\r\n".join([*lines, "", ""]).encode() + body

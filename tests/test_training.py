@@ -1,4 +1,4 @@
-"""The training loop: run folders, exact resuming, early stopping, divergence, locks, reports."""
+"""The training loop: run folders, exact resuming, early stopping, locks, reports."""
 
 from __future__ import annotations
 
@@ -7,25 +7,22 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from helpers_training import DATA, MODEL, TIMES, Recorder, config, outcome
 from rich.console import Console
 
-from adarec_fast import ADARec, ConfigError, LossOutput, TrainConfig, synthetic
-from adarec_fast.data import InteractionData, Split, TrainingBatches, Vocabulary
+from adarec_fast import ConfigError, synthetic
+from adarec_fast.data import InteractionData, Split, Vocabulary
 from adarec_fast.evaluation import evaluate
 from adarec_fast.pretrained import CheckpointError
 from adarec_fast.training import (
     PlainReporter,
-    Reporter,
     RichReporter,
     RunFolderError,
     StepProgress,
-    TrainingDiverged,
     TrainingPlan,
     TrainResult,
     load_run,
@@ -35,53 +32,7 @@ from adarec_fast.training import (
 from adarec_fast.training.early_stopping import EarlyStopping
 from adarec_fast.training.loop import resolve_device
 from adarec_fast.training.metrics_log import flatten, read_metrics
-from adarec_fast.training.optimization import Stepper
 from adarec_fast.training.run_folder import locked
-from adarec_fast.training.statistics import EpochStatistics
-
-DATA = synthetic(num_users=40, num_items=60, num_themes=3, subthemes_per_theme=2, seed=2)
-MODEL: dict[str, Any] = {
-    "hidden_size": 16, "num_layers": 1, "max_depth": 2, "max_length": 10, "backend": "packed",
-}  # fmt: skip
-TIMES = ("seconds", "valid_seconds", "examples_per_second")
-
-
-def config(**options: Any) -> TrainConfig:
-    return TrainConfig.create(**{"epochs": 2, "batch_size": 64, "device": "cpu", **options})
-
-
-def outcome(run_dir: Path) -> tuple[bytes, bytes, list[dict[str, Any]]]:
-    """All that must be equal: last and best weights, metrics but for the times."""
-    lines = [
-        {name: value for name, value in line.items() if name not in TIMES}
-        for line in read_metrics(run_dir)
-    ]
-    last, best = ((run_dir / name / "model.safetensors").read_bytes() for name in ("last", "best"))
-    return last, best, lines
-
-
-class Recorder(Reporter):
-    """Remembers what it is told."""
-
-    def __init__(self) -> None:
-        self.calls: list[str] = []
-        self.steps: list[StepProgress] = []
-
-    def start(self, plan: TrainingPlan) -> None:
-        self.calls.append("start")
-        self.plan = plan
-
-    def step(self, progress: StepProgress) -> None:
-        self.steps.append(progress)
-
-    def epoch(self, metrics: Mapping[str, Any], is_best: bool) -> None:
-        self.calls.append(f"epoch {metrics['epoch']} {is_best == metrics.get('best', False)}")
-
-    def finish(self, result: TrainResult) -> None:
-        self.calls.append(result.status)
-
-    def close(self) -> None:
-        self.calls.append("close")
 
 
 @pytest.fixture(scope="module")
@@ -321,108 +272,6 @@ def test_bf16(tmp_path: Path) -> None:
     result = train(MODEL, config(epochs=1, amp="bf16"), DATA, tmp_path)
     assert math.isfinite(result.history[0]["loss"])
     assert all(p.dtype == torch.float32 for p in load_run(tmp_path).model.parameters())
-
-
-# ---------------------------------------------------------------------- divergence
-
-
-def poison(monkeypatch: pytest.MonkeyPatch, step: int, part: str) -> None:
-    """Make one part of the loss NaN at one step."""
-    original, calls = ADARec.loss, 0
-
-    def loss(self: ADARec, batch: Any) -> LossOutput:
-        nonlocal calls
-        calls += 1
-        output = original(self, batch)
-        if calls != step:
-            return output
-        nan = torch.tensor(math.nan)
-        if part == "gradient norm":
-            # The square root of 0 has an infinite slope, and 0 times it is NaN.
-            zero = (self.item_embedding.weight * 0).sum()
-            return output._replace(total=output.total + 0 * zero.sqrt())
-        return output._replace(total=output.total + nan, parts={**output.parts, part: nan})
-
-    monkeypatch.setattr(ADARec, "loss", loss)
-
-
-@pytest.mark.parametrize("part", ["deno", "gradient norm"])
-def test_divergence_stops_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
-) -> None:
-    poison(monkeypatch, 6, part)
-    recorder = Recorder()
-    with pytest.raises(TrainingDiverged, match=r"diverged at step 6 \(epoch 2\)") as caught:
-        train(MODEL, config(epochs=9), DATA, tmp_path, reporter=recorder)
-    assert part in caught.value.parts
-    assert "cont" not in caught.value.parts
-    step = recorder.plan.steps_per_epoch  # of the checkpoint that epoch 1 ended with
-    assert f"weights of step {step} are kept in {tmp_path / 'last'}" in str(caught.value)
-    assert recorder.calls[-1] == "close"
-    # The kept checkpoint is good: without the poison, training goes on from it.
-    monkeypatch.undo()
-    assert train(MODEL, config(epochs=2), DATA, tmp_path, resume=True).status == "finished"
-
-
-@pytest.mark.parametrize(
-    ("rate", "clip", "part"), [(1e30, 5.0, "loss"), (1e39, 5.0, "weights"), (1e30, 0.0, "loss")]
-)
-def test_an_exploding_run_keeps_what_was_good(
-    tmp_path: Path, rate: float, clip: float, part: str
-) -> None:
-    """Nothing is injected: steps far too large. A checkpoint after every one of them."""
-    chosen = config(learning_rate=rate, gradient_clip=clip, checkpoint_every=1, log_every=50)
-    messages, kept = [], []
-    for resume in (False, True, True):
-        with pytest.raises(TrainingDiverged, match=rf"at step \d+ .*{part}.* not finite") as caught:
-            train(MODEL, chosen, DATA, tmp_path, resume=resume)
-        messages.append(str(caught.value))
-        run = load_run(tmp_path, which="last")  # it is whole and finite
-        assert "another run, with a lower learning_rate" in messages[-1]
-        kept.append((tmp_path / "last" / "model.safetensors").read_bytes())
-        assert all(torch.isfinite(tensor).all() for tensor in run.model.state_dict().values())
-    # Resuming goes on from the step before, and says the same.
-    assert messages[1] == messages[2]
-    assert kept[0] == kept[1] == kept[2]
-    state = json.loads((tmp_path / "last" / "training_state.json").read_text(encoding="utf-8"))
-    assert f"weights of step {state['step']} are kept" in messages[0]
-
-
-def test_weights_that_overflow_at_the_end_of_an_epoch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every loss of the epoch was finite: the update of its last step was not."""
-    original = Stepper.step
-
-    def step(self: Stepper, batch: Any, number: int, statistics: EpochStatistics) -> None:
-        original(self, batch, number, statistics)
-        if number == 4:  # the last one of the first epoch
-            with torch.no_grad():
-                self.model.item_embedding.weight[3, 1] = math.inf
-
-    monkeypatch.setattr(Stepper, "step", step)
-    with pytest.raises(TrainingDiverged, match=r"at step 4 \(epoch 1\): the weights not finite"):
-        train(MODEL, config(), DATA, tmp_path)
-    assert load_run(tmp_path, which="last").history == []
-    assert not (tmp_path / "best").exists()
-
-
-def test_a_bad_step_freezes_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody has to read the losses for it: the optimizer skips that step and all that follow."""
-    poison(monkeypatch, 3, "cont")
-    model = ADARec(num_items=DATA.num_items, **MODEL).train()
-    stepper = Stepper(model, config(), torch.device("cpu"))
-    statistics = EpochStatistics(3, torch.device("cpu"))
-    split = Split(DATA)
-    batches = TrainingBatches(*split.inputs("train"), batch_size=32, max_length=10, seed=0)
-    weights = []
-    for number, batch in zip(range(1, 6), batches.epoch(0), strict=False):
-        stepper.step(batch, number, statistics)
-        weights.append(model.item_embedding.weight.detach().clone())
-    assert not torch.equal(weights[0], weights[1])
-    assert torch.equal(weights[1], weights[2])
-    assert torch.equal(weights[1], weights[4])
-    assert statistics.diverged() == (3, ["cont", "total"])
 
 
 # ---------------------------------------------------------------------- arguments, lock, reports
