@@ -184,10 +184,16 @@ class OpCase(Subject):
         def call(t: Tensors, batch: Histories, drawn: bool) -> Any:
             return self.public(t, batch, backend, self.seed if drawn else None)
 
-        # The backends draw the reference's own noise, so they are checked as they are timed.
-        drawn = self.stochastic and self.training and self.workload != "large"
         info = {"ours": backend == choice}
-        return self._prepared(call, info, padded=False, check_drawn=drawn)
+        return self._prepared(call, info, padded=False, check_drawn=self.checked_drawn)
+
+    @property
+    def checked_drawn(self) -> bool:
+        """Backends draw the reference's own noise, so they are checked as they are timed.
+
+        A large case is checked without: what it is compared with draws its noise in chunks.
+        """
+        return self.stochastic and self.training and self.workload != "large"
 
     def _padded(self, *, compiled: bool) -> Prepared:
         chunks = self._chunks()

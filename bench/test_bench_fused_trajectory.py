@@ -101,8 +101,7 @@ class FusedTrajectory(OpCase):
 
     def prepare(self, variant: str) -> Prepared:
         if variant == SEPARATE:
-            drawn = self.stochastic and self.training
-            return self._prepared(self.apart, {}, padded=False, check_drawn=drawn)
+            return self._prepared(self.apart, {}, padded=False, check_drawn=self.checked_drawn)
         return super().prepare(variant)
 
     def defined(self, name: str, batch: Histories) -> Tensor | None:

@@ -17,10 +17,15 @@ from torch import Tensor
 from adarec_fast import ADARec, ConfigError, Recommender, rng
 from adarec_fast.data import Batch as TrainingBatch
 from adarec_fast.ops import LayerWeights, Trajectory, fused_trajectory
-from adarec_fast.packed import fused_trajectory as packed
+from adarec_fast.ops._library import unavailable
+from adarec_fast.packed._parts import PART_TOKENS
 from adarec_fast.reference import fused_trajectory as reference
 from adarec_fast.reference.fused_trajectory import TrajectoryInputs
 
+needs_cpp = pytest.mark.skipif(
+    unavailable("fused_trajectory", "cpp", "cpu") is not None,
+    reason="the C++ extension is not there",
+)
 DENOISER = ("w1", "level_bias", "w2", "b2")
 COARSE = ("w1", "b1", "w2", "b2", "ln_w", "ln_b")
 ROUTER = ("router_w1", "router_level_bias", "router_w2", "router_b2", "gate_w", "gate_b")
@@ -149,22 +154,25 @@ class TestFusedTrajectory(OpSuite):
     @pytest.fixture(autouse=True)
     def _many_parts(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Parts of few tokens, so that every test sees several."""
-        monkeypatch.setitem(packed.PART_TOKENS, "cpu", 7)
+        monkeypatch.setitem(PART_TOKENS, "cpu", 7)
 
 
 @pytest.mark.parametrize("build", VARIANTS.values(), ids=VARIANTS.keys())
 @pytest.mark.parametrize("length", [1, 11, 12, 1000])
+@pytest.mark.parametrize("name", ["packed", pytest.param("cpp", marks=needs_cpp)])
 def test_parts_change_nothing_but_rounding(
-    build: Any, length: int, monkeypatch: pytest.MonkeyPatch
+    build: Any, length: int, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also not the noise and the dropout, which follow a token's place in the batch."""
     case = build(random_batch(9, max_depth=3, capacity=15, seed=4))
-    monkeypatch.setitem(packed.PART_TOKENS, "cpu", 1 << 20)
-    whole = evaluate(case, "packed", torch.float64)
-    monkeypatch.setitem(packed.PART_TOKENS, "cpu", length)
-    parts = evaluate(case, "packed", torch.float64)
-    for name, value in whole.named().items():
-        torch.testing.assert_close(parts.named()[name], value, rtol=1e-9, atol=1e-11, msg=name)
+    monkeypatch.setitem(PART_TOKENS, "cpu", 1 << 20)
+    dtype = torch.float64 if name == "packed" else torch.float32
+    tight = {"rtol": 1e-9, "atol": 1e-11} if name == "packed" else {"rtol": 1e-4, "atol": 1e-5}
+    whole = evaluate(case, name, dtype)
+    monkeypatch.setitem(PART_TOKENS, "cpu", length)
+    parts = evaluate(case, name, dtype)
+    for output, value in whole.named().items():
+        torch.testing.assert_close(parts.named()[output], value, **tight, msg=output)
 
 
 SMALL: dict[str, Any] = {
@@ -191,13 +199,26 @@ def loss_and_gradients(supervision: str, **options: Any) -> dict[str, Tensor]:
 def test_a_model_trains_as_with_the_separate_ops(
     supervision: str, depth_gradient: str, change: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(packed.PART_TOKENS, "cpu", 3)
+    monkeypatch.setitem(PART_TOKENS, "cpu", 3)
     options = {"backend": "packed", "depth_gradient": depth_gradient, **change}
     expected = loss_and_gradients(supervision, **options)
     found = loss_and_gradients(supervision, **options, fused_trajectory=True)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-8, atol=1e-12, msg=name)
+
+
+@needs_cpp
+@pytest.mark.parametrize(
+    ("offsets", "message"),
+    [([0, 3, 2, 5], "sequence 1 has length -1"), ([1, 2, 3, 4], "must begin at 0, got 1"),
+     ([0, 1, 2, 10**6], "offsets end at 1000000, beyond the")],
+)  # fmt: skip
+def test_offsets_that_fit_no_batch_are_refused(offsets: list[int], message: str) -> None:
+    case = build(random_batch(3, seed=1))
+    case.arguments["offsets"] = torch.tensor(offsets)
+    with pytest.raises(ValueError, match=message):
+        evaluate(case, "cpp", torch.float32)
 
 
 @pytest.mark.parametrize("change", [{}, {"residual": True}, {"evaluation_samples": 2}], ids=str)

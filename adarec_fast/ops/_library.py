@@ -117,6 +117,10 @@ def implementation(name: str, backend: str) -> Implementation:
         found = Implementation(module.fwd, getattr(module, "bwd", _no_backward))
         autotune = importlib.import_module("adarec_fast.kernels._autotune")
         return Implementation(*map(autotune.tuned, found)) if autotune.enabled() else found
+    if (name, backend) == ("fused_trajectory", "cpp"):
+        from ..packed.fused_trajectory import in_parts
+
+        return in_parts(backend)
     if backend in ("cpp", "cuda"):
         from . import extension
 

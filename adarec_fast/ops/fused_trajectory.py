@@ -61,7 +61,7 @@ define(
     + ", ".join(["Tensor"] * len(DIFFERENTIABLE)) + ")",
     _fake_forward,
     _fake_backward,
-    cpu=("packed",),
+    cpu=("cpp", "packed"),
     cuda=("triton", "packed"),
     note="runs only with fused_trajectory=True, being not yet timed on a GPU",
 )

@@ -1,26 +1,19 @@
 """From E to h in parts of the tokens: the separate ops of a backend, a part at a time.
 
-No level of more than one part is in memory at once, forward or backward. A part is a stretch of
-whole sequences; which ones is found out on the device, only the number of parts is known to the
-host. Noise and dropout are functions of a token's place in the whole batch, so each part is told
-where it begins and draws what the whole batch would.
+No level of more than one part is in memory at once, forward or backward.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .. import ragged, rng
+from .. import ragged
 from ..ops._library import Implementation, implementation
 from ..reference.fused_trajectory import TrajectoryInputs, row_depths
-
-# Tokens that begin a sequence of a part lie in a stretch of so many: on a CPU what the caches
-# hold, on a GPU what keeps all of it busy.
-PART_TOKENS = {"cpu": 1024, "cuda": 8192}
+from ._parts import Part, parts
 
 
 class _Ops(NamedTuple):
@@ -38,70 +31,6 @@ class _Ops(NamedTuple):
         return cls(*(implementation(name, backend) for name in names))
 
 
-class _Part(NamedTuple):
-    """The sequences that begin in a stretch of tokens, and the slice of tokens they lie in.
-
-    Attributes:
-        first: the slice's first token.
-        inputs: the op's inputs of the part alone. Its sequence 0 has depth -1: it stands for the
-            tokens at the slice's begin that belong to the part before.
-        own: bool, tokens of the slice that are the part's.
-        sequences: int64, the sequences' places in the whole batch; B for those that do not exist.
-    """
-
-    first: int
-    inputs: TrajectoryInputs
-    own: Tensor
-    sequences: Tensor
-
-    def put(self, target: Tensor, value: Tensor, dim: int, *, token: bool) -> None:
-        """Write the part's own rows to the whole's, which have one row more if not ``token``."""
-        if not token:
-            target.index_copy_(dim, self.sequences, value)
-            return
-        place = target.narrow(dim, self.first, value.shape[dim])
-        own = self.own.view(-1, *[1] * (value.dim() - dim - 1))
-        place.copy_(torch.where(own, value, place))
-
-    def take(self, source: Tensor, dim: int, *, token: bool) -> Tensor:
-        """The part's rows of the whole's; those of sequences that do not exist are some other's."""
-        if token:
-            return source.narrow(dim, self.first, self.own.shape[0])
-        return source.index_select(dim, self.sequences.clamp(max=source.shape[dim] - 1))
-
-
-def _parts(inputs: TrajectoryInputs) -> Iterator[_Part]:
-    tokens, offsets = inputs.embeddings.shape[0], inputs.offsets
-    batch, device = offsets.shape[0] - 1, offsets.device
-    length = PART_TOKENS[device.type]
-    if batch == 0:
-        return
-    for first in range(0, tokens, length):
-        size = min(length + inputs.max_length - 1, tokens - first)
-        begin = (offsets[:-1] < first).sum()
-        end = (offsets[:-1] < first + length).sum()
-        # As many sequences as could begin here, the one before them in front.
-        sequence = begin - 1 + torch.arange(min(batch, length) + 1, device=device)
-        exists = (sequence >= begin) & (sequence < end)
-        ends = (offsets[(sequence + 1).clamp(max=end)] - first).clamp(min=0, max=size)
-        place = torch.arange(size, device=device)
-        own = (place >= ends[0]) & (place < ends[-1])
-        sequences = torch.where(exists, sequence, batch)
-        depth = inputs.depth[sequence.clamp(min=0, max=batch - 1)]
-        part = _Part(first, inputs, own, sequences)
-        yield part._replace(
-            inputs=inputs._replace(
-                embeddings=part.take(inputs.embeddings, 0, token=True),
-                offsets=torch.cat([ends.new_zeros(1), ends]),
-                depth=torch.where(exists, depth, -1),
-                level_mass=part.take(inputs.level_mass, 1, token=not inputs.last_only),
-                noise=None if inputs.noise is None else part.take(inputs.noise, 1, token=True),
-                noise_seed=rng.moved(inputs.noise_seed, first),
-                seed=rng.moved(inputs.seed, first),
-            )
-        )
-
-
 class _Stages(NamedTuple):
     """A part's trajectory, every level of it: what backward needs again."""
 
@@ -112,7 +41,7 @@ class _Stages(NamedTuple):
     row_depth: Tensor
 
 
-def _run(ops: _Ops, part: _Part) -> tuple[_Stages, Tensor, Tensor | None]:
+def _run(ops: _Ops, part: Part) -> tuple[_Stages, Tensor, Tensor | None]:
     """The stages up to the router, the error, and the pooled coarse output."""
     i = part.inputs
     x0, error = ops.denoise.fwd(
@@ -144,7 +73,7 @@ def forward_in_parts(inputs: TrajectoryInputs, backend: str) -> tuple[Tensor, ..
     z_fine, z_coarse = (e.new_zeros(spare, e.shape[1], dtype=wide) for _ in range(2))
     error = e.new_zeros(e.shape[0], dtype=wide)
     pooled = e.new_zeros(levels, batch + 1, e.shape[1]) if i.contrast else e.new_zeros(0)
-    for part in _parts(i):
+    for part in parts(i, backend):
         stages, own_error, own_pooled = _run(ops, part)
         found = ops.aggregate.fwd(*stages[1:], part.inputs.level_mass, *i.router)
         for target, value, dim in zip(
@@ -173,7 +102,7 @@ def backward_in_parts(
     d_weights = [
         torch.zeros_like(w, dtype=torch.promote_types(w.dtype, torch.float32)) for w in weights
     ]
-    for part in _parts(i):
+    for part in parts(i, backend):
         own_e, own_mass, *own_weights = _backward(
             ops, part, part.take(grad_user, 0, token=by_token),
             part.take(grad_error, 0, token=True),
@@ -190,7 +119,7 @@ def backward_in_parts(
 
 
 def _backward(
-    ops: _Ops, part: _Part, grad_user: Tensor, grad_error: Tensor, grad_pooled: Tensor | None
+    ops: _Ops, part: Part, grad_user: Tensor, grad_error: Tensor, grad_pooled: Tensor | None
 ) -> tuple[Tensor, ...]:
     """A part's gradients of E, of the level mass and of all weights."""
     i = part.inputs
@@ -234,15 +163,23 @@ def _join(everywhere: Tensor, rows: Tensor, inputs: TrajectoryInputs) -> Tensor:
     return torch.where(is_last[:, None], everywhere + rows[:, owner], everywhere)
 
 
-def fwd(*inputs: Any) -> tuple[Tensor, ...]:
-    """``fused_trajectory_fwd`` of the op's schema."""
-    return forward_in_parts(TrajectoryInputs(*inputs), "packed")
+def in_parts(backend: str) -> Implementation:
+    """``fused_trajectory_fwd`` and ``_bwd`` of the op's schema, by the separate ops of a backend.
+
+    The second gives gradients of E, the level mass and every parameter.
+    """
+
+    def fwd(*inputs: Any) -> tuple[Tensor, ...]:
+        return forward_in_parts(TrajectoryInputs(*inputs), backend)
+
+    def bwd(
+        grad_user: Tensor, grad_error: Tensor, grad_pooled: Tensor, *inputs: Any
+    ) -> tuple[Tensor, ...]:
+        return backward_in_parts(
+            grad_user, grad_error, grad_pooled, TrajectoryInputs(*inputs), backend
+        )
+
+    return Implementation(fwd, bwd)
 
 
-def bwd(
-    grad_user: Tensor, grad_error: Tensor, grad_pooled: Tensor, *inputs: Any
-) -> tuple[Tensor, ...]:
-    """``fused_trajectory_bwd``: gradients of E, the level mass and every parameter."""
-    return backward_in_parts(
-        grad_user, grad_error, grad_pooled, TrajectoryInputs(*inputs), "packed"
-    )
+fwd, bwd = in_parts("packed")
