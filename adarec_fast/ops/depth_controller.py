@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import ragged
 from ..reference.depth_controller import depth_controller as reference
 from ._autocast import Autocast
-from ._library import check_index, check_shape, choose, define
+from ._library import check_index, check_shape, choose, define, run
 
 _INPUTS = (
     "Tensor embeddings, Tensor offsets, Tensor sequence_bias, Tensor w_ih, Tensor w_hh, "
@@ -50,10 +50,13 @@ class _DepthController(torch.autograd.Function):
         logits, hidden = torch.ops.adarec_fast.depth_controller_fwd(*inputs, backend)
         ctx.save_for_backward(hidden, *inputs[:8])
         ctx.mark_non_differentiable(hidden)
+        ctx.set_materialize_grads(False)  # zeros for hidden's would cost a pass over its tokens
         return logits, hidden
 
     @staticmethod
-    def backward(ctx: Any, grad_logits: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_logits: Tensor | None, _: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if grad_logits is None:
+            return (None,) * 10
         with ctx.autocast.restored():
             d_e, *d_weights = torch.ops.adarec_fast.depth_controller_bwd(
                 grad_logits.contiguous(), *ctx.saved_tensors, ctx.max_length, ctx.backend
@@ -104,8 +107,9 @@ def depth_controller(
     check_shape("w_out", w_out, b_out.shape[0], size)
     chosen = choose("depth_controller", backend, embeddings.device.type, embeddings.dtype)
     if chosen != "reference":
-        return _DepthController.apply(
-            chosen, embeddings, offsets, sequence_bias, w_ih, w_hh, b_hh, w_out, b_out, max_length
+        return run(
+            _DepthController, "depth_controller", chosen, embeddings, offsets, sequence_bias, w_ih,
+            w_hh, b_hh, w_out, b_out, max_length,
         )[0]
     padded = ragged.to_padded(embeddings, offsets, max_length)
     valid = ragged.padding_mask(offsets, max_length)

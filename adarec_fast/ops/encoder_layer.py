@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import ragged, rng
 from ..reference.encoder_layer import encoder_layer as reference
 from ._autocast import Autocast
-from ._library import check_index, check_seed, check_shape, choose, define, require
+from ._library import check_index, check_seed, check_shape, choose, define, require, run
 
 
 class LayerWeights(NamedTuple):
@@ -142,9 +142,9 @@ def encoder_layer(
         seed = None
     chosen = choose("encoder_layer", backend, x.device.type, x.dtype)
     if chosen != "reference":
-        return _EncoderLayer.apply(
-            chosen, x, offsets, depth, *weights, heads, eps, attention_dropout, hidden_dropout,
-            seed, stream, last_only, max_length,
+        return run(
+            _EncoderLayer, "encoder_layer", chosen, x, offsets, depth, *weights, heads, eps,
+            attention_dropout, hidden_dropout, seed, stream, last_only, max_length,
         )
     x = ragged.mask_levels(x, offsets, depth)
     keep_attention = keep_projection = keep_feedforward = None

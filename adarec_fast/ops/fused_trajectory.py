@@ -16,7 +16,7 @@ from torch import Tensor
 from ..reference.fused_trajectory import Trajectory, TrajectoryInputs
 from ..reference.fused_trajectory import fused_trajectory as reference
 from ._autocast import Autocast
-from ._library import check_index, check_seed, check_shape, choose, define, require
+from ._library import check_index, check_seed, check_shape, choose, define, require, run
 from .encoder_layer import LayerWeights
 
 _OPTIONAL = ("noise_seed", "noise", "seed")
@@ -170,7 +170,7 @@ def fused_trajectory(
     chosen = choose("fused_trajectory", backend, embeddings.device.type, embeddings.dtype)
     if chosen == "reference":
         return reference(inputs, "reference")
-    return Trajectory(*_FusedTrajectory.apply(chosen, *inputs))
+    return Trajectory(*run(_FusedTrajectory, "fused_trajectory", chosen, *inputs))
 
 
 def _check(inputs: TrajectoryInputs) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import ragged, rng
 from ..reference.hda_trajectory import hda_trajectory as reference
 from ._autocast import Autocast
-from ._library import check_index, check_seed, check_shape, choose, define
+from ._library import check_index, check_seed, check_shape, choose, define, run
 
 _INPUTS = (
     "Tensor embeddings, Tensor offsets, Tensor depth, Tensor alpha_bar, Tensor w1, "
@@ -116,8 +116,9 @@ def hda_trajectory(
         check_shape("noise", noise, levels - 1, tokens, size)
     chosen = choose("hda_trajectory", backend, embeddings.device.type, embeddings.dtype)
     if chosen != "reference":
-        return _HDATrajectory.apply(
-            chosen, embeddings, offsets, depth, alpha_bar, w1, level_bias, w2, b2, seed, noise
+        return run(
+            _HDATrajectory, "hda_trajectory", chosen, embeddings, offsets, depth, alpha_bar, w1,
+            level_bias, w2, b2, seed, noise,
         )
     if noise is None and seed is not None:
         noise = rng.trajectory_noise(seed, tokens, size, levels - 1, embeddings.dtype)

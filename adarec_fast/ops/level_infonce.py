@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..reference.level_infonce import level_infonce as reference
-from ._library import check_index, check_shape, choose, define, require
+from ._library import check_index, check_shape, choose, define, require, run
 
 _INPUTS = "Tensor z, Tensor depth, Tensor targets, float temperature"
 
@@ -78,5 +78,5 @@ def level_infonce(
     require(temperature > 0, lambda: f"temperature={temperature} must be greater than 0")
     chosen = choose("level_infonce", backend, z.device.type, z.dtype)
     if chosen != "reference":
-        return _LevelInfoNCE.apply(chosen, z, depth, targets, temperature)[0]
+        return run(_LevelInfoNCE, "level_infonce", chosen, z, depth, targets, temperature)[0]
     return reference(z, depth, targets, temperature)

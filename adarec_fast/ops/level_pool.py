@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import ragged
 from ..reference.level_pool import level_pool as reference
-from ._library import check_index, check_shape, choose, define
+from ._library import check_index, check_shape, choose, define, run
 
 _INPUTS = "Tensor offsets, Tensor? depth, bool causal"
 
@@ -84,7 +84,7 @@ def level_pool(
         check_index("depth", depth, offsets.shape[0] - 1)
     chosen = choose("level_pool", backend, x.device.type, x.dtype)
     if chosen != "reference":
-        return _LevelPool.apply(chosen, x, offsets, depth, causal)
+        return run(_LevelPool, "level_pool", chosen, x, offsets, depth, causal)
     tokens = x.shape[1]
     padded = ragged.to_padded(ragged.mask_levels(x, offsets, depth), offsets, max_length, dim=1)
     pooled = reference(padded, ragged.padding_mask(offsets, max_length), causal)

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import ragged, rng
 from ..reference.mlp_expert import mlp_expert as reference
 from ._autocast import Autocast
-from ._library import check_index, check_seed, check_shape, choose, define
+from ._library import check_index, check_seed, check_shape, choose, define, run
 
 _INPUTS = (
     "Tensor x, Tensor offsets, Tensor? depth, Tensor w1, Tensor b1, Tensor w2, Tensor b2, "
@@ -114,9 +114,9 @@ def mlp_expert(
         seed = None
     chosen = choose("mlp_expert", backend, x.device.type, x.dtype)
     if chosen != "reference":
-        return _MLPExpert.apply(
-            chosen, x, offsets, depth, w1, b1, w2, b2, ln_w, ln_b, eps, hidden_dropout, seed,
-            stream, last_only,
+        return run(
+            _MLPExpert, "mlp_expert", chosen, x, offsets, depth, w1, b1, w2, b2, ln_w, ln_b, eps,
+            hidden_dropout, seed, stream, last_only,
         )
     x = ragged.to_padded(ragged.mask_levels(x, offsets, depth), offsets, max_length, dim=1)
     keep = None

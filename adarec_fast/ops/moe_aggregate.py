@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import ragged
 from ..reference.moe_aggregate import moe_aggregate as reference
 from ._autocast import Autocast
-from ._library import check_index, check_shape, choose, define
+from ._library import check_index, check_shape, choose, define, run
 
 _INPUTS = (
     "Tensor fine, Tensor coarse, Tensor? pooled, Tensor depth, Tensor level_mass, "
@@ -66,15 +66,19 @@ class _MoEAggregate(torch.autograd.Function):
         user, gates, z_fine, z_coarse = torch.ops.adarec_fast.moe_aggregate_fwd(*inputs, backend)
         ctx.save_for_backward(gates, z_fine, z_coarse, *inputs)
         ctx.mark_non_differentiable(gates, z_fine, z_coarse)
+        ctx.set_materialize_grads(False)  # zeros for what has no gradient would cost a pass each
         return user, gates, z_fine, z_coarse
 
     @staticmethod
-    def backward(ctx: Any, grad_user: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_user: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if grad_user is None:
+            return (None,) * 12
+        saved = ctx.saved_tensors
         with ctx.autocast.restored():
             d_fine, d_coarse, d_pooled, *rest = torch.ops.adarec_fast.moe_aggregate_bwd(
-                grad_user.contiguous(), *ctx.saved_tensors, ctx.backend
+                grad_user.contiguous(), *saved, ctx.backend
             )
-        has_content = ctx.saved_tensors[5] is not None
+        has_content = saved[5] is not None
         return None, d_fine, d_coarse, d_pooled if has_content else None, None, *rest
 
 
@@ -130,7 +134,9 @@ def moe_aggregate(
     inputs = (level_mass, router_w1, router_level_bias, router_w2, router_b2, gate_w, gate_b)
     chosen = choose("moe_aggregate", backend, fine.device.type, fine.dtype)
     if chosen != "reference":
-        return Aggregate(*_MoEAggregate.apply(chosen, fine, coarse, pooled, depth, *inputs))
+        return Aggregate(*run(
+            _MoEAggregate, "moe_aggregate", chosen, fine, coarse, pooled, depth, *inputs
+        ))
     reached = ragged.reached_levels(depth, levels)
     if pooled is not None:
         pooled = torch.where(reached[..., None], pooled, torch.zeros_like(pooled))
