@@ -14,6 +14,7 @@ from . import records, summary
 from .cell import Cell, Group, Session
 from .harness import replay_clock
 from .machine import measure_peaks
+from .op_case import OpCase
 from .workloads import SIZES, WORKLOADS
 
 _DEFAULT_BUDGET = 540.0  # of the ten minutes that a run may take
@@ -82,7 +83,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     session = config.stash[_SESSION]
     workloads = chosen(config, "workload", list(WORKLOADS))
     sizes = [int(size) for size in config.getoption("hidden_size").split(",")]
-    cells, ids = [], []
+    cells = []
     for case in metafunc.module.CASES:
         for workload in workloads or case.workloads:
             training = WORKLOADS[workload].training
@@ -98,10 +99,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
                     )
                     group.variants = case.variants(session.device)
                     for variant in group.variants:
-                        cells.append(Cell(group, variant, session))
+                        cell = Cell(group, variant, session)
                         form = f"{case.form}-" if case.form else ""
-                        ids.append(f"{form}{workload}-{size}-{direction}-{variant}")
-    metafunc.parametrize("cell", cells, ids=[name.replace(" ", "_") for name in ids])
+                        name = f"{form}{workload}-{size}-{direction}-{variant}"
+                        marks = [pytest.mark.slow] if case.slow else []
+                        cells.append(
+                            pytest.param(cell, id=name.replace(" ", "_"), marks=marks)
+                        )
+    metafunc.parametrize("cell", cells)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -121,17 +126,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         long = [i for i in here if "slow" in i.keywords]
         config.hook.pytest_deselected(items=long)
         items[:] = [item for item in items if item not in long]
-    # What the budget may cut off comes last: the large baselines take minutes. The sort is stable:
-    # a comparison stays together.
-    aims = {target.subject for target in summary.TARGETS["cpu"]}
+    # What the budget may cut off comes last: what no target asks for, and, of the rest, the large
+    # baselines that take a minute. The sort is stable: a comparison stays together.
 
     def place(item: pytest.Item) -> tuple[bool, bool, bool]:
         cell = _cell(item)
         if not isinstance(cell, Cell):
             return False, False, False
         group = cell.group
-        aimed = group.case.name in aims
-        return not aimed, group.workload == "large", group.direction not in ("step", "epoch")
+        aimed = any(
+            target.asks(group.case.name, group.workload, group.direction)
+            for target in summary.TARGETS[group.device]
+        )
+        return not aimed, group.workload == "large", issubclass(group.case, OpCase)
 
     items.sort(key=place)
     for item in here:

@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,9 +23,12 @@ from .machine import peak_memory, synchronize
 
 EAGER, COMPILED, PACKED = "eager padded", "compiled padded", "packed eager"
 MEMORY_LIMIT = 12 * 2**30  # for a baseline on a CPU; more is not measured, or done in chunks
-_SHORTEST_ROUND = 5e-4  # seconds; shorter calls are repeated inside a round
+# Seconds; shorter calls are repeated inside a round. The first call of a round finds the caches as
+# another variant left them, which costs it up to half a millisecond: a small part of so long a
+# round, and the more alike for variants that take a tenth of each other's time.
+_SHORTEST_ROUND = 5e-3
 _MAX_ROUNDS = 300
-_SLOW, _PATIENCE = 2.0, 12.0  # seconds: longer calls have fewer rounds, at least two
+_SLOW, _PATIENCE = 2.0, 12.0  # seconds: of longer calls as many rounds as fit, at least one
 
 
 class Unavailable(Exception):
@@ -53,10 +56,12 @@ class Subject:
         workload, size, direction: where; D, and ``"forward"``, ``"forward+backward"`` or
             ``"step"``.
         device: ``"cpu"`` or ``"cuda"``.
+        slow: left out unless ``--op`` or ``-m`` asks for it.
     """
 
     name: str
     form: str = ""
+    slow: ClassVar[bool] = False
     workload: str
     size: int
     direction: str
@@ -99,7 +104,7 @@ def compare(
         subject: what is measured.
         variants: in the order of the table.
         seconds: time for the rounds of one variant, on average.
-        least_rounds: at least so many of each; fewer, but two, of calls of several seconds.
+        least_rounds: at least so many of each; fewer, but one, of calls of several seconds.
     """
     outcomes = {variant: Outcome() for variant in variants}
     runs: dict[str, Callable[[], object]] = {}
@@ -149,9 +154,9 @@ def interleaved(
             once = timed(run, 1)
             repeats[variant] = max(1, math.ceil(_SHORTEST_ROUND / max(once, 1e-9)))
             most[variant] = _MAX_ROUNDS
-            if once > _SLOW:  # what took minutes to measure is a round
+            if once > _SLOW:  # a call that long, checked and warm, is a round
                 rounds[variant].append(once)
-                most[variant] = min(least_rounds, max(2, math.ceil(_PATIENCE / once)))
+                most[variant] = min(least_rounds, max(1, int(_PATIENCE / once)))
         end = time.perf_counter() + seconds * len(runs)
         for number in range(_MAX_ROUNDS):
             if number >= least_rounds and time.perf_counter() >= end:

@@ -32,6 +32,12 @@ class Target(NamedTuple):
     measure: str
     value: float
 
+    def asks(self, subject: str, workload: str, direction: str) -> bool:
+        """Whether it is answered by this comparison."""
+        return (self.subject, self.direction) == (subject, direction) and self.workload in (
+            None, workload
+        )
+
     @property
     def at_most(self) -> bool:
         return self.measure in ("milliseconds", "seconds")
@@ -146,9 +152,7 @@ def judge(comparison: Comparison, device: str) -> list[Judged]:
         return []
     judged = []
     for target in TARGETS[device]:
-        if (target.subject, target.direction) != (ours["subject"], ours["direction"]):
-            continue
-        if target.workload not in (None, ours["workload"]):
+        if not target.asks(ours["subject"], ours["workload"], ours["direction"]):
             continue
         reached = _reached(comparison, ours, target.measure)
         if reached is not None:

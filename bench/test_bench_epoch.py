@@ -1,4 +1,4 @@
-"""An epoch of Beauty's shape beside a user's own alternatives; ``--op epoch`` or ``-m slow``.
+"""An epoch of Beauty's shape; with ``--op epoch`` or ``-m slow`` beside a user's own alternatives.
 
 Supervision ``"all"``, B = 256, two layers, dropout 0.5. An epoch is timed in stretches of every
 eighth batch, by all variants in turn; a row's ``stretches`` of them are an epoch. RecBole's SASRec
@@ -18,7 +18,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
-import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor, nn
@@ -108,8 +107,8 @@ class Epoch(Subject):
 
     @classmethod
     def variants(cls, device: str) -> list[str]:
-        """The slowest first, so that patience is spent on few rounds of it."""
-        return [PACKED, SASREC, COMPILED_SASREC, RECBOLE, REPLAY, OUR_SASREC, OURS]
+        """The same model without the ops, and ours."""
+        return [PACKED, OURS]
 
     def prepare(self, variant: str) -> Prepared:
         batches = self.batches
@@ -243,9 +242,20 @@ class Epoch(Subject):
         return self._mean(lambda _: 9 * parameters)
 
 
-CASES = (Epoch,)
+class Peers(Epoch):
+    """The same beside plain SASRec, another's and ours: minutes."""
+
+    form = "beside SASRec"
+    slow = True
+
+    @classmethod
+    def variants(cls, device: str) -> list[str]:
+        """The slowest first, so that patience is spent on few rounds of it."""
+        return [PACKED, SASREC, COMPILED_SASREC, RECBOLE, REPLAY, OUR_SASREC, OURS]
 
 
-@pytest.mark.slow
+CASES = (Epoch, Peers)
+
+
 def test_epoch(cell: Cell, benchmark: BenchmarkFixture) -> None:
     cell.run(benchmark)

@@ -315,7 +315,7 @@ def test_a_run_from_the_command_line_saves_its_results(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("asked", "wanted"), [([], False), (["--op", "epoch"], True)])
-def test_an_epoch_is_timed_only_if_asked_for(asked: list[str], wanted: bool) -> None:
+def test_an_epoch_beside_peers_is_timed_only_if_asked_for(asked: list[str], wanted: bool) -> None:
     command = [
         sys.executable, "-m", "pytest", "bench", "--collect-only", "-q", "-p", "no:cacheprovider",
     ]  # fmt: skip
@@ -323,7 +323,8 @@ def test_an_epoch_is_timed_only_if_asked_for(asked: list[str], wanted: bool) -> 
         [*command, *asked], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
-    assert ("test_bench_epoch.py" in done.stdout) is wanted
+    assert "test_epoch[train-64-epoch-adarec_fast]" in done.stdout
+    assert ("test_epoch[beside_SASRec-train-64-epoch-adarec_fast]" in done.stdout) is wanted
     assert ("test_bench_step.py" in done.stdout) is not wanted
 
 
