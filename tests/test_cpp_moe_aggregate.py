@@ -45,6 +45,35 @@ def test_any_number_of_threads_gives_the_same_bits(variant: str) -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+def test_autograd_in_cpp_gives_what_autograd_in_python_does(
+    variant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = VARIANTS[variant](random_batch(100, size=16, max_depth=4))
+    eager = evaluate(case, "cpp", torch.float32)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    python = evaluate(case, "cpp", torch.float32)
+    for one, other in zip(eager.outputs, python.outputs, strict=True):
+        assert torch.equal(one, other)
+    for name, one in eager.gradients.items():
+        assert torch.equal(one, python.gradients[name]), f"d {name}"
+
+
+def test_autograd_in_cpp_follows_what_is_asked_for() -> None:
+    case = build(BATCH)
+    tensors = case.tensors(torch.float32)
+    result = case.call(tensors, "cpp")
+    assert [output.requires_grad for output in result] == [True, False, False, False]
+    # One gradient alone is that of the whole.
+    one = case.tensors(torch.float32)
+    for name in case.differentiable:
+        one[name] = one[name].detach().requires_grad_(name == "gate_w")
+    (alone,) = torch.autograd.grad(case.call(one, "cpp")[0].sum(), [one["gate_w"]])
+    assert torch.equal(alone, torch.autograd.grad(result[0].sum(), [tensors["gate_w"]])[0])
+    plain = {k: None if v is None else v.detach() for k, v in tensors.items()}
+    assert not any(output.requires_grad for output in case.call(plain, "cpp"))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("hidden", [1, 7, 48])
 def test_router_of_any_width(variant: str, hidden: int) -> None:
     case = VARIANTS[variant](random_batch(40, size=20, max_depth=3))

@@ -3,7 +3,8 @@
 An op is a pair of functional schemas, ``name_fwd`` and ``name_bwd``, defined once in the
 ``adarec_fast`` library. Their last argument names the backend, so that a compiled graph fixes it.
 ``define`` plus ``impl`` is used instead of ``custom_op`` because it costs a quarter of it a call
-and these shapes are small; autograd sits outside, in an ``autograd.Function``.
+and these shapes are small; autograd sits outside, in an ``autograd.Function``. The smallest op,
+``moe_aggregate``, has a second one in C++ for eager calls of its ``cpp`` backend.
 
 Backends:
     reference   plain PyTorch on padded tensors, inlined: autograd and torch.compile see through it.

@@ -65,11 +65,11 @@ struct Plan {
   Plan(const MoEAggregate& op_in, Scratch& scratch) : op(op_in) {
     const int dim = static_cast<int>(op.dim), hidden = static_cast<int>(op.hidden);
     gate_t = scratch.take(dim * dim);
-    transpose(dim, dim, op.gate_w, gate_t);
+    transpose_rows(dim, dim, op.gate_w, dim, gate_t, dim);
     router_t = scratch.take(dim * hidden);
     level_gate = scratch.take(op.levels);
     if (op.pooled.data != nullptr) {
-      transpose(hidden, dim, op.router_w1, router_t);
+      transpose_rows(hidden, dim, op.router_w1, dim, router_t, hidden);
       return;
     }
     const float* none = scratch.zeros(hidden);
