@@ -10,7 +10,7 @@ from L2.
 
 All else runs the separate kernels on parts of the tokens (``packed/fused_trajectory.py``):
 training, where noise, masks and the pooled coarse output besides all this spill on sm_86, backward,
-and what :data:`FITS` leaves out.
+and sizes beyond :func:`largest_size`.
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ from ._sublayers import _vector
 from .hda_trajectory import _predict
 from .moe_aggregate import EPSILON, _gate, _load_tile
 
-# The largest padded D whose default configuration does not spill on sm_86, by precision.
-FITS = {"half": 64, "tf32": 128, "ieee": 64}
+# The largest padded D whose default configuration does not spill anywhere, and where more does
+# not: on sm_80 and sm_90 the compiler orders the same kernel so that it needs more registers.
+FITS = 64
+FITS_ON = {("tf32", 86): 128, ("tf32", 89): 128}
 # Sequences of a program: what a product takes at least, and what fills a tile of tokens.
 GROUP, SMALLEST_GROUP = 16, 4
 KEYS = 32
@@ -258,18 +260,24 @@ def _inference(i: TrajectoryInputs) -> bool:
     return i.last_only and not i.contrast and not noisy
 
 
+def largest_size(kind: str, architecture: int) -> int:
+    """The largest padded D that the one kernel takes, by precision and architecture (86: sm_86)."""
+    return FITS_ON.get((kind, architecture), FITS)
+
+
 def fwd(*inputs: Any) -> tuple[Tensor, ...]:
     """``fused_trajectory_fwd`` of the op's schema."""
     i = TrajectoryInputs(*inputs)
     e = i.embeddings
     ops, block = operands(e), padded_size(e.shape[1])
-    if not _inference(i) or block > FITS[ops.kind]:
+    processor = architecture(e.device)
+    if not _inference(i) or block > largest_size(ops.kind, processor):
         return forward_in_parts(i, "triton")
     laid_out: list[Any] = [t.contiguous() if isinstance(t, Tensor) else t for t in i]
     i = TrajectoryInputs(*laid_out)
     (tokens, size), batch = e.shape, i.offsets.shape[0] - 1
     wide = {"dtype": torch.float32, "device": e.device}
-    tile = _heuristics.tile("fused_trajectory", block, ops.kind, architecture(e.device), tokens)
+    tile = _heuristics.tile("fused_trajectory", block, ops.kind, processor, tokens)
     group = _sequences_a_program(batch, e.device)
     user, error = e.new_empty(batch, size), torch.empty(tokens, **wide)
     z_fine, z_coarse = (torch.empty(batch, size, **wide) for _ in range(2))

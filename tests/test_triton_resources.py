@@ -14,9 +14,11 @@ pytest.importorskip("triton")
 
 import triton
 
-from adarec_fast.kernels import _heuristics, _mlp
+from adarec_fast.kernels import _heuristics, _launch, _mlp
+from adarec_fast.kernels._launch import recording
+from adarec_fast.ops._library import implementation
 from bench import triton_resources
-from bench.triton_examples import fingerprint, launches
+from bench.triton_examples import EXAMPLES, _precision, fingerprint, launches
 
 KEY = "hda_trajectory/forward_kernel[NOISE]/64/tf32/sm_86"
 ROW = {
@@ -88,3 +90,21 @@ def test_fingerprints_change_with_tiles_and_with_what_a_kernel_calls(
     # All three call it, two of them through another function.
     monkeypatch.setattr(_mlp.hidden_before, "_src", _mlp.hidden_before.src + "\n    # changed")
     assert all(now()[name] != old for name, old in before.items())
+
+
+@pytest.mark.parametrize(
+    ("architecture", "precision", "size", "alone"),
+    [(86, "tf32", 128, True), (89, "tf32", 128, True), (80, "tf32", 128, False),
+     (90, "tf32", 128, False), (120, "tf32", 128, False), (86, "half", 128, False),
+     (80, "tf32", 64, True), (90, "ieee", 64, True)],
+)  # fmt: skip
+def test_the_fused_trajectory_is_one_kernel_where_it_does_not_spill(
+    architecture: int, precision: str, size: int, alone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(_launch.MULTIPROCESSORS, 120, 170)
+    example = next(EXAMPLES["fused_trajectory"](size))
+    with recording(architecture) as started, _precision(precision):
+        implementation("fused_trajectory", "triton").fwd(*example.forward)
+    names = [launch.kernel.__name__ for launch in started]
+    assert (names == ["_trajectory_kernel"]) == alone
+    assert ("_trajectory_kernel" in names) == alone
