@@ -12,16 +12,12 @@ from typing import Annotated, Any
 
 import typer
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
-from .console import command, out
+from .console import command, err, out
 
 _PACKAGES = ("adarec_fast", "torch", "triton", "numpy", "polars", "pandas", "tensorboard")
-_COMPILERS = {
-    "C++": (os.environ.get("CXX", "c++"), "--version"),
-    "CUDA": ("nvcc", "--version"),
-    "ninja": ("ninja", "--version"),
-}
 
 
 @command
@@ -81,7 +77,7 @@ def gather() -> dict[str, Any]:
             "cores": os.cpu_count(),
             "torch threads": torch.get_num_threads(),
         },
-        "compilers": {name: _first_line(*line) for name, line in _COMPILERS.items()},
+        "compilers": {name: _first_line(program) for name, program in _compilers().items()},
         "devices": devices,
         "ops": [
             {"device": device, **row}
@@ -93,13 +89,31 @@ def gather() -> dict[str, Any]:
 
 @command
 def build() -> None:
-    """Compile the native extension now rather than on first use."""
+    """Compile the native extensions now rather than on first use.
+
+    The C++ one always; the CUDA one where torch is a CUDA build and nvcc is there: for the devices
+    of this machine, or, with or without one, for what TORCH_CUDA_ARCH_LIST names, e.g. "8.6 9.0".
+    """
     import torch
 
     from ..ops import extension
+    from ..ops._toolkit import requested_architectures
 
-    for backend in ("cpp", "cuda") if torch.version.cuda else ("cpp",):
-        print(extension.build(backend, verbose=True))
+    print(extension.build("cpp"))
+    requested = requested_architectures()
+    if torch.version.cuda is None and not requested:
+        return
+    try:
+        # A machine looks for the library of its own devices, so that each kind gets one.
+        for name in requested:
+            print(extension.build("cuda", architectures=(name,)))
+        if not requested:
+            print(extension.build("cuda"))
+    except extension.NotForThisMachine as reason:
+        if requested:
+            raise
+        err.print(f"adarec_fast: cpp was built, cuda was not: {escape(str(reason))}",
+                  soft_wrap=True)
 
 
 def _version(name: str) -> str | None:
@@ -109,14 +123,25 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _first_line(program: str, flag: str) -> str | None:
+def _compilers() -> dict[str, str]:
+    from ..ops._toolkit import find_nvcc
+    from ..ops.extension import ExtensionError
+
+    try:
+        nvcc = str(find_nvcc())
+    except ExtensionError:
+        nvcc = "nvcc"
+    return {"C++": os.environ.get("CXX", "c++"), "CUDA": nvcc, "ninja": "ninja"}
+
+
+def _first_line(program: str) -> str | None:
     """The path and version of a program, None where it is not installed."""
     path = shutil.which(program)
     if path is None:
         return None
     try:
         answer = subprocess.run(
-            [path, flag], capture_output=True, text=True, timeout=10, check=False
+            [path, "--version"], capture_output=True, text=True, timeout=10, check=False
         ).stdout.split("\n")
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"{path} (does not run: {error})"

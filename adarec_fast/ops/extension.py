@@ -2,15 +2,17 @@
 
 ``csrc/`` travels with the package. The CPU library holds ``csrc/cpu`` and ``csrc/bindings``; where
 torch is a CUDA build and nvcc is there, a second one holds ``csrc/cuda``. A library is cached by
-the hash of its sources, flags, torch version and processor in ``$ADAREC_FAST_CACHE`` (else
-``$XDG_CACHE_HOME/adarec_fast``, else ``~/.cache/adarec_fast``), and built under a file lock, so
-that processes started together build once.
+the hash of its sources, flags, torch version and processor (the CUDA one: architectures) in
+``$ADAREC_FAST_CACHE`` (else ``$XDG_CACHE_HOME/adarec_fast``, else ``~/.cache/adarec_fast``), and
+built under a file lock, so that processes started together build once.
 
 Environment:
     ADAREC_FAST_NO_EXT=1     never build or load; other backends run.
     ADAREC_FAST_PORTABLE=1   build for AVX2 (x86-64-v3) instead of the machine at hand.
     ADAREC_FAST_SANITIZE     compiler sanitizers, e.g. ``address,undefined`` (for tests).
-    CXX, NVCC                compilers, where ``c++`` and ``nvcc`` are not the ones wanted.
+    CXX, NVCC, CUDA_HOME     compilers, where ``c++`` and ``nvcc`` are not the ones wanted.
+    TORCH_CUDA_ARCH_LIST     what ``adarec-fast build`` makes CUDA libraries for, e.g. ``8.0 8.6``,
+                             with or without a device; else for the devices there are.
 """
 
 from __future__ import annotations
@@ -34,6 +36,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from . import _toolkit
+from ._toolkit import ExtensionError as ExtensionError
+from ._toolkit import NotForThisMachine as NotForThisMachine
+
 SOURCES = Path(__file__).resolve().parent.parent / "csrc"
 BACKENDS = ("cpp", "cuda")
 _PREFIX = "prefix.h"
@@ -46,10 +52,6 @@ rule header
 rule link
   command = $cxx $in -o $out $flags
 """
-
-
-class ExtensionError(RuntimeError):
-    """The extension cannot be built or loaded here; the message says why and what would help."""
 
 
 class _Unit(NamedTuple):
@@ -70,6 +72,8 @@ class _Plan(NamedTuple):
     summary: str
     # A header that the units of this tool and these flags share, compiled once.
     prefix: _Unit | None = None
+    # Whether the library is for the processor at hand alone.
+    native: bool = False
 
 
 def cache_dir() -> Path:
@@ -106,10 +110,10 @@ def _portable() -> bool:
     return os.environ.get("ADAREC_FAST_PORTABLE") == "1"
 
 
-def _host_flags() -> str:
+def _host_flags(processor: str) -> str:
     flags = [
         "-std=c++20", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden",
-        "-march=x86-64-v3" if _portable() else "-march=native",
+        f"-march={processor}",
         # Vector types as template arguments lose an alignment attribute that is not needed here;
         # gcc's own intrinsic headers read registers that they call undefined.
         "-Wall", "-Wno-ignored-attributes", "-Wno-maybe-uninitialized", "-Wno-uninitialized",
@@ -151,7 +155,8 @@ def _compiler() -> str:
 
 
 def _plan_cpp() -> _Plan:
-    host, bound = _host_flags(), _torch_flags()
+    host = _host_flags("x86-64-v3" if _portable() else "native")
+    bound = _torch_flags()
     kernels = sorted((SOURCES / "cpu").glob("*.cpp"))
     bindings = [
         SOURCES / "bindings.cpp",
@@ -166,40 +171,25 @@ def _plan_cpp() -> _Plan:
     return _Plan(
         "adarec_fast_cpp", units, f"{_link_flags('torch_cpu', 'c10')} {_gomp()}",
         f"C++ extension for {'AVX2' if _portable() else 'this processor'}",
-        _Unit(SOURCES / "bindings/common.h", "cxx", units[0].flags),
+        _Unit(SOURCES / "bindings/common.h", "cxx", units[0].flags), native=not _portable(),
     )
 
 
-def _cuda_home() -> Path:
-    nvcc = shutil.which(os.environ.get("NVCC", "nvcc"))
-    root = os.environ.get("CUDA_HOME")
-    if nvcc is None and root and (Path(root) / "bin/nvcc").exists():
-        nvcc = str(Path(root) / "bin/nvcc")
-    if nvcc is None:
-        raise ExtensionError("nvcc is not there; install the CUDA toolkit or set NVCC")
-    return Path(nvcc).resolve().parent.parent
-
-
-def _plan_cuda() -> _Plan:
-    if torch.version.cuda is None:
-        raise ExtensionError("torch is not a CUDA build")
-    if not torch.cuda.is_available():
-        raise ExtensionError("no CUDA device")
-    home = _cuda_home()
-    major, minor = torch.cuda.get_device_capability()
-    arch = f"{major}{minor}"
-    kernel = f"-O3 -std=c++17 -gencode arch=compute_{arch},code=sm_{arch} -Xcompiler -fPIC"
-    units = [
-        _Unit(p, "nvcc", f"{kernel} -ccbin $cxx") for p in sorted((SOURCES / "cuda").glob("*.cu"))
-    ]
-    bound = f"-O1 {_host_flags()} {_torch_flags()} -isystem {shlex.quote(str(home / 'include'))}"
+def _plan_cuda(architectures: tuple[str, ...]) -> _Plan:
+    targets = " ".join(f"-gencode arch=compute_{a},code=sm_{a}" for a in architectures)
+    # What lies in the toolkit is found when it is needed: see _ninja_file.
+    kernel = f"-O3 -std=c++17 {targets} -Xcompiler -fPIC -ccbin $cxx $cuda_includes"
+    units = [_Unit(p, "nvcc", kernel) for p in sorted((SOURCES / "cuda").glob("*.cu"))]
+    # Only the kernels take time, so the host's part may run on any processor.
+    bound = f"-O1 {_host_flags('x86-64-v3')} {_torch_flags()} $cuda_includes"
     units += [_Unit(p, "cxx", bound) for p in sorted((SOURCES / "bindings").glob("*_cuda.cpp"))]
     if not units:
         raise ExtensionError("this installation holds no CUDA sources")
-    folders = [home / "lib64", home / "lib", home / "targets/x86_64-linux/lib"]
-    search = " ".join(f"-L{shlex.quote(str(f))}" for f in folders if f.is_dir())
-    flags = f"{_link_flags('torch_cpu', 'torch_cuda', 'c10', 'c10_cuda')} {search} -lcudart"
-    return _Plan("adarec_fast_cuda", units, flags, f"CUDA extension for sm_{arch}")
+    libraries = _link_flags("torch_cpu", "torch_cuda", "c10", "c10_cuda")
+    # A machine that builds need not be one that can load: what is missing shows here.
+    flags = f"-Wl,--no-undefined {libraries} $cuda_runtime"
+    names = ", ".join(f"sm_{a}" for a in architectures)
+    return _Plan("adarec_fast_cuda", units, flags, f"CUDA extension for {names}")
 
 
 @functools.cache
@@ -239,10 +229,10 @@ def _content(source: Path) -> str:
 
 def _environment(plan: _Plan) -> str:
     """Hash of all that decides the objects, less the sources' contents."""
-    processor = {} if _portable() else _processor()
+    processor = _processor() if plan.native else {}
     return _digest(
         plan.name, *sorted({f"{unit.tool} {unit.flags}" for unit in plan.units}), plan.link_flags,
-        torch.__version__, str(torch.version.cuda), platform.platform(),
+        torch.__version__, str(torch.version.cuda), platform.machine(), *platform.libc_ver(),
         processor.get("model name", ""), processor.get("flags", ""), str(SOURCES),
     )
 
@@ -283,7 +273,11 @@ def _edge(rule: str, unit: _Unit, target: str, flags: str = "", needs: str = "")
 def _ninja_file(plan: _Plan, folder: Path) -> str:
     lines = [f"cxx = {_compiler()}\n"]
     if any(unit.tool == "nvcc" for unit in plan.units):
-        lines.append(f"nvcc = {shlex.quote(str(_cuda_home() / 'bin/nvcc'))}\n")
+        kit = _toolkit.toolkit(_compiler())
+        includes = (f"-isystem {shlex.quote(str(folder))}" for folder in kit.includes)
+        lines.append(f"nvcc = {shlex.quote(str(kit.nvcc))}\n")
+        lines.append(f"cuda_includes = {' '.join(includes)}\n")
+        lines.append(f"cuda_runtime = {shlex.quote(str(kit.runtime))}\n")
     lines.append(_NINJA_RULES)
     objects = []
     if plan.prefix is not None:
@@ -320,7 +314,7 @@ def _compile(plan: _Plan, library: Path, folder: Path) -> None:
     (folder / "build.ninja").write_text(_ninja_file(plan, folder), encoding="utf-8")
     done = subprocess.run([_ninja(), "-C", str(folder)], capture_output=True, text=True)
     if done.returncode != 0:
-        lines = [line for line in done.stdout.splitlines() if "error" in line.lower()]
+        lines = [s for s in done.stdout.splitlines() if re.search("error|fatal", s.lower())]
         lines = (lines or done.stdout.splitlines() or done.stderr.splitlines())[:12]
         raise ExtensionError("the compiler failed:\n  " + "\n  ".join(lines))
     # It is large, and quickly made again for the next change.
@@ -330,7 +324,7 @@ def _compile(plan: _Plan, library: Path, folder: Path) -> None:
     os.replace(staged, library)
 
 
-def _plan(backend: str) -> _Plan:
+def _plan(backend: str, architectures: tuple[str, ...] | None = None) -> _Plan:
     if backend not in BACKENDS:
         raise ExtensionError(f"backend={backend!r} is not one of {', '.join(BACKENDS)}")
     if os.environ.get("ADAREC_FAST_NO_EXT") == "1":
@@ -341,24 +335,34 @@ def _plan(backend: str) -> _Plan:
         )
     if not {"avx2", "fma"} <= set(_processor().get("flags", "avx2 fma").split()):
         raise ExtensionError("the processor has no AVX2 and FMA")
-    return _plan_cpp() if backend == "cpp" else _plan_cuda()
+    if backend == "cpp":
+        return _plan_cpp()
+    if torch.version.cuda is None:
+        raise NotForThisMachine(f"torch {torch.__version__} is not a CUDA build")
+    return _plan_cuda(architectures or _toolkit.device_architectures())
 
 
-def build(backend: str = "cpp", *, verbose: bool = True) -> Path:
+def build(
+    backend: str = "cpp", *, architectures: tuple[str, ...] | None = None, verbose: bool = True
+) -> Path:
     """Build a backend's library unless it is in the cache.
 
     Args:
         backend: ``"cpp"`` or ``"cuda"``.
+        architectures: what a CUDA library is for, e.g. ``("86",)`` for sm_86; None: the devices
+            there are.
         verbose: say on stderr, in one line, what is built, how long it took and where it lies.
 
     Returns:
         The library's path.
 
     Raises:
+        NotForThisMachine: a CUDA library, where torch is no CUDA build, no device is there to
+            build for, or no nvcc.
         ExtensionError: no compiler, a failing one, a cache that cannot be written, or an unfit
             machine.
     """
-    plan = _plan(backend)
+    plan = _plan(backend, architectures)
     library = _library(plan)
     if library.exists():
         return library
@@ -403,8 +407,9 @@ def _load(backend: str) -> str | None:
         except OSError as error:
             raise ExtensionError(f"cannot load {library}: {error}") from error
     except ExtensionError as error:
-        # A machine without a GPU is no reason to warn: nobody expects the CUDA extension there.
-        if backend == "cpp" or torch.cuda.is_available():
+        # A machine without a GPU or nvcc is no reason to warn; `adarec-fast info` says it.
+        usual = isinstance(error, NotForThisMachine) or not torch.cuda.is_available()
+        if backend == "cpp" or not usual:
             warnings.warn(
                 f"adarec_fast: the {backend} extension is not used, slower backends run instead: "
                 f"{error}",

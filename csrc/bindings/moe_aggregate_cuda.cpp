@@ -16,6 +16,11 @@ namespace {
 using at::Tensor;
 using Maybe = std::optional<Tensor>;
 
+// Before all else: the guard takes no other device.
+void check_cuda(const Tensor& fine) {
+  TORCH_CHECK_VALUE(fine.is_cuda(), "fine is on ", fine.device(), "; backend cuda runs on cuda");
+}
+
 void check_place(const Tensor& t, const char* name, const Tensor& like) {
   TORCH_CHECK_VALUE(t.device() == like.device(), name, " is on ", t.device(), ", fine on ",
                     like.device());
@@ -65,7 +70,6 @@ Call checked(const Tensor& fine, const Tensor& coarse, const Maybe& pooled, cons
              const Tensor& level_mass, const Tensor& router_w1, const Tensor& router_level_bias,
              const Tensor& router_w2, const Tensor& router_b2, const Tensor& gate_w,
              const Tensor& gate_b) {
-  TORCH_CHECK_VALUE(fine.is_cuda(), "fine is on ", fine.device(), "; backend cuda runs on cuda");
   TORCH_CHECK_VALUE(fine.scalar_type() == at::kFloat || fine.scalar_type() == at::kBFloat16,
                     "fine has dtype ", fine.scalar_type(),
                     "; backend cuda takes float32 or bfloat16 (backend packed takes others)");
@@ -137,6 +141,7 @@ Call checked(const Tensor& fine, const Tensor& coarse, const Maybe& pooled, cons
           router_b2, gate_w, gate_b)
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> forward(ADAREC_MOE_PARAMETERS) {
+  check_cuda(fine);
   const c10::cuda::OptionalCUDAGuard guard(fine.device());
   const Call call = ADAREC_MOE_CHECKED;
   const int64_t levels = fine.size(0), rows = fine.size(1), dim = fine.size(2);
@@ -153,6 +158,7 @@ using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Ten
 
 Gradients backward(const Tensor& grad_user, const Tensor& gates, const Tensor& z_fine,
                    const Tensor& z_coarse, ADAREC_MOE_PARAMETERS) {
+  check_cuda(fine);
   const c10::cuda::OptionalCUDAGuard guard(fine.device());
   const Call call = ADAREC_MOE_CHECKED;
   const int64_t levels = fine.size(0), rows = fine.size(1), dim = fine.size(2);
