@@ -179,6 +179,11 @@ class TrainConfig(_Base):
     worker_timeout: float = Field(
         45.0, gt=0.0, description="seconds that a step or an evaluation waits for another worker"
     )
+    save_timeout: float = Field(
+        0.0, ge=0.0,
+        description="seconds that the other workers wait while the first one saves; 0: "
+        "worker_timeout, and one for each 20 MB",
+    )  # fmt: skip
 
 
 def read_mapping(path: str | Path, largest: int | None = LARGEST) -> dict[str, Any]:

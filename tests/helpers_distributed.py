@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -27,7 +28,7 @@ from adarec_fast.distributed.batches import SharedBatches
 from adarec_fast.distributed.items import ShardedItems
 from adarec_fast.distributed.stepper import split_items
 from adarec_fast.evaluation import evaluate
-from adarec_fast.training import Reporter, train
+from adarec_fast.training import Reporter, train, trainer
 
 DATA = synthetic(num_users=61, num_items=57, num_themes=3, subthemes_per_theme=2, seed=2)
 MODEL: dict[str, Any] = {
@@ -226,14 +227,31 @@ class Slow(Reporter):
             self.mark.write_text("6", encoding="utf-8")
 
 
-def endless(folder: Path, timeout: float) -> None:
+def stop_in_a_save(after: int) -> None:
+    """Have this process stop for good in the middle of its ``after``-th checkpoint."""
+    save, count = trainer.save_checkpoint, itertools.count(1)
+
+    def stopping(run_dir: Path, name: str, fill: Callable[[Path], None], *rest: Any) -> None:
+        def fill_and_stop(folder: Path) -> None:
+            fill(folder)
+            if next(count) == after:
+                os.kill(os.getpid(), signal.SIGSTOP)
+
+        save(run_dir, name, fill_and_stop, *rest)
+
+    trainer.save_checkpoint = stopping
+
+
+def endless(folder: Path, timeout: float, save_timeout: float) -> None:
     begun = time.monotonic()
+    if save_timeout and os.environ["RANK"] == "0":
+        stop_in_a_save(4)
     try:
         result = train(
             MODEL,
             TrainConfig.create(
                 **{**TRAIN, "epochs": 10**6, "patience": 10**6, "log_every": 1,
-                   "worker_timeout": timeout},
+                   "worker_timeout": timeout, "save_timeout": save_timeout},
             ),
             DATA, folder / "run", reporter=Slow(folder / "mark"),
         )  # fmt: skip
@@ -246,21 +264,30 @@ def endless(folder: Path, timeout: float) -> None:
     )
 
 
-def signalled(folder: Path, number: int, rank: int, timeout: float) -> None:
-    """A signal to one of three workers in the middle of training."""
+def signalled(folder: Path, number: int, rank: int, timeout: float, save: float = 0.0) -> None:
+    """A signal to one of three workers in the middle of training, or by itself while it saves.
+
+    Args:
+        folder: of the run and of what the workers say.
+        number: the signal.
+        rank: who gets it.
+        timeout: ``worker_timeout``.
+        save: ``save_timeout``; if it is not 0, the signal comes from inside a checkpoint.
+    """
     folder.mkdir()
+    others = [folder / f"said-{i}" for i in range(3) if i != rank]
 
     def send(children: list[int]) -> None:
         while not (folder / "mark").exists():
             time.sleep(0.02)
-        os.kill(children[rank], number)
-        (folder / "sent").write_text(str(time.time()), encoding="utf-8")
+        if not save:
+            os.kill(children[rank], number)
         if number == signal.SIGSTOP:
-            while not all((folder / f"said-{i}").exists() for i in range(3) if i != rank):
+            while not all(path.exists() for path in others):
                 time.sleep(0.05)
             os.kill(children[rank], signal.SIGKILL)
 
-    launch(3, endless, folder, timeout, watch=send)
+    launch(3, endless, folder, timeout, save, watch=send)
 
 
 def signals(folder: Path) -> None:
@@ -268,6 +295,7 @@ def signals(folder: Path) -> None:
     signalled(folder / "kill-last", signal.SIGKILL, 2, 45.0)
     signalled(folder / "kill-first", signal.SIGKILL, 0, 45.0)
     signalled(folder / "stop", signal.SIGSTOP, 1, 3.0)
+    signalled(folder / "stop-saving", signal.SIGSTOP, 0, 45.0, save=3.0)
 
 
 def refused(folder: Path) -> None:

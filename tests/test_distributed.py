@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from adarec_fast import ConfigError, TrainConfig, synthetic
+from adarec_fast.distributed.workers import saving_seconds
 from adarec_fast.evaluation import EvaluationResult
 from adarec_fast.training import load_run, train
 from adarec_fast.training.metrics_log import flatten, read_metrics
@@ -245,6 +246,35 @@ def test_the_others_end_when_a_worker_is_lost(signals: Path, case: str, lost: in
         assert "resume" in words
         assert seconds < 60
     assert not (signals / case / f"said-{lost}").exists()
+
+
+def test_the_others_end_when_the_first_hangs_in_a_save(signals: Path) -> None:
+    import helpers_distributed as helpers
+
+    folder = signals / "stop-saving"
+    for rank in (1, 2):
+        words, seconds = said(folder, rank)
+        assert words.startswith(
+            f"WorkersError: worker {rank} of 3 lost another one (worker 0 has not ended its "
+            "writing in 3 s, --save-timeout allows more)"
+        )
+        assert "are kept in" in words
+        assert seconds < 30
+    # It stopped with a checkpoint half made; what was there before is whole, a run goes on from it.
+    run = folder / "run"
+    assert len(list(run.glob("*.new"))) == 1
+    step = int(words.partition("the weights of step ")[2].split()[0])
+    config = TrainConfig.create(**{**helpers.TRAIN, "epochs": 10**6, "patience": 10**6})
+    result = train(helpers.MODEL, config, helpers.DATA, run, resume=True, stop_after_steps=1)
+    assert result.steps == step + 1
+    assert not list(run.glob("*.new"))
+
+
+def test_a_save_is_waited_for_by_its_size() -> None:
+    assert saving_seconds(0, 45.0) == 45.0
+    # Weights and Adam's state of 10^7 items of 64 float32, at 20 MB/s.
+    assert saving_seconds(3 * 10**7 * 256, 45.0) == 429.0
+    assert saving_seconds(3 * 10**7 * 256, 45.0, save_timeout=7.0) == 7.0
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,16 @@
 """The workers of a run: processes that torchrun started, one a device, and how they agree.
 
-Two process groups: ``group`` carries tensors of the training device (NCCL on CUDA, gloo on CPU)
+Three process groups: ``group`` carries tensors of the training device (NCCL on CUDA, gloo on CPU)
 and waits for a late worker no longer than a timeout; ``control`` (gloo) carries the decisions of
-the hosts, and waits long, since one worker writes checkpoints while the others wait.
+the hosts, and waits as long as the slowest start; ``saving`` (gloo) waits while the first worker
+writes, which takes longer than a step, but not for ever.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -23,6 +25,8 @@ from .errors import WorkersError
 # What torchrun sets; without all of them this is one process.
 _ENVIRONMENT = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _CONTROL_TIMEOUT = timedelta(minutes=60)
+# Bytes a second of a slow disk, a network's for example: written, flushed and read for SHA-256.
+_SLOWEST_DISK = 20e6
 
 _Result = TypeVar("_Result")
 
@@ -37,6 +41,7 @@ class Workers:
     Attributes:
         rank: this worker's number, from 0; the first one writes, logs and speaks.
         size: how many there are.
+        save_timeout: seconds that the others wait for the first one in :meth:`first_does`.
     """
 
     def __init__(self, device: torch.device, timeout: float) -> None:
@@ -45,6 +50,12 @@ class Workers:
         backend = "nccl" if device.type == "cuda" else "gloo"
         self.group = dist.new_group(backend=backend, timeout=timedelta(seconds=timeout))
         self.control = dist.new_group(backend="gloo", timeout=_CONTROL_TIMEOUT)
+        self.saving, self.save_timeout = self.control, _CONTROL_TIMEOUT.total_seconds()
+
+    def bound_saving(self, seconds: float) -> None:
+        """From now on :meth:`first_does` waits no longer; every worker calls this alike."""
+        self.saving = dist.new_group(backend="gloo", timeout=timedelta(seconds=seconds))
+        self.save_timeout = seconds
 
     @property
     def first(self) -> bool:
@@ -80,18 +91,20 @@ class Workers:
         result[self.part(count)] = part.to(self.device)
         return self.sum(result).cpu()
 
-    def announce(self, value: str | None) -> str:
+    def announce(self, value: str | None, group: dist.ProcessGroup | None = None) -> str:
         """The first worker's text, on all workers."""
         values = [value]
-        dist.broadcast_object_list(values, src=0, group=self.control)
+        dist.broadcast_object_list(values, src=0, group=group or self.control)
         assert values[0] is not None
         return values[0]
 
     def first_does(self, function: Callable[[], None]) -> None:
-        """The first worker calls ``function``; all wait for it.
+        """The first worker calls ``function``; all wait for it, :attr:`save_timeout` at most.
 
         Raises:
             WorkersError: on the other workers, if it failed there; on the first, its own error.
+            RuntimeError: on the other workers, if it took too long or the first one is gone;
+                :meth:`watched` makes a :class:`WorkersError` of it.
         """
         failed = ""
         error: BaseException | None = None
@@ -100,7 +113,16 @@ class Workers:
                 function()
             except BaseException as caught:
                 error, failed = caught, str(caught) or type(caught).__name__
-        failed = self.announce(failed)
+        begun = time.monotonic()
+        try:
+            failed = self.announce(failed, self.saving)
+        except RuntimeError as lost:
+            if connection_lost(lost) and time.monotonic() - begun >= self.save_timeout:
+                raise _TooLong(
+                    f"worker 0 has not ended its writing in {self.save_timeout:g} s, "
+                    "--save-timeout allows more"
+                ) from lost
+            raise
         if error is not None:
             raise error
         if failed:
@@ -134,9 +156,12 @@ class Workers:
         except RuntimeError as error:
             if not connection_lost(error):
                 raise
-            # gloo's: [file:line] what happened. Advice.
-            reason = str(error).splitlines()[0].partition("] ")[2].partition(". ")[0]
-            reason = reason or type(error).__name__
+            if isinstance(error, _TooLong):
+                reason = str(error)
+            else:
+                # gloo's: [file:line] what happened. Advice.
+                reason = str(error).splitlines()[0].partition("] ")[2].partition(". ")[0]
+                reason = reason or type(error).__name__
             raise WorkersError(
                 f"worker {self.rank} of {self.size} lost another one ({reason}): a process ended "
                 f"or hangs, and the run cannot go on; {kept()}; "
@@ -144,10 +169,25 @@ class Workers:
             ) from error
 
 
+class _TooLong(RuntimeError):
+    """The first worker did not end what all wait for."""
+
+
 def connection_lost(error: BaseException) -> bool:
     """Whether an error is a process group's, about another worker."""
     text = str(error)
-    return isinstance(error, dist.DistError) or "/gloo/" in text or "Connection" in text
+    return isinstance(error, dist.DistError | _TooLong) or "/gloo/" in text or "Connection" in text
+
+
+def saving_seconds(size: int, step_timeout: float, save_timeout: float = 0.0) -> float:
+    """How long the other workers wait for ``size`` bytes to be saved.
+
+    Args:
+        size: of the largest thing that is written at once.
+        step_timeout: seconds that a step waits for a late worker.
+        save_timeout: what was asked for; 0 leaves it to the size, for a slow disk.
+    """
+    return save_timeout or step_timeout + size / _SLOWEST_DISK
 
 
 class Agreement:

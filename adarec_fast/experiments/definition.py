@@ -34,7 +34,7 @@ _FORMAT = 1
 _FREE = {
     "model": {"backend"},
     "train": {"device", "log_every", "checkpoint_every", "evaluation_batch_size",
-              "shard_items", "worker_timeout"},
+              "shard_items", "worker_timeout", "save_timeout"},
     "data": set[str](),
 }
 _SEEDS = ("seed", "model.seed", "train.seed")

@@ -15,7 +15,7 @@ from .checkpoint import read_json
 # A resumed run must see the same batches and take the same steps; these may change.
 FREE_FIELDS = (
     "epochs", "patience", "log_every", "checkpoint_every", "device", "evaluation_batch_size",
-    "shard_items", "worker_timeout",
+    "shard_items", "worker_timeout", "save_timeout",
 )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..config import ADARecConfig, TrainConfig
 from ..data import InteractionData, Split, TrainingBatches
-from ..distributed.workers import Agreement
+from ..distributed.workers import Agreement, saving_seconds
 from ..evaluation import evaluate
 from ..model import ADARec
 from ..pretrained import CheckpointError, write
@@ -128,6 +128,14 @@ class Trainer:
                 )
             check_origin(self._config_path, folder, manifest, self.model_config, self.config)
             model = ADARec.from_pretrained(folder, backend=self.model_config.backend)
+        if self.workers is not None:
+            weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+            # Adam keeps two more of each weight. The data are written once, before the first step.
+            size = max(3 * weights, self.data.values.nbytes + self.data.offsets.nbytes)
+            config = self.config
+            self.workers.bound_saving(
+                saving_seconds(size, config.worker_timeout, config.save_timeout)
+            )
         if self.workers is not None and self.config.shard_items:
             from ..distributed.stepper import split_items
 
@@ -140,17 +148,27 @@ class Trainer:
             self._load_state(folder)
         if self.workers is not None:
             self.workers.barrier()  # all have read the folder that the first one writes to now
-        if self.workers is None or self.workers.first:
-            if folder is None:
-                run_folder.write_data(self.run_dir, self.data)
-            elif data_source is None:
-                data_source = run_folder.read_config(self.run_dir)[2].get("source")
-            run_folder.write_config(
-                self.run_dir, self.model_config, self.config, self.data, data_source
-            )
-            self.log = MetricsLog(self.run_dir, self.epoch)
+        self._first_does(lambda: self._open_folder(folder is None, data_source))
         if folder is None:
             self.save("last")
+
+    def _open_folder(self, new: bool, data_source: Mapping[str, Any] | None) -> None:
+        """Write what a run folder has besides checkpoints, and open its log."""
+        if new:
+            run_folder.write_data(self.run_dir, self.data)
+        elif data_source is None:
+            data_source = run_folder.read_config(self.run_dir)[2].get("source")
+        run_folder.write_config(
+            self.run_dir, self.model_config, self.config, self.data, data_source
+        )
+        self.log = MetricsLog(self.run_dir, self.epoch)
+
+    def _first_does(self, function: Callable[[], None]) -> None:
+        """Once, by this process if it is alone, or by the first worker while the others wait."""
+        if self.workers is None:
+            function()
+        else:
+            self.workers.first_does(function)
 
     def _load_state(self, folder: Path) -> None:
         tensors, values = read_state(folder)
@@ -370,10 +388,7 @@ class Trainer:
         def replace() -> None:
             save_checkpoint(self.run_dir, name, fill, about, size)
 
-        if self.workers is None:
-            replace()
-        else:
-            self.workers.first_does(replace)
+        self._first_does(replace)
         if name == "last":
             self.saved_step = self.step
 
