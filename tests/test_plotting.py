@@ -283,6 +283,23 @@ def test_sensitivity_draws_a_line_a_setting() -> None:
         sensitivity(groups, "HR@3")
 
 
+def test_sensitivity_of_one_weight_at_a_time_is_a_line_a_panel() -> None:
+    settings = [(0.1, 0.01), (0.03, 0.01), (0.3, 0.01), *((0.1, x / 100) for x in range(2, 9))]
+    groups = [
+        group({"lambda_deno": deno, "lambda_expl": expl}, deno + expl) for deno, expl in settings
+    ]
+    deno, expl = sensitivity(groups).axes
+    (bars,) = deno.containers
+    np.testing.assert_allclose(bars.lines[0].get_xdata(orig=False), [0.03, 0.1, 0.3])
+    np.testing.assert_allclose(bars.lines[0].get_ydata(orig=False), [0.04, 0.11, 0.31])
+    (bars,) = expl.containers
+    assert len(bars.lines[0].get_xdata(orig=False)) == 8
+    assert deno.get_legend() is None
+    # Alone in all lines, the points are what there is.
+    (deno, expl) = sensitivity([groups[0], group({"lambda_deno": 1, "lambda_expl": 1}, 0.5)]).axes
+    assert len(deno.containers) == len(expl.containers) == 2
+
+
 def test_files_are_whole_and_the_same_again(pictures: RunPictures, tmp_path: Path) -> None:
     first = plot_run(pictures, tmp_path / "a", dpi=80)
     second = plot_run(

@@ -91,14 +91,18 @@ def sensitivity(
 
 
 def _lines(groups: Sequence[Group], key: str) -> dict[str, list[Group]]:
-    """Groups that differ in ``key`` alone, by the text of the rest."""
+    """Groups that differ in ``key`` alone, by the text of the rest.
+
+    Lines of one point are left out if others have more: a sweep of one weight at a time has them.
+    """
     lines: dict[str, list[Group]] = {}
     for group in groups:
         if key in group.values:
             rest = {k: v for k, v in group.values.items() if k != key}
             label = ", ".join(f"{_SYMBOLS.get(k, k)} = {v}" for k, v in rest.items())
             lines.setdefault(label, []).append(group)
-    return lines
+    longer = {label: members for label, members in lines.items() if len(members) > 1}
+    return longer or lines
 
 
 def _scale(axes: Any, values: list[float]) -> None:
