@@ -66,6 +66,8 @@ class Subject:
             run = load_run(self.path, which=which)  # type: ignore[arg-type]
             result += [tensor.tolist() for tensor in run.model.state_dict().values()]
             result += [run.model.config, run.data.values.tolist(), run.data.users, run.data.items]
+            assert run.data.labels is not None
+            result += [run.data.name, *(t.tolist() for t in vars(run.data.labels).values())]
         model_config, config, about = read_config(self.path)
         # As `adarec-fast train --resume` does, with the settings that it finds; a finished run has
         # no step left to do.

@@ -222,7 +222,11 @@ def write_data(run_dir: Path, data: InteractionData) -> None:
     tensors = {"values": data.values, "offsets": data.offsets}
     if data.labels is not None:
         tensors |= {name: getattr(data.labels, name) for name in _LABELS}
-    about = {"name": data.name, "fingerprint": fingerprint(data)}
+    about = {
+        "name": data.name,
+        "fingerprint": fingerprint(data),
+        "labels": _labels_fingerprint(data),
+    }
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     write_atomically(run_dir / INTERACTIONS, save(contiguous, about))
     write_atomically(run_dir / USERS, json.dumps(data.users.to_json()))
@@ -257,6 +261,9 @@ def read_data(run_dir: Path, items: Vocabulary) -> InteractionData:
             f"{about.get('fingerprint')}, its content with the checkpoint's items has "
             f"{fingerprint(data)}"
         )
+    # Runs of earlier versions do not have it.
+    if "labels" in about and _labels_fingerprint(data) != about["labels"]:
+        raise CheckpointError(f"{path}: altered: its name or labels are not those it was made with")
     return data
 
 
@@ -265,6 +272,17 @@ def fingerprint(data: InteractionData) -> str:
     digest = hashlib.sha256(f"{data.items.fingerprint()}:{data.users.fingerprint()}:".encode())
     for tensor in (data.values, data.offsets):
         digest.update(np.ascontiguousarray(tensor.numpy()).astype("<i8", copy=False).tobytes())
+    return digest.hexdigest()
+
+
+def _labels_fingerprint(data: InteractionData) -> str:
+    """SHA-256 (hex) of what a run's data have besides :func:`fingerprint`: a name and labels."""
+    digest = hashlib.sha256(f"{data.name}\0".encode())
+    if data.labels is not None:
+        for name in _LABELS:
+            tensor = getattr(data.labels, name)
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(np.ascontiguousarray(tensor.numpy()).tobytes())
     return digest.hexdigest()
 
 
