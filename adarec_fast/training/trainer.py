@@ -128,6 +128,7 @@ class Trainer:
                 )
             check_origin(self._config_path, folder, manifest, self.model_config, self.config)
             model = ADARec.from_pretrained(folder, backend=self.model_config.backend)
+        self.num_parameters = sum(p.numel() for p in model.parameters())
         if self.workers is not None:
             weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
             # Adam keeps two more of each weight. The data are written once, before the first step.
@@ -229,7 +230,7 @@ class Trainer:
             epoch=min(self.epoch + 1, self.config.epochs),
             step=self.step,
             device=str(self.device),
-            num_parameters=sum(p.numel() for p in self.model.parameters()),
+            num_parameters=self.num_parameters,
         )
 
     def _epochs(self, stop_at: int | None, signals: StopSignals) -> Status:
