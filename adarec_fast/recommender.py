@@ -241,8 +241,8 @@ def exportable(model: ADARec, *, k: int = 20) -> nn.Module:
         A module from values ``[N]`` and offsets ``[B+1]``, int64, of histories of at most
         ``max_length`` items, to unseen items ``[B, k]`` and their scores. It checks nothing that
         would have to be read from the tensors. N and B may be dynamic, though torch exports B = 1
-        apart from greater ones. An exported program needs this package imported, since its ops
-        are the package's.
+        apart from greater ones. An exported program needs ``adarec_fast.ops`` imported, since
+        its ops are those.
     """
     return _Ranker(model.eval(), k).eval()
 

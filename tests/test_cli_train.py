@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -145,6 +146,24 @@ def test_recommend_to_a_new_user_is_the_same_by_history(run: Path) -> None:
     assert answer["items"] == expected["items"]
 
 
+def test_ids_with_commas_and_spaces(tmp_path: Path) -> None:
+    data = tmp_path / "events.csv"
+    rows = [f'"u {u}","item, {i}",{i}' for u in range(4) for i in range(u, u + 6)]
+    data.write_text("user,item,time\n" + "\n".join(rows) + "\n", encoding="utf-8-sig")
+    folder = tmp_path / "a run"
+    trained = adarec("train", "--data", data, "--run-dir", folder, "--epochs", "1", *TINY)
+    assert trained.exit_code == 0, trained.output
+    (line,) = (line for line in trained.stdout.splitlines() if "adarec-fast recommend" in line)
+    shown = adarec(*shlex.split(line)[1:], "--output", "json")
+    assert json.loads(shown.stdout)[0]["user"] == "u 0"
+    shown = adarec("recommend", folder, "--history", '"item, 1", "item, 2"', "--output", "json")
+    assert json.loads(shown.stdout)[0]["history"] == ["item, 1", "item, 2"]
+    refused = adarec("recommend", folder, "--history", "item, 1")
+    assert refused.exit_code == 2
+    assert "unknown id 'item'" in refused.stderr
+    assert "an id with a comma stands in double quotes" in refused.stderr
+
+
 def test_recommend_as_csv_and_table(run: Path) -> None:
     shown = adarec("recommend", run, "--user", "u00001", "--k", "3", "--output", "csv")
     rows = list(csv.DictReader(io.StringIO(shown.stdout)))
@@ -173,6 +192,7 @@ def test_only_unseen_items_come_unless_asked(run: Path, data: Path) -> None:
         (["--user", "u9"], "--user: unknown id 'u9'"),
         (["--history", "t0-s0-i000,nothing"], "--history: unknown id 'nothing'"),
         (["--history", " , "], "names no item"),
+        (["--history", 't0-s0-i000,"t0'], "--history: "),
         (["--user", "u00000", "--k", "41"], "k=41"),
         (["--user", "u00000", "--device", "tpu9"], "device='tpu9'"),
     ],

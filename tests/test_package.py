@@ -13,11 +13,15 @@ from pathlib import Path
 
 import pytest
 
+import adarec_fast
+
 ROOT = Path(__file__).resolve().parent.parent
 TEST_COMMAND = 'pip install -e ".[test]" && pytest'
 
 
-def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(
+    *command: str | Path, cwd: Path = ROOT, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run to the end; a failure shows all that was printed."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "ADAREC_FAST"))}
     # Building the extension takes long; what it needs is checked to be in the wheel.
@@ -176,6 +180,34 @@ assert "polars" not in sys.modules and "typer" not in sys.modules
 """
     done = run(sys.executable, "-c", script, cwd=tmp_path, PATH="", PYTHONPATH=str(ROOT))
     assert float(done.stdout) < 3.0
+
+
+def test_the_command_line_starts_without_torch() -> None:
+    script = """
+import sys
+from adarec_fast.cli import app
+try:
+    app(sys.argv[1:])
+finally:
+    assert "adarec_fast.config" in sys.modules
+    assert "torch" not in sys.modules and "numpy" not in sys.modules
+"""
+    for arguments in (["--help"], ["train", "--help"], ["data", "inspect", "-h"]):
+        run(sys.executable, "-c", script, *arguments, PYTHONPATH=str(ROOT))
+    done = run(sys.executable, "-c", script, "--version", PYTHONPATH=str(ROOT))
+    assert done.stdout == f"adarec-fast {adarec_fast.__version__}\n"
+
+
+def test_public_names_and_submodules_load_on_first_use() -> None:
+    for name in adarec_fast.__all__:
+        assert getattr(adarec_fast, name).__name__ == name
+        assert name in dir(adarec_fast)
+    script = "import adarec_fast; adarec_fast.recommender.exportable; adarec_fast.ops.score_topk"
+    run(sys.executable, "-c", script, PYTHONPATH=str(ROOT))
+    run(sys.executable, "-c", "from adarec_fast import *; Split, ADARec", PYTHONPATH=str(ROOT))
+    for missing in ("ADARek", "_Split", "nothing_here"):
+        with pytest.raises(AttributeError, match=f"has no attribute '{missing}'"):
+            getattr(adarec_fast, missing)
 
 
 def test_continuous_integration_runs_the_readme_command() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
+from .. import __version__
 from . import (
     data,
     evaluate,
@@ -22,21 +25,42 @@ app = typer.Typer(
     name="adarec-fast",
     help="ADARec: sequential recommendation by adaptive diffusion and a mixture of experts.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        print(f"adarec-fast {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_say_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+_EXPERIMENTS, _MACHINE = "Experiments", "This machine"
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("recommend")(recommend.recommend)
-app.command("plot")(plot.plot)
-app.command("sweep")(sweep.sweep)
-app.command("reproduce")(reproduce.reproduce)
 app.command("serve")(serve.serve)
 app.command("export")(export.export)
 app.add_typer(data.app, name="data")
-app.command("info")(info.info)
-app.command("build")(info.build)
-app.command("tune")(tune.tune)
+app.command("plot", rich_help_panel=_EXPERIMENTS)(plot.plot)
+app.command("sweep", rich_help_panel=_EXPERIMENTS)(sweep.sweep)
+app.command("reproduce", rich_help_panel=_EXPERIMENTS)(reproduce.reproduce)
+app.command("info", rich_help_panel=_MACHINE)(info.info)
+app.command("build", rich_help_panel=_MACHINE)(info.build)
+app.command("tune", rich_help_panel=_MACHINE)(tune.tune)
 
 __all__ = ["app"]

@@ -55,6 +55,10 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             err.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
             raise typer.Exit(code) from None
 
+    if function.__doc__ is not None:
+        # Typer keeps the line breaks of a help text, which fit no terminal but the widest.
+        paragraphs = inspect.cleandoc(function.__doc__).split("\n\n")
+        wrapper.__doc__ = "\n\n".join(" ".join(text.split()) for text in paragraphs)
     signature = inspect.signature(function, eval_str=True)
     debug = inspect.Parameter(
         "debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=_Debug

@@ -65,7 +65,9 @@ def get(
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=err, transient=True) as progress:
+    with Progress(
+        *columns, console=err, transient=True, disable=not err.is_terminal
+    ) as progress:
         task = progress.add_task(choice, total=None)
 
         def show(done: int, total: int | None) -> None:
@@ -130,6 +132,7 @@ def _table(facts: dict[str, Any]) -> Table:
         f"{float(q) * 100:g}%: {value:g}" for q, value in length["quantiles"].items()
     )
     report = facts["report"] or {}
+    repeats = facts["repeats"]
     dropped = {
         "num_duplicates": "repeated interactions",
         "num_k_core_users": "users outside the k-core",
@@ -148,6 +151,10 @@ def _table(facts: dict[str, Any]) -> Table:
         "training prefixes": f"{facts['training_prefixes']:,}",
         "sparse users": f"{facts['sparse_share']:.1%} (at most 5 items before the test item)",
         "test targets seen": f"{facts['repeated_test_targets']:.2%} (unreachable when masked)",
+        "repeats kept": f"{repeats['all']:,} of an item in its history, "
+        f"{repeats['consecutive']:,} of them in a row (--deduplicate)"
+        if repeats["all"]
+        else "none",
         "dropped": ", ".join(removed) or "nothing",
         "most frequent": "  ".join(
             f"{escape(str(row['item']))} ({row['count']:,})" for row in facts["top_items"]

@@ -87,7 +87,7 @@ def report(results: Sequence[EvaluationResult]) -> RenderableType:
         f"{first.part}: {first.num_users:,} users, {first.num_sparse:,} of them sparse; "
         f"seen items masked: {first.seen_mask}"
     )
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD)
     table.add_column("")
     columns: list[dict[str, float]] = []
     for result in results:
@@ -115,4 +115,5 @@ def report(results: Sequence[EvaluationResult]) -> RenderableType:
         notes.append(f"NMI with planted labels {nmi}")
     if first.num_unreachable:
         notes.append(f"unreachable targets     {first.num_unreachable:,} (in the history already)")
-    return Group(table, *(Text(" " + note) for note in notes))
+    # A title of the table would be broken to the table's width.
+    return Group(Text(title), table, *(Text(" " + note) for note in notes))

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
-from rich.markup import escape
 from rich.table import Table
 
 from .console import command, err, out
@@ -96,19 +95,20 @@ def export(
     with err.status(f"exporting and checking {', '.join(formats)}"):
         made = export_run(run, target, formats, options)
     out.print(_table(made, k))
+    # In a table of 80 columns a path would be broken.
+    for entry in made:
+        out.print(str(entry.folder), markup=False, soft_wrap=True)
 
 
 def _table(made: list[Exported], k: int) -> Table:
     table = Table(box=box.SIMPLE_HEAD)
-    for column in ("format", "folder"):
-        table.add_column(column, overflow="fold")
+    table.add_column("format", no_wrap=True)
     for column in ("MiB", "users checked", "one user, ms", f"index recall@{k}", "its search, ms"):
         table.add_column(column, justify="right")
     for entry in made:
         index = entry.index
         table.add_row(
             entry.format,
-            escape(str(entry.folder)),
             f"{entry.size / 2**20:.1f}",
             f"{entry.outcome.users:,}",
             f"{entry.outcome.latency_ms:.2f}",

@@ -63,10 +63,16 @@ def recommend(
         list[str] | None,
         typer.Option(
             metavar="ITEM,ITEM,...",
-            help="Items of a user never seen, oldest first; may be repeated.",
+            help="Items of a user never seen, oldest first; may be repeated. An item with a comma "
+            'stands in double quotes, as in CSV: \'"a,1",b\'.',
         ),
     ] = None,
-    k: Annotated[int, typer.Option(help="How many items to recommend.", min=1)] = 20,
+    k: Annotated[
+        int | None,
+        typer.Option(
+            help="How many items to recommend.", min=1, show_default="20, or all if there are fewer"
+        ),
+    ] = None,
     exclude_seen: Annotated[
         bool,
         typer.Option(
@@ -89,10 +95,14 @@ def recommend(
         raise ConfigError("--all-users and --output parquet need --file PATH")
     if file is not None and (history or output not in (Output.CSV, Output.PARQUET)):
         raise ConfigError("--file takes --output csv or parquet, and users of the data alone")
+    from ..data import DataError
+    from ..data.text import split_ids
     from ..training import load_run
     from ..training.loop import resolve_device
 
     run = load_run(run_dir, device=resolve_device(device))
+    if k is None:
+        k = min(20, len(run.data.items))
     if file is not None:
         from ..frames import write_recommendations
 
@@ -110,7 +120,10 @@ def recommend(
         histories.append(run.data.sequence(index).tolist())
     for text in history or []:
         people.append(None)
-        ids = [part.strip() for part in text.split(",") if part.strip()]
+        try:
+            ids = split_ids(text)
+        except DataError as error:
+            raise DataError(f"--history: {error}") from None
         if not ids:
             raise ConfigError(f"--history {text!r} names no item; write ITEM,ITEM,...")
         histories.append(_encode(run.data.items, ids, "--history"))
@@ -231,5 +244,8 @@ def _encode(vocabulary: Vocabulary, ids: list[str], option: str) -> list[int]:
     try:
         indices: list[int] = vocabulary.encode(ids).tolist()
     except DataError as error:
-        raise DataError(f"{option}: {error}") from None
+        quoted = ""
+        if option == "--history" and any("," in str(known) for known in vocabulary.ids):
+            quoted = "; an id with a comma stands in double quotes: '\"a,1\",b'"
+        raise DataError(f"{option}: {error}{quoted}") from None
     return indices

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Annotated, Any
@@ -99,7 +100,8 @@ def train(
         raise typer.Exit(INTERRUPTED if result.status == "interrupted" else 0)
     if result.status == "interrupted":
         err.print(
-            f"[yellow]interrupted[/]; go on with: adarec-fast train --run-dir {folder} --resume",
+            "[yellow]interrupted[/]; go on with: adarec-fast train --run-dir "
+            f"{escape(shlex.quote(str(folder)))} --resume",
             soft_wrap=True,
         )
         # As a shell counts: 130 for SIGINT, 143 for SIGTERM.
@@ -151,5 +153,6 @@ def _conclude(folder: Path, config: TrainConfig) -> None:
     out.print(samples(run.model, run.split))
     user = run.data.users.ids[0]
     out.print(f"The run is in [bold]{escape(str(folder))}[/]. Next:")
-    out.print(f"  adarec-fast evaluate {folder}", markup=False, soft_wrap=True)
-    out.print(f"  adarec-fast recommend {folder} --user {user}", markup=False, soft_wrap=True)
+    for words in (["evaluate", folder], ["recommend", folder, "--user", user]):
+        line = shlex.join(["adarec-fast", *map(str, words)])
+        out.print(f"  {line}", markup=False, soft_wrap=True)

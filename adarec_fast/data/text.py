@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -226,9 +227,26 @@ def times_from_strings(values: Sequence[str], locate: Locate) -> NDArray[Any]:
                 raise ValueError(value)
             times[row] = _iso_microseconds(value)
         except ValueError as error:
-            expected = "a finite number" if number else "a number or an ISO 8601 date and time"
+            expected = "a finite number" if number else "an ISO 8601 date and time"
+            if row:
+                expected += f", as the first is ({values[0]})"
+            elif not number:
+                expected = f"a number or {expected}"
             raise DataError(f"{locate(row)}: time {value!r} is not {expected}") from error
     return times
+
+
+def split_ids(text: str) -> list[str]:
+    """The ids of ``ID,ID,...``; one with a comma stands in double quotes, as in CSV.
+
+    Raises:
+        DataError: a quote without its second, or a line break outside quotes.
+    """
+    try:
+        rows = list(csv.reader([text], skipinitialspace=True, strict=True))
+    except csv.Error as error:
+        raise DataError(f"{text!r} is not ID,ID,... with ids in double quotes: {error}") from None
+    return [part.strip() for row in rows for part in row if part.strip()]
 
 
 def _is_number(value: str) -> bool:

@@ -86,8 +86,8 @@ def train(
                 stack.enter_context(run_folder.locked(run_dir))
                 if not resume and (run_dir / run_folder.CONFIG).exists():
                     raise RunFolderError(
-                        f"run_dir={str(run_dir)!r} holds a run already; resume it (resume=True) "
-                        "or choose another folder"
+                        f"run_dir={str(run_dir)!r} holds a run already; resume it "
+                        "(--resume, or resume=True) or choose another folder"
                     )
                 for name in ("best", "last"):
                     recover(run_dir, name)
@@ -142,7 +142,12 @@ def resolve_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"device={name!r} is not usable here: {reason}") from error
+        if reason.startswith("Expected one of"):  # torch's list of twenty names helps nobody
+            reason = "torch knows no device of this name"
+        there = "auto, cpu or cuda" if torch.cuda.is_available() else "auto or cpu"
+        raise ConfigError(
+            f"device={name!r} is not usable here: {reason}; choose {there}"
+        ) from error
     return device
 
 
