@@ -103,6 +103,16 @@ def test_inspect_prints_json_or_a_table(tmp_path: Path) -> None:
     table = runner.invoke(app, ["data", "inspect", str(path), *columns])
     assert "1 users with too short a history" in table.stdout
     assert "[b]0 (6)" in table.stdout
+    assert "repeats kept       none" in table.stdout
+
+
+def test_inspect_counts_repeats(tmp_path: Path) -> None:
+    path = tmp_path / "d.txt"
+    path.write_text("1 5 5 6 5 5\n2 6 7 8\n3 8 9 8\n")
+    shown = runner.invoke(app, ["data", "inspect", str(path), "--json"])
+    assert json.loads(shown.stdout)["repeats"] == {"all": 4, "consecutive": 2}
+    table = runner.invoke(app, ["data", "inspect", str(path)], env={"COLUMNS": "100"})
+    assert "4 of an item in its history, 2 of them in a row (--deduplicate)" in table.stdout
 
 
 def test_inspect_names_file_and_line(tmp_path: Path) -> None:

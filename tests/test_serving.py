@@ -187,6 +187,7 @@ def test_bad_bodies_are_named(
         ("user=u00001&limit=3", "limit", "unknown key 'limit'"),
         ("history=,,", "history", "give at least 1 item"),
         ("history=x", "history[0]", "not among"),
+        ('history="x,1', "history", "double quote without its second"),
     ],
 )
 def test_bad_addresses_are_named(

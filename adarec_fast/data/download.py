@@ -139,7 +139,10 @@ def _fetch(
             if attempt == retries:
                 tries = "1 try" if retries == 0 else f"{retries + 1} tries"
                 kept = f"; {part} is kept, and resumed next time" if part.exists() else ""
-                raise DataError(f"{error} (gave up after {tries}{kept})") from error
+                raise DataError(
+                    f"{error} (gave up after {tries}{kept}); a mirror can be named by "
+                    f"{BASE_URL_VARIABLE}, or fetch the file elsewhere and read it by its path"
+                ) from error
             time.sleep(_BACKOFF_SECONDS * 2**attempt)
 
 

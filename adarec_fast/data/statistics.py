@@ -25,6 +25,8 @@ def inspect(data: InteractionData, top: int = 10) -> dict[str, Any]:
         users x items), ``items_untouched``, ``length`` (mean, median, min, max, quantiles),
         ``training_prefixes``, ``sparse_share`` (users with at most 5 items before the test
         item), ``repeated_test_targets`` (share of test targets already in the history),
+        ``repeats`` (interactions with an item that the history has already, ``all`` of them and
+        those in a row, ``consecutive``: what ``load`` would drop with ``deduplicate``),
         ``top_items`` (external id and count) and ``report`` (what reading dropped, or None).
     """
     split = Split(data)
@@ -52,6 +54,7 @@ def inspect(data: InteractionData, top: int = 10) -> dict[str, Any]:
         "training_prefixes": split.training_prefixes(),
         "sparse_share": float(split.sparse_users().double().mean()),
         "repeated_test_targets": float(split.repeated_targets("test").double().mean()),
+        "repeats": _repeats(data),
         "top_items": [
             {"item": item, "count": count}
             for item, count in zip(
@@ -59,4 +62,13 @@ def inspect(data: InteractionData, top: int = 10) -> dict[str, Any]:
             )
         ],
         "report": None if data.report is None else vars(data.report).copy(),
+    }
+
+
+def _repeats(data: InteractionData) -> dict[str, int]:
+    users = torch.repeat_interleave(torch.arange(data.num_users), data.lengths)
+    pairs = users * (data.num_items + 1) + data.values
+    return {
+        "all": data.num_interactions - len(torch.unique(pairs)),
+        "consecutive": int((pairs[1:] == pairs[:-1]).sum()),
     }

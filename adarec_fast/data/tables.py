@@ -69,7 +69,7 @@ class Columns:
             if found[role] is None and role != "time":
                 raise DataError(
                     f"{where}: cannot tell which column holds the {role} ids; "
-                    f"name it with {role}=…; columns: {there}"
+                    f"name it with {role}=… (--{role}-column); columns: {there}"
                 )
         user, item = found["user"], found["item"]
         assert user is not None
@@ -127,6 +127,13 @@ def read_csv(path: Path, data: bytes, columns: Columns, separator: str) -> Event
     """
     polars = import_polars(f"{path}: reading {'CSV' if separator == ',' else 'TSV'}")
     quote = '"' if separator == "," else None
+    header = data.lstrip(b"\r\n").split(b"\n", 1)[0].decode("utf-8").rstrip("\r")
+    other = next((mark for mark in ";|\t" if mark in header), None)
+    if separator == "," and "," not in header and other is not None:
+        raise DataError(
+            f"{path}: the header {header[:80]!r} has {other!r} where a comma should be; separate "
+            "fields by commas, or by tabs and read it with format='tsv' (--format tsv)"
+        )
     try:
         frame = polars.read_csv(
             io.BytesIO(data), separator=separator, quote_char=quote, infer_schema_length=0

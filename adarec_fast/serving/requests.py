@@ -18,8 +18,10 @@ from pydantic import (
 )
 
 from ..config import unknown_keys
+from ..data import DataError
+from ..data.text import split_ids
 from .config import ServeConfig
-from .errors import RequestError
+from .errors import RequestError, shown
 
 DEFAULT_K = 20
 _MAX_ID = 1024  # characters
@@ -124,14 +126,25 @@ def read_body(kind: type[RequestFields], body: bytes) -> RequestFields:
 def read_query(kind: type[RequestFields], pairs: Sequence[tuple[str, str]]) -> RequestFields:
     """A request from an address; ``history`` and ``exclude`` are ``ITEM,ITEM,...`` or repeated.
 
+    An item with a comma stands in double quotes.
+
     Raises:
         RequestError: 422, as :func:`read_body`.
     """
     values: dict[str, Any] = {}
     for name, text in pairs:
         if name in ("history", "exclude"):
-            parts = (part.strip() for part in text.split(","))
-            values.setdefault(name, []).extend(part for part in parts if part)
+            try:
+                values.setdefault(name, []).extend(split_ids(text))
+            except DataError as error:
+                raise RequestError(
+                    422,
+                    "not_a_list",
+                    f"{name}={shown(text)} has a double quote without its second; an item with "
+                    'a comma is written "a,1"',
+                    name,
+                    text,
+                ) from error
         elif name in values:
             raise RequestError(422, "repeated", f"{name} is given twice; give it once", name, text)
         elif name in ("k", "timeout_ms") and _INTEGER.fullmatch(text):
