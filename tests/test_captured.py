@@ -10,6 +10,7 @@ from torch import Tensor
 
 from adarec_fast import ADARec, TrainConfig, synthetic
 from adarec_fast.data import Split, TrainingBatches
+from adarec_fast.ops import _library
 from adarec_fast.training.captured import (
     CapturedStepper,
     capacity,
@@ -84,6 +85,12 @@ def test_why_a_step_is_not_captured() -> None:
     foreign = ADARec(**MODEL, backbone=torch.nn.GRU(16, 16, batch_first=True))
     assert "backbone" in str(why_not(foreign, torch.device("cuda")))
     assert type(make_stepper(model, TrainConfig(), torch.device("cpu"))) is Stepper
+
+
+def test_where_triton_runs_steps_are_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_library, "_triton_missing", lambda: None)
+    for options in ({}, {"supervision": "all"}, {"fused_trajectory": True}):
+        assert why_not(ADARec(**MODEL, **options), torch.device("cuda")) is None
 
 
 @pytest.mark.gpu

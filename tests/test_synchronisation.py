@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from adarec_fast import ADARec, TrainConfig, synthetic
 from adarec_fast.data import Split, TrainingBatches
-from adarec_fast.ops import synchronising
+from adarec_fast.ops import linear_cross_entropy, synchronising
+from adarec_fast.ops._library import implementation
 from adarec_fast.training import train
 from adarec_fast.training.optimization import Stepper
 from adarec_fast.training.statistics import EpochStatistics
@@ -118,6 +119,19 @@ def test_a_step_reads_nothing_on_the_host(
             stepper.step(next(batches), number, statistics)
     assert statistics.diverged() is None
     assert statistics.read()["loss"] > 0
+
+
+def test_the_cross_entropy_of_plain_pytorch_reads_nothing() -> None:
+    """No other backend runs it on CUDA."""
+    hidden, weight = torch.randn(7, 8), torch.randn(11, 8)
+    targets = torch.tensor([3, 0, 10, 1, 0, 2, 2])
+    hidden[targets == 0] = float("nan")
+    with no_host_reads():
+        packed = implementation("linear_cross_entropy", "packed").fwd(hidden, weight, targets, True)
+    assert all(tensor.isfinite().all() for tensor in packed)
+    torch.testing.assert_close(packed[0], linear_cross_entropy(
+        hidden[targets > 0], weight, targets[targets > 0], backend="reference"
+    ))  # fmt: skip
 
 
 def test_losses_are_read_every_few_steps(

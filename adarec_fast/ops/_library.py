@@ -51,12 +51,16 @@ class Choice(NamedTuple):
 
 
 class OpInfo(NamedTuple):
-    """An op, the backends written for it, fastest first per device type, and when it is used."""
+    """An op, the backends written for it, fastest first per device type, and when it is used.
+
+    ``waits``: packed PyTorch reads sizes from the device to run it.
+    """
 
     name: str
     cpu: tuple[str, ...]
     cuda: tuple[str, ...]
     note: str = ""
+    waits: bool = True
 
     def backends(self, device: str) -> tuple[str, ...]:
         """Candidates on a device type, fastest first."""
@@ -76,6 +80,7 @@ def define(
     cpu: tuple[str, ...] = ("packed",),
     cuda: tuple[str, ...] = ("packed",),
     note: str = "",
+    waits: bool = True,
 ) -> None:
     """Define an op's schemas with fakes and register its backends.
 
@@ -86,8 +91,9 @@ def define(
         fake_forward, fake_backward: shape functions, taking the same arguments with ``backend``.
         cpu, cuda: backends in the order of preference, ``reference`` not named.
         note: what ``adarec-fast info`` adds to the reason of the choice.
+        waits: whether ``packed`` reads anything on the host.
     """
-    OPS[name] = OpInfo(name, (*cpu, "reference"), (*cuda, "reference"), note)
+    OPS[name] = OpInfo(name, (*cpu, "reference"), (*cuda, "reference"), note, waits)
     for suffix, schema, fake in (("fwd", forward, fake_forward), ("bwd", backward, fake_backward)):
         if schema is None:
             continue
@@ -211,8 +217,11 @@ def explain(
 def synchronising(
     backend: str = "auto", device: str = "cuda", dtype: torch.dtype = torch.float32
 ) -> list[str]:
-    """Ops that the host would wait for: those left to packed PyTorch, which reads sizes."""
-    return [name for name in OPS if choose(name, backend, device, dtype) == "packed"]
+    """Ops that the host would wait for: those left to packed PyTorch, where that reads sizes."""
+    return [
+        name for name, op in OPS.items()
+        if op.waits and choose(name, backend, device, dtype) == "packed"
+    ]
 
 
 def backend_report(device: str = "cpu") -> list[dict[str, Any]]:

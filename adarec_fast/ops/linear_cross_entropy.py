@@ -26,6 +26,7 @@ define(
     _fake_forward,
     None,
     cpu=("cpp", "packed"),
+    waits=False,
 )
 
 

@@ -1,4 +1,8 @@
-"""Eq. 13 in chunks of rows, with both gradients computed from the same logits."""
+"""Eq. 13 in chunks of rows, with both gradients computed from the same logits.
+
+Rows that are left out are masked, not removed: no shape depends on a target, so that nothing here
+waits for the device, and a CUDA graph can hold it.
+"""
 
 from __future__ import annotations
 
@@ -15,22 +19,26 @@ def fwd(
     """``linear_cross_entropy_fwd`` of the op's schema."""
     wide = torch.promote_types(hidden.dtype, torch.float32)
     items = weight[1:]
-    counted = (targets > 0).nonzero()[:, 0]
-    share = 1.0 / max(counted.numel(), 1)
+    counted = targets > 0
+    share = 1.0 / counted.sum().clamp(min=1).to(wide)
     loss = hidden.new_zeros((), dtype=wide)
-    d_hidden = torch.zeros_like(hidden) if needs_grad else hidden.new_empty(0)
+    d_hidden = torch.empty_like(hidden) if needs_grad else hidden.new_empty(0)
     d_weight = torch.zeros_like(weight) if needs_grad else weight.new_empty(0)
     rows = max(1, _CHUNK_ELEMENTS // max(items.shape[0], 1))
-    for chunk in counted.split(rows):
-        vectors, wanted = hidden[chunk], targets[chunk, None] - 1
+    for start in range(0, hidden.shape[0], rows):
+        chunk = slice(start, start + rows)
+        real = counted[chunk, None]
+        # A row of capacity holds anything, NaN too.
+        vectors = torch.where(real, hidden[chunk], 0.0)
+        wanted = (targets[chunk, None] - 1).clamp(min=0)
         logits = (vectors @ items.T).to(wide)
         normaliser = torch.logsumexp(logits, -1, keepdim=True)
-        loss += (normaliser - logits.gather(1, wanted)).sum()
+        loss += torch.where(real, normaliser - logits.gather(1, wanted), 0.0).sum()
         if not needs_grad:
             continue
         slope = logits.sub_(normaliser).exp_()
         slope.scatter_add_(1, wanted, torch.full_like(slope[:, :1], -1.0))
-        slope = (slope * share).to(hidden.dtype)
+        slope = (slope * (real * share)).to(hidden.dtype)
         d_hidden[chunk] = (slope @ items).to(hidden.dtype)
         d_weight[1:] += (slope.T @ vectors).to(weight.dtype)
     return loss * share, d_hidden, d_weight
