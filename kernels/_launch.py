@@ -85,8 +85,10 @@ def launch(
         _recording.append(Launch(kernel, grid, arguments, options))
         return
     first = next(value for value in arguments.values() if isinstance(value, Tensor))
+    # By place: Triton takes no argument of the name "stream" as a keyword.
+    ordered = [arguments[name] for name in kernel.arg_names]
     with torch.cuda.device_of(first):
-        kernel[grid](**arguments, **options, enable_fp_fusion=True)
+        kernel[grid](*ordered, **options, enable_fp_fusion=True)
 
 
 def operands(x: Tensor) -> Operands:
