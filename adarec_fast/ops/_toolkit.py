@@ -104,7 +104,7 @@ def find_nvcc() -> Path:
         version = torch.version.cuda
         raise NotForThisMachine(
             f"nvcc is not there; install the CUDA toolkit {version}, e.g. "
-            f"pip install 'cuda-toolkit[nvcc]=={version}.*', or set NVCC or CUDA_HOME"
+            f"pip install 'cuda-toolkit[nvcc,crt,nvvm]=={version}.*', or set NVCC or CUDA_HOME"
         )
     return Path(program)
 
