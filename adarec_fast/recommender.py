@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -17,6 +18,8 @@ from .ops._library import implementation
 from .plan import Plan
 
 Parse = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+_capturing = threading.Lock()
 
 
 class Ranking(NamedTuple):
@@ -68,6 +71,8 @@ class Recommender:
         ):
             self._graphs = {}
             self._pool = torch.cuda.graph_pool_handle()
+            # torch.cuda.graph's own stream is on whatever device was current at its first use.
+            self._stream = torch.cuda.Stream(self._device)
 
     @torch.inference_mode()
     def recommend(
@@ -187,7 +192,11 @@ class Recommender:
                 return Ranking(*(tensor[:users] for tensor in self._rank(*inputs, k)))
             captured = torch.cuda.CUDAGraph()
             # Results are copied out before the next replay, so that graphs can share memory.
-            with torch.cuda.graph(captured, pool=self._pool):
+            # Of two models in one process, as while a service reloads, one captures at a time, and
+            # the other may allocate and read meanwhile.
+            with _capturing, torch.cuda.graph(
+                captured, self._pool, self._stream, capture_error_mode="thread_local"
+            ):
                 found = self._rank(*inputs, k)
             graph = self._graphs[key] = _Graph(captured, inputs, found)
         else:
