@@ -24,7 +24,7 @@ from pretend_cuda import (
 )
 from torch.utils._pytree import tree_map_only
 
-from adarec_fast import recommender
+from adarec_fast import plan, recommender
 from adarec_fast.ops import _library
 
 # What autograd asks of a device type, for two devices with one stream each. To be loaded before
@@ -288,7 +288,8 @@ def pretend_cuda(
     ]  # fmt: skip
     if values:
         packed = functools.partial(_values_of_packed, _library.implementation)
-        patches += [(module, {"implementation": packed}) for module in (_library, recommender)]
+        users = (_library, recommender, plan)
+        patches += [(module, {"implementation": packed}) for module in users]
     elif os.environ.get("TRITON_INTERPRET") == "1":
         patches.append(_interpreting(device))
     else:

@@ -32,7 +32,7 @@ def _values(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _train(kind: type[Stepper], supervision: str, options: dict[str, Any]) -> dict[str, Tensor]:
-    """Weights, Adam's state and statistics after some steps, the last one perhaps of a new shape."""
+    """Weights, Adam's state and statistics after some steps, the last perhaps of a new shape."""
     with pretend_cuda(values=True) as device:
         place = torch.device("cuda")
         model = ADARec(**{**MODEL, **options}, supervision=supervision).to(place).train()
