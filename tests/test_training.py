@@ -14,7 +14,7 @@ import torch
 from helpers_training import DATA, MODEL, TIMES, Recorder, config, outcome
 from rich.console import Console
 
-from adarec_fast import ConfigError, synthetic
+from adarec_fast import BackendError, ConfigError, synthetic
 from adarec_fast.data import InteractionData, Split, Vocabulary
 from adarec_fast.evaluation import evaluate
 from adarec_fast.pretrained import CheckpointError
@@ -284,6 +284,8 @@ def test_wrong_arguments(tmp_path: Path) -> None:
         train({**MODEL, "maxdepth": 7}, config(), DATA, tmp_path / "a")
     with pytest.raises(ConfigError, match="device='tpu9'"):
         train(MODEL, config(device="tpu9"), DATA, tmp_path / "a")
+    with pytest.raises(BackendError, match="backend 'cuda' cannot run linear_cross_entropy on cpu"):
+        train({**MODEL, "backend": "cuda"}, config(), DATA, tmp_path / "a")
     with pytest.raises(ValueError, match="stop_after_steps=0"):
         train(MODEL, config(), DATA, tmp_path / "a", stop_after_steps=0)
     assert not (tmp_path / "a").exists()

@@ -12,6 +12,7 @@ import torch
 from ..config import ADARecConfig, ConfigError, TrainConfig
 from ..data import InteractionData
 from ..distributed.workers import Workers, join
+from ..ops import choose
 from . import run_folder
 from .checkpoint import recover
 from .errors import RunFolderError
@@ -58,6 +59,7 @@ def train(
 
     Raises:
         ConfigError: the model's configuration does not fit the data, or no such device.
+        BackendError: ``model_config.backend`` cannot run on the device.
         RunFolderError: the folder holds a run already (and ``resume`` is false), or is in use.
         CheckpointError: a checkpoint cannot be written (the disk is full), is damaged, or is of
             another catalogue, data set or configuration.
@@ -80,6 +82,10 @@ def train(
         else:
             device = workers.device
             _check_workers(workers, config, train_config, data, run_dir, resume, stop_after_steps)
+        # Before there is a folder, and before the first step is timed: ops that every model needs
+        # find their backend here, and what must be compiled for it is.
+        for op in ("linear_cross_entropy", "score_topk"):
+            choose(op, config.backend, device.type)
         with contextlib.ExitStack() as stack:
 
             def claim() -> None:
