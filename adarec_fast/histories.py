@@ -25,7 +25,8 @@ def check_histories(
 ) -> ragged.Jagged:
     """Packed histories, checked, each cut to its last ``crop`` items.
 
-    Reads the input on the host; a graph under compilation trusts its jagged input instead.
+    Reads the input on the host. A graph under compilation trusts it instead, and of a padded one
+    keeps all B L places, those behind the last item as capacity; a jagged one is not cut.
 
     Args:
         item_ids: int64 ``[B, L]`` padded with 0 on one side, or a pair (values ``[N]``,
@@ -37,14 +38,16 @@ def check_histories(
     Raises:
         ValueError: a shape, dtype, length or id that does not fit, naming the argument.
     """
+    if lengths is not None and not isinstance(item_ids, Tensor):
+        raise ValueError("lengths goes with padded item_ids; the offsets already say it")
+    if torch.compiler.is_compiling():
+        if isinstance(item_ids, Tensor):
+            return ragged.packed_in_place(item_ids, crop)
+        return ragged.Jagged(*item_ids)
     if isinstance(item_ids, Tensor):
         values, offsets = ragged.from_padded_ids(item_ids, lengths)
     else:
         values, offsets = item_ids
-        if lengths is not None:
-            raise ValueError("lengths goes with padded item_ids; the offsets already say it")
-    if torch.compiler.is_compiling():
-        return ragged.Jagged(values, offsets)
     if values.dtype != torch.int64 or values.dim() != 1:
         raise ValueError(f"item ids must be int64 [N], got {values.dtype} {list(values.shape)}")
     ragged.check_offsets(offsets, values.shape[0])

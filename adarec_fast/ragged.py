@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -158,6 +159,24 @@ def from_padded_ids(item_ids: Tensor, sequence_lengths: Tensor | None = None) ->
     offsets = torch.zeros(item_ids.shape[0] + 1, dtype=torch.int64, device=item_ids.device)
     torch.cumsum(counts, 0, out=offsets[1:])
     return Jagged(item_ids[valid], offsets)
+
+
+def packed_in_place(item_ids: Tensor, limit: int | None = None) -> Jagged:
+    """Pack padded ids without reading one on the host, and without checking any.
+
+    Args:
+        item_ids: int64 ``[B, L]``, padded with 0 on either side.
+        limit: keep the last ``limit`` items of a row, or all.
+
+    Returns:
+        Values ``[B L]``, of which those behind the last token are capacity, and offsets.
+    """
+    kept = item_ids != 0
+    if limit is not None:
+        kept &= kept.flip(1).cumsum(1).flip(1) <= limit
+    offsets = F.pad(kept.sum(1).cumsum(0), (1, 0))
+    order = torch.argsort((~kept).flatten().to(torch.int8), stable=True)
+    return Jagged(item_ids.flatten()[order], offsets)
 
 
 def reached_levels(depth: Tensor, levels: int) -> Tensor:

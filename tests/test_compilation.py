@@ -73,6 +73,31 @@ def test_inference_compiles_whole() -> None:
 
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padded_histories_compile_whole(side: str) -> None:
+    """Of more shapes than compilations; histories longer than max_length among them."""
+    torch._dynamo.reset()
+    model = ADARec(**SMALL)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    for users, longest in ((3, 5), (4, 9), (7, 12), (2, 8), (9, 3)):
+        ids = torch.randint(1, 41, (users, longest))
+        empty = torch.randint(0, longest, (users, 1))
+        place = torch.arange(longest)
+        ids[place < empty if side == "left" else place >= longest - empty] = 0
+        targets = torch.randint(1, 41, (users,))
+        found = []
+        for function in (compiled, model):
+            model.noise_seed.fill_(7)
+            model.zero_grad()
+            output = function(ids, targets=targets)
+            output.losses.total.backward()
+            found.append((output.user, output.losses.total, model.denoiser.w1.grad.clone()))
+        for one, two in zip(*found, strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
+    assert counter.frame_count <= 3
+
+
 def _ragged_batches(count: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of 1 to 29 histories, all different."""
     generator = torch.Generator().manual_seed(0)

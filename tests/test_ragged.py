@@ -134,6 +134,23 @@ def test_good_offsets(batch: Batch) -> None:
     ragged.check_offsets(batch.offsets(), batch.num_tokens, max_length=batch.max_length)
 
 
+@given(batches(), st.booleans(), st.integers(1, 6))
+def test_packing_in_place(batch: Batch, on_the_left: bool, limit: int) -> None:
+    ids = torch.zeros(batch.num_sequences, batch.max_length, dtype=torch.int64)
+    for row, length in enumerate(batch.lengths):
+        items = torch.arange(1, length + 1)
+        if on_the_left:
+            ids[row, batch.max_length - length :] = items
+        else:
+            ids[row, :length] = items
+    if batch.num_sequences:
+        expected = ragged.keep_last(*ragged.from_padded_ids(ids), limit)
+        found = ragged.packed_in_place(ids, limit)
+        assert found.values.shape == (ids.numel(),)
+        assert torch.equal(found.offsets, expected.offsets)
+        assert torch.equal(found.values[: expected.values.shape[0]], expected.values)
+
+
 @given(batches(), st.data())
 def test_parts_of_a_batch_joined_with_another(batch: Batch, data: st.DataObject) -> None:
     lists = rows_of(batch)
