@@ -165,6 +165,15 @@ def test_misfitting_encoders_are_named(encoder: nn.Module, message: str) -> None
         model((VALUES, OFFSETS))
 
 
+def test_an_encoder_that_asks_for_what_it_cannot_get_is_refused() -> None:
+    class Asking(nn.Linear):
+        def forward(self, embeddings: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+            return super().forward(embeddings)
+
+    with pytest.raises(ValueError, match="forward asks for valid, which nothing here gives it"):
+        ADARec(num_items=40, hidden_size=16, backbone=Asking(16, 16))
+
+
 def test_time_major_recurrent_networks_are_refused() -> None:
     with pytest.raises(ValueError, match="batch_first=True"):
         ADARec(num_items=40, hidden_size=16, backbone=nn.GRU(16, 16))

@@ -92,7 +92,19 @@ class ForeignBackbone(nn.Module):
         super().__init__()
         self.module = module
         self.size, self.max_length = size, max_length
-        self._names = frozenset(inspect.signature(module.forward).parameters)
+        parameters = inspect.signature(module.forward).parameters
+        self._names = frozenset(parameters)
+        known = {"item_ids", "offsets", "lengths", "mask", *self._PADDING_NAMES}
+        unknown = [
+            name for name, parameter in list(parameters.items())[1:]
+            if name not in known and parameter.default is parameter.empty
+            and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        ]  # fmt: skip
+        if unknown:
+            raise ValueError(
+                f"backbone: forward asks for {', '.join(unknown)}, which nothing here gives it; "
+                f"beside its first parameter it may ask for {', '.join(sorted(known))}"
+            )
         if isinstance(module, nn.RNNBase) and not module.batch_first:
             raise ValueError("backbone: build the recurrent network with batch_first=True")
 
