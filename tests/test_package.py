@@ -182,6 +182,17 @@ assert "polars" not in sys.modules and "typer" not in sys.modules
     assert float(done.stdout) < 3.0
 
 
+def test_a_first_recommendation_does_not_wait_for_dynamo() -> None:
+    script = """
+import sys
+import adarec_fast
+model = adarec_fast.ADARec(num_items=9, backend="packed")
+adarec_fast.Recommender(model).recommend([[1, 2]], k=3)
+assert "torch._dynamo" not in sys.modules
+"""
+    run(sys.executable, "-c", script, PYTHONPATH=str(ROOT))
+
+
 def test_the_command_line_starts_without_torch() -> None:
     script = """
 import sys

@@ -174,7 +174,6 @@ def _triton_missing() -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result
 def choose(name: str, backend: str, device: str, dtype: torch.dtype = torch.float32) -> str:
     """The backend that runs an op; ``ADAREC_FAST_BACKEND`` speaks where the argument is "auto".
 
@@ -182,6 +181,11 @@ def choose(name: str, backend: str, device: str, dtype: torch.dtype = torch.floa
         BackendError: an unknown backend, or one that was asked for and cannot run.
     """
     return explain(name, backend, device, dtype).backend
+
+
+# All that torch.compiler.assume_constant_result does besides importing torch._dynamo, which would
+# be half of the time that a request or a command waits for its first answer.
+setattr(choose, "_dynamo_marked_constant", True)  # noqa: B010
 
 
 def explain(
