@@ -23,7 +23,7 @@ pytest.importorskip("triton")
 from test_fused_trajectory import VARIANTS, build
 
 from adarec_fast.kernels import fused_trajectory as kernel
-from adarec_fast.packed import fused_trajectory as packed
+from adarec_fast.packed._parts import PART_TOKENS
 
 TRITON = Backend("fused_trajectory", "triton", "cpu")
 INFERENCE = {"content": build, "level": partial(build, content=False)}
@@ -79,7 +79,7 @@ def test_groups_of_sequences_change_nothing_but_rounding(
 @pytest.mark.parametrize("make", IN_PARTS.values(), ids=IN_PARTS.keys())
 def test_parts_equal_the_float64_reference(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Noise and dropout are those of the whole batch, wherever a part begins."""
-    monkeypatch.setitem(packed.PART_TOKENS, "cpu", 13)
+    monkeypatch.setitem(PART_TOKENS, "cpu", 13)
     ragged = random_batch(6, size=16, max_depth=5, max_length=9, capacity=3, seed=1)
     check_against_float64(make(ragged), TRITON, torch.float32)
 
