@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import random
 import subprocess
 import sys
@@ -29,6 +30,8 @@ from helpers_serving import (
     read_all,
     running,
 )
+
+from adarec_fast.serving import logs
 
 ROOT = Path(__file__).parents[1]
 DATA = make_data()
@@ -118,6 +121,40 @@ def test_good_clients_are_served_beside_24_malformed_ones(folder: Path) -> None:
     assert good > 20
     assert bad > 100
     assert {400, 404, 405, 413, 415, 422} <= set(statuses), statuses
+
+
+def test_malformed_requests_do_not_fill_the_log(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with running(make_service(folder)) as where:
+        for _ in range(20):
+            with raw_connection(where) as raw:
+                raw.sendall(MALFORMED["no HTTP"])
+                assert read_all(raw).split()[1] == b"400"
+    assert capsys.readouterr().err.count("Invalid HTTP request") == 1
+
+
+def test_a_repeated_warning_is_written_once_a_minute_with_its_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(logs.time, "monotonic", lambda: now)
+    sparing = logs.Sparing()
+
+    def written(text: str, level: int = logging.WARNING) -> str | None:
+        record = logging.LogRecord("server", level, "", 0, "%s of it", (text,), None)
+        record.msg = f"%s of {text}"
+        return record.getMessage() if sparing.filter(record) else None
+
+    assert written("a") == "a of a"
+    assert [written("a"), written("a"), written("b")] == [None, None, "b of b"]
+    assert [written("a", logging.ERROR), written("a", logging.INFO)] == ["a of a"] * 2
+    now += 59.9
+    assert written("a") is None
+    now += 0.1
+    assert written("a") == "a of a (3 more since this was last written)"
+    now += 60
+    assert written("a") == "a of a"
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ import uvicorn
 from ..config import ConfigError
 from .app import create_app
 from .config import ServeConfig
+from .logs import log_config
 from .served import Source
 from .service import Service
 
@@ -88,6 +89,7 @@ def server_settings(service: Service, access_log: bool = False) -> uvicorn.Confi
     """uvicorn's settings for a service's application."""
     return uvicorn.Config(
         create_app(service),
+        log_config=log_config(),
         log_level="info" if access_log else "warning",
         access_log=access_log,
         lifespan="on",
