@@ -362,6 +362,27 @@ def test_torchrun_trains_once_and_ends_with_a_lost_worker(tmp_path: Path) -> Non
     assert "are kept in runs/tiny-2/last" in shown
 
 
+def test_one_sigterm_after_a_lost_worker_cuts_nothing_off() -> None:
+    """As torchrun sends it to the workers that are left."""
+    code = """
+import os, signal
+from types import SimpleNamespace
+from adarec_fast.distributed.workers import Workers, WorkersError
+try:
+    with Workers.watched(SimpleNamespace(rank=0, size=2), lambda: "all is kept"):
+        raise RuntimeError("[/gloo/x.cc:1] Connection closed by peer. Advice")
+except WorkersError as error:
+    os.kill(os.getpid(), signal.SIGTERM)
+    print(error, flush=True)
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert "lost another one (Connection closed by peer)" in done.stdout
+    assert done.returncode == -signal.SIGTERM
+
+
 def _worker(agent: int, rank: int) -> int:
     """The process of a worker, by its parent and its environment."""
     for folder in Path("/proc").iterdir():

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
@@ -150,12 +152,16 @@ class Workers:
 
     @contextlib.contextmanager
     def watched(self, kept: Callable[[], str]) -> Iterator[None]:
-        """Turn a lost connection into a :class:`WorkersError`; ``kept`` says what is not lost."""
+        """Turn a lost connection into a :class:`WorkersError`; ``kept`` says what is not lost.
+
+        The first SIGTERM after that does nothing.
+        """
         try:
             yield
         except RuntimeError as error:
             if not connection_lost(error):
                 raise
+            _outlive_one_sigterm()
             if isinstance(error, _TooLong):
                 reason = str(error)
             else:
@@ -167,6 +173,18 @@ class Workers:
                 f"or hangs, and the run cannot go on; {kept()}; "
                 "start all workers again and resume"
             ) from error
+
+
+def _outlive_one_sigterm() -> None:
+    """torchrun ends all workers when one died, and this one has still to say what is kept."""
+    if threading.current_thread() is not threading.main_thread():
+        return  # Python lets only the main thread set handlers
+    before = signal.getsignal(signal.SIGTERM)
+
+    def once(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+
+    signal.signal(signal.SIGTERM, once)
 
 
 class _TooLong(RuntimeError):
