@@ -121,6 +121,13 @@ class FineExpert(Backbone):
     def _counts(self) -> tuple[int, int, int]:
         return self.batch.level_tokens, self.batch.level_sequences, self.batch.level_tokens
 
+    def flops(self) -> int:
+        # One query a read-out needs no keys and values: it is folded with W_k, and the mean of
+        # what it attends to is multiplied by W_v. Each head scores and adds up whole rows of x.
+        _, outputs, pairs = self._counts()
+        folded = 2 + 2 + 2 + 2 + 16  # queries twice, values, projection, feed-forward
+        return self.passes * (folded * outputs * self.size**2 + 4 * _HEADS * pairs * self.size)
+
 
 CASES = (Backbone, FineExpert)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import Backend, Batch, check_against_float64, evaluate, random_batch
+from helpers import Backend, Batch, OpCase, check_against_float64, evaluate, random_batch
 from hypothesis import given
 from hypothesis import strategies as st
 from test_encoder_layer import build
@@ -66,6 +66,70 @@ def test_heads_of_every_width() -> None:
         case = build(random_batch(6, size=72, capacity=1), dropout=(0.2, 0.2))
         case.options["heads"] = heads
         check_against_float64(case, CPP, torch.float32)
+
+
+def last_positions(
+    batch: Batch, heads: int, inner: int, dropout: tuple[float, float], depth: bool = True
+) -> OpCase:
+    """A case of last positions alone, with any number of heads and any inner size."""
+    case = build(batch, depth=depth, dropout=dropout, last_only=True)
+    case.options.update(heads=heads, max_length=batch.max_length)
+    g = batch.generator()
+    case.arguments.update(
+        ff1_w=torch.randn(inner, batch.size, generator=g) / batch.size**0.5,
+        ff1_b=torch.randn(inner, generator=g) / 4,
+        ff2_w=torch.randn(batch.size, inner, generator=g) / inner**0.5,
+    )
+    return case
+
+
+@pytest.mark.parametrize("dropout", [(0.0, 0.0), (0.3, 0.0), (0.5, 0.2)], ids=str)
+@pytest.mark.parametrize(
+    ("size", "heads", "inner"),
+    [(15, 1, 15), (15, 3, 37), (12, 4, 20), (32, 1, 48), (48, 2, 100), (72, 4, 9), (16, 16, 64)],
+)
+def test_last_positions_with_heads_and_sizes_of_every_kind(
+    size: int, heads: int, inner: int, dropout: tuple[float, float]
+) -> None:
+    # Lengths around whole vectors and blocks of four rows, and levels of two Philox groups.
+    batch = Batch(
+        (1, 2, 3, 4, 5, 8, 9, 15, 16, 17, 33, 70), (0, 5, 1, 4, 0, 2, 3, 5, 4, 0, 3, 5),
+        size=size, max_depth=5, max_length=80, capacity=2,
+    )  # fmt: skip
+    check_against_float64(last_positions(batch, heads, inner, dropout), CPP, torch.float32)
+
+
+@pytest.mark.parametrize("depth", [True, False])
+@pytest.mark.parametrize(
+    ("lengths", "depths"),
+    [((1,), (0,)), ((1, 1, 1), (0, 2, 1)), ((3, 7), (0, 0)), ((2100, 3), (0, 0))],
+    ids=str,
+)
+def test_last_positions_of_histories_of_every_length(
+    lengths: tuple[int, ...], depths: tuple[int, ...], depth: bool
+) -> None:
+    # Alone in a tile or not; the longest has more keys than a tile may.
+    batch = Batch(
+        lengths, depths, size=24, max_depth=max(depths), max_length=max(lengths), capacity=1
+    )
+    case = last_positions(batch, 2, 40, (0.0, 0.3), depth)
+    check_against_float64(case, CPP, torch.float32)
+
+
+@pytest.mark.parametrize("size", [16, 20])
+def test_last_positions_in_bfloat16(size: int) -> None:
+    batch = random_batch(20, size=size, max_depth=5, capacity=2)
+    check_against_float64(last_positions(batch, 2, 40, (0.3, 0.2)), CPP, torch.bfloat16)
+
+
+def test_the_bias_of_keys_has_no_gradient_at_last_positions() -> None:
+    # It shifts all scores of a query alike.
+    batch = random_batch(20, size=20, capacity=2)
+    result = evaluate(last_positions(batch, 2, 40, (0.3, 0.2)), "cpp", torch.float32)
+    query, key, value = result.gradients["qkv_b"].chunk(3)
+    assert query.abs().min() > 0
+    assert value.abs().min() > 0
+    assert torch.equal(key, torch.zeros(20))
 
 
 def test_strided_arguments_are_read_right() -> None:

@@ -12,7 +12,7 @@ namespace adarec {
 namespace encoder {
 namespace {
 
-// keep [Q, dp]: 0 or 1/(1-p) for the elements of a hidden dropout site, all levels of an item
+// keep [R, dp]: 0 or 1/(1-p) for the elements of a hidden dropout site, all levels of an item
 // from one Philox call.
 void hidden_keep(const EncoderLayer& op, const Sizes& s, const Plan& plan, const Tile& tile,
                  uint32_t site, float* keep) {
@@ -21,13 +21,13 @@ void hidden_keep(const EncoderLayer& op, const Sizes& s, const Plan& plan, const
   const Vec scale = set1(dropout.scale());
   for (int64_t n = tile.first; n < tile.last; ++n) {
     const Item& item = plan.items[n];
-    const int64_t count = op.last_only ? 1 : item.length;
+    const int64_t count = queries(op, item);
     for (int64_t i = 0; i < count; ++i) {
-      const int64_t token = item.begin + (op.last_only ? item.length - 1 : i);
+      const int64_t token = item.begin + item.length - count + i;
       for (int64_t c = 0; c < s.dp; c += kWidth) {
         const Words words = philox(token * s.d + c, item.level / kLanes);
         for (int64_t level = 0; level < item.levels; ++level)
-          store(keep + (item.query + level * count + i) * s.dp + c,
+          store(keep + (item.row + level * count + i) * s.dp + c,
                 adarec::keep(dropout.kept(words.word[item.level % kLanes + level]), scale));
       }
     }
@@ -70,39 +70,25 @@ void add_norm(int64_t rows, const Sizes& s, const float* base, const float* bran
 
 void tile_forward(const EncoderLayer& op, const Sizes& s, const Weights& weights, const Plan& plan,
                   const Tile& tile, const Workspace& w) {
-  const int rows = tile.rows, queries = tile.queries;
+  const int rows = tile.rows;
   const bool backward = w.xhat1 != nullptr;
-  for_each_row(op, plan, tile, false, [&](int64_t from, int64_t to) {
+  for_each_row(op, plan, tile, [&](int64_t from, int64_t, int64_t to) {
     load_row(op.x, op.bf16, from, s.d, s.dp, w.x + to * s.dp);
   });
-  if (op.last_only) {
-    for (int64_t n = tile.first; n < tile.last; ++n) {
-      const Item& item = plan.items[n];
-      for (int64_t j = 0; j < item.levels; ++j)
-        copy_row(w.x + (item.row + (j + 1) * item.length - 1) * s.dp, s.dp,
-                 w.xq + (item.query + j) * s.dp);
-    }
-    set_rows(queries, s.dp, weights.qkv_b, w.q, w.ld_q);
-    gemm_nn(queries, s.dp, s.d, w.xq, s.dp, weights.qkv_t, 3 * s.dp, w.q, w.ld_q, 1);
-    set_rows(rows, 2 * s.dp, weights.qkv_b + s.dp, w.k, w.ld_kv);
-    gemm_nn(rows, 2 * s.dp, s.d, w.x, s.dp, weights.qkv_t + s.dp, 3 * s.dp, w.k, w.ld_kv, 1);
-  } else {
-    set_rows(rows, 3 * s.dp, weights.qkv_b, w.q, w.ld_q);
-    gemm_nn(rows, 3 * s.dp, s.d, w.x, s.dp, weights.qkv_t, 3 * s.dp, w.q, w.ld_q, 1);
-  }
-  attention(op, s, plan, tile, w);
+  if (op.last_only) readout(op, s, weights, plan, tile, w);
+  else attention(op, s, weights, plan, tile, w);
 
   const bool dropout = op.seeded && op.hidden_dropout > 0;
   if (dropout) {
     hidden_keep(op, s, plan, tile, kSiteProjection, w.keep1);
     hidden_keep(op, s, plan, tile, kSiteFeedForward, w.keep2);
   }
-  gemm_nn(queries, s.dp, s.d, w.context, s.dp, weights.out_t, s.dp, w.y, s.dp, 0);
-  add_norm(queries, s, w.xq, w.y, weights.out_b, dropout ? w.keep1 : nullptr, weights.ln1_w,
+  gemm_nn(rows, s.dp, s.d, w.context, s.dp, weights.out_t, s.dp, w.y, s.dp, 0);
+  add_norm(rows, s, w.x, w.y, weights.out_b, dropout ? w.keep1 : nullptr, weights.ln1_w,
            weights.ln1_b, weights.valid, op.eps, w.xhat1, w.rstd1, w.h);
 
-  gemm_nn(queries, s.fp, s.d, w.h, s.dp, weights.ff1_t, s.fp, w.g, s.fp, 0);
-  for (int64_t r = 0; r < queries; ++r)
+  gemm_nn(rows, s.fp, s.d, w.h, s.dp, weights.ff1_t, s.fp, w.g, s.fp, 0);
+  for (int64_t r = 0; r < rows; ++r)
     for (int64_t c = 0; c < s.fp; c += kWidth) {
       float* at = w.g + r * s.fp + c;
       const Vec u = load(at) + load(weights.ff1_b + c);
@@ -114,8 +100,8 @@ void tile_forward(const EncoderLayer& op, const Sizes& s, const Weights& weights
         store(at, gelu(u));
       }
     }
-  gemm_nn(queries, s.dp, s.f, w.g, s.fp, weights.ff2_t, s.dp, w.y, s.dp, 0);
-  add_norm(queries, s, w.h, w.y, weights.ff2_b, dropout ? w.keep2 : nullptr, weights.ln2_w,
+  gemm_nn(rows, s.dp, s.f, w.g, s.fp, weights.ff2_t, s.dp, w.y, s.dp, 0);
+  add_norm(rows, s, w.h, w.y, weights.ff2_b, dropout ? w.keep2 : nullptr, weights.ln2_w,
            weights.ln2_b, weights.valid, op.eps, w.xhat2, w.rstd2, w.y);
 }
 
@@ -131,7 +117,7 @@ void encoder_layer_forward(const EncoderLayer& op, void* y) {
     Scratch scratch;
     const Workspace w = make_workspace(op, s, plan, false, scratch);
     tile_forward(op, s, weights, plan, plan.tiles[t], w);
-    for_each_row(op, plan, plan.tiles[t], true, [&](int64_t to, int64_t from) {
+    for_each_row(op, plan, plan.tiles[t], [&](int64_t, int64_t to, int64_t from) {
       store_row(w.y + from * s.dp, op.bf16, to, s.d, y);
     });
   });

@@ -15,13 +15,9 @@ namespace encoder {
 namespace {
 
 constexpr int64_t kMaxGroups = 16;
-constexpr int64_t kTilesPerGroup = 4;  // at least, or zeroing and adding the sums would show
-
-// Gradients of the weights, padded like the weights themselves.
-struct Sums {
-  float *qkv_w, *qkv_b, *out_w, *out_b, *ln1_w, *ln1_b, *ff1_w, *ff1_b, *ff2_w, *ff2_b, *ln2_w,
-      *ln2_b;
-};
+// At least: with one, zeroing and adding the sums would show; with more, a batch of 256 short
+// histories would be in too few groups to keep all threads busy to the end.
+constexpr int64_t kTilesPerGroup = 2;
 
 int64_t sums_floats(const Sizes& s) {
   return 4 * s.dp * s.dp + 2 * s.dp * s.fp + 9 * s.dp + s.fp;
@@ -49,7 +45,7 @@ Sums split_sums(const Sizes& s, float* memory) {
   return g;
 }
 
-// LayerNorm's gradient, dy [Q, dp] in place, and its gain's and bias's sums:
+// LayerNorm's gradient, dy [R, dp] in place, and its gain's and bias's sums:
 // dx = rstd (w dy - mean(w dy) - xhat mean(w dy xhat)).
 void norm_backward(int64_t rows, const Sizes& s, const float* xhat, const float* rstd,
                    const float* gain, const float* valid, float* dy, float* d_gain,
@@ -75,63 +71,37 @@ void norm_backward(int64_t rows, const Sizes& s, const float* xhat, const float*
   }
 }
 
-// to = from * keep (keep null: from), [Q, dp].
+// to = from * keep (keep null: from), [R, dp].
 void apply_keep(int64_t floats, const float* from, const float* keep, float* to) {
   for (int64_t i = 0; i < floats; i += kWidth)
     store(to + i, keep ? load(from + i) * load(keep + i) : load(from + i));
 }
 
-// The linear layer y = x W^T + b: sums of dW and db for a tile.
-void linear_sums(int rows, int out, int in, const float* dy, int64_t ld_dy, const float* x,
-                 int64_t ld_x, float* d_w, int64_t ld_w, float* d_b) {
-  gemm_tn(out, in, rows, dy, ld_dy, x, ld_x, d_w, ld_w);
-  add_columns(rows, out, dy, ld_dy, d_b);
-}
-
-// On entry w.y holds the gradient of y; on return w.x (and w.xq) the gradient of x.
+// On entry w.y holds the gradient of y; writes that of x to the tile's rows of d_x.
 void tile_backward(const EncoderLayer& op, const Sizes& s, const Weights& weights,
-                   const Plan& plan, const Tile& tile, const Workspace& w, const Sums& g) {
-  const int rows = tile.rows, queries = tile.queries;
+                   const Plan& plan, const Tile& tile, const Workspace& w, const Sums& g,
+                   void* d_x) {
+  const int rows = tile.rows;
   const bool dropout = op.seeded && op.hidden_dropout > 0;
-  const int64_t floats = queries * s.dp;
+  const int64_t floats = rows * s.dp;
 
-  norm_backward(queries, s, w.xhat2, w.rstd2, weights.ln2_w, weights.valid, w.y, g.ln2_w,
+  norm_backward(rows, s, w.xhat2, w.rstd2, weights.ln2_w, weights.valid, w.y, g.ln2_w,
                 g.ln2_b);
   apply_keep(floats, w.y, dropout ? w.keep2 : nullptr, w.dh);
-  linear_sums(queries, s.dp, s.fp, w.dh, s.dp, w.g, s.fp, g.ff2_w, s.fp, g.ff2_b);
-  gemm_nn(queries, s.fp, s.d, w.dh, s.dp, weights.ff2, s.fp, w.g, s.fp, 0);
-  for (int64_t i = 0; i < queries * s.fp; i += kWidth)
+  linear_sums(rows, s.dp, s.fp, w.dh, s.dp, w.g, s.fp, g.ff2_w, s.fp, g.ff2_b);
+  gemm_nn(rows, s.fp, s.d, w.dh, s.dp, weights.ff2, s.fp, w.g, s.fp, 0);
+  for (int64_t i = 0; i < rows * s.fp; i += kWidth)
     store(w.g + i, load(w.g + i) * load(w.dg + i));
-  linear_sums(queries, s.fp, s.dp, w.g, s.fp, w.h, s.dp, g.ff1_w, s.dp, g.ff1_b);
-  gemm_nn(queries, s.dp, s.f, w.g, s.fp, weights.ff1, s.dp, w.y, s.dp, 1);
+  linear_sums(rows, s.fp, s.dp, w.g, s.fp, w.h, s.dp, g.ff1_w, s.dp, g.ff1_b);
+  gemm_nn(rows, s.dp, s.f, w.g, s.fp, weights.ff1, s.dp, w.y, s.dp, 1);
 
-  norm_backward(queries, s, w.xhat1, w.rstd1, weights.ln1_w, weights.valid, w.y, g.ln1_w,
+  norm_backward(rows, s, w.xhat1, w.rstd1, weights.ln1_w, weights.valid, w.y, g.ln1_w,
                 g.ln1_b);
   apply_keep(floats, w.y, dropout ? w.keep1 : nullptr, w.dh);
-  linear_sums(queries, s.dp, s.dp, w.dh, s.dp, w.context, s.dp, g.out_w, s.dp, g.out_b);
-  gemm_nn(queries, s.dp, s.d, w.dh, s.dp, weights.out, s.dp, w.h, s.dp, 0);
-  attention_backward(op, s, plan, tile, w, w.h);
-
-  if (op.last_only) {
-    const float* kv = weights.qkv + s.dp * s.dp;
-    linear_sums(queries, s.dp, s.dp, w.dq, w.ld_q, w.xq, s.dp, g.qkv_w, s.dp, g.qkv_b);
-    linear_sums(rows, 2 * s.dp, s.dp, w.dk, w.ld_kv, w.x, s.dp, g.qkv_w + s.dp * s.dp, s.dp,
-                g.qkv_b + s.dp);
-    gemm_nn(rows, s.dp, 2 * s.dp, w.dk, w.ld_kv, kv, s.dp, w.x, s.dp, 0);
-    gemm_nn(queries, s.dp, s.dp, w.dq, w.ld_q, weights.qkv, s.dp, w.y, s.dp, 1);
-    for (int64_t n = tile.first; n < tile.last; ++n) {
-      const Item& item = plan.items[n];
-      for (int64_t j = 0; j < item.levels; ++j) {
-        float* to = w.x + (item.row + (j + 1) * item.length - 1) * s.dp;
-        const float* from = w.y + (item.query + j) * s.dp;
-        for (int64_t c = 0; c < s.dp; c += kWidth) store(to + c, load(to + c) + load(from + c));
-      }
-    }
-  } else {
-    linear_sums(rows, 3 * s.dp, s.dp, w.dq, w.ld_q, w.x, s.dp, g.qkv_w, s.dp, g.qkv_b);
-    gemm_nn(rows, s.dp, 3 * s.dp, w.dq, w.ld_q, weights.qkv, s.dp, w.y, s.dp, 1);
-    std::swap_ranges(w.x, w.x + rows * s.dp, w.y);
-  }
+  linear_sums(rows, s.dp, s.dp, w.dh, s.dp, w.context, s.dp, g.out_w, s.dp, g.out_b);
+  gemm_nn(rows, s.dp, s.d, w.dh, s.dp, weights.out, s.dp, w.h, s.dp, 0);
+  if (op.last_only) readout_backward(op, s, weights, plan, tile, w, w.h, g, d_x);
+  else attention_backward(op, s, weights, plan, tile, w, w.h, g, d_x);
 }
 
 // target [parts * out, in] = the sum over groups of the padded [parts * out_padded, in_padded].
@@ -171,13 +141,10 @@ void encoder_layer_backward(const EncoderLayer& op, const void* grad_y,
     for (int64_t t = group * tiles / groups; t < (group + 1) * tiles / groups; ++t) {
       const Tile& tile = plan.tiles[t];
       tile_forward(op, s, weights, plan, tile, w);
-      for_each_row(op, plan, tile, true, [&](int64_t from, int64_t to) {
+      for_each_row(op, plan, tile, [&](int64_t, int64_t from, int64_t to) {
         load_row(grad_y, op.bf16, from, s.d, s.dp, w.y + to * s.dp);
       });
-      tile_backward(op, s, weights, plan, tile, w, g);
-      for_each_row(op, plan, tile, false, [&](int64_t to, int64_t from) {
-        store_row(w.x + from * s.dp, op.bf16, to, s.d, out.x);
-      });
+      tile_backward(op, s, weights, plan, tile, w, g, out.x);
     }
   });
   const Sums g = split_sums(s, sums);

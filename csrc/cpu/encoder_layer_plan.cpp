@@ -8,10 +8,11 @@
 namespace adarec::encoder {
 namespace {
 
-// Rows of a tile: enough to amortise reading the weights, few enough that its scratch stays in L2.
+// Query rows of a tile: enough to amortise reading the weights, few enough that its scratch stays
+// in L2.
 constexpr int64_t kTileRows = 64;
-// With last_only only keys and values are computed for all rows, and the rest wants rows too.
-constexpr int64_t kTileRowsLastOnly = 256;
+// With last_only the tokens of a tile, so that they are still in the cache for the backward pass.
+constexpr int64_t kTileKeys = 2048;
 
 }  // namespace
 
@@ -22,13 +23,12 @@ Sizes make_sizes(const EncoderLayer& op) {
 
 Plan make_plan(const EncoderLayer& op) {
   Plan plan;
-  const int64_t limit = op.last_only ? kTileRowsLastOnly : kTileRows;
   Tile tile{0, 0, 0, 0};
   auto close = [&] {
     if (tile.first == tile.last) return;
     plan.tiles.push_back(tile);
     plan.max_rows = std::max(plan.max_rows, tile.rows);
-    plan.max_queries = std::max(plan.max_queries, tile.queries);
+    plan.max_keys = std::max(plan.max_keys, tile.keys);
     tile = {tile.last, tile.last, 0, 0};
   };
   for (int64_t group = 0; group < op.levels; group += kLanes)
@@ -36,15 +36,16 @@ Plan make_plan(const EncoderLayer& op) {
       const int64_t reached = op.depth ? op.depth[u] + 1 : op.levels;
       const int64_t end = std::min<int64_t>({group + kLanes, reached, op.levels});
       const int64_t length = op.offsets[u + 1] - op.offsets[u];
-      const int64_t most = std::max<int64_t>(1, limit / length);
+      const int64_t rows = op.last_only ? 1 : length, keys = op.last_only ? padded(length) : 0;
+      const int64_t fit = std::min(kTileRows / rows, keys ? kTileKeys / keys : kLanes);
+      const int64_t most = std::max<int64_t>(1, fit);
       for (int64_t level = group; level < end;) {
         const int64_t count = std::min(end - level, most);
-        const int64_t rows = count * length;
-        if (tile.rows + rows > limit) close();
+        if (tile.rows + count * rows > kTileRows || tile.keys + count * keys > kTileKeys) close();
         plan.items.push_back({op.offsets[u], u, int32_t(length), int32_t(level), int32_t(count),
-                              tile.rows, tile.queries});
-        tile.rows += int32_t(rows);
-        tile.queries += int32_t(op.last_only ? count : rows);
+                              tile.rows, tile.keys});
+        tile.rows += int32_t(count * rows);
+        tile.keys += int32_t(count * keys);
         ++tile.last;
         level += count;
         plan.max_length = std::max(plan.max_length, int32_t(length));
@@ -63,12 +64,24 @@ Weights pack_weights(const EncoderLayer& op, const Sizes& s, bool backward, Scra
     return pack_rows(src, parts, out, in, out_rows, scratch);
   };
   auto vector = [&](const float* src, int64_t in) { return rows(src, 1, 1, in, 1); };
-  w.qkv_t = transposed(op.qkv_w, 3, s.d, s.d);
+  if (op.last_only) {
+    const float *q = op.qkv_w, *k = q + s.d * s.d, *v = k + s.d * s.d;
+    w.q_t = transposed(q, 1, s.d, s.d);
+    w.k = rows(k, 1, s.d, s.d, s.d);
+    w.v_t = transposed(v, 1, s.d, s.d);
+    if (backward) {
+      w.q = rows(q, 1, s.d, s.d, s.d);
+      w.k_t = transposed(k, 1, s.d, s.d);
+      w.v = rows(v, 1, s.d, s.d, s.d);
+    }
+  } else {
+    w.qkv_t = transposed(op.qkv_w, 3, s.d, s.d);
+    if (backward) w.qkv = rows(op.qkv_w, 3, s.d, s.d, s.dp);
+  }
   w.out_t = transposed(op.out_w, 1, s.d, s.d);
   w.ff1_t = transposed(op.ff1_w, 1, s.f, s.d);
   w.ff2_t = transposed(op.ff2_w, 1, s.d, s.f);
   if (backward) {
-    w.qkv = rows(op.qkv_w, 3, s.d, s.d, s.dp);
     w.out = rows(op.out_w, 1, s.d, s.d, s.dp);
     w.ff1 = rows(op.ff1_w, 1, s.f, s.d, s.fp);
     w.ff2 = rows(op.ff2_w, 1, s.d, s.f, s.dp);
@@ -88,45 +101,73 @@ Weights pack_weights(const EncoderLayer& op, const Sizes& s, bool backward, Scra
   return w;
 }
 
-Workspace make_workspace(const EncoderLayer& op, const Sizes& s, const Plan& plan, bool backward,
-                         Scratch& scratch) {
-  const int64_t rows = plan.max_rows, queries = plan.max_queries;
-  Workspace w{};
+namespace {
+
+Attention make_attention(const Sizes& s, const Plan& plan, bool backward, Scratch& scratch) {
+  const int64_t rows = plan.max_rows;
+  Attention a{};
+  a.ld_qkv = 3 * s.dp;
   // A row of scores is whole vectors wide and may read keys beyond the segment's last.
-  w.ld_t = padded(rows) + 16;
-  w.ld_s = padded(plan.max_length);
-  w.ld_q = op.last_only ? s.dp : 3 * s.dp;
-  w.ld_kv = op.last_only ? 2 * s.dp : 3 * s.dp;
+  a.ld_t = padded(rows) + 16;
+  a.ld_s = padded(plan.max_length);
   // Zeros: with a size that is no multiple of 16 the padding columns are read but never written.
   auto split = [&](float** q, float** k, float** v) {
-    *q = s.d == s.dp ? scratch.take(queries * w.ld_q) : scratch.zeros(queries * w.ld_q);
+    *q = s.d == s.dp ? scratch.take(rows * a.ld_qkv) : scratch.zeros(rows * a.ld_qkv);
     *k = *q + s.dp;
-    if (op.last_only)
-      *k = s.d == s.dp ? scratch.take(rows * w.ld_kv) : scratch.zeros(rows * w.ld_kv);
     *v = *k + s.dp;
   };
-  w.x = scratch.take(rows * s.dp);
-  w.xq = op.last_only ? scratch.take(queries * s.dp) : w.x;
-  split(&w.q, &w.k, &w.v);
-  w.kt = scratch.take(s.d * w.ld_t);
-  w.context = scratch.take(queries * s.dp);
-  w.h = scratch.take(queries * s.dp);
-  w.g = scratch.take(queries * s.fp);
-  w.y = scratch.take(queries * s.dp);
-  w.scores = scratch.take(kBlock * w.ld_s);
-  w.keep1 = scratch.take(queries * s.dp);
-  w.keep2 = scratch.take(queries * s.dp);
-  w.keep_scores = scratch.take(kLanes * kBlock * w.ld_s);
+  split(&a.q, &a.k, &a.v);
+  a.kt = scratch.take(s.d * a.ld_t);
+  a.scores = scratch.take(kBlock * a.ld_s);
+  a.keep = scratch.take(kLanes * kBlock * a.ld_s);
   if (backward) {
-    w.vt = scratch.take(s.d * w.ld_t);
-    w.xhat1 = scratch.take(queries * s.dp);
-    w.xhat2 = scratch.take(queries * s.dp);
-    w.rstd1 = scratch.take(queries);
-    w.rstd2 = scratch.take(queries);
-    w.dg = scratch.take(queries * s.fp);
-    w.dscores = scratch.take(kBlock * w.ld_s);
-    w.dh = scratch.take(queries * s.dp);
-    split(&w.dq, &w.dk, &w.dv);
+    a.vt = scratch.take(s.d * a.ld_t);
+    a.dscores = scratch.take(kBlock * a.ld_s);
+    split(&a.dq, &a.dk, &a.dv);
+  }
+  return a;
+}
+
+Readout make_readout(const EncoderLayer& op, const Sizes& s, const Plan& plan, bool backward,
+                     Scratch& scratch) {
+  const int64_t rows = plan.max_rows, stacked = rows * s.heads * s.dp;
+  Readout r{};
+  r.q = scratch.take(rows * s.dp);
+  r.folded = scratch.take(2 * stacked);
+  r.mean = scratch.take(stacked);
+  r.share = scratch.take(rows * s.heads);
+  r.weights = scratch.take(2 * s.heads * plan.max_keys);
+  r.scores = scratch.take(s.heads * plan.max_keys);
+  if (op.bf16 || s.d != s.dp) r.rows = scratch.take(plan.max_keys * s.dp);
+  if (backward) {
+    r.dq = scratch.take(rows * s.dp);
+    r.d_folded = scratch.take(stacked);
+  }
+  return r;
+}
+
+}  // namespace
+
+Workspace make_workspace(const EncoderLayer& op, const Sizes& s, const Plan& plan, bool backward,
+                         Scratch& scratch) {
+  const int64_t rows = plan.max_rows;
+  Workspace w{};
+  w.x = scratch.take(rows * s.dp);
+  if (op.last_only) w.last = make_readout(op, s, plan, backward, scratch);
+  else w.all = make_attention(s, plan, backward, scratch);
+  w.context = scratch.take(rows * s.dp);
+  w.h = scratch.take(rows * s.dp);
+  w.g = scratch.take(rows * s.fp);
+  w.y = scratch.take(rows * s.dp);
+  w.keep1 = scratch.take(rows * s.dp);
+  w.keep2 = scratch.take(rows * s.dp);
+  if (backward) {
+    w.xhat1 = scratch.take(rows * s.dp);
+    w.xhat2 = scratch.take(rows * s.dp);
+    w.rstd1 = scratch.take(rows);
+    w.rstd2 = scratch.take(rows);
+    w.dg = scratch.take(rows * s.fp);
+    w.dh = scratch.take(rows * s.dp);
   }
   return w;
 }
