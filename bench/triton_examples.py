@@ -1,7 +1,7 @@
 """Example inputs of every op, and the kernels that its launchers start for them.
 
 The launchers run with their launches recorded instead of started, so exactly the configurations in
-use are looked at. An op's first example is training as the model does it by default; the others,
+use are looked at. An op's first examples are training as the model does it by default; the others,
 its variants, differ in what kernels are specialised on: dropout, last positions only, no noise, no
 gradient. A variant's kernels that the first example has already are left out.
 """
@@ -101,6 +101,7 @@ def _encoder(size: int) -> Iterator[Example]:
         ]
         grad = b["z"] if last_only else b["x"]
         yield Example(inputs, None if seed is None else [grad, *inputs])
+    yield Example([*inputs[:2], None, *inputs[3:]])  # a baseline's: of all depth
 
 
 def _dropout(size: int) -> Iterator[Example]:
@@ -110,12 +111,13 @@ def _dropout(size: int) -> Iterator[Example]:
 
 def _controller(size: int) -> Iterator[Example]:
     b, gates = _batch(size), 3 * size
-    inputs = [
-        b["e"], b["offsets"], torch.zeros(3, gates), torch.zeros(gates, size),
-        torch.zeros(gates, size), torch.zeros(gates), torch.zeros(LEVELS, size),
-        torch.zeros(LEVELS), 40,
-    ]
-    yield Example(inputs, [torch.zeros(3, LEVELS), b["e"], *inputs])
+    for levels in (LEVELS, 5):
+        inputs = [
+            b["e"], b["offsets"], torch.zeros(3, gates), torch.zeros(gates, size),
+            torch.zeros(gates, size), torch.zeros(gates), torch.zeros(levels, size),
+            torch.zeros(levels), 40,
+        ]
+        yield Example(inputs, [torch.zeros(3, levels), b["e"], *inputs])
 
 
 def _infonce(size: int) -> Iterator[Example]:
@@ -126,10 +128,12 @@ def _infonce(size: int) -> Iterator[Example]:
 
 def _topk(size: int) -> Iterator[Example]:
     b = _batch(size)
-    # 100 take more than one round, whose kernels keep as much as they ever do.
-    for k in (100, 10):
+    # 100 take more than one round, whose kernels keep as much as they ever do. What is ranked last
+    # is wider the more parts a catalogue has: these sizes need every width there is.
+    small = [(10, items) for items in (60, 100, 200, 500, 1000, 2000, 4000, 8000, 16000)]
+    for k, items in ((100, 1000), (20, 1000), *small):
         yield Example([
-            torch.zeros(3, size), torch.zeros(1001, size), torch.ones(40, dtype=torch.int64),
+            torch.zeros(3, size), torch.empty(items + 1, size), torch.ones(40, dtype=torch.int64),
             b["offsets"], k, 0.0,
         ])
 
@@ -158,6 +162,10 @@ EXAMPLES: dict[str, Callable[[int], Iterator[Example]]] = {
     "fused_trajectory": _fused,
 }
 
+# How many of an op's examples are training as the model does it by default, if not the first alone:
+# the backbone's layer and the fine expert's, at last positions.
+BY_DEFAULT = {"encoder_layer": 2}
+
 
 @contextmanager
 def _precision(kind: str) -> Iterator[None]:
@@ -172,25 +180,24 @@ def _precision(kind: str) -> Iterator[None]:
 
 
 # Constants that tell a kernel's variants apart but are no flag.
-_NUMBERS = ("KEPT", "WIDTH")
+_NUMBERS = ("KEPT", "WIDTH", "LEVELS")
 # Tensors that a kernel may do without.
-_OPTIONAL = {"_attention_kernel": "lse_ptr", "_linear_backward_kernel": "residual_ptr"}
+_OPTIONAL = {"_attention_kernel": "lse_ptr", "_linear_weights_kernel": "weight_ptr"}
 
 
 def variant_name(launch: Launch) -> str:
     """The kernel's name with what it is specialised on, ``attention_kernel[DROPOUT,LAST]``."""
-    tags = []
+    kernel, tags = launch.kernel.__name__.strip("_"), []
     for parameter in launch.kernel.params:
         name, value = parameter.name, launch.arguments[parameter.name]
         if value is True or (name == "NOISE" and value):
             tags.append(name)
         elif name == "OUT":
             tags.append(f"OUT={value // launch.arguments['D']}D")
-        elif name in _NUMBERS:
+        elif name in _NUMBERS or (name == "HEADS" and kernel == "linear_weights_kernel"):
             tags.append(f"{name}={value}")
         elif name == _OPTIONAL.get(launch.kernel.__name__) and value is not None:
             tags.append(name.removesuffix("_ptr"))
-    kernel = launch.kernel.__name__.strip("_")
     return f"{kernel}[{','.join(tags)}]" if tags else kernel
 
 
@@ -237,7 +244,7 @@ def launches(
     largest = largest_size(precision, architecture)
     if op == "fused_trajectory" and not 64 <= padded_size(size) <= largest:
         return found  # below, the tile is that of 64; above, it runs the other ops' kernels
-    for example in EXAMPLES[op](size):
+    for position, example in enumerate(EXAMPLES[op](size), 1):
         with recording(architecture) as started, _precision(precision):
             code.fwd(*example.forward)
             if example.backward is not None:
@@ -247,6 +254,6 @@ def launches(
             known = found.setdefault(name, launch)
             if _compiled_as(known) != _compiled_as(launch):
                 raise RuntimeError(f"{op}: {name} names two kernels; see variant_name")
-        if not variants:
+        if not variants and position == BY_DEFAULT.get(op, 1):
             break
     return found

@@ -125,14 +125,37 @@ def _encoder(size: int, word: int, backward: bool) -> dict[str, float]:
     }
 
 
+def _encoder_last(size: int, word: int, backward: bool) -> dict[str, float]:
+    # Read out at the last position of two heads: sixteen sequences a tile, 32 query rows, of which
+    # each sees all keys of the tile in blocks of 32. Of D x D, by read-out: 6 for queries, folded
+    # queries and values, each head masked in all columns; 1 to project, 8 for the feed-forward.
+    pairs, rows = TOKENS * (MEAN_DEPTH + 1), SEQUENCES * (MEAN_DEPTH + 1)
+    square = 2 * rows * size * size
+    keys = 32 * -(-16 * TOKENS // (32 * SEQUENCES))
+    scores = 2 * rows / 16 * 32 * keys * size
+    plane, read_out = pairs * size * word, rows * size * word
+    groups = SEQUENCES * sum(-(-levels // 4) for levels in range(1, LEVELS + 1)) / LEVELS
+    if not backward:
+        return {
+            "flops": 15 * square + 2 * scores, "bytes": plane + 5 * read_out,
+            "words": 2 * groups * size + 2 * pairs,
+        }
+    # Again: 6 and 9, attention. Sublayers 13, weights 17 as above; 6 and 3 for queries, folded
+    # queries and values.
+    return {
+        "flops": 54 * square + 7 * scores, "bytes": 3 * plane + 34 * read_out,
+        "words": 2 * groups * size + 4 * pairs,
+    }
+
+
 def _fused(size: int, word: int, backward: bool) -> dict[str, float]:
     if backward:
         return {}  # that of the separate kernels
-    pairs, rows = TOKENS * (MEAN_DEPTH + 1), SEQUENCES * (MEAN_DEPTH + 1)
-    # Of D x D, by token: 4 the denoiser, 2 keys and values; by read-out: 2 queries and projection,
-    # 4 and 8 the experts, 1 the router; 1 the final gate. Sixteen queries see each other's keys.
-    squares = 4 * TOKENS * MEAN_DEPTH + 2 * pairs + 15 * rows + SEQUENCES
-    scores = 2 * 2 * rows * 16 * TOKENS / SEQUENCES * size
+    rows = SEQUENCES * (MEAN_DEPTH + 1)
+    # Of D x D, by token: 4 the denoiser; by read-out: 4 the attention, 4 and 8 the experts, 1 the
+    # router; 1 the final gate. Sixteen queries of two heads see each other's keys.
+    squares = 4 * TOKENS * MEAN_DEPTH + 17 * rows + SEQUENCES
+    scores = 2 * 2 * 2 * rows * 16 * TOKENS / SEQUENCES * size
     return {
         "flops": 2 * squares * size * size + scores,
         "bytes": TOKENS * (size * word + 4) + SEQUENCES * size * (word + 8),
@@ -142,7 +165,7 @@ def _fused(size: int, word: int, backward: bool) -> dict[str, float]:
 OPS = {
     "hda_trajectory": _hda, "mlp_expert": _mlp, "moe_aggregate": _moe, "level_pool": _pool,
     "depth_controller": _controller, "level_infonce": _infonce, "score_topk": _topk,
-    "encoder_layer": _encoder, "fused_trajectory": _fused,
+    "encoder_layer": _encoder, "encoder_layer[last]": _encoder_last, "fused_trajectory": _fused,
 }
 
 

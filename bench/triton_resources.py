@@ -1,30 +1,31 @@
 """What every Triton kernel costs on chip, compiled without a GPU, and the floor its time has.
 
-    python -m bench.triton_resources                 rewrite the table
+    python -m bench.triton_resources                 measure every row with the installed triton
     python -m bench.triton_resources --stale         only rows of kernels that were changed
     python -m bench.triton_resources --check         fail if a kernel got worse than the table says
     python -m bench.triton_resources --arch 86 --size 64 --precision tf32 ...   some of it
 
-Rows are ``op/kernel[what it is specialised on]/D/precision/target``: every default configuration
-for every target, and for sm_86, whose limits are the tightest, the variants of
-``bench/triton_examples.py`` too. ``cuobjdump`` of triton's own package reads registers and stack
-from each cubin; for AMD's gfx942 (D = 64, bfloat16 and IEEE float32, most ops) the code object says
-them. ``source`` is a hash of all that the compiler saw. Figures of another triton than the table's
-are not compared with it. Results: ``bench/results/triton-resources.json``.
+Rows are every default configuration for every target, and for sm_86, whose limits are the tightest,
+the variants of ``bench/triton_examples.py`` too. ``cuobjdump`` of triton's own package reads
+registers and stack from each cubin; for AMD's gfx942 (D = 64, bfloat16 and IEEE float32, most ops)
+the code object says them. ``source`` is a hash of all that the compiler saw.
+
+Compilers differ, so ``bench/results/triton-resources.json`` has a set of rows for each triton; a
+run measures, and compares with, those of the installed one. ``--check`` looks at the other sets
+without compiling: they too must break no limit of sm_86, and be of today's source code.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -36,9 +37,8 @@ from triton.compiler import ASTSource
 from adarec_fast.kernels._launch import Launch
 
 from .triton_examples import EXAMPLES, fingerprint, launches
-from .triton_model import PEAKS, floors
+from .triton_table import Row, Rows, complaints, looked_up, read, replace
 
-TABLE = Path(__file__).parent / "results" / "triton-resources.json"
 ARCHITECTURES = (80, 86, 89, 90)
 GFX942 = 94  # compute capability 9.4, as torch reports it
 GFX942_SIZES = (64,)
@@ -46,9 +46,7 @@ GFX942_SIZES = (64,)
 NOT_FOR_GFX942 = ("encoder_layer", "fused_trajectory")
 SIZES = (32, 64, 128, 256)
 PRECISIONS = ("half", "tf32", "ieee")
-SHARED_LIMIT_SM86 = 99 * 1024
-# Bytes and instructions that must not grow; occupancy must not fall.
-COSTS = ("stack_bytes", "spill_instructions", "shared_bytes")
+SECONDS = 30.0  # between two writings of the table
 
 
 class Processor(NamedTuple):
@@ -77,9 +75,12 @@ class Key(NamedTuple):
     precision: str
     architecture: int
 
+    @property
+    def target(self) -> str:
+        return "gfx942" if self.architecture == GFX942 else f"sm_{self.architecture}"
+
     def __str__(self) -> str:
-        target = "gfx942" if self.architecture == GFX942 else f"sm_{self.architecture}"
-        return f"{self.op}/{self.kernel}/{self.size}/{self.precision}/{target}"
+        return f"{self.op}/{self.kernel}/{self.size}/{self.precision}/{self.target}"
 
 
 _POINTERS = {
@@ -186,56 +187,51 @@ def expected(
             yield Key(op, name, size, precision, architecture), launch
 
 
-def complaints(rows: dict[str, dict[str, Any]], table: dict[str, Any]) -> list[str]:
-    """What breaks sm_86's limits, is missing in the table, or is worse than it says."""
-    found = []
-    known_rows = table["kernels"]
-    comparable = table["versions"]["triton"] == triton.__version__
-    if not comparable:
-        print(f"not compared: the table is of triton {table['versions']['triton']}")
-    for key, row in rows.items():
-        if key.endswith("sm_86"):
-            if row["stack_bytes"] or row["spill_instructions"]:
-                found.append(f"{key} spills: {row}")
-            if row["shared_bytes"] > SHARED_LIMIT_SM86:
-                found.append(f"{key} asks for {row['shared_bytes']} bytes of shared memory")
-        if key not in known_rows:
-            found.append(f"{key} is not in the table; write it with --stale")
-        elif comparable:
-            known = known_rows[key]
-            for name in COSTS:
-                if row[name] > known[name]:
-                    found.append(f"{key}: {name} {row[name]}, {known[name]} in the table")
-            occupancy = "blocks_per_multiprocessor"
-            if occupancy in row and row[occupancy] < known[occupancy]:
-                found.append(f"{key}: fewer blocks a multiprocessor than in the table: {row}")
-    return found
+def measure(
+    wanted: Sequence[tuple[Key, Launch]], known: Rows, save: Callable[[Rows], None]
+) -> Rows:
+    """Rows of ``wanted``; what has a known row of the same source and target is not compiled.
 
-
-def write(rows: dict[str, dict[str, Any]]) -> None:
-    """Merge rows into the table, drop what no longer exists, and add the static model.
-
-    Raises:
-        RuntimeError: the table is of another triton, and these rows are not all there are.
+    Args:
+        wanted: as ``expected`` gives them.
+        known: rows that are good as far as their sources are today's.
+        save: is given what there is so far, now and then.
     """
-    wanted = {str(key) for key, _ in expected()}
-    before = json.loads(TABLE.read_text()) if TABLE.exists() else {"kernels": {}}
-    merged = {k: v for k, v in {**before["kernels"], **rows}.items() if k in wanted}
-    made_by = before.get("versions", {}).get("triton", triton.__version__)
-    if made_by != triton.__version__ and not wanted <= set(rows):
-        raise RuntimeError(
-            f"{TABLE} is of triton {made_by}, this is {triton.__version__}: write all of it"
-        )
-    document = {
-        "command": "python -m bench.triton_resources",
-        "versions": {"triton": triton.__version__, "torch": torch.__version__},
-        "kernels": dict(sorted(merged.items())),
-        "model": {"unit": "microseconds", "peaks": PEAKS, "floors": floors()},
-    }
-    TABLE.parent.mkdir(exist_ok=True)
-    partial = TABLE.with_suffix(".partial")
-    partial.write_text(json.dumps(document, indent=1) + "\n")
-    os.replace(partial, TABLE)
+    rows: Rows = {}
+    # A kernel that depends on neither D nor precision has one source for many rows.
+    compiled = {(name.rpartition("/")[2], row["source"]): row for name, row in known.items()}
+    last = time.monotonic()
+    for key, launch in wanted:
+        source = fingerprint(launch)
+        row: Row | None = compiled.get((key.target, source))
+        if row is None:
+            row = {**compile_launch(launch, key.architecture), "source": source}
+            compiled[key.target, source] = row
+            print(key, row, flush=True)
+        rows[str(key)] = row
+        if time.monotonic() - last > SECONDS:
+            save(rows)
+            last = time.monotonic()
+    return rows
+
+
+def write(rows: Rows, complete: bool = True) -> None:
+    """Merge rows into the installed triton's, and drop what no longer exists when complete."""
+    merged = {**read().get(triton.__version__, {}), **rows}
+    if complete:
+        wanted = {str(key) for key, _ in expected()}
+        merged = {name: row for name, row in merged.items() if name in wanted}
+    replace(triton.__version__, torch.__version__, merged)
+
+
+def check(rows: Rows) -> list[str]:
+    """What is wrong with rows just measured, and with the same rows of other tritons."""
+    table = read()
+    mine = table.pop(triton.__version__, None)
+    if mine is None:
+        print(f"nothing is compared: the table has no rows of triton {triton.__version__}")
+    tightest = {name: row["source"] for name, row in rows.items() if name.endswith("/sm_86")}
+    return complaints(rows, mine) + looked_up(tightest, table, table)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -254,21 +250,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--size", nargs="+", type=int, choices=SIZES, default=list(SIZES))
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     chosen = parser.parse_args(arguments)
-    table = json.loads(TABLE.read_text()) if TABLE.exists() else {"kernels": {}}
-    rows: dict[str, dict[str, Any]] = {}
-    for key, launch in expected(
+    wanted = list(expected(
         chosen.op, chosen.arch, chosen.size, chosen.precision, not chosen.no_variants
-    ):
-        known, source = table["kernels"].get(str(key), {}), fingerprint(launch)
-        if chosen.stale and known.get("source") == source:
-            rows[str(key)] = known
-            continue
-        rows[str(key)] = {**compile_launch(launch, key.architecture), "source": source}
-        print(key, rows[str(key)], flush=True)
+    ))  # fmt: skip
+    known = read().get(triton.__version__, {}) if chosen.stale else {}
     if not chosen.check:
-        write(rows)
+        write(measure(wanted, known, lambda rows: write(rows, complete=False)))
         return 0
-    found = complaints(rows, table)
+    found = check(measure(wanted, known, lambda rows: None))
     for line in found:
         print(line, file=sys.stderr)
     return 1 if found else 0

@@ -15,18 +15,17 @@ from torch import Tensor
 
 from .. import rng
 from ._attention import (
-    LOG2_E,
     Attended,
     _arguments,
     _block_bits,
     _first_bits,
     _head_columns,
-    _key_bits,
     _key_span,
     _pair_bits,
     _queries,
-    _row_tile,
-    _seen,
+    _token_tile,
+    probabilities,
+    seen_keys,
 )
 from ._launch import Operands, launch
 from ._layout import Layout
@@ -34,110 +33,85 @@ from ._product import product
 from .philox import drop
 
 
-@triton.jit
-def _probabilities(q, k, lse, seen, scale, PRECISION: tl.constexpr):
-    """P ``[rows, keys]``, zero where a key is not seen."""
-    scores = product(q, tl.trans(k), PRECISION) * (scale * LOG2_E)
-    return tl.where(seen, tl.exp2(scores - lse[:, None]), 0.0)
-
-
-@triton.jit(do_not_specialize=["rows", "tokens", "threshold"])
+@triton.jit(do_not_specialize=["tokens", "threshold"])
 def _attention_queries_kernel(
-    q_ptr, kv_ptr, offsets_ptr, sequence_ptr, row_reach_ptr, token_reach_ptr, seed_ptr,
-    context_ptr, d_context_ptr, lse_ptr, delta_ptr, d_q_ptr,
-    rows, tokens, scale, threshold, keep_scale, stream,
-    D: tl.constexpr, HEADS: tl.constexpr, Q_STRIDE: tl.constexpr, KV_STRIDE: tl.constexpr,
-    BLOCK_H: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, DROPOUT: tl.constexpr,
-    LAST: tl.constexpr, PRECISION: tl.constexpr,
+    q_ptr, kv_ptr, offsets_ptr, sequence_ptr, reach_ptr, seed_ptr, context_ptr, d_context_ptr,
+    lse_ptr, delta_ptr, d_q_ptr, tokens, scale, threshold, keep_scale, stream,
+    D: tl.constexpr, HEADS: tl.constexpr, STRIDE: tl.constexpr, BLOCK_H: tl.constexpr,
+    ROWS: tl.constexpr, KEYS: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ):
-    row, group, head, deepest = _row_tile(rows, row_reach_ptr, ROWS)
+    token, group, head, deepest = _token_tile(tokens, reach_ptr, ROWS)
     if deepest <= 4 * group:
         return
-    token, begin, first, end = _key_span(row, rows, tokens, group, offsets_ptr, sequence_ptr,
-                                         row_reach_ptr, LAST)
+    begin, first, end = _key_span(token, tokens, group, offsets_ptr, sequence_ptr, reach_ptr)
     column, inside = _head_columns(head, D, HEADS, BLOCK_H)
     first_bits = _first_bits(seed_ptr, token, begin, first, head, group, stream, threshold,
-                             HEADS, KEYS, DROPOUT, LAST)
+                             HEADS, KEYS, DROPOUT)
     for level in range(4 * group, tl.minimum(4 * group + 4, deepest)):
         plane = tl.full((), level, tl.int64)
-        exists = tl.load(row_reach_ptr + row, mask=row < rows, other=0) > level
-        at_row = plane * rows + row
+        exists = tl.load(reach_ptr + token, mask=token < tokens, other=0) > level
+        at_row = plane * tokens + token
         there = exists[:, None] & inside
-        q = tl.load(q_ptr + at_row[:, None] * Q_STRIDE + column, mask=there, other=0.0)
+        q = tl.load(q_ptr + at_row[:, None] * STRIDE + column, mask=there, other=0.0)
         at_context = at_row[:, None] * D + column
         d_context = tl.load(d_context_ptr + at_context, mask=there, other=0.0)
         context = tl.load(context_ptr + at_context, mask=there, other=0.0).to(tl.float32)
         delta = tl.sum(d_context.to(tl.float32) * context, 1)
-        at = (plane * HEADS + head) * rows + row
+        at = (plane * HEADS + head) * tokens + token
         tl.store(delta_ptr + at, delta, mask=exists)
         lse = tl.load(lse_ptr + at, mask=exists, other=0.0)
         d_q = tl.zeros((ROWS, BLOCK_H), tl.float32)
         for block in range(0, tl.cdiv(end - first, KEYS)):
             key = first + block * KEYS + tl.arange(0, KEYS)
-            real = tl.load(token_reach_ptr + key, mask=key < end, other=0) > level
-            at_key = (plane * tokens + key)[:, None] * KV_STRIDE + column
+            real = tl.load(reach_ptr + key, mask=key < end, other=0) > level
+            at_key = (plane * tokens + key)[:, None] * STRIDE + column
             mask = real[:, None] & inside
             k = tl.load(kv_ptr + at_key, mask=mask, other=0.0)
             v = tl.load(kv_ptr + D + at_key, mask=mask, other=0.0)
-            p = _probabilities(q, k, lse, _seen(begin, token, key), scale, PRECISION)
+            p = probabilities(q, k, lse, seen_keys(begin, token, key), scale, PRECISION)
             d_p = product(d_context, tl.trans(v), PRECISION)
             if DROPOUT:
-                bits = _block_bits(first_bits, block, seed_ptr, offsets_ptr, sequence_ptr, token,
-                                   begin, key, real, head, group, stream, threshold, HEADS, LAST)
+                bits = _block_bits(first_bits, block, seed_ptr, token, begin, key, head, group,
+                                   stream, threshold, HEADS)
                 d_p = drop(d_p, bits, level - 4 * group, keep_scale)
             d_scores = p * (d_p - delta[:, None]) * scale
             d_q += product(d_scores.to(k.dtype), k, PRECISION)
-        tl.store(d_q_ptr + at_row[:, None] * Q_STRIDE + column, d_q, mask=there)
+        tl.store(d_q_ptr + at_row[:, None] * STRIDE + column, d_q, mask=there)
 
 
-@triton.jit(do_not_specialize=["rows", "tokens", "threshold"])
+@triton.jit(do_not_specialize=["tokens", "threshold"])
 def _attention_keys_kernel(
-    q_ptr, kv_ptr, offsets_ptr, sequence_ptr, row_reach_ptr, token_reach_ptr, seed_ptr,
-    d_context_ptr, lse_ptr, delta_ptr, d_kv_ptr,
-    rows, tokens, scale, threshold, keep_scale, stream,
-    D: tl.constexpr, HEADS: tl.constexpr, Q_STRIDE: tl.constexpr, KV_STRIDE: tl.constexpr,
-    BLOCK_H: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, DROPOUT: tl.constexpr,
-    LAST: tl.constexpr, PRECISION: tl.constexpr,
+    q_ptr, kv_ptr, offsets_ptr, sequence_ptr, reach_ptr, seed_ptr, d_context_ptr, lse_ptr,
+    delta_ptr, d_kv_ptr, tokens, scale, threshold, keep_scale, stream,
+    D: tl.constexpr, HEADS: tl.constexpr, STRIDE: tl.constexpr, BLOCK_H: tl.constexpr,
+    ROWS: tl.constexpr, KEYS: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ):
-    key = tl.program_id(0).to(tl.int64) * KEYS + tl.arange(0, KEYS)
-    group = tl.program_id(1)
-    head = tl.program_id(2)
-    reach = tl.load(token_reach_ptr + key, mask=key < tokens, other=0)
-    deepest = tl.max(reach)
+    key, group, head, deepest = _token_tile(tokens, reach_ptr, KEYS)
     if deepest <= 4 * group:
         return
+    reach = tl.load(reach_ptr + key, mask=key < tokens, other=0)
     # The queries that see one of these keys: from the first key's own, to the last sequence's end.
     any_level = reach > 4 * group
     sequence = tl.load(sequence_ptr + key, mask=any_level, other=0).to(tl.int64)
-    if LAST:
-        first = tl.min(tl.where(any_level, sequence, rows))
-        end = tl.max(tl.where(any_level, sequence + 1, 0))
-    else:
-        first = tl.min(tl.where(any_level, key, rows))
-        end = tl.max(tl.load(offsets_ptr + sequence + 1, mask=any_level, other=0))
+    first = tl.min(tl.where(any_level, key, tokens))
+    end = tl.max(tl.load(offsets_ptr + sequence + 1, mask=any_level, other=0))
     column, inside = _head_columns(head, D, HEADS, BLOCK_H)
     if DROPOUT:
-        if LAST:
-            first_bits = _key_bits(seed_ptr, offsets_ptr, sequence_ptr, key, any_level, head,
-                                   group, stream, threshold, HEADS)
-        else:
-            token, begin, _ = _queries(first + tl.arange(0, ROWS), end, 4 * group, offsets_ptr,
-                                       sequence_ptr, row_reach_ptr, LAST)
-            first_bits = _pair_bits(seed_ptr, token, begin, key, head, group, stream, threshold,
-                                    HEADS)
+        token = first + tl.arange(0, ROWS)
+        begin, _ = _queries(token, end, 4 * group, offsets_ptr, sequence_ptr, reach_ptr)
+        first_bits = _pair_bits(seed_ptr, token, begin, key, head, group, stream, threshold, HEADS)
     for level in range(4 * group, tl.minimum(4 * group + 4, deepest)):
         plane = tl.full((), level, tl.int64)
-        at_key = (plane * tokens + key)[:, None] * KV_STRIDE + column
+        at_key = (plane * tokens + key)[:, None] * STRIDE + column
         there = (reach > level)[:, None] & inside
         d_k = tl.zeros((KEYS, BLOCK_H), tl.float32)
         d_v = tl.zeros((KEYS, BLOCK_H), tl.float32)
         for block in range(0, tl.cdiv(end - first, ROWS)):
-            row = first + block * ROWS + tl.arange(0, ROWS)
-            token, begin, asks = _queries(row, end, level, offsets_ptr, sequence_ptr,
-                                          row_reach_ptr, LAST)
-            at_row = plane * rows + row
+            token = first + block * ROWS + tl.arange(0, ROWS)
+            begin, asks = _queries(token, end, level, offsets_ptr, sequence_ptr, reach_ptr)
+            at_row = plane * tokens + token
             mask = asks[:, None] & inside
-            q = tl.load(q_ptr + at_row[:, None] * Q_STRIDE + column, mask=mask, other=0.0)
+            q = tl.load(q_ptr + at_row[:, None] * STRIDE + column, mask=mask, other=0.0)
             at_context = at_row[:, None] * D + column
             d_context = tl.load(d_context_ptr + at_context, mask=mask, other=0.0)
             # Keys and values come anew from L1: held in registers over the loop, they spill. A
@@ -146,16 +120,16 @@ def _attention_keys_kernel(
             again = there & going_on[:, None]
             k = tl.load(kv_ptr + at_key, mask=again, other=0.0)
             v = tl.load(kv_ptr + D + at_key, mask=again, other=0.0)
-            at = (plane * HEADS + head) * rows + row
+            at = (plane * HEADS + head) * tokens + token
             lse = tl.load(lse_ptr + at, mask=asks, other=0.0)
             delta = tl.load(delta_ptr + at, mask=asks, other=0.0)
             # A key that does not exist lies behind its sequence, or in one that asks nothing.
-            p = _probabilities(q, k, lse, _seen(begin, token, key), scale, PRECISION)
+            p = probabilities(q, k, lse, seen_keys(begin, token, key), scale, PRECISION)
             kept = p
             d_p = product(d_context, tl.trans(v), PRECISION)
             if DROPOUT:
                 bits = first_bits
-                if not LAST and block > 0:
+                if block > 0:
                     bits = _pair_bits(seed_ptr, token, begin, key, head, group, stream,
                                       threshold, HEADS)
                 kept = drop(p, bits, level - 4 * group, keep_scale)
@@ -168,27 +142,30 @@ def _attention_keys_kernel(
 
 
 def attention_backward(
-    d_context: Tensor, attended: Attended, q: Tensor, kv: Tensor, d_q: Tensor, d_kv: Tensor,
-    offsets: Tensor, layout: Layout, ops: Operands, *, heads: int, dropout: float,
-    seed: Tensor | None, stream: int, last_only: bool,
-) -> None:
-    """Write ``d_q [K, R, D]`` and ``d_kv [K, N, 2D]``, which lie as q and kv do.
+    d_context: Tensor, attended: Attended, qkv: Tensor, offsets: Tensor, layout: Layout,
+    ops: Operands, *, heads: int, dropout: float, seed: Tensor | None, stream: int,
+) -> Tensor:
+    """The gradient of ``qkv [K, N, 3D]``, given that of the context in the operands' dtype.
 
-    ``d_context [K, R, D]`` is in the operands' dtype; the rest is as in ``attention``.
+    The rest is as in ``attention``.
     """
-    planes, rows, _ = q.shape
-    tokens, groups = kv.shape[1], triton.cdiv(planes, rng.LANES)
-    options = (offsets, layout, heads, dropout, seed, stream, last_only, ops)
+    planes, tokens, width = qkv.shape
+    options = (offsets, layout, heads, dropout, seed, stream, ops)
     assert attended.lse is not None
+    d_qkv = torch.empty_like(qkv)
     shared = {
         "d_context_ptr": d_context, "lse_ptr": attended.lse,
         "delta_ptr": torch.empty_like(attended.lse),
     }
-    arguments, tile = _arguments("attention_queries", q, kv, *options)
-    arguments |= {**shared, "context_ptr": attended.context, "d_q_ptr": d_q}
-    grid = (triton.cdiv(rows, tile.rows), groups, heads)
+    groups = triton.cdiv(planes, rng.LANES)
+    arguments, tile = _arguments("attention_queries", qkv, *options)
+    arguments |= {**shared, "context_ptr": attended.context, "d_q_ptr": d_qkv}
+    grid = (triton.cdiv(tokens, tile.rows), groups, heads)
     launch(_attention_queries_kernel, grid, arguments, tile.options)
-    arguments, tile = _arguments("attention_keys", q, kv, *options)
-    arguments |= {**shared, "d_kv_ptr": d_kv, "KEYS": tile.rows, "ROWS": tile.chunk}
+    arguments, tile = _arguments("attention_keys", qkv, *options)
+    arguments |= {
+        **shared, "d_kv_ptr": d_qkv[..., width // 3 :], "KEYS": tile.rows, "ROWS": tile.chunk,
+    }
     grid = (triton.cdiv(tokens, tile.rows), groups, heads)
     launch(_attention_keys_kernel, grid, arguments, tile.options)
+    return d_qkv

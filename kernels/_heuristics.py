@@ -3,6 +3,11 @@
 ``bench/triton_resources.py`` compiles every row and shows registers, spills and shared memory. A
 row for an architecture is there only where it differs from the common one. ``_autotune`` puts
 measured tiles in their place where it is switched on.
+
+Of products that follow one another the compiler shares out the warps along one side: along the
+columns if the first one's result is wider than high, else along the rows, of which a warp takes
+sixteen. So 32 rows of 32 columns leave two of eight warps something of their own to do and let the
+others repeat it; a chunk wider than the tile is high uses them all.
 """
 
 from __future__ import annotations
@@ -51,38 +56,57 @@ for _kernel in ("hda_forward", "mlp_forward"):
     _rows(_kernel, "ieee", d64=Tile(32, 32, 8), d128=Tile(16, 32, 8), d256=Tile(16, 32, 8))
 _rows("hda_forward", "tf32", d64=Tile(32, 64, 8, 2, 255))
 _rows("hda_forward", "tf32", 90, d256=Tile(16, 16, 8))
+_rows("hda_forward", "ieee", d32=Tile(32, 32, 8, 2, 128))
+_rows("hda_forward", "ieee", 86, 89, d256=Tile(16, 32, 8, 2, 255))
+_rows("hda_forward", "ieee", 90, d128=Tile(16, 32, 8, 2, 255))
+_rows("mlp_forward", "ieee", 86, 89, d256=Tile(16, 16, 8, 2, 255))
 _rows("mlp_forward", "ieee", d64=Tile(32, 32, 8, 2, 255), d128=Tile(16, 32, 8, 2, 255))
 for _kernel in ("hda_backward", "mlp_backward"):
-    _rows(_kernel, "half tf32", d64=Tile(32, 32, 8), d128=Tile(32, 32, 8), d256=Tile(16, 16, 8))
+    _rows(_kernel, "half tf32", d32=Tile(32, 32, 8), d64=Tile(32, 64, 8), d128=Tile(32, 32, 8),
+          d256=Tile(16, 16, 8))
     _rows(_kernel, "ieee", d64=Tile(32, 32, 8, 2, 255), d128=Tile(16, 32, 8, 2, 255))
+    # Sixteen warps spill at D = 32, which would take 64's row.
+    _rows(_kernel, "ieee", d32=Tile(32, 32, 8, 2, 255))
+    _rows(_kernel, "ieee", 86, 89, 90, d64=Tile(32, 32, 16))
 _rows("mlp_backward", "half", d256=Tile(8, 16, 8))
 _rows("mlp_backward", "half", 80, d128=Tile(16, 32, 8), d256=Tile(8, 16, 8, 2, 255))
 _rows("mlp_backward", "tf32", d128=Tile(16, 32, 8))
+_rows("mlp_backward", "ieee", 86, 89, d128=Tile(16, 16, 8, 2, 255))
 _rows("mlp_backward", "ieee", d256=Tile(8, 16, 8, 2, 255))
 # A float32 product holds whole rows of its operands: of eight rows sixteen warps spill nothing.
 _rows("hda_backward", "ieee", d256=Tile(8, 16, 16))
+_rows("hda_backward", "ieee", 90, d256=Tile(8, 16, 8, 2, 255))
 _rows("hda_backward", "tf32", d256=Tile(8, 16, 8, 2, 255))
+_rows("hda_backward", "tf32", 90, d256=Tile(8, 16, 8))
 _rows("hda_backward", "tf32", 80, 90, d128=Tile(16, 32, 8))
 _rows("hda_backward", "half", 80, d256=Tile(8, 16, 8, 2, 255))
-_rows("mlp_weights", "half", d64=Tile(32, 32, 8), d128=Tile(16, 32, 8), d256=Tile(16, 16, 8))
+_rows("mlp_weights", "half", d32=Tile(32, 32, 8), d64=Tile(32, 32, 4), d128=Tile(16, 32, 8),
+      d256=Tile(16, 16, 8))
 _rows("mlp_weights", "tf32", d64=Tile(32, 32, 4), d128=Tile(32, 64, 8), d256=Tile(16, 32, 8))
-_rows("mlp_weights", "ieee", d64=Tile(32, 32, 8), d128=Tile(16, 16, 8, 2, 255),
+_rows("mlp_weights", "ieee", d64=Tile(32, 32, 8), d128=Tile(16, 16, 8),
       d256=Tile(16, 16, 8, 2, 255))
+_rows("mlp_weights", "ieee", 90, d128=Tile(16, 16, 8, 1, 255))
 for _kernel in ("linear", "linear_backward", "linear_weights"):
     _rows(_kernel, _ALL, d64=Tile(64, 64, 8), d128=Tile(32, 64, 8), d256=Tile(32, 32, 8))
 _rows("linear_backward", "ieee", d64=Tile(64, 32, 8))
-_rows("sublayers", "half", d64=Tile(32, 32, 8), d128=Tile(32, 16, 8, 1), d256=Tile(16, 16, 8, 1))
-_rows("sublayers", "tf32 ieee", d64=Tile(32, 32, 8), d128=Tile(32, 32, 8), d256=Tile(16, 16, 8))
+_rows("linear_weights", "ieee", 86, 89, d128=Tile(32, 64, 8, 2, 255))
+_rows("sublayers", "half", d64=Tile(32, 64, 8), d128=Tile(32, 16, 8, 1), d256=Tile(16, 16, 8, 1))
+_rows("sublayers", "tf32", d64=Tile(32, 64, 8), d128=Tile(32, 32, 8), d256=Tile(16, 16, 8))
 _rows("sublayers", "ieee", d64=Tile(32, 32, 8, 2, 168), d128=Tile(32, 32, 8, 2, 255),
       d256=Tile(16, 16, 8, 2, 255))
-_rows("sublayers_backward", "half", d64=Tile(32, 32, 8), d128=Tile(16, 32, 8, 1),
+_rows("sublayers", "ieee", 90, d256=Tile(16, 16, 8, 3))
+_rows("sublayers", "ieee", 86, 89, d256=Tile(16, 16, 8, 3, 255))
+_rows("gru_gates", "half tf32", 80, d32=Tile(32, 32, 4))
+_rows("sublayers_backward", "half", d64=Tile(32, 64, 8), d128=Tile(16, 32, 8, 1),
       d256=Tile(16, 16, 8, 1))
 _rows("sublayers_backward", "tf32", d64=Tile(32, 32, 8), d128=Tile(16, 32, 8),
       d256=Tile(16, 16, 8))
+_rows("sublayers_backward", "tf32", 86, 89, d64=Tile(32, 64, 8, 1))
 _rows("sublayers_backward", "ieee", d64=Tile(16, 32, 8), d128=Tile(16, 32, 8),
       d256=Tile(8, 16, 16))
 _rows("sublayers_backward", "tf32", 80, 90, d256=Tile(8, 16, 8, 2, 255))
-_rows("sublayers_backward", "ieee", 90, d256=Tile(8, 16, 8, 2, 255))
+_rows("sublayers_backward", "half tf32", d32=Tile(16, 32, 8))
+_rows("sublayers_backward", "ieee", 90, d64=Tile(16, 32, 8, 2, 255), d256=Tile(8, 16, 8, 2, 255))
 # A chunk is a block of keys, and of queries where rows are keys. Sixteen rows of short sequences
 # need little more than their own tokens as keys: one block of 32. D is that of two heads.
 for _kernel in ("attention", "attention_queries", "attention_keys"):
@@ -91,37 +115,76 @@ for _kernel in ("attention", "attention_queries", "attention_keys"):
     _rows(_kernel, "ieee", d32=Tile(16, 32, 4, 2, 255))
 _rows("attention", "tf32", d32=Tile(16, 32, 4, 2, 255), d64=Tile(16, 32, 4, 2, 168))
 _rows("attention", "ieee", d128=Tile(16, 32, 4, 3), d256=Tile(16, 32, 8))
+_rows("attention", "half", 90, d256=Tile(16, 32, 4, 2, 168))
+_rows("attention", "tf32", 90, d128=Tile(16, 32, 4, 2, 255))
+_rows("attention_keys", "half", 86, 89, 90, d256=Tile(16, 16, 4, 2, 168))
+_rows("attention_keys", "tf32", 90, d256=Tile(16, 32, 8))
+_rows("attention_keys", "ieee", 86, 89, d256=Tile(16, 32, 4, 1))
+_rows("attention_keys", "ieee", 90, d128=Tile(16, 32, 8), d256=Tile(16, 32, 8))
+_rows("attention", "ieee", 86, 89, 90, d64=Tile(16, 32, 4, 2, 255))
+_rows("attention_queries", "half", 90, d32=Tile(16, 32, 4, 2, 255))
+_rows("attention_queries", "ieee", 86, 89, d64=Tile(16, 32, 4, 2, 255))
+_rows("attention_queries", "tf32", 90, d128=Tile(16, 32, 4, 2, 255))
 _rows("attention_queries", "tf32", d256=Tile(16, 16, 4, 2, 255))
 _rows("attention_queries", "ieee", 80, d256=Tile(16, 16, 4, 2, 255))
 _rows("attention_keys", "half", d128=Tile(16, 32, 4, 2, 255), d256=Tile(16, 16, 4))
 _rows("attention_keys", "ieee", d32=Tile(16, 32, 8))
 _rows("attention_keys", "ieee", 80, d256=Tile(16, 16, 4, 2, 255))
+# A row is a (sequence, head) pair.
+_rows("readout", "half", d32=Tile(16, 32, 2), d64=Tile(32, 64, 4), d128=Tile(32, 64, 8),
+      d256=Tile(16, 32, 8))
+_rows("readout", "tf32", d32=Tile(16, 32, 2), d64=Tile(32, 64, 4, 2, 255),
+      d128=Tile(32, 64, 8, 2, 255), d256=Tile(16, 16, 8, 2, 255))
+_rows("readout", "ieee", d32=Tile(16, 32, 2), d64=Tile(16, 32, 8, 2, 255),
+      d128=Tile(16, 32, 8, 2, 255), d256=Tile(16, 32, 8))
+_rows("readout", "half", 80, d64=Tile(32, 64, 4, 1))
+_rows("readout", "ieee", 90, d32=Tile(32, 32, 4), d256=Tile(16, 16, 8, 2, 255))
+_rows("readout_backward", "half", d32=Tile(16, 32, 2, 1), d64=Tile(32, 64, 4, 1),
+      d128=Tile(16, 64, 4, 1, 255), d256=Tile(16, 64, 8, 1, 255))
+_rows("readout_backward", "tf32", d32=Tile(16, 32, 4, 1), d64=Tile(32, 32, 8),
+      d128=Tile(32, 32, 8, 1, 255), d256=Tile(16, 16, 8, 2, 255))
+_rows("readout_backward", "ieee", d32=Tile(16, 32, 4, 1), d64=Tile(32, 32, 8),
+      d128=Tile(16, 32, 8, 2, 255), d256=Tile(16, 32, 8, 2, 255))
+_rows("readout_backward", "half", 80, d64=Tile(32, 32, 4, 1))
+_rows("readout_backward", "half", 90, d64=Tile(32, 64, 8), d128=Tile(16, 64, 8, 1, 255))
+_rows("readout_backward", "tf32", 80, d256=Tile(16, 64, 8, 1, 255))
+_rows("readout_backward", "tf32", 80, 90, d32=Tile(16, 32, 2, 1))
+_rows("readout_backward", "tf32", 90, d64=Tile(32, 32, 4, 1))
 _rows("moe", "half", d64=Tile(16, 64, 4), d128=Tile(16, 32, 4), d256=Tile(16, 16, 8))
 _rows("moe", "tf32", d64=Tile(16, 64, 4), d128=Tile(16, 32, 4), d256=Tile(16, 32, 8))
 _rows("moe", "ieee", d64=Tile(16, 64, 4), d128=Tile(16, 16, 4), d256=Tile(16, 16, 8, 1, 255))
-_rows("moe", "half", 80, d128=Tile(16, 32, 4, 2, 255))
+_rows("moe", "half", 86, 89, d32=Tile(16, 64, 4, 2, 255), d64=Tile(16, 64, 4, 2, 255),
+      d256=Tile(16, 16, 8, 1))
+_rows("moe", "tf32", 86, 89, d32=Tile(16, 64, 4, 2, 255))
+_rows("moe", "ieee", 86, 89, d32=Tile(16, 64, 4, 2, 168), d64=Tile(16, 64, 4, 2, 168),
+      d128=Tile(16, 16, 8, 2, 255))
+_rows("moe", "half", 80, 90, d128=Tile(16, 32, 4, 2, 255))
+_rows("moe", "half", 90, d64=Tile(16, 64, 4, 2, 255))
 _rows("moe", "half", 80, 90, d256=Tile(16, 16, 8, 1, 255))
 _rows("moe", "ieee", 80, 90, d64=Tile(16, 64, 4, 2, 255))
-_rows("moe", "ieee", 90, d128=Tile(16, 16, 8, 2, 255), d256=Tile(16, 16, 16))
+_rows("moe", "ieee", 90, d128=Tile(16, 16, 8, 2, 255), d256=Tile(16, 16, 8, 1))
 # Where D is larger than the op's largest_size says, its other kernels run.
 _rows("fused_trajectory", "half", d64=Tile(32, 32, 8), d128=Tile(16, 32, 8))
 _rows("fused_trajectory", "tf32", d64=Tile(32, 64, 8), d128=Tile(16, 32, 8, 1))
+_rows("fused_trajectory", "tf32", 86, 89, d64=Tile(32, 16, 8))
 _rows("fused_trajectory", "ieee", d64=Tile(16, 16, 8, 2, 255), d128=Tile(16, 16, 8, 2, 255))
 # The chunk is a tile of the catalogue.
 _rows("score_topk", _ALL, d64=Tile(16, 128, 4), d128=Tile(16, 128, 4), d256=Tile(16, 128, 4))
 _rows("score_topk", "tf32", d256=Tile(16, 64, 4))
-_rows("score_topk", "tf32", 90, d128=Tile(16, 128, 4, 2, 255))
+_rows("score_topk", "half tf32", d128=Tile(16, 128, 4, 2, 255))
+_rows("score_topk", "tf32", 90, d32=Tile(16, 128, 4, 2, 168), d64=Tile(16, 128, 4, 2, 168))
 _rows("score_topk", "ieee", 80, d64=Tile(16, 64, 4), d128=Tile(16, 64, 4), d256=Tile(16, 64, 4))
 # The chunk is a tile of candidates.
 _rows("infonce_forward", "tf32 ieee", d64=Tile(32, 32, 4), d128=Tile(32, 32, 4),
       d256=Tile(32, 32, 4))
 _rows("infonce_forward", "ieee", 80, d64=Tile(32, 32, 4, 2, 255))
+_rows("infonce_forward", "ieee", 90, d128=Tile(32, 32, 8), d256=Tile(32, 32, 8))
 _rows("infonce_backward", "tf32", d64=Tile(32, 32, 4, 2, 255), d128=Tile(32, 32, 4),
       d256=Tile(32, 64, 8))
-_rows("infonce_backward", "ieee", d64=Tile(32, 32, 4, 2, 255), d128=Tile(16, 32, 8),
+_rows("infonce_backward", "ieee", d64=Tile(32, 32, 8, 2, 255), d128=Tile(16, 32, 8),
       d256=Tile(16, 16, 8))
 _rows("infonce_backward", "ieee", 80, 90, d64=Tile(16, 32, 4, 2, 255))
-_rows("infonce_backward", "ieee", 90, d128=Tile(16, 16, 8))
+_rows("infonce_backward", "ieee", 90, d128=Tile(16, 16, 8), d256=Tile(16, 16, 8, 2, 255))
 # Of a scan, the chunk is the part of the recurrent weights that stays in registers, if all of it.
 for _kernel in ("gru_scan", "gru_scan_backward"):
     _rows(_kernel, "half", d64=Tile(16, 64, 4, 2, 255), d128=Tile(16, 32, 8), d256=Tile(16, 16, 8))
@@ -129,14 +192,17 @@ for _kernel in ("gru_scan", "gru_scan_backward"):
     _rows(_kernel, "ieee", d64=Tile(16, 32, 4), d128=Tile(16, 16, 8), d256=Tile(16, 16, 8))
 _rows("gru_scan", "tf32", d256=Tile(16, 16, 16))
 _rows("gru_scan", "tf32", 90, d256=Tile(8, 16, 8, 2, 255))
-_rows("gru_scan", "ieee", 90, d128=Tile(16, 16, 8, 2, 255))
-_rows("gru_gates", "half tf32", d64=Tile(32, 32, 4), d128=Tile(32, 32, 4), d256=Tile(32, 32, 4))
+_rows("gru_scan", "ieee", 86, 89, d128=Tile(16, 16, 8, 2, 255))
+_rows("gru_scan", "ieee", 90, d64=Tile(16, 32, 4, 2, 255), d128=Tile(16, 16, 8, 2, 255))
+_rows("gru_gates", "half tf32", d64=Tile(32, 64, 4), d128=Tile(32, 32, 4), d256=Tile(32, 32, 4))
 _rows("gru_gates", "ieee", d64=Tile(16, 32, 4), d128=Tile(32, 32, 4), d256=Tile(32, 32, 4))
 _rows("gru_gates", "half", 80, d128=Tile(32, 32, 4, 2, 255), d256=Tile(32, 32, 4, 2, 255))
+_rows("gru_gates", "tf32", 86, 89, d256=Tile(32, 32, 8))
 _rows("gru_gates", "ieee", 90, d128=Tile(32, 32, 8))
 _rows("gru_gates", "ieee", 80, d256=Tile(32, 32, 4, 2, 255))
 _rows("gru_weights", "half tf32", d64=Tile(32, 32, 4), d128=Tile(32, 32, 4), d256=Tile(16, 32, 8))
 _rows("gru_weights", "ieee", d64=Tile(16, 32, 4), d128=Tile(16, 32, 4), d256=Tile(16, 16, 8))
+_rows("gru_weights", "ieee", 90, d256=Tile(16, 16, 8, 2, 255))
 
 
 class Key(NamedTuple):

@@ -16,15 +16,10 @@ BLOCK = 128
 
 
 class Layout(NamedTuple):
-    """``sequence`` int32 ``[N]`` of each token, B at capacity; levels that exist, int32.
-
-    ``token_reach [N]`` counts them for tokens, ``row_reach [R]`` for rows: the tokens, or the
-    sequences, each of which stands for its last token.
-    """
+    """Of each token, int32 ``[N]``: its sequence, B at capacity, and the levels that exist."""
 
     sequence: Tensor
-    token_reach: Tensor
-    row_reach: Tensor
+    reach: Tensor
 
 
 @triton.jit(do_not_specialize=["tokens", "batch", "steps", "planes"])
@@ -41,8 +36,8 @@ def _layout_kernel(offsets_ptr, depth_ptr, sequence_ptr, reach_ptr, tokens, batc
     tl.store(reach_ptr + token, reach, mask=token < tokens)
 
 
-def layout(x: Tensor, offsets: Tensor, depth: Tensor | None, last_only: bool) -> Layout:
-    """The layout of ``x [K, N, D]``; rows are sequences if ``last_only``, else tokens."""
+def layout(x: Tensor, offsets: Tensor, depth: Tensor | None) -> Layout:
+    """The layout of ``x [K, N, D]``."""
     planes, tokens, _ = x.shape
     batch = offsets.shape[0] - 1
     sequence = torch.empty(tokens, dtype=torch.int32, device=x.device)
@@ -53,10 +48,12 @@ def layout(x: Tensor, offsets: Tensor, depth: Tensor | None, last_only: bool) ->
         "BLOCK": BLOCK, "HAS_DEPTH": depth is not None,
     }
     launch(_layout_kernel, (triton.cdiv(tokens, BLOCK),), arguments, {"num_warps": 4})
-    if not last_only:
-        return Layout(sequence, reach, reach)
+    return Layout(sequence, reach)
+
+
+def levels_of_sequences(x: Tensor, offsets: Tensor, depth: Tensor | None) -> Tensor:
+    """How many levels of ``x [K, N, D]`` exist for each sequence, int32 ``[B]``."""
+    planes, batch = x.shape[0], offsets.shape[0] - 1
     if depth is None:
-        rows = torch.full((batch,), planes, dtype=torch.int32, device=x.device)
-    else:
-        rows = (depth + 1).clamp(max=planes).to(torch.int32)
-    return Layout(sequence, reach, rows)
+        return torch.full((batch,), planes, dtype=torch.int32, device=x.device)
+    return (depth + 1).clamp(max=planes).to(torch.int32)

@@ -2,11 +2,11 @@
 
 The kernel is inference's: read-out at the last position, no noise and no dropout. A program owns a
 few whole sequences, of any length, and loops over the levels up to the deepest of them. At each
-level it first goes over its tokens: denoiser, x0, and the keys and values of the fine expert, which
-wait in a scratch of a few kilobytes a program, overwritten at every level and so at home in the
-caches. Then, for the last tokens: router, coarse expert, fine expert, and their share of the sums
-of Eq. 8 and 9. Weights do not fit on chip all at once: they come anew at every level, in blocks,
-from L2.
+level it first goes over its tokens: denoiser and x0, which waits in a scratch of a few kilobytes a
+program, overwritten at every level and so at home in the caches. Then, for the last tokens: router,
+coarse expert, fine expert, whose one query a sequence needs neither keys nor values (``_readout``),
+and their share of the sums of Eq. 8 and 9. Weights do not fit on chip all at once: they come anew
+at every level, in blocks, from L2.
 
 All else runs the separate kernels on parts of the tokens (``packed/fused_trajectory.py``):
 training, where noise, masks and the pooled coarse output besides all this spill on sm_86, backward,
@@ -25,7 +25,7 @@ from torch import Tensor
 from ..packed.fused_trajectory import backward_in_parts, forward_in_parts
 from ..reference.fused_trajectory import TrajectoryInputs
 from . import _heuristics
-from ._attention import LOG2_E, LOWEST, _seen
+from ._attention import LOG2_E, LOWEST, seen_keys
 from ._launch import architecture, launch, multiprocessors, operands, padded_size
 from ._mlp import activate, hidden_before, load_w1, load_w2, normalise, perceptron
 from ._product import product
@@ -33,10 +33,10 @@ from ._sublayers import _vector
 from .hda_trajectory import _predict
 from .moe_aggregate import EPSILON, _gate, _load_tile
 
-# The largest padded D whose default configuration does not spill anywhere, and where more does
-# not: on sm_80 and sm_90 the compiler orders the same kernel so that it needs more registers.
+# The largest padded D whose default configuration does not spill anywhere, and by precision and
+# architecture where more does not. With triton 3.6 D = 128 spills everywhere.
 FITS = 64
-FITS_ON = {("tf32", 86): 128, ("tf32", 89): 128}
+FITS_ON: dict[tuple[str, int], int] = {}
 # Sequences of a program: what a product takes at least, and what fills a tile of tokens.
 GROUP, SMALLEST_GROUP = 16, 4
 KEYS = 32
@@ -60,39 +60,41 @@ def _reach_of(begins, ends, reaches, token):
 
 
 @triton.jit
-def _attend(x, token, begins, ends, reaches, level, first, end, kv_ptr, qkv_w_ptr, qkv_b_ptr,
+def _attend(last, token, begins, ends, reaches, level, first, end, x_ptr, qkv_w_ptr, qkv_b_ptr,
             out_w_ptr, scale, dims, D: tl.constexpr, HEADS: tl.constexpr, BLOCK_D: tl.constexpr,
             BLOCK_H: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
             OPERAND: tl.constexpr, PRECISION: tl.constexpr):
     """W_o of the attention's result, for one query a sequence, its last token."""
     part = tl.arange(0, BLOCK_H)
     size: tl.constexpr = D // HEADS
-    inside = (part < size)[None, :]
     exists = reaches > level
     projected = tl.zeros((ROWS, BLOCK_D), tl.float32)
     for head in range(0, HEADS):
-        w = load_w1(qkv_w_ptr + head * size * D, part, dims, size, D, OPERAND)
-        q = hidden_before(x, w, qkv_b_ptr + head * size, part, size, PRECISION).to(OPERAND)
+        w_ptr, bias_ptr = qkv_w_ptr + head * size * D, qkv_b_ptr + head * size
+        w = load_w1(w_ptr, part, dims, size, D, OPERAND)
+        q = hidden_before(last, w, bias_ptr, part, size, PRECISION).to(OPERAND)
+        w = load_w1(w_ptr + D * D, part, dims, size, D, OPERAND)
+        folded = product(q, tl.trans(w), PRECISION).to(OPERAND)
         top = tl.full((ROWS,), LOWEST, tl.float32)
         total = tl.zeros((ROWS,), tl.float32)
-        context = tl.zeros((ROWS, BLOCK_H), tl.float32)
+        mean = tl.zeros((ROWS, BLOCK_D), tl.float32)
         for block in range(0, tl.cdiv(end - first, KEYS)):
             key = first + block * KEYS + tl.arange(0, KEYS)
             _, reach = _reach_of(begins, ends, reaches, key)
-            at = key[:, None] * (2 * D) + (head * size + part)[None, :]
-            mask = (reach > level)[:, None] & inside
-            k = tl.load(kv_ptr + at, mask=mask, other=0.0)
-            v = tl.load(kv_ptr + D + at, mask=mask, other=0.0)
-            seen = _seen(begins, token, key) & exists[:, None]
-            scores = product(q, tl.trans(k), PRECISION) * (scale * LOG2_E)
+            mask = (reach > level)[:, None] & (dims < D)[None, :]
+            x = tl.load(x_ptr + key[:, None] * D + dims[None, :], mask=mask, other=0.0).to(OPERAND)
+            seen = seen_keys(begins, token, key) & exists[:, None]
+            scores = product(folded, tl.trans(x), PRECISION) * (scale * LOG2_E)
             scores = tl.where(seen, scores, LOWEST)
             higher = tl.maximum(top, tl.max(scores, 1))
             p = tl.where(seen, tl.exp2(scores - higher[:, None]), 0.0)
             decay = tl.exp2(top - higher)
             total = total * decay + tl.sum(p, 1)
-            context = context * decay[:, None] + product(p.to(OPERAND), v, PRECISION)
+            mean = mean * decay[:, None] + product(p.to(OPERAND), x, PRECISION)
             top = higher
-        context /= tl.where(exists, total, 1.0)[:, None]
+        mean /= tl.where(exists, total, 1.0)[:, None]
+        w = load_w1(w_ptr + 2 * D * D, part, dims, size, D, OPERAND)
+        context = hidden_before(mean.to(OPERAND), w, bias_ptr + 2 * D, part, size, PRECISION)
         w = load_w2(out_w_ptr, head * size + part, dims, D, D, OPERAND)
         projected += product(context.to(OPERAND), tl.trans(w), PRECISION)
     return projected
@@ -134,7 +136,7 @@ def _trajectory_kernel(
     ff2_w_ptr, ff2_b_ptr, ln2_w_ptr, ln2_b_ptr,
     coarse_w1_ptr, coarse_b1_ptr, coarse_w2_ptr, coarse_b2_ptr, coarse_ln_w_ptr, coarse_ln_b_ptr,
     router_w1_ptr, router_level_bias_ptr, router_w2_ptr, router_b2_ptr, gate_w_ptr, gate_b_ptr,
-    x_ptr, kv_ptr, user_ptr, error_ptr, gates_ptr, z_fine_ptr, z_coarse_ptr,
+    x_ptr, user_ptr, error_ptr, gates_ptr, z_fine_ptr, z_coarse_ptr,
     batch, group, scale, eps,
     D: tl.constexpr, HIDDEN: tl.constexpr, INNER: tl.constexpr, COARSE: tl.constexpr,
     ROUTED: tl.constexpr, HEADS: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_H: tl.constexpr,
@@ -159,7 +161,7 @@ def _trajectory_kernel(
         alpha_bar = tl.load(alpha_bar_ptr + level).to(tl.float32)
         signal, spread = tl.sqrt(alpha_bar), tl.sqrt(1.0 - alpha_bar)
         pooled = tl.zeros((GROUP, BLOCK_D), tl.float32)
-        # The first pass, over tokens: x0, keys and values.
+        # The first pass, over tokens: x0.
         for tile in range(0, tl.cdiv(end - first, ROWS)):
             token = first + tile * ROWS + tl.arange(0, ROWS)
             member, reach = _reach_of(begins, ends, reaches, token)
@@ -183,14 +185,6 @@ def _trajectory_kernel(
                 tl.store(x_ptr + index, x, mask=mask)
                 if CONTENT:
                     pooled += product(member.to(tl.float32), x, POOLING)
-                narrow = x.to(OPERAND)
-                dims = _anew(columns, alpha_bar_ptr, BLOCK_D)
-                for start in range(0, 2 * D, CHUNK):
-                    out = start + tl.arange(0, CHUNK)
-                    w = load_w1(qkv_w_ptr + D * D, out, dims, 2 * D, D, OPERAND)
-                    kv = hidden_before(narrow, w, qkv_b_ptr + D, out, 2 * D, PRECISION)
-                    tl.store(kv_ptr + token[:, None] * (2 * D) + out[None, :], kv,
-                             mask=exists[:, None] & (out < 2 * D)[None, :])
         tl.debug_barrier()
         # The second pass, over last tokens: router, coarse expert, fine expert, sums. Each loads
         # x0 from L1 again: held in registers from one to the next, operands spill.
@@ -220,7 +214,7 @@ def _trajectory_kernel(
         inside = (dims < D)[None, :]
         at = last[:, None] * D + dims[None, :]
         x = tl.load(x_ptr + at, mask=exists[:, None] & inside, other=0.0).to(tl.float32)
-        x += _attend(x.to(OPERAND), last, begins, ends, reaches, level, first, end, kv_ptr,
+        x += _attend(x.to(OPERAND), last, begins, ends, reaches, level, first, end, x_ptr,
                      qkv_w_ptr, qkv_b_ptr, out_w_ptr, scale, dims, D, HEADS, BLOCK_D, BLOCK_H,
                      GROUP, KEYS, OPERAND, PRECISION)
         h, _ = normalise(x + _vector(out_b_ptr, dims, D), inside, eps, D)
@@ -288,7 +282,6 @@ def fwd(*inputs: Any) -> tuple[Tensor, ...]:
     }
     arguments |= {
         "x_ptr": torch.empty_like(i.embeddings),
-        "kv_ptr": e.new_empty(tokens, 2 * size, dtype=ops.torch_dtype),
         "user_ptr": user, "error_ptr": error, "gates_ptr": gates, "z_fine_ptr": z_fine,
         "z_coarse_ptr": z_coarse, "batch": batch, "group": group,
         "scale": (size // i.heads) ** -0.5, "eps": i.eps,

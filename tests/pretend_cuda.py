@@ -242,9 +242,10 @@ class PretendCuda(TorchDispatchMode):
             elif others:
                 self._upload(str(func))
             return
-        wrong = [t for t in others if t.dim() or _POINTWISE not in func.tags]
-        if ours and wrong and func in _INDEXING and not any(map(_is_mask, wrong)):
-            return self._upload(f"{func} with an index on the CPU")
+        scalars = _POINTWISE in func.tags or func is _aten.fill_.Tensor
+        wrong = [t for t in others if t.dim() or not scalars]
+        if ours and wrong and func in _INDEXING and not any(t.dim() and _is_mask(t) for t in wrong):
+            return self._upload(f"{func} with an index or a value on the CPU")
         if ours and wrong and "out" not in func._schema.name and others:
             shapes = [list(t.shape) for t in wrong]
             raise CudaError(f"{func} mixes cuda with tensors on the CPU of shape {shapes}")

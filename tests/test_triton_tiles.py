@@ -134,9 +134,13 @@ def test_sequences_longer_than_a_tile(last_only: bool) -> None:
 
 
 @pytest.mark.usefixtures("poisoned")
-@pytest.mark.parametrize("heads", [1, 4])
-def test_other_numbers_of_heads(heads: int) -> None:
-    case = test_encoder_layer.build(random_batch(3, size=20, seed=3), dropout=(0.2, 0.0))
+@pytest.mark.parametrize(
+    ("heads", "size", "last_only"),
+    [(1, 20, False), (4, 20, False), (1, 16, True), (3, 24, True), (4, 20, True)],
+)
+def test_other_numbers_of_heads(heads: int, size: int, last_only: bool) -> None:
+    batch = random_batch(3, size=size, capacity=2, seed=3)
+    case = test_encoder_layer.build(batch, dropout=(0.2, 0.0), last_only=last_only)
     case.options["heads"] = heads
     check_against_float64(case, _backend("encoder_layer"), torch.float32)
 
