@@ -69,6 +69,7 @@ for _kernel in ("hda_backward", "mlp_backward"):
     _rows(_kernel, "ieee", d32=Tile(32, 32, 8, 2, 255))
     _rows(_kernel, "ieee", 86, 89, 90, d64=Tile(32, 32, 16))
 _rows("mlp_backward", "half", d256=Tile(8, 16, 8))
+_rows("mlp_backward", "half", 94, d64=Tile(32, 32, 8))
 _rows("mlp_backward", "half", 80, d128=Tile(16, 32, 8), d256=Tile(8, 16, 8, 2, 255))
 _rows("mlp_backward", "tf32", d128=Tile(16, 32, 8))
 _rows("mlp_backward", "ieee", 86, 89, d128=Tile(16, 16, 8, 2, 255))
