@@ -15,8 +15,6 @@ import torch
 ROOT = Path(__file__).parents[1]
 if not (ROOT / "bench").is_dir():
     pytest.skip("the benchmarks are not here", allow_module_level=True)
-sys.path.insert(0, str(ROOT))  # bench is no installed package
-
 from adarec_fast import ADARec, ragged, rng  # noqa: E402
 from bench import conftest, records, report, summary  # noqa: E402
 from bench.baselines.packed import PackedADARec  # noqa: E402

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,8 +12,6 @@ import torch
 ROOT = Path(__file__).parents[1]
 if not (ROOT / "bench").is_dir():
     pytest.skip("the benchmarks are not here", allow_module_level=True)
-sys.path.insert(0, str(ROOT))  # bench is no installed package
-
 from adarec_fast import ADARec  # noqa: E402
 from adarec_fast.ops import _library  # noqa: E402
 from bench import costs, profile, ranges  # noqa: E402

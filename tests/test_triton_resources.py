@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,6 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("there is nothing to compile when interpreted", allow_module_level=True)
 
 pytest.importorskip("triton")
-
-sys.path.insert(0, str(Path(__file__).parent.parent))  # bench is no installed package
 
 import triton
 
