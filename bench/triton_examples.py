@@ -20,7 +20,7 @@ from torch import Tensor
 
 from adarec_fast import rng
 from adarec_fast.kernels._launch import Launch, padded_size, recording
-from adarec_fast.kernels.fused_trajectory import largest_size
+from adarec_fast.kernels.fused_trajectory import LARGEST
 from adarec_fast.ops._library import implementation
 
 LEVELS = 9
@@ -241,8 +241,7 @@ def launches(
     """
     code = implementation(op, "triton")
     found: dict[str, Launch] = {}
-    largest = largest_size(precision, architecture)
-    if op == "fused_trajectory" and not 64 <= padded_size(size) <= largest:
+    if op == "fused_trajectory" and padded_size(size) != LARGEST:
         return found  # below, the tile is that of 64; above, it runs the other ops' kernels
     for position, example in enumerate(EXAMPLES[op](size), 1):
         with recording(architecture) as started, _precision(precision):

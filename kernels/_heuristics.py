@@ -164,9 +164,9 @@ _rows("moe", "half", 90, d64=Tile(16, 64, 4, 2, 255))
 _rows("moe", "half", 80, 90, d256=Tile(16, 16, 8, 1, 255))
 _rows("moe", "ieee", 80, 90, d64=Tile(16, 64, 4, 2, 255))
 _rows("moe", "ieee", 90, d128=Tile(16, 16, 8, 2, 255), d256=Tile(16, 16, 8, 1))
-# Where D is larger than the op's largest_size says, its other kernels run.
-_rows("fused_trajectory", "half", d64=Tile(32, 32, 8), d128=Tile(16, 32, 8))
-_rows("fused_trajectory", "tf32", d64=Tile(32, 64, 8), d128=Tile(16, 32, 8, 1))
+# Where D is larger than the op's LARGEST, its other kernels run.
+_rows("fused_trajectory", "half", d64=Tile(32, 32, 8))
+_rows("fused_trajectory", "tf32", d64=Tile(32, 64, 8))
 _rows("fused_trajectory", "tf32", 86, 89, d64=Tile(32, 16, 8))
 _rows("fused_trajectory", "ieee", d64=Tile(16, 16, 8, 2, 255), d128=Tile(16, 16, 8, 2, 255))
 # The chunk is a tile of the catalogue.

@@ -10,7 +10,7 @@ at every level, in blocks, from L2.
 
 All else runs the separate kernels on parts of the tokens (``packed/fused_trajectory.py``):
 training, where noise, masks and the pooled coarse output besides all this spill on sm_86, backward,
-and sizes beyond :func:`largest_size`.
+and sizes beyond LARGEST.
 """
 
 from __future__ import annotations
@@ -33,10 +33,8 @@ from ._sublayers import _vector
 from .hda_trajectory import _predict
 from .moe_aggregate import EPSILON, _gate, _load_tile
 
-# The largest padded D whose default configuration does not spill anywhere, and by precision and
-# architecture where more does not. With triton 3.6 D = 128 spills everywhere.
-FITS = 64
-FITS_ON: dict[tuple[str, int], int] = {}
+# The largest padded D that the one kernel takes: at 128 it spills everywhere with triton 3.6.
+LARGEST = 64
 # Sequences of a program: what a product takes at least, and what fills a tile of tokens.
 GROUP, SMALLEST_GROUP = 16, 4
 KEYS = 32
@@ -254,18 +252,13 @@ def _inference(i: TrajectoryInputs) -> bool:
     return i.last_only and not i.contrast and not noisy
 
 
-def largest_size(kind: str, architecture: int) -> int:
-    """The largest padded D that the one kernel takes, by precision and architecture (86: sm_86)."""
-    return FITS_ON.get((kind, architecture), FITS)
-
-
 def fwd(*inputs: Any) -> tuple[Tensor, ...]:
     """``fused_trajectory_fwd`` of the op's schema."""
     i = TrajectoryInputs(*inputs)
     e = i.embeddings
     ops, block = operands(e), padded_size(e.shape[1])
     processor = architecture(e.device)
-    if not _inference(i) or block > largest_size(ops.kind, processor):
+    if not _inference(i) or block > LARGEST:
         return forward_in_parts(i, "triton")
     laid_out: list[Any] = [t.contiguous() if isinstance(t, Tensor) else t for t in i]
     i = TrajectoryInputs(*laid_out)
