@@ -63,8 +63,7 @@ def _bits(seed_ptr, offsets_ptr, sequence_ptr, key, real, level, stream, thresho
           HEADS: tl.constexpr):
     """Dropout's masks of a block of keys, each of which has one query a head: ``keep_bits``.
 
-    A key's sequence is loaded, not found among the rows: what a reduction gives lies in registers
-    as its operand does, several times over, and Philox with it.
+    A key's sequence is loaded; to find it among the rows would take two reductions a block.
     """
     sequence = tl.load(sequence_ptr + key, mask=real, other=0)
     begin = tl.load(offsets_ptr + sequence, mask=real, other=0)
