@@ -69,7 +69,7 @@ class Cell:
     session: Session
 
     def run(self, benchmark: BenchmarkFixture) -> None:
-        """Hand the variant's rounds to pytest-benchmark; skip or fail as its check demands."""
+        """Hand the variant's rounds to pytest-benchmark; skip, or fail if its check complained."""
         group = self.group
         outcome = group.outcome(self.variant)
         row: dict[str, Any] = {
@@ -83,14 +83,17 @@ class Cell:
             pytest.skip(outcome.unavailable)
         assert group.subject is not None
         row.update(outcome.info)
+        if outcome.complaint is not None:
+            row["failed_check"] = outcome.complaint
         row.update(_figures(group.subject, outcome.rounds, self.session.peaks))
         self.session.rows.append(row)
         benchmark.group = group.label
         benchmark.extra_info.update(row)
         if benchmark.disabled:
             benchmark(lambda: None)
-            return
-        benchmark.pedantic(replay(outcome.rounds), rounds=len(outcome.rounds), iterations=1)
+        else:
+            benchmark.pedantic(replay(outcome.rounds), rounds=len(outcome.rounds), iterations=1)
+        assert outcome.complaint is None, outcome.complaint
 
 
 def _figures(subject: Subject, rounds: list[float], peaks: dict[str, float]) -> dict[str, Any]:

@@ -123,7 +123,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=dropped)
         items[:] = [item for item in items if item not in dropped]
     elif not config.getoption("-m"):
-        long = [i for i in here if "slow" in i.keywords]
+        long = [i for i in here if i.get_closest_marker("slow")]
         config.hook.pytest_deselected(items=long)
         items[:] = [item for item in items if item not in long]
     # What the budget may cut off comes last: what no target asks for, and, of the rest, the large

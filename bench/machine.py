@@ -100,8 +100,9 @@ def measure_peaks(device: str) -> dict[str, float]:
     def product() -> Tensor:
         return torch.mm(a, b, out=out)
 
-    peaks = {"gflops": flops / _fastest(product, device) / 1e9}
+    peaks: dict[str, float] = {}
     if device == "cpu":
+        peaks["gflops"] = flops / _fastest(product, device) / 1e9
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
@@ -109,12 +110,16 @@ def measure_peaks(device: str) -> dict[str, float]:
         finally:
             torch.set_num_threads(threads)
     else:
-        precision = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("high")
+        # Not torch.get_float32_matmul_precision, which raises where this switch was used before.
+        switch = torch.backends.cuda.matmul
+        precision = switch.fp32_precision
         try:
+            switch.fp32_precision = "ieee"
+            peaks["gflops"] = flops / _fastest(product, device) / 1e9
+            switch.fp32_precision = "tf32"
             peaks["gflops_tf32"] = flops / _fastest(product, device) / 1e9
         finally:
-            torch.set_float32_matmul_precision(precision)
+            switch.fp32_precision = precision
         a16, b16 = a.bfloat16(), b.bfloat16()
         peaks["gflops_bf16"] = flops / _fastest(lambda: a16 @ b16, device) / 1e9
     source = torch.zeros((16 if device == "cuda" else 1) * _COPY_BYTES // 4, device=device)

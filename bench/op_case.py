@@ -22,13 +22,14 @@ from .harness import (
     COMPILED,
     EAGER,
     MEMORY_LIMIT,
-    OURS_TINY,
     PACKED,
     Prepared,
     Subject,
     Unavailable,
     assert_accurate,
     assert_same,
+    complaint,
+    ours_tiny,
     warmed,
 )
 from .workloads import MAX_DEPTH, MAX_LENGTH, WORKLOADS, Histories, histories
@@ -249,8 +250,10 @@ class OpCase(Subject):
             if self.workload == "large":  # another call of the whole takes many seconds
                 parts = [Part(self.batch.part(0, _CHECKED), 0, 0)]
             result = [self._once(call, *self._inputs(p, padded), check_drawn) for p in parts]
-        self._check(parts, result, padded, check_drawn, "ours" in info)
-        return Prepared(run, {**info, **memory})
+        wrong = complaint(
+            lambda: self._check(parts, result, padded, check_drawn, "ours" in info)
+        )
+        return Prepared(run, {**info, **memory}, wrong)
 
     def _parts(self, chunks: int) -> list[Part]:
         count = self.batch.batch // chunks
@@ -351,18 +354,29 @@ class OpCase(Subject):
                 found[f"d {name}"] = joined(pieces, self.axes.get(name), name)
         return found
 
-    def _reference(self, dtype: torch.dtype, drawn: bool) -> Tensors:
-        """The op's reference backend, on the CPU."""
-        batch, seed = self.batch.to("cpu"), self.seed.cpu() if drawn else None
+    def evaluate(
+        self, backend: str, dtype: torch.dtype, drawn: bool, device: str | None = None
+    ) -> Tensors:
+        """Outputs and gradients of a backend, with the noise of the contract if ``drawn``.
+
+        Args:
+            backend: of the op.
+            dtype: of the floating tensors.
+            drawn: whether noise and dropout are.
+            device: the case's own by default.
+        """
+        device = device or self.device
+        batch, seed = self.batch.to(device), self.seed.to(device) if drawn else None
         tensors = {}
         for name, value in self.tensors.items():
-            own = value.detach().cpu()
+            own = value.detach().to(device)
             own = own.to(dtype) if own.is_floating_point() else own
             wanted = self.backward and name in self.differentiable
             tensors[name] = own.clone().requires_grad_(wanted)
         result = self._once(
-            lambda t, b, _: self.public(t, b, "reference", seed),
-            tensors, batch, [c.cpu() for c in self._cotangents] if self.backward else [], drawn,
+            lambda t, b, _: self.public(t, b, backend, seed),
+            tensors, batch, [c.to(device) for c in self._cotangents] if self.backward else [],
+            drawn,
         )
         return self._results([result], batch, [Part(batch, 0, 0)], False)
 
@@ -387,10 +401,12 @@ class OpCase(Subject):
             return
         if drawn not in self._gold:
             self._gold[drawn] = (
-                self._reference(torch.float32, drawn), self._reference(torch.float64, drawn)
+                self.evaluate("reference", torch.float32, drawn, "cpu"),
+                self.evaluate("reference", torch.float64, drawn, "cpu"),
             )
         same, gold = self._gold[drawn]
-        tiny = OURS_TINY if ours else BASELINE_TINY
+        terms = max(self.batch.level_tokens, 4 * self.size)
+        tiny = ours_tiny(self.device, terms) if ours else BASELINE_TINY
         for name, value in gold.items():
             assert_accurate(found[name], same[name], value, f"{self.name}: {name}", tiny)
 

@@ -42,6 +42,7 @@ from .harness import (
     Subject,
     Unavailable,
     assert_accurate,
+    complaint,
     warmed,
 )
 from .model_case import OURS
@@ -111,7 +112,7 @@ class Epoch(Subject):
         return [PACKED, OURS]
 
     def prepare(self, variant: str) -> Prepared:
-        batches = self.batches
+        batches, wrong = self.batches, None
         if variant == REPLAY:
             missing = importlib.util.find_spec("replay") is None
             raise Unavailable(
@@ -126,7 +127,7 @@ class Epoch(Subject):
             assert abs(start - expected) < 0.1 * expected, f"{variant}: first loss {start}"
         else:
             module, loss = self._loss(variant)
-            self._check(variant, module, loss)
+            wrong = complaint(lambda: self._check(variant, module, loss))
         module.train()
         if variant == COMPILED_SASREC:
             loss = self._compiled(module, loss)
@@ -149,7 +150,7 @@ class Epoch(Subject):
         return Prepared(stretch, {
             **info, "ours": variant == OURS, "stretches": _STRETCHES, "data": self.data,
             "batches": len(batches), "max_depth": self.model.config.max_depth,
-        })  # fmt: skip
+        }, wrong)  # fmt: skip
 
     def _loss(self, variant: str) -> tuple[nn.Module, Loss]:
         if variant == PACKED:

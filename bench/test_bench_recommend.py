@@ -17,10 +17,11 @@ from .harness import (
     BASELINE_TINY,
     COMPILED,
     EAGER,
-    OURS_TINY,
     PACKED,
     Prepared,
     assert_accurate,
+    complaint,
+    ours_tiny,
     warmed,
 )
 from .model_case import OURS, ModelCase
@@ -60,8 +61,8 @@ class Recommendation(ModelCase):
             return recommend(*next(users))
 
         info = warmed(run, self.device, first=variant != COMPILED)
-        self._check(variant, recommend(*given[0]))
-        return Prepared(run, {**info, "ours": variant == OURS})
+        wrong = complaint(lambda: self._check(variant, recommend(*given[0])))
+        return Prepared(run, {**info, "ours": variant == OURS}, wrong)
 
     def _recommend(self, variant: str) -> Recommend:
         if variant == PACKED:
@@ -101,7 +102,8 @@ class Recommendation(ModelCase):
                     self._gold.append((scores, model.score(model(history).user)))
         (best, all_scores), (plain, _) = self._gold
         scores, items = (t.cpu() for t in found)
-        tiny = OURS_TINY if variant == OURS else BASELINE_TINY
+        terms = max(self.data[0].level_tokens, 4 * self.size)
+        tiny = ours_tiny(self.device, terms) if variant == OURS else BASELINE_TINY
         assert_accurate(scores, plain, best, f"{variant}: scores", tiny)
         assert_accurate(all_scores.gather(1, items), plain, best, f"{variant}: items", tiny)
 

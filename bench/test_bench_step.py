@@ -11,7 +11,16 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor, nn
 
 from .cell import Cell
-from .harness import BASELINE_TINY, COMPILED, EAGER, PACKED, Prepared, assert_accurate, warmed
+from .harness import (
+    BASELINE_TINY,
+    COMPILED,
+    EAGER,
+    PACKED,
+    Prepared,
+    assert_accurate,
+    complaint,
+    warmed,
+)
 from .model_case import OURS, ModelCase
 from .workloads import NUM_ITEMS, Histories
 
@@ -43,7 +52,7 @@ class TrainingStep(ModelCase):
 
     def prepare(self, variant: str) -> Prepared:
         module, loss = self._loss(variant)
-        self._check(variant, module, loss)
+        wrong = complaint(lambda: self._check(variant, module, loss))
         module.train()
         parameters = list(module.parameters())
         fused = torch.optim.Adam(parameters, lr=_LEARNING_RATE, fused=True)
@@ -58,7 +67,7 @@ class TrainingStep(ModelCase):
         if variant != COMPILED:
             step(self.data[0].part(0, 2))  # Adam's state is no activation
         info = warmed(step, self.device, first=variant != COMPILED)
-        return Prepared(step, {**info, "ours": variant == OURS})
+        return Prepared(step, {**info, "ours": variant == OURS}, wrong)
 
     def _loss(self, variant: str) -> tuple[nn.Module, Loss]:
         if variant == PACKED:

@@ -31,6 +31,7 @@ MAX_DEPTH = 8
 NUM_ITEMS = 12_101  # Amazon Beauty's catalogue
 SIZES = (64, 128)
 _NUM_USERS = 4096
+_MOST_USERS = 4 * 8192  # where an example is a whole history, as many large batches as anyone asks
 _SEED = 20
 
 
@@ -130,16 +131,18 @@ class Histories:
 
 
 @functools.cache
-def _split() -> Split:
+def _split(users: int) -> Split:
     return Split(
-        synthetic(_NUM_USERS, NUM_ITEMS, num_themes=40, subthemes_per_theme=5, seed=_SEED)
+        synthetic(users, NUM_ITEMS, num_themes=40, subthemes_per_theme=5, seed=_SEED)
     )
 
 
 def _batches(
     workload: Workload, count: int, generator: torch.Generator, supervision: str
 ) -> Iterator[Batch | EvaluationBatch]:
-    split = _split()
+    # A prefix is an example, so that few users give many.
+    enough = supervision == "prefix" or count * workload.batch <= _NUM_USERS
+    split = _split(_NUM_USERS if enough else _MOST_USERS)
     if workload.training:
         yield from TrainingBatches(
             *split.inputs("train"), batch_size=workload.batch, max_length=MAX_LENGTH, seed=_SEED,

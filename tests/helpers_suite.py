@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from helpers import (
+    GPU_SIZES,
     SIZES,
     Backend,
     Batch,
@@ -18,6 +19,7 @@ from helpers import (
     evaluate,
     masked,
     random_batch,
+    sized,
     token_index,
 )
 from hypothesis import given
@@ -175,14 +177,14 @@ class OpSuite:
         self, build: Build, backend: Backend, batch: Batch
     ) -> None:
         for dtype in backend.dtypes:
-            check_against_float64(build(batch), backend, dtype)
+            check_against_float64(build(sized(batch, backend)), backend, dtype)
 
     @pytest.mark.parametrize("batch", EXTREMES.values(), ids=EXTREMES.keys())
     def test_extreme_batches(self, build: Build, backend: Backend, batch: Batch) -> None:
         check_against_float64(build(batch), backend, torch.float32)
 
     def test_sizes(self, build: Build, rival: Backend) -> None:
-        for size in self.sizes:
+        for size in GPU_SIZES if rival.on_gpu else self.sizes:
             batch = random_batch(5, size=size, seed=size, capacity=2)
             check_against_float64(build(batch), rival, torch.float32)
 
@@ -191,11 +193,11 @@ class OpSuite:
         check_against_float64(main(batch), rival, torch.float32)
 
     def test_bfloat16(self, build: Build, rival: Backend) -> None:
-        batch = random_batch(6, size=32, capacity=3)
+        batch = sized(random_batch(6, size=32, capacity=3), rival, 64)
         check_against_float64(build(batch), rival, torch.bfloat16)
 
     def test_autocast(self, main: Build, rival: Backend) -> None:
-        batch = random_batch(6, size=32, capacity=3)
+        batch = sized(random_batch(6, size=32, capacity=3), rival, 64)
         check_against_float64(main(batch), rival, torch.float32, autocast=True)
 
     def test_a_second_run_gives_the_same_bits(
@@ -215,6 +217,7 @@ class OpSuite:
     ) -> None:
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(batch.num_sequences, generator=generator).tolist()
+        batch = sized(batch, backend)
         assert_same_sequences(quiet(batch), batch, order, backend, alone=False)
 
     @given(batch=batches(empty=False), seed=st.integers(0, 99))
@@ -222,6 +225,7 @@ class OpSuite:
         self, quiet: Build, backend: Backend, batch: Batch, seed: int
     ) -> None:
         chosen = seed % batch.num_sequences
+        batch = sized(batch, backend)
         assert_same_sequences(quiet(batch), batch, [chosen], backend, alone=True)
 
     def test_gradcheck(self, build: Build, exact: Backend) -> None:
@@ -274,14 +278,16 @@ class OpSuite:
             case.call(case.arguments, "warp")
 
     def test_opcheck(self, build: Build, rival: Backend) -> None:
-        for op, arguments in recorded(build(WHOLE), rival, torch.float32):
+        for op, arguments in recorded(build(sized(WHOLE, rival)), rival, torch.float32):
             torch.library.opcheck(op, arguments)
 
     @pytest.mark.parametrize("autocast", [False, True], ids=["plain", "autocast"])
     def test_fakes_agree_with_real_results(
         self, build: Build, rival: Backend, autocast: bool
     ) -> None:
-        for op, arguments in recorded(build(RAGGED), rival, torch.float32, autocast):
+        for op, arguments in recorded(
+            build(sized(RAGGED, rival)), rival, torch.float32, autocast
+        ):
             with torch.autocast(rival.device, dtype=torch.bfloat16, enabled=autocast):
                 real = op(*arguments)
                 with FakeTensorMode() as mode:
@@ -290,7 +296,7 @@ class OpSuite:
             assert metadata(fake) == metadata(real), op
 
     def test_compiles_once_for_all_lengths(self, main: Build, backend: Backend) -> None:
-        first = main(WHOLE)
+        first = main(sized(WHOLE, backend))
         # Behind an op, the fakes must also serve the backward graph. The reference is inlined:
         # tracing it is what can fail, and a minute of symbolic gradients shows nothing more.
         counter = CompileCounterWithBackend(
@@ -308,7 +314,7 @@ class OpSuite:
         compiled = torch.compile(step, fullgraph=True, dynamic=True, backend=counter)
         for count in (4, 7, 3, 11):
             batch = random_batch(count, seed=count, size=8, max_length=4, capacity=2)
-            case = main(batch)
+            case = main(sized(batch, backend))
             gradients = []
             for run in (step, compiled):
                 tensors = case.tensors(torch.float32, backend.device)

@@ -6,6 +6,7 @@ import itertools
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +21,7 @@ from bench import conftest, records, report, summary  # noqa: E402
 from bench.baselines.packed import PackedADARec  # noqa: E402
 from bench.baselines.padded import PaddedADARec  # noqa: E402
 from bench.baselines.sasrec import PackedSASRec  # noqa: E402
-from bench.cell import Session  # noqa: E402
+from bench.cell import Cell, Group, Session  # noqa: E402
 from bench.harness import (  # noqa: E402
     COMPILED,
     EAGER,
@@ -207,18 +208,54 @@ class _Toy(Subject):
     def prepare(self, variant: str) -> Prepared:
         if variant == "missing":
             raise Unavailable("not here")
-        assert variant != "wrong", "off by 1"
-        return Prepared(lambda: self.calls.append(variant), {"ours": variant == "a"})
+        if variant == "broken":
+            raise RuntimeError("does not run")
+        wrong = "off by 1" if variant == "wrong" else None
+        return Prepared(lambda: self.calls.append(variant), {"ours": variant == "a"}, wrong)
 
 
-def test_rounds_are_interleaved_and_wrong_results_are_not_timed() -> None:
+class _Sized(_Toy):
+    def flops(self) -> int:
+        return 1
+
+    def bytes(self) -> int:
+        return 1
+
+
+class _Silent:
+    """pytest-benchmark's fixture where benchmarks are disabled."""
+
+    disabled = True
+
+    def __init__(self) -> None:
+        self.extra_info: dict[str, object] = {}
+
+    def __call__(self, function: Callable[[], object]) -> None:
+        function()
+
+
+def test_rounds_are_interleaved_and_wrong_results_are_told() -> None:
     toy = _Toy()
-    found = compare(toy, ["a", "b", "missing", "wrong"], seconds=0.0, least_rounds=3)
-    assert [len(found[name].rounds) for name in found] == [3, 3, 0, 0]
+    names = ["a", "b", "missing", "broken", "wrong"]
+    found = compare(toy, names, seconds=0.0, least_rounds=3)
+    assert [len(found[name].rounds) for name in found] == [3, 3, 0, 0, 3]
     assert found["missing"].unavailable == "not here"
-    assert isinstance(found["wrong"].error, AssertionError)
+    assert isinstance(found["broken"].error, RuntimeError)
+    assert [found[name].complaint for name in ("a", "wrong")] == [None, "off by 1"]
     order = [key for key, _ in itertools.groupby(toy.calls)]
-    assert order == ["a", "b"] * 4  # one call each to see how long it takes, then the rounds
+    assert order == ["a", "b", "wrong"] * 4  # one call each for its time, then the rounds
+
+
+def test_a_failed_check_is_recorded_with_its_time_and_fails_its_test() -> None:
+    group = Group(_Toy, "train", 1, "forward", "cpu", 0.0, 3, ["wrong"])  # type: ignore[arg-type]
+    group.subject = _Sized()
+    group.outcomes = compare(group.subject, ["wrong"], seconds=0.0, least_rounds=3)
+    session = Session("cpu", peaks={"gflops": 1.0, "gbps": 1.0})
+    with pytest.raises(AssertionError, match="off by 1"):
+        Cell(group, "wrong", session).run(_Silent())  # type: ignore[arg-type]
+    (row,) = session.rows
+    assert row["failed_check"] == "off by 1"
+    assert row["seconds"]["rounds"] == 3
 
 
 def test_replayed_rounds_take_as_long_as_measured() -> None:
@@ -245,14 +282,14 @@ def test_a_wrong_variant_is_caught(case: type[HDATrajectory] | type[ScoreTopK]) 
             return first * 1.001, second
 
     made = Wrong(case.workloads[0] if case is HDATrajectory else "serve-1", 16, "forward", "cpu")
-    with pytest.raises(AssertionError, match=f"{case.name}: output 0: off by"):
-        made.prepare(PACKED)
+    assert f"{case.name}: output 0: off by" in str(made.prepare(PACKED).complaint)
 
 
 def test_a_padded_baseline_in_chunks_has_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
     made = HDATrajectory("train", 8, "forward+backward", "cpu")
     monkeypatch.setattr("bench.op_case.MEMORY_LIMIT", made.padded_floats() * 4 // 3)
-    prepared = made.prepare(EAGER)  # asserts the result
+    prepared = made.prepare(EAGER)
+    assert prepared.complaint is None
     assert prepared.info["chunks"] == 4
     monkeypatch.setattr(HDATrajectory, "chunkable", False)
     with pytest.raises(Unavailable, match="GiB"):

@@ -24,12 +24,9 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 pytest.importorskip("triton")
 
 from adarec_fast import rng
-from adarec_fast.cli.tune import exercise
-from adarec_fast.config import ADARecConfig
-from adarec_fast.kernels import _autotune, _heuristics, dropout, hda_trajectory
+from adarec_fast.kernels import _autotune, dropout, hda_trajectory
 from adarec_fast.kernels._heuristics import Key, Tile, choosing, tile
 from adarec_fast.kernels._launch import recording
-from adarec_fast.ops import extension
 from adarec_fast.ops._library import implementation
 
 SIZE = 16
@@ -301,15 +298,3 @@ def test_fixed_tiles_are_the_same_for_all_rows() -> None:
         for rows in (0, 1, 64, 65, 4096, 4097):
             tile("moe", 64, "tf32", 86, rows)
     assert seen == [64, 64, 64, 128, 4096, 8192]
-
-
-def test_the_command_runs_every_kernel_that_has_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ADAREC_FAST_BACKEND", "triton")
-    # The one op without a kernel would have the extension built in this test's cache folder.
-    monkeypatch.setattr(extension, "unavailable", lambda backend: "not in this test")
-    config = ADARecConfig.create(num_items=30, hidden_size=16, max_depth=2, num_layers=1)
-    seen = set()
-    with recording(86), choosing(lambda key, fixed: seen.add(key.kernel) or fixed):
-        exercise(config, 2, torch.device("cpu"))
-    # The fused trajectory is opt-in, and measured on its first use.
-    assert seen == {kernel for kernel, _, _ in _heuristics._TABLE} - {"fused_trajectory"}

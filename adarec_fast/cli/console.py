@@ -85,16 +85,17 @@ def exit_code(error: Exception) -> int | None:
     from ..export.errors import ExportError
     from ..ops import BackendError
     from ..ops.extension import ExtensionError
-    from ..training import CheckpointError, RunFolderError, TrainingDiverged
+    from ..training import CheckpointError, CompilationFailed, RunFolderError, TrainingDiverged
 
     bad_input = (ConfigError, DataError, CheckpointError, BackendError, RunFolderError)
     if isinstance(error, bad_input):
         return BAD_INPUT
     if isinstance(error, BrokenPipeError):
         return None  # the reader of a pipe went away; typer ends quietly
-    if isinstance(
-        error, TrainingDiverged | WorkersError | ExtensionError | ExportError | OSError
-    ):
+    failures = (
+        TrainingDiverged, CompilationFailed, WorkersError, ExtensionError, ExportError, OSError
+    )
+    if isinstance(error, failures):
         return RUN_FAILED
     return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -36,7 +37,9 @@ def info(
         for index, (name, value) in enumerate(facts[title].items()):
             table.add_row(title if index == 0 else "", f"{name} {value or '[dim]not found[/]'}")
     for index, device in enumerate(facts["devices"]):
-        table.add_row("devices" if index == 0 else "", device)
+        table.add_row("devices" if index == 0 else "", escape(device))
+    for trouble in facts["trouble"]:
+        table.add_row("", f"[yellow]{escape(trouble)}[/]")
     out.print(table)
 
     ops = Table(box=box.SIMPLE_HEAD)
@@ -58,6 +61,7 @@ def gather() -> dict[str, Any]:
     import torch
 
     from ..ops import backend_report
+    from ..ops._driver import why_no_cuda, why_no_launcher
 
     devices = [f"cpu: {_processor()}"]
     for index in range(torch.cuda.device_count()):
@@ -79,6 +83,9 @@ def gather() -> dict[str, Any]:
         },
         "compilers": {name: _first_line(program) for name, program in _compilers().items()},
         "devices": devices,
+        "trouble": list(filter(None, (
+            _cuda(why_no_cuda()), why_no_launcher() if torch.cuda.is_available() else None
+        ))),
         "ops": [
             {"device": device, **row}
             for device in (["cuda"] if torch.cuda.is_available() else []) + ["cpu"]
@@ -88,11 +95,19 @@ def gather() -> dict[str, Any]:
 
 
 @command
-def build() -> None:
-    """Compile the native extensions now rather than on first use.
+def build(
+    hidden_size: Annotated[int, typer.Option(min=1, help="D that kernels are compiled for.")] = 64,
+    max_depth: Annotated[int, typer.Option(min=1, help="T_max.")] = 4,
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples a step.")] = 256,
+    kernels: Annotated[
+        bool, typer.Option(help="Compile the Triton kernels for CUDA as well.")
+    ] = True,
+) -> None:
+    """Compile now what would else be compiled on first use.
 
-    The C++ one always; the CUDA one where torch is a CUDA build and nvcc is there: for the devices
-    of this machine, or, with or without one, for what TORCH_CUDA_ARCH_LIST names, e.g. "8.6 9.0".
+    The C++ extension always; where torch is a CUDA build, the CUDA extension (if nvcc is there) and
+    the Triton kernels of a model's training and serving: for the devices of this machine, or, with
+    or without one, for what TORCH_CUDA_ARCH_LIST names, e.g. "8.6 9.0".
     """
     import torch
 
@@ -114,6 +129,52 @@ def build() -> None:
             raise
         err.print(f"adarec_fast: cpp was built, cuda was not: {escape(str(reason))}",
                   soft_wrap=True)
+    if kernels:
+        _compile_kernels(requested, hidden_size, max_depth, batch_size)
+
+
+def _compile_kernels(
+    requested: tuple[str, ...], hidden_size: int, max_depth: int, batch_size: int
+) -> None:
+    """Compile what training and serving launch, with a bar."""
+    import torch
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from ..config import ADARecConfig, TrainConfig
+    from ..ops._toolkit import device_architectures
+    from ..training.prewarm import collect_run, compile_run
+
+    elsewhere = not torch.cuda.is_available()
+    if not requested and elsewhere:
+        return  # said before: there is no device
+    if importlib.util.find_spec("triton") is None:
+        err.print("adarec_fast: no kernels were compiled: triton is not installed")
+        return
+    config = ADARecConfig.create(
+        num_items=12_101, hidden_size=hidden_size, max_depth=max_depth
+    )  # the catalogue's size matters little: see collect_run
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+               TimeElapsedColumn())  # fmt: skip
+    with Progress(*columns, console=err) as progress:
+        for name in requested or device_architectures():
+            task = progress.add_task(f"kernels for sm_{name}", total=None)
+            collected = collect_run(
+                config, TrainConfig.create(batch_size=batch_size), int(name), ("prefix", "all")
+            )
+            compile_run(
+                collected,
+                lambda ready, total, task=task: progress.update(  # type: ignore[misc]
+                    task, completed=ready, total=total
+                ),
+                elsewhere=elsewhere,
+            )
+    from ..kernels._prewarm import cache_folder
+
+    print(cache_folder())
+
+
+def _cuda(reason: str | None) -> str | None:
+    return None if reason is None else f"no cuda: {reason}"
 
 
 def _version(name: str) -> str | None:

@@ -4,21 +4,13 @@ from __future__ import annotations
 
 import enum
 import os
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich import box
 from rich.table import Table
 
 from .console import command, err, out
-
-if TYPE_CHECKING:
-    import torch
-
-    from ..config import ADARecConfig
-
-# Mean length of a history, as in the data sets of the paper.
-MEAN_LENGTH = 7
 
 
 class Precision(str, enum.Enum):
@@ -45,9 +37,10 @@ def tune(
     """
     import torch
 
-    from ..config import ADARecConfig
+    from ..config import ADARecConfig, TrainConfig
     from ..ops import BackendError
     from ..ops._library import implementation
+    from ..training.exercise import exercise
 
     if not torch.cuda.is_available():
         raise BackendError("tiles are measured on a CUDA device, and torch finds none here")
@@ -61,9 +54,12 @@ def tune(
     config = ADARecConfig.create(
         num_items=num_items, hidden_size=hidden_size, max_depth=max_depth
     )
+    training = TrainConfig.create(
+        batch_size=batch_size, amp="bf16" if precision is Precision.BF16 else "off"
+    )
     device = torch.device("cuda")
     with err.status("measuring; most of the time goes into compiling"):
-        exercise(config, batch_size, device, precision is Precision.BF16)
+        exercise(config, training, device, supervisions=("prefix", "all"))
     tiles = _autotune.Tiles(torch.cuda.get_device_name(device))
     table = Table(box=box.SIMPLE_HEAD)
     for column in ("kernel, architecture, D, precision, rows", "fixed, ms", "best, ms", "tile"):
@@ -75,37 +71,3 @@ def tune(
         )  # fmt: skip
     out.print(table)
     out.print(str(tiles.path), soft_wrap=True)
-
-
-def exercise(
-    config: ADARecConfig, users: int, device: torch.device, autocast: bool = False
-) -> None:
-    """Run every kernel of a model: a training step of each supervision, and recommendations.
-
-    Args:
-        config: of the model; its supervision does not matter.
-        users: histories a batch, drawn at random.
-        device: where to run.
-        autocast: compute in bfloat16.
-    """
-    import torch
-
-    from ..data import Batch
-    from ..model import ADARec
-
-    draw = torch.Generator().manual_seed(0)
-    longest = min(2 * MEAN_LENGTH, config.max_length)
-    lengths = torch.randint(1, longest, (users,), generator=draw)
-    offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
-    tokens = int(offsets[-1])
-    items = torch.randint(1, config.num_items + 1, (2, tokens), generator=draw)
-    for supervision in ("prefix", "all"):
-        model = ADARec(config.replace(supervision=supervision)).to(device).train()
-        targets = items[1] if supervision == "all" else items[1, :users]
-        batch = Batch(items[0], offsets, targets, torch.arange(users)).to(device)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
-            loss = model.loss(batch).total
-        loss.backward()  # type: ignore[no-untyped-call]
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
-        k = min(20, config.num_items)
-        model.recommend((batch.item_ids, batch.offsets), k=k)

@@ -19,7 +19,10 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
@@ -139,6 +142,29 @@ def _no_backward(*_: Any) -> Any:
     raise BackendError("this op has no gradient")
 
 
+_as_on_cuda: ContextVar[bool] = ContextVar("as_on_cuda", default=False)
+
+
+@contextmanager
+def as_on_cuda() -> Iterator[None]:
+    """Choose backends for CPU tensors as for CUDA's with triton, whose launches are only noted."""
+    token = _as_on_cuda.set(True)
+    try:
+        yield
+    finally:
+        _as_on_cuda.reset(token)
+
+
+def collecting() -> bool:
+    """Whether :func:`as_on_cuda` is in force."""
+    return _as_on_cuda.get()
+
+
+def on_cuda(device: torch.device) -> bool:
+    """Whether tensors there are CUDA's, or stand for such (:func:`as_on_cuda`)."""
+    return device.type == "cuda" or _as_on_cuda.get()
+
+
 def unavailable(
     name: str, backend: str, device: str, dtype: torch.dtype = torch.float32
 ) -> str | None:
@@ -146,6 +172,10 @@ def unavailable(
     info = OPS[name]
     if backend == "reference":
         return None
+    if _as_on_cuda.get():
+        if backend in ("triton", "packed") and backend in info.cuda:
+            return None
+        return "kernels are being collected, those of triton"
     if dtype == torch.float64 and backend != "packed":
         return "computes in float32, not float64"
     # The interpreter runs the kernels on CPU tensors, which is how they are tested.
@@ -169,9 +199,19 @@ def _interpreting() -> bool:
 def _triton_missing() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
-    if not _interpreting() and not torch.cuda.is_available():
+    if _interpreting():
+        return None
+    if not torch.cuda.is_available():
         return "no CUDA device"
-    return None
+    from ._driver import why_no_launcher
+
+    reason = why_no_launcher()
+    if reason is not None:  # a card is there, and the slow fallback would run on it unseen
+        warnings.warn(
+            f"adarec_fast: the triton kernels are not used, plain PyTorch runs instead: {reason}",
+            RuntimeWarning, stacklevel=2,
+        )  # fmt: skip
+    return reason
 
 
 def choose(name: str, backend: str, device: str, dtype: torch.dtype = torch.float32) -> str:
@@ -209,6 +249,7 @@ def explain(
         # The variable is for whole runs: an op that lacks the backend falls to the next one.
         source = f"{backend} {why}"
     missing: list[str] = []
+    device = "cuda" if _as_on_cuda.get() else device
     for candidate in OPS[name].backends(device):
         why = unavailable(name, candidate, device, dtype)
         if why is None:

@@ -228,12 +228,19 @@ def _content(source: Path) -> str:
 
 
 def _environment(plan: _Plan) -> str:
-    """Hash of all that decides the objects, less the sources' contents."""
+    """Hash of all that decides the objects, less the sources' contents.
+
+    Folders do not: a library that was built elsewhere by the same torch is found. A C library does
+    for code of this processor alone: one that is for others is to run beside a newer one, too.
+    """
     processor = _processor() if plan.native else {}
+    parts = [*sorted({f"{unit.tool} {unit.flags}" for unit in plan.units}), plan.link_flags]
+    for folder, name in ((_torch_folder(), "<torch>"), (SOURCES, "<csrc>")):
+        parts = [part.replace(str(folder), name) for part in parts]
     return _digest(
-        plan.name, *sorted({f"{unit.tool} {unit.flags}" for unit in plan.units}), plan.link_flags,
-        torch.__version__, str(torch.version.cuda), platform.machine(), *platform.libc_ver(),
-        processor.get("model name", ""), processor.get("flags", ""), str(SOURCES),
+        plan.name, *parts, torch.__version__, str(torch.version.cuda), platform.machine(),
+        *(platform.libc_ver() if plan.native else ()), processor.get("model name", ""),
+        processor.get("flags", ""),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..pretrained import CheckpointError
-from .errors import RunFolderError, TrainingDiverged, TrainingError
+from .errors import CompilationFailed, RunFolderError, TrainingDiverged, TrainingError
 from .loop import train
 from .reporter import (
     PlainReporter,
@@ -18,6 +18,7 @@ from .run_folder import Run, load_run
 
 __all__ = [
     "CheckpointError",
+    "CompilationFailed",
     "PlainReporter",
     "Reporter",
     "RichReporter",

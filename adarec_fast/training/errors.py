@@ -40,3 +40,7 @@ class TrainingDiverged(TrainingError):
             f"{kept}; resuming repeats these steps: start another run, with a lower learning_rate "
             "or gradient_clip above 0"
         )
+
+
+class CompilationFailed(TrainingError):
+    """Kernels that do not compile for the device; the message has the first one's trouble."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from ..config import ADARecConfig, ConfigError, TrainConfig
 from ..data import InteractionData
 from ..distributed.workers import Workers, join
 from ..ops import choose
+from ..ops._driver import cards, why_no_cuda
 from . import run_folder
 from .checkpoint import recover
 from .errors import RunFolderError
+from .prewarm import prewarm
 from .reporter import Reporter
 from .result import TrainResult
 from .trainer import Trainer
@@ -64,6 +67,7 @@ def train(
         CheckpointError: a checkpoint cannot be written (the disk is full), is damaged, or is of
             another catalogue, data set or configuration.
         TrainingDiverged: a loss or the gradient norm is not finite.
+        CompilationFailed: a kernel does not compile for the device.
         WorkersError: another worker ended, hangs, or failed.
     """
     if stop_after_steps is not None and stop_after_steps < 1:
@@ -74,6 +78,11 @@ def train(
     with join(train_config.device, train_config.worker_timeout) as workers:
         if workers is None:
             device = resolve_device(train_config.device)
+            if train_config.device == "auto" and device.type == "cpu" and cards():
+                warnings.warn(
+                    f"adarec_fast: training on the CPU: {why_no_cuda()}", RuntimeWarning,
+                    stacklevel=2,
+                )  # fmt: skip
             if train_config.shard_items:
                 raise ConfigError(
                     "shard_items=True splits the item table over workers, and this process is "
@@ -104,6 +113,7 @@ def train(
             else:
                 workers.first_does(claim)
             shown = reporter if reporter is not None and first else Reporter()
+            prewarm(config, train_config, device, shown.compiling)
             trainer = Trainer(config, train_config, data, run_dir, device, shown, workers)
             with contextlib.nullcontext() if workers is None else workers.watched(trainer.kept):
                 trainer.prepare(data_source)
@@ -150,6 +160,8 @@ def resolve_device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         if reason.startswith("Expected one of"):  # torch's list of twenty names helps nobody
             reason = "torch knows no device of this name"
+        elif name.startswith("cuda"):
+            reason = why_no_cuda() or reason
         there = "auto, cpu or cuda" if torch.cuda.is_available() else "auto or cpu"
         raise ConfigError(
             f"device={name!r} is not usable here: {reason}; choose {there}"

@@ -53,6 +53,9 @@ class StepProgress:
 class Reporter:
     """The silent reporter, and the interface of the others."""
 
+    def compiling(self, ready: int, total: int) -> None:
+        """While kernels are compiled for the device, before :meth:`start`: 0 of them first."""
+
     def start(self, plan: TrainingPlan) -> None:
         """Before the first step."""
 
@@ -82,6 +85,10 @@ class PlainReporter(Reporter):
     def __init__(self, file: IO[str] | None = None) -> None:
         self._file = file
         self._epochs = 0
+
+    def compiling(self, ready: int, total: int) -> None:
+        if ready in (0, total):
+            self.message(_COMPILING.format(total) if ready == 0 else "they are ready")
 
     def start(self, plan: TrainingPlan) -> None:
         self._epochs = plan.epochs
@@ -116,6 +123,17 @@ class RichReporter(Reporter):
         )
         self._task: TaskID | None = None
         self._plan: TrainingPlan | None = None
+
+    def compiling(self, ready: int, total: int) -> None:
+        if ready == 0:
+            self.message(_COMPILING.format(total))
+            self._progress.start()
+            self._task = self._progress.add_task("compiling", total=total, status="kernels")
+        assert self._task is not None
+        self._progress.update(self._task, completed=ready)
+        if ready == total:
+            self._progress.remove_task(self._task)
+            self._progress.stop()
 
     def start(self, plan: TrainingPlan) -> None:
         self._plan = plan
@@ -157,6 +175,9 @@ class RichReporter(Reporter):
 
     def close(self) -> None:
         self._progress.stop()
+
+
+_COMPILING = "compiling {} kernels for this device, once; a later run finds them"
 
 
 def make_reporter(console: Console | None = None) -> Reporter:

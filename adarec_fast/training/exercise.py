@@ -1,0 +1,59 @@
+"""Everything that a run asks a device for, once: what `build` compiles and `tune` measures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ..config import ADARecConfig, Supervision, TrainConfig
+from ..data import Batch
+from ..model import ADARec
+from ..recommender import Recommender
+from .captured import capacity, in_bucket
+from .optimization import Stepper
+from .statistics import EpochStatistics
+
+# Mean length of a history, as in the data sets of the paper.
+MEAN_LENGTH = 7
+_K = 20
+
+
+def exercise(
+    model_config: ADARecConfig,
+    train_config: TrainConfig,
+    device: torch.device,
+    *,
+    users: int | None = None,
+    supervisions: Sequence[Supervision] | None = None,
+) -> None:
+    """A training step, the representations of a validation, and requests of one and of all users.
+
+    Args:
+        model_config: of the model, whose weights are fresh.
+        train_config: how it is trained.
+        device: where; kernels are collected on the CPU.
+        users: histories a batch, drawn at random; None: ``train_config.batch_size``.
+        supervisions: of the steps; None: that of ``model_config``.
+    """
+    count = users or train_config.batch_size
+    draw = torch.Generator().manual_seed(0)
+    longest = max(2, min(2 * MEAN_LENGTH, model_config.max_length))
+    lengths = torch.randint(1, longest, (count,), generator=draw)
+    offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
+    tokens = int(offsets[-1])
+    items = torch.randint(1, model_config.num_items + 1, (2, tokens), generator=draw)
+    for supervision in supervisions or (model_config.supervision,):
+        model = ADARec(model_config.replace(supervision=supervision)).to(device).train()
+        targets = items[1] if supervision == "all" else items[1, :count]
+        batch = Batch(items[0], offsets, targets, torch.arange(count)).to(device)
+        stepper = Stepper(model, train_config, device)
+        statistics = EpochStatistics(model_config.num_levels, device)
+        stepper.step(in_bucket(batch, capacity(tokens), supervision), 1, statistics)
+    model.eval()
+    with torch.no_grad():
+        model((batch.item_ids, batch.offsets))
+    recommender = Recommender(model, batch_size=count)
+    k = min(_K, model_config.num_items)
+    for histories in ([[1]], (items[0], offsets)):
+        recommender.recommend(histories, k)

@@ -1,0 +1,82 @@
+"""What the phases measure: ops and models at a workload, in the precisions that there are."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from adarec_fast import ADARec, TrainConfig
+from adarec_fast.ops import OPS
+from adarec_fast.ops._library import collecting, unavailable
+
+from ..op_case import OpCase
+from ..workloads import MAX_DEPTH, NUM_ITEMS
+
+PRECISIONS = ("ieee", "tf32", "bf16")
+# What a step is made of, the costly first: where time runs out, what is left matters least.
+_ORDER = (
+    "encoder_layer", "hda_trajectory", "mlp_expert", "moe_aggregate", "linear_cross_entropy",
+    "depth_controller", "level_infonce", "score_topk", "level_pool", "dropout",
+)  # fmt: skip
+
+
+@contextlib.contextmanager
+def computing(precision: str, device: str) -> Iterator[None]:
+    """Products of float32 tensors as IEEE or TF32, or autocast to bfloat16."""
+    switch = torch.backends.cuda.matmul
+    before = switch.fp32_precision
+    switch.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+    try:
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16"):
+            yield
+    finally:
+        switch.fp32_precision = before
+
+
+def training(precision: str) -> TrainConfig:
+    """A training run's settings in a precision."""
+    return TrainConfig(amp="bf16" if precision == "bf16" else "off")
+
+
+def op_cases() -> list[type[OpCase]]:
+    """Every op as it is benchmarked, the fused trajectory (opt-in) last."""
+    names = [*_ORDER, *(name for name in OPS if name not in _ORDER)]
+    names.sort(key=lambda name: name == "fused_trajectory")
+    found: list[type[OpCase]] = []
+    for name in names:
+        cases = importlib.import_module(f"bench.test_bench_{name}").CASES
+        found += [case for case in cases if issubclass(case, OpCase)]
+    return found
+
+
+def backends(name: str, device: str) -> list[str]:
+    """Ours on a GPU that can run: kernels, not plain PyTorch."""
+    wanted = [b for b in OPS[name].cuda if b in ("cuda", "triton")]
+    if collecting():
+        return [b for b in wanted if b == "triton"]
+    return [b for b in wanted if unavailable(name, b, device) is None]
+
+
+def model(size: int, supervision: str, device: str) -> ADARec:
+    """ADARec as ``bench.model_case`` has it: T = 8, two layers, dropout 0.5, Beauty's items."""
+    return ADARec(
+        num_items=NUM_ITEMS, hidden_size=size, max_depth=MAX_DEPTH, supervision=supervision
+    ).to(device)
+
+
+def label(case: OpCase | type[OpCase]) -> str:
+    """``encoder_layer (fine expert)``."""
+    return f"{case.name} ({case.form})" if case.form else case.name
+
+
+def attempt(function: Callable[..., object], *arguments: Any) -> str | None:
+    """The error of one measurement, in one line, so that the next one is made."""
+    try:
+        function(*arguments)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}".splitlines()[0][:500]
+    return None
