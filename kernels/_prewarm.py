@@ -94,11 +94,19 @@ def collecting(architecture: int) -> Iterator[Collected]:
 
 
 class Compiled(NamedTuple):
-    """What became of a kernel: seconds that it took, and the compiler's words if it failed."""
+    """What became of a kernel.
+
+    Attributes:
+        kernel: its name.
+        seconds: that it took.
+        error: the compiler's words, if it failed.
+        found: whether triton's cache had it.
+    """
 
     kernel: str
     seconds: float
     error: str | None = None
+    found: bool = False
 
 
 class _Driver:
@@ -148,12 +156,18 @@ def _compile(number: int) -> Compiled:
 
 def _timed(name: str, function: Callable[[], None]) -> Compiled:
     started = time.perf_counter()
-    error = None
+    error, found = None, True
+
+    def listen(*, cache_hit: bool, **_: Any) -> None:
+        nonlocal found
+        found = found and cache_hit
+
+    triton.knobs.compilation.listener = listen
     try:
         function()
     except Exception as reason:  # one kernel's trouble is no other's; who asked decides
         error = f"{type(reason).__name__}: {reason}".strip()
-    return Compiled(name, time.perf_counter() - started, error)
+    return Compiled(name, time.perf_counter() - started, error, found)
 
 
 def _kernel(launch: Launch) -> None:

@@ -161,6 +161,7 @@ def test_shares_of_the_time() -> None:
         (["--budget", "0"], "--budget 0 must be more than 0 seconds"),
         (["--data", "/nowhere"], "--data /nowhere is no file"),
         (["--jobs", "0"], "--jobs 0 must be at least 1"),
+        (["--rehearse"], "--use DIR --rehearse"),
     ],
 )
 def test_bad_arguments_are_named(

@@ -67,11 +67,12 @@ def test_what_is_collected_is_compiled_once(cache: Path) -> None:
     told: list[Compiled] = []
     first = compile_all(collected, jobs=2, elsewhere=True, done=told.append)
     assert [result for result in first if result.error] == []
+    assert not any(r.found for r in first if r.kernel != "host code")
     assert sorted(told) == sorted(first)
     assert len(first) == len(collected.launches) + 1
     cubins = {path: path.stat().st_mtime_ns for path in cache.rglob("*.cubin")}
     assert len(cubins) == len(collected.launches)
-    compile_all(collected, jobs=1, elsewhere=True)
+    assert all(result.found for result in compile_all(collected, jobs=1, elsewhere=True))
     assert {path: path.stat().st_mtime_ns for path in cache.rglob("*.cubin")} == cubins
 
 

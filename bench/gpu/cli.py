@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from . import __doc__ as about
 from .plan import GROUPS, PHASES, chosen
+from .prepare import DESCRIPTION
 from .run import Settings, run
 from .use import NotPrepared, use
 
@@ -32,6 +34,10 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--arch", metavar="SM", help="with --prepare: sm_86, sm_90, ...")
     parser.add_argument("--jobs", type=int, metavar="N", help="processes that compile")
     parser.add_argument("--use", type=Path, metavar="DIR", help="a folder that was prepared")
+    parser.add_argument(
+        "--rehearse", action="store_true",
+        help="with --use, without a GPU: look everything up that the run will ask for, and end",
+    )  # fmt: skip
     parser.add_argument(
         "--phases", default="all", metavar="NAMES",
         help=f"comma-separated, of the list below or {', '.join(GROUPS)}; default %(default)s",
@@ -59,6 +65,8 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
         parser.error(str(error))
     if (options.prepare is None) != (options.arch is None):
         parser.error("--prepare and --arch go together: --prepare DIR --arch sm_90")
+    if options.rehearse and options.use is None:
+        parser.error("--rehearse looks into a prepared folder: --use DIR --rehearse")
     if options.budget <= 0:
         parser.error(f"--budget {options.budget:g} must be more than 0 seconds")
     if options.jobs is not None and options.jobs < 1:
@@ -85,6 +93,9 @@ def main(arguments: list[str] | None = None) -> int:
                 return _NO_DEVICE
             for complaint in complaints:
                 print(f"warning: {complaint}: kernels will be compiled here", flush=True)
+        if options.rehearse:
+            names = ",".join(phase.name for phase in options.phases)
+            return _rehearse(options.use, names, environment)
         reason = _no_device(environment)
         if reason is not None:
             print(f"error: {reason}", file=sys.stderr)
@@ -110,6 +121,13 @@ def _prepare(options: argparse.Namespace) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _rehearse(folder: Path, names: str, environment: dict[str, str]) -> int:
+    arch = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))["architecture"]
+    return subprocess.run(
+        [sys.executable, "-m", "bench.gpu.rehearse", names, arch], env=environment, check=False
+    ).returncode
 
 
 def _no_device(environment: dict[str, str]) -> str | None:
