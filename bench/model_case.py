@@ -12,6 +12,7 @@ from torch import Tensor
 from adarec_fast import ADARec
 from adarec_fast.reference.depth_controller import depth_controller
 
+from .baselines import library_gru
 from .baselines.packed import PackedADARec
 from .baselines.padded import PaddedADARec
 from .harness import COMPILED, EAGER, MEMORY_LIMIT, PACKED, Subject, Unavailable
@@ -65,11 +66,11 @@ class ModelCase(Subject):
         """The model again, with parameters of its own."""
         return copy.deepcopy(self.model)
 
-    def padded(self, *, eager_recurrence: bool = False) -> PaddedADARec:
+    def padded(self, *, compiled: bool = False) -> PaddedADARec:
         """The padded baseline. Raises Unavailable if it would not fit into memory.
 
-        With ``eager_recurrence``, compiling it leaves the depth controller's loop out, which
-        breaks the graph in two.
+        On a GPU its recurrence is cuDNN's. To be compiled, the recurrence is left out, which breaks
+        the graph in two: see ``GRU_NOT_COMPILED``.
         """
         limit = MEMORY_LIMIT
         if self.device == "cuda":
@@ -84,9 +85,10 @@ class ModelCase(Subject):
             raise Unavailable(
                 f"padded it needs about {needed / 2**30:.0f} GiB, more than {limit / 2**30:.0f}"
             )
-        if eager_recurrence:
-            return PaddedADARec(self.copy(), torch.compiler.disable(depth_controller))
-        return PaddedADARec(self.copy())
+        recurrent = library_gru.depth_controller if self.device == "cuda" else depth_controller
+        if compiled:
+            recurrent = torch.compiler.disable(recurrent)
+        return PaddedADARec(self.copy(), recurrent)
 
     def packed(self) -> PackedADARec:
         """The packed baseline."""

@@ -1,8 +1,9 @@
 """Rebuild the README's tables from the committed results: ``python -m bench.report [--check]``.
 
 A table stands between ``<!-- bench:NAME -->`` and ``<!-- /bench:NAME -->``. NAME is one of
-``targets``, ``step``, ``ops`` with ``-cpu`` or ``-cuda`` behind it, and shows the newest result
-file of that device type.
+``targets``, ``step``, ``ops``, ``phases`` with ``-cpu`` or ``-cuda`` behind it, and shows the
+newest result file of that device type; of a GPU, whose run may still be to come, a line that says
+so.
 """
 
 from __future__ import annotations
@@ -65,17 +66,32 @@ def _times(record: Record, wanted: Callable[[str], bool]) -> str:
             comparison.name,
             f"{summary.milliseconds(ours)} ({ours['variant']})",
             *("–" if ratio is None else f"{ratio:.1f}x" for ratio in ratios),
-            f"{ours['share_of_roofline']:.0%}",
+            "–" if ours.get("share_of_roofline") is None else f"{ours['share_of_roofline']:.0%}",
         ])  # fmt: skip
     header = ["what", "ours", *(f"{name}, over ours" for name in _BASELINES), "of the roofline"]
     return _table(header, rows) + _source(record)
 
 
+def phases(record: Record) -> str:
+    """How each phase of ``python -m bench.gpu`` ended, and what it says of itself."""
+    rows = [
+        [name, phase["status"], f"{phase['seconds']:.0f} s" if "seconds" in phase else "–",
+         phase.get("summary") or ""]
+        for name, phase in record.get("phases", {}).items()
+    ]  # fmt: skip
+    return _table(["phase", "ended", "took", ""], rows) + _source(record)
+
+
 _WHOLE = ("training step", "recommend", "Beauty epoch")
+_NOT_YET = (
+    "Nothing has been measured on a GPU yet; `python -m bench.gpu` on a machine with a card makes "
+    "the file that this table is built from.\n"
+)
 TABLES: dict[str, Callable[[Record], str]] = {
     "targets": targets,
     "step": lambda record: _times(record, lambda subject: subject in _WHOLE),
     "ops": lambda record: _times(record, lambda subject: subject not in _WHOLE),
+    "phases": phases,
 }
 
 
@@ -83,13 +99,15 @@ def build(name: str, folder: Path) -> str:
     """The table of a marker.
 
     Raises:
-        ReportError: an unknown name, or no result of that device type.
+        ReportError: an unknown name, or no result of the CPU.
     """
     kind, _, device = name.rpartition("-")
     if kind not in TABLES or device not in summary.TARGETS:
         known = ", ".join(f"{kind}-{device}" for kind in TABLES for device in summary.TARGETS)
         raise ReportError(f"bench:{name} is unknown; choose from {known}")
     record = records.newest(device, folder)
+    if record is None and device == "cuda":
+        return _NOT_YET
     if record is None:
         raise ReportError(f"bench:{name}: {folder} has no result of a {device} run")
     return TABLES[kind](record)

@@ -85,8 +85,11 @@ TARGETS = {
         Target("training step", None, "step", EAGER, 20),
         Target("training step", None, "step", COMPILED, 5),
         Target("training step", None, "step", "memory", 5),
+        Target("training step", "train", "step", "milliseconds", 0.8),
+        Target("training step", "large", "step", "milliseconds", 5.0),
         Target("recommend", "serve-1", _FORWARD, "milliseconds", 0.3),
-        Target("Beauty epoch", None, "epoch", "seconds", 0.2),
+        Target("recommend", "serve-1024", _FORWARD, "milliseconds", 2.0),
+        Target("Beauty epoch", None, "epoch", "seconds", 0.1),
     ),
 }
 
@@ -135,11 +138,11 @@ def comparisons(rows: Iterable[Row]) -> list[Comparison]:
     groups: dict[tuple[Any, ...], dict[str, Row]] = {}
     for row in rows:
         key = tuple(row[k] for k in ("subject", "form", "workload", "hidden_size", "direction"))
-        groups.setdefault(key, {})[row["variant"]] = row
+        groups.setdefault((*key, row.get("precision")), {})[row["variant"]] = row
     made = []
-    for (subject, form, workload, size, direction), found in groups.items():
+    for (subject, form, workload, size, direction, precision), found in groups.items():
         what = f"{subject} ({form})" if form else subject
-        name = f"{what}, {workload}, D={size}, {direction}"
+        name = f"{what}, {workload}, D={size}, {direction}" + (f", {precision}" * bool(precision))
         ours = next((row for row in found.values() if row.get("ours")), None)
         made.append(Comparison(name, ours, found))
     return made
@@ -165,10 +168,10 @@ def _reached(comparison: Comparison, ours: Row, measure: str) -> float | None:
         return ours["seconds"]["median"] * 1e3
     if measure == "seconds":
         return seconds(ours)
-    if measure == "roofline":
-        return ours["share_of_roofline"]
-    if measure == "bandwidth":
-        return ours["share_of_peak_bandwidth"]
+    if measure in ("roofline", "bandwidth"):
+        name = "share_of_roofline" if measure == "roofline" else "share_of_peak_bandwidth"
+        share = ours.get(name)
+        return None if share is None else float(share)
     if measure == "memory":
         eager = comparison.rows.get(EAGER, {}).get("peak_memory")
         return eager / ours["peak_memory"] if eager and ours["peak_memory"] else None

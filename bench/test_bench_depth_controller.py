@@ -11,7 +11,7 @@ from torch import Tensor
 from adarec_fast import ops
 from adarec_fast.reference.depth_controller import depth_controller as reference
 
-from .baselines import packed
+from .baselines import library_gru, packed
 from .baselines.padded import GRU_NOT_COMPILED
 from .cell import Cell
 from .op_case import Axis, OpCase, Tensors, normal
@@ -56,7 +56,8 @@ class DepthController(OpCase):
         )[0]
 
     def padded(self, t: Tensors, batch: Histories, drawn: bool) -> Any:
-        return reference(
+        function = library_gru.depth_controller if self.device == "cuda" else reference
+        return function(
             t["embeddings"], self.valid(batch), t["sequence_bias"], *_weights(t)
         )[0]
 

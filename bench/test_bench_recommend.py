@@ -69,7 +69,7 @@ class Recommendation(ModelCase):
             packed = self.packed().eval()
             return lambda b, ids: packed.recommend(b.item_ids, b.offsets, ids, _K)
         if variant in (EAGER, COMPILED):
-            padded = self.padded(eager_recurrence=variant == COMPILED).eval()
+            padded = self.padded(compiled=variant == COMPILED).eval()
             call: Callable[..., tuple[Tensor, Tensor]] = padded.recommend
             if variant == COMPILED:
                 mode = "reduce-overhead" if self.device == "cuda" else None

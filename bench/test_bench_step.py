@@ -10,6 +10,10 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor, nn
 
+from adarec_fast import ADARec, TrainConfig
+from adarec_fast.training.captured import make_stepper
+from adarec_fast.training.statistics import EpochStatistics
+
 from .cell import Cell
 from .harness import (
     BASELINE_TINY,
@@ -54,6 +58,8 @@ class TrainingStep(ModelCase):
         module, loss = self._loss(variant)
         wrong = complaint(lambda: self._check(variant, module, loss))
         module.train()
+        if variant == OURS and self.device == "cuda":
+            return self._captured(module, wrong)
         parameters = list(module.parameters())
         fused = torch.optim.Adam(parameters, lr=_LEARNING_RATE, fused=True)
         batches = itertools.cycle(self.data)
@@ -69,19 +75,34 @@ class TrainingStep(ModelCase):
         info = warmed(step, self.device, first=variant != COMPILED)
         return Prepared(step, {**info, "ours": variant == OURS}, wrong)
 
+    def _captured(self, module: nn.Module, wrong: str | None) -> Prepared:
+        """Ours on a GPU is the step that training takes there, replayed from a graph."""
+        assert isinstance(module, ADARec)
+        device = torch.device(self.device)
+        settings = TrainConfig.create(gradient_clip=_CLIP, learning_rate=_LEARNING_RATE)
+        stepper = make_stepper(module, settings, device)
+        statistics = EpochStatistics(module.config.num_levels, device)
+        batches = itertools.cycle([batch.as_batch() for batch in self.data])
+
+        def step() -> None:
+            stepper.step(next(batches), 1, statistics)
+
+        info = warmed(step, self.device, first=True)
+        for _ in range(2 * len(self.data)):  # a shape is captured at its second use
+            step()
+        return Prepared(step, {**info, "ours": True, "step": type(stepper).__name__}, wrong)
+
     def _loss(self, variant: str) -> tuple[nn.Module, Loss]:
         if variant == PACKED:
             packed = self.packed()
             return packed, lambda b: packed(b.item_ids, b.offsets, b.targets)
         if variant in (EAGER, COMPILED):
-            gpu = self.device == "cuda"
-            # Launches are dear on a GPU: there the loop is worth its minutes of compilation.
-            padded = self.padded(eager_recurrence=variant == COMPILED and not gpu)
+            padded = self.padded(compiled=variant == COMPILED)
             ids = {id(batch): batch.padded_ids() for batch in self.data}
             call: Callable[..., Tensor] = padded
             if variant == COMPILED:
-                mode = "reduce-overhead" if gpu else None
-                call = torch.compile(padded, fullgraph=gpu, dynamic=False, mode=mode)
+                mode = "reduce-overhead" if self.device == "cuda" else None
+                call = torch.compile(padded, dynamic=False, mode=mode)
 
             def loss(batch: Histories) -> Tensor:
                 known = ids.get(id(batch))

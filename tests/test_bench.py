@@ -17,7 +17,11 @@ ROOT = Path(__file__).parents[1]
 if not (ROOT / "bench").is_dir():
     pytest.skip("the benchmarks are not here", allow_module_level=True)
 from adarec_fast import ADARec, ragged, rng  # noqa: E402
+from adarec_fast.reference.depth_controller import (  # noqa: E402
+    depth_controller as reference_controller,
+)
 from bench import conftest, records, report, summary  # noqa: E402
+from bench.baselines import library_gru  # noqa: E402
 from bench.baselines.packed import PackedADARec  # noqa: E402
 from bench.baselines.padded import PaddedADARec  # noqa: E402
 from bench.baselines.sasrec import PackedSASRec  # noqa: E402
@@ -34,6 +38,7 @@ from bench.harness import (  # noqa: E402
     replay_clock,
 )
 from bench.machine import peak_memory  # noqa: E402
+from bench.test_bench_depth_controller import DepthController  # noqa: E402
 from bench.test_bench_hda_trajectory import HDATrajectory  # noqa: E402
 from bench.test_bench_score_topk import ScoreTopK  # noqa: E402
 from bench.workloads import MAX_DEPTH, MAX_LENGTH, WORKLOADS, histories  # noqa: E402
@@ -285,6 +290,21 @@ def test_a_wrong_variant_is_caught(case: type[HDATrajectory] | type[ScoreTopK]) 
     assert f"{case.name}: output 0: off by" in str(made.prepare(PACKED).complaint)
 
 
+def test_the_librarys_gru_is_the_references() -> None:
+    made = DepthController("train", 8, "forward+backward", "cpu")
+    batch = made.batch.part(0, 9)
+    t = {name: value.double().requires_grad_() for name, value in made.tensors.items()}
+    padded = ragged.to_padded(t["embeddings"][: batch.tokens], batch.offsets, MAX_LENGTH)
+    weights = [t[name] for name in ("w_ih", "w_hh", "b_hh", "w_out", "b_out")]
+    found = []
+    for function in (reference_controller, library_gru.depth_controller):
+        logits, _ = function(padded, made.valid(batch), t["sequence_bias"][:9], *weights)
+        gradients = torch.autograd.grad(logits.square().sum(), [*t.values()], retain_graph=True)
+        found.append((logits, *gradients))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_a_padded_baseline_in_chunks_has_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
     made = HDATrajectory("train", 8, "forward+backward", "cpu")
     monkeypatch.setattr("bench.op_case.MEMORY_LIMIT", made.padded_floats() * 4 // 3)
@@ -319,6 +339,30 @@ def test_targets_are_judged() -> None:
     judged = summary.judge(comparison, "cpu")
     found = {one.target.measure: (round(one.reached, 6), one.met) for one in judged}
     assert found == {EAGER: (21.0, True), COMPILED: (9.0, False), "memory": (4.0, False)}
+
+
+def test_precisions_are_compared_apart(results: Path, tmp_path: Path) -> None:
+    rows = [
+        *_rows(), _row("adarec_fast", 4e-4, ours=True, precision="tf32"),
+        _row("adarec_fast", 9e-4, ours=True, precision="ieee", share_of_roofline=None),
+    ]  # fmt: skip
+    names = [comparison.name for comparison in summary.comparisons(rows)]
+    what = "training step, train, D=64, step"
+    assert names == [what, f"{what}, tf32", f"{what}, ieee"]
+    record = json.loads(next(p for p in results.iterdir() if "other" not in p.name).read_text())
+    record |= {"device": "cuda", "rows": rows, "slug": "card"}
+    record["machine"]["gpu"] = "Card 1"
+    record["phases"] = {"ops": {"status": "killed: its time was over", "seconds": 3.2}}
+    records.write(record, tmp_path)
+    text = report.build("targets-cuda", tmp_path)
+    assert f"| {what}, tf32 | 0.40 of ≤ 0.8 ms | met |" in text
+    assert f"| {what}, ieee | 0.90 of ≤ 0.8 ms | NOT MET |" in text
+    assert f"| {what}, ieee | 0.9 ms (adarec_fast) | – | – | – | – |" in report.build(
+        "step-cuda", tmp_path
+    )
+    assert "| ops | killed: its time was over | 3 s |  |" in report.build("phases-cuda", tmp_path)
+    assert "Card 1, " in text
+    assert "Nothing has been measured on a GPU yet" in report.build("step-cuda", results)
 
 
 def test_tables_print(capsys: pytest.CaptureFixture[str]) -> None:
@@ -444,7 +488,7 @@ def test_report_rebuilds_and_checks(results: Path, tmp_path: Path) -> None:
     [
         ("<!-- bench:nonsense -->\n<!-- /bench:nonsense -->", "nonsense"),
         ("<!-- bench:step-cpu -->\n", "step-cpu"),
-        ("<!-- bench:step-cuda -->\n<!-- /bench:step-cuda -->", "cuda"),
+        ("<!-- bench:step-rocm -->\n<!-- /bench:step-rocm -->", "choose from targets-cpu"),
     ],
 )
 def test_report_names_what_is_wrong(

@@ -11,6 +11,7 @@ from torch import Tensor
 from adarec_fast import ADARec, TrainConfig, synthetic
 from adarec_fast.data import Split, TrainingBatches
 from adarec_fast.ops import _library
+from adarec_fast.ops._library import collecting
 from adarec_fast.training.captured import (
     CapturedStepper,
     capacity,
@@ -101,6 +102,9 @@ def test_captured_steps_equal_plain_ones(supervision: str, options: dict[str, An
     if reason is not None:
         pytest.skip(reason)
     given = {"epochs": 3, "supervision": supervision, **options}
+    if collecting():
+        _train(Stepper, "cpu", padded=True, **given)
+        return
     _, plain_sums, plain = _train(Stepper, "cuda", padded=True, **given)
     stepper, sums, found = _train(CapturedStepper, "cuda", padded=False, **given)
     assert isinstance(stepper, CapturedStepper)
@@ -116,6 +120,8 @@ def test_a_captured_bad_step_freezes_the_weights() -> None:
     reason = why_not(ADARec(**MODEL), torch.device("cuda"))
     if reason is not None:
         pytest.skip(reason)
+    if collecting():
+        return  # the kernels of the test before
     stepper, statistics, weights = _train(CapturedStepper, "cuda", epochs=2, padded=False)
     with torch.no_grad():
         stepper.model.level_embedding.weight[0].fill_(float("nan"))

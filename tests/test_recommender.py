@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_close_to_float64
+from helpers import assert_close_to_float64, gpu_device
 
 from adarec_fast import ADARec, Recommender
+from adarec_fast.ops._library import collecting
 from adarec_fast.plan import Plan
 from adarec_fast.recommender import buckets, padded_request
 
@@ -185,7 +186,7 @@ def test_a_padded_request_has_the_same_answers() -> None:
 
 @pytest.mark.gpu
 def test_a_replayed_request_has_the_same_answers() -> None:
-    model = _model().cuda()
+    model = _model().to(gpu_device())
     recommender = Recommender(model)
     if recommender._graphs is None:
         pytest.skip("an op of this GPU has no kernel that can be captured")
@@ -196,4 +197,6 @@ def test_a_replayed_request_has_the_same_answers() -> None:
             items, scores = model.recommend(histories, k=9)
             assert torch.equal(found.items, items)
             torch.testing.assert_close(found.scores, scores, rtol=1e-5, atol=1e-6)
+    if collecting():
+        return
     assert any(graph is not None for graph in recommender._graphs.values())
