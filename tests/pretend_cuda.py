@@ -127,6 +127,8 @@ class _Noted(NamedTuple):
     results: tuple[Tensor, ...]
     reads: tuple[Memory, ...]
     writes: tuple[Memory, ...]
+    name: str = ""
+    launches: int = 1  # on a GPU: see launches_of
 
 
 class Graph:
@@ -136,6 +138,15 @@ class Graph:
         self.notes: list[_Noted] = []
         self.pool: list[Graph] = []
         self.replays = 0
+
+    @property
+    def launches(self) -> dict[str, int]:
+        """How many kernels a GPU would be given by a replay, by name."""
+        found: dict[str, int] = {}
+        for note in self.notes:
+            if note.launches:
+                found[note.name] = found.get(note.name, 0) + note.launches
+        return found
 
     def replay(self) -> None:
         device = the_device()
@@ -151,6 +162,26 @@ class Graph:
             found = note.call()
             for result, now in zip(note.results, _tensors(found), strict=True):
                 result.copy_(now)
+
+
+# Kernels that an ATen op starts on CUDA, where it is not one: memory that is only allocated, and
+# ops of several passes. Of lists of tensors (``_foreach_``, fused Adam) one kernel takes as many as
+# its argument holds: 110 of one list, 36 of four (ATen/native/cuda/MultiTensorApply.cuh).
+_PASSES = {
+    "empty": 0, "new_empty": 0, "empty_like": 0, "empty_strided": 0, "new_empty_strided": 0,
+    "sort": 4, "topk": 2, "cumsum": 2, "embedding_dense_backward": 8, "_foreach_norm": 2,
+}  # fmt: skip
+_LISTS = {"_foreach": 110, "_fused_adam_": 36}
+
+
+def launches_of(func: Any, args: tuple[Any, ...]) -> int:
+    """How many kernels an ATen op starts on CUDA."""
+    name = func._schema.name.removeprefix("aten::")
+    passes = _PASSES.get(name, 1)
+    for prefix, most in _LISTS.items():
+        if name.startswith(prefix):
+            return passes * -(-len(args[0]) // most)
+    return passes
 
 
 def _poison(tensor: Tensor) -> None:
@@ -186,6 +217,7 @@ class PretendCuda(TorchDispatchMode):
         self.graphs: list[Graph] = []
         self.uploads: list[Read] = []
         self.poison = True
+        self._noting = ("", 1)  # name and launches of what is noted next
 
     @property
     def stream(self) -> Stream:
@@ -210,7 +242,11 @@ class PretendCuda(TorchDispatchMode):
         """Compute an op and keep the books."""
         if func.namespace == "adarec_fast":
             return self._of_the_package(func, args)
-        if func._can_decompose():  # `to`, `contiguous`, `matmul`: views or copies, as it turns out
+        name = func._schema.name.removeprefix("aten::")
+        decomposes = func._can_decompose()
+        if decomposes and name.startswith("_foreach_"):  # one on a GPU, a tensor at a time here
+            return self._as_one(name, launches_of(func, args), func, args, kwargs)
+        if decomposes:  # `to`, `contiguous`, `matmul`: views or copies, as it turns out
             with self:
                 return func.decompose(*args, **kwargs)
         given = _tensors((args, kwargs))
@@ -231,7 +267,24 @@ class PretendCuda(TorchDispatchMode):
         if asked is not None and asked.type == "cuda":
             kwargs = {**kwargs, "device": torch.device("cpu")}
         inner_args, inner_kwargs = tree_map_only(OnCuda, lambda t: t.inner, (args, kwargs))
+        self._noting = (name, launches_of(func, args))
         return self._compute(func, (args, kwargs), inner_args, inner_kwargs, there)
+
+    def _as_one(
+        self, name: str, launches: int, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Decompose an op whose parts count as so many launches together."""
+        graph = self.capturing
+        before = 0 if graph is None else len(graph.notes)
+        with self:
+            found = func.decompose(*args, **kwargs)
+        if graph is not None:
+            own = graph.notes[before:]
+            graph.notes[before:] = [
+                note._replace(name=name, launches=launches if n == 0 else 0)
+                for n, note in enumerate(own)
+            ]
+        return found
 
     def _check_devices(
         self, func: Any, ours: list[OnCuda], others: list[Tensor], copies: bool, there: bool
@@ -319,7 +372,7 @@ class PretendCuda(TorchDispatchMode):
         writes = tuple(t.memory for t in _tensors(fresh))
         if self.capturing is not None:
             results = tuple(_tensors(found))
-            self.capturing.notes.append(_Noted(call, results, reads, writes))
+            self.capturing.notes.append(_Noted(call, results, reads, writes, *self._noting))
             self._only_captured_stream()
         else:
             self.order(reads, writes)
@@ -330,7 +383,7 @@ class PretendCuda(TorchDispatchMode):
     ) -> None:
         """Run what only changes memory that is there, or note it while capturing."""
         if self.capturing is not None:
-            self.capturing.notes.append(_Noted(call, (), reads, writes))
+            self.capturing.notes.append(_Noted(call, (), reads, writes, *self._noting))
             self._only_captured_stream()
         else:
             self.order(reads, writes)
@@ -375,6 +428,7 @@ class PretendCuda(TorchDispatchMode):
             with on_the_host():
                 return function(*plain)
 
+        self._noting = (function.__module__.rpartition(".")[2], 1)
         return self.made(call, tuple(t.memory for t in _tensors(args)))
 
     # ------------------------------------------------------------------ kernels
@@ -397,6 +451,7 @@ class PretendCuda(TorchDispatchMode):
             with on_the_host():
                 run(plain)
 
+        self._noting = (kernel.__name__, 1)
         self.launch(call, memories, memories)
 
 

@@ -22,6 +22,7 @@ from pretend_cuda import (
     on_the_host,
     the_device,
 )
+from torch.utils import _foreach_utils
 from torch.utils._pytree import tree_map_only
 
 from adarec_fast import plan, recommender
@@ -284,7 +285,8 @@ def pretend_cuda(
     """
     device = PretendCuda(architecture, index, current)
     patches: list[tuple[Any, dict[str, Any]]] = [
-        (torch.cuda, _replacements(device)), (torch, {"tensor": _uploading(torch.tensor)})
+        (torch.cuda, _replacements(device)), (torch, {"tensor": _uploading(torch.tensor)}),
+        (_foreach_utils, {"_foreach_supported_types": [torch.Tensor, torch.nn.Parameter, OnCuda]}),
     ]  # fmt: skip
     if values:
         packed = functools.partial(_values_of_packed, _library.implementation)

@@ -1,0 +1,54 @@
+"""How many kernels one captured training step starts, on a pretended device."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+if os.environ.get("ADAREC_FAST_TESTS_PRETEND_CUDA") != "1":
+    pytest.skip("test_cuda_host.py runs this", allow_module_level=True)
+
+from pretend_torch import pretend_cuda
+
+from adarec_fast import TrainConfig
+from adarec_fast.training.captured import CapturedStepper
+from adarec_fast.training.statistics import EpochStatistics
+from bench.gpu.work import model
+from bench.workloads import histories
+
+MOST = 120
+CUDA = torch.device("cuda")
+
+
+def launches(supervision: str) -> dict[str, int]:
+    """By name, of the step that ``bench`` times: D = 64, T = 8, two layers, dropout."""
+    with pretend_cuda(architecture=90) as device:
+        stepper = CapturedStepper(model(64, supervision, "cuda").train(), TrainConfig(), CUDA)
+        statistics = EpochStatistics(stepper.model.config.num_levels, CUDA)
+        batch = histories("train", every_position=supervision == "all")[0].to("cuda").as_batch()
+        for number in (1, 2):
+            stepper.step(batch, number, statistics)
+        (graph,) = device.graphs
+        return graph.launches
+
+
+@pytest.mark.parametrize("supervision", ["prefix", "all"])
+def test_a_captured_step_is_few_launches(supervision: str) -> None:
+    found = launches(supervision)
+    table = "\n".join(f"{n:4d} {name}" for name, n in sorted(found.items(), key=lambda x: -x[1]))
+    print(f"{sum(found.values())} launches of a step, {supervision}:\n{table}")
+    assert sum(found.values()) <= MOST, table
+
+
+def test_the_count_knows_lists_and_memory() -> None:
+    with pretend_cuda() as device:
+        x = [torch.ones(3, device="cuda") for _ in range(111)]
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            torch.empty_like(x[0])
+            torch._foreach_mul_(x, 2.0)
+            x[0].view(3, 1) + 1
+        assert graph.launches == {"_foreach_mul_": 2, "add": 1}
+        assert device.graphs == [graph]
