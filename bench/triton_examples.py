@@ -194,6 +194,8 @@ def variant_name(launch: Launch) -> str:
             tags.append(name)
         elif name == "OUT":
             tags.append(f"OUT={value // launch.arguments['D']}D")
+        elif name == "parts":
+            tags.append(f"PARTS={len(value)}")
         elif name in _NUMBERS or (name == "HEADS" and kernel == "linear_weights_kernel"):
             tags.append(f"{name}={value}")
         elif name == _OPTIONAL.get(launch.kernel.__name__) and value is not None:
@@ -210,6 +212,8 @@ def _compiled_as(launch: Launch) -> tuple[Any, ...]:
             seen.append(value.dtype)
         elif parameter.is_constexpr or value is None:
             seen.append(value)
+        elif isinstance(value, tuple):
+            seen += [v.dtype for v in value if isinstance(v, Tensor)]
     return (launch.kernel, *seen, *sorted(launch.options.items()))
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 # Multiprocessors of the common part of an architecture: A100, RTX 3090, RTX 4090, H200, MI300X.
 MULTIPROCESSORS = {80: 108, 86: 82, 89: 128, 90: 132, 94: 304}
 LARGEST_SIZE = 256
-_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 class Launch(NamedTuple):
@@ -84,7 +84,8 @@ def launch(
     if _recording is not None:
         _recording.append(Launch(kernel, grid, arguments, options))
         return
-    first = next(value for value in arguments.values() if isinstance(value, Tensor))
+    values = (v[0] if isinstance(v, tuple) else v for v in arguments.values())
+    first = next(value for value in values if isinstance(value, Tensor))
     # By place: Triton takes no argument of the name "stream" as a keyword.
     ordered = [arguments[name] for name in kernel.arg_names]
     with torch.cuda.device_of(first):
@@ -103,7 +104,7 @@ def operands(x: Tensor) -> Operands:
         dtype = torch.get_autocast_dtype(kind)
     if dtype in (torch.bfloat16, torch.float16):
         kernel_dtype = tl.bfloat16 if dtype == torch.bfloat16 else tl.float16
-        return Operands(kernel_dtype, dtype, "upcast" if _INTERPRETED else "ieee", "half")
+        return Operands(kernel_dtype, dtype, "upcast" if INTERPRETED else "ieee", "half")
     if dtype == torch.float32:
         return float32_operands()
     raise ValueError(

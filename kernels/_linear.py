@@ -18,6 +18,7 @@ from ._jagged import token_of
 from ._launch import Operands, architecture, launch, multiprocessors, padded_size
 from ._mlp import hidden_before, load_w1
 from ._product import product
+from ._reduce import Partials
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -90,7 +91,9 @@ def _linear_weights_kernel(
     for item in range(slot, tiles * planes, slots):
         level = (item // tiles).to(tl.int64)
         row = (item % tiles).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-        exists = tl.load(reach_ptr + row, mask=row < rows, other=0) > level
+        exists = row < rows
+        if reach_ptr is not None:
+            exists = tl.load(reach_ptr + row, mask=exists, other=0) > level
         if tl.max(exists.to(tl.int32)) > 0:
             token = token_of(row, exists, offsets_ptr, LAST)
             at_x = ((level * tokens + token) * HEADS + head)[:, None] * D + dims[None, :]
@@ -102,20 +105,22 @@ def _linear_weights_kernel(
             if weight_ptr is not None:
                 at = (level * rows + row) * HEADS + head
                 through *= tl.load(weight_ptr + at, mask=exists, other=0.0)[:, None]
-            d_bias += tl.sum(through, 0)
+            if d_bias_ptr is not None:
+                d_bias += tl.sum(through, 0)
             d_w += product(tl.trans(grad.to(OPERAND)), x, PRECISION)
     at = (slot.to(tl.int64) * OUT + out)[:, None] * D + dims[None, :]
     tl.store(d_w_ptr + at, d_w, mask=there[:, None] & (dims < D)[None, :])
-    tl.store(d_bias_ptr + slot.to(tl.int64) * OUT + out, d_bias, mask=there)
+    if d_bias_ptr is not None:
+        tl.store(d_bias_ptr + slot.to(tl.int64) * OUT + out, d_bias, mask=there)
 
 
 def _common(
-    kernel: str, size: int, reach: Tensor, ops: Operands, out: int
+    kernel: str, size: int, rows: int, device: torch.device, ops: Operands, out: int
 ) -> tuple[dict[str, Any], _heuristics.Tile]:
     block = padded_size(size)
-    tile = _heuristics.tile(kernel, block, ops.kind, architecture(reach.device), reach.shape[0])
+    tile = _heuristics.tile(kernel, block, ops.kind, architecture(device), rows)
     return {
-        "reach_ptr": reach, "rows": reach.shape[0], "D": size, "OUT": out, "BLOCK_D": block,
+        "rows": rows, "D": size, "OUT": out, "BLOCK_D": block,
         "ROWS": tile.rows, "CHUNK": tile.chunk, "OPERAND": ops.dtype, "PRECISION": ops.precision,
     }, tile
 
@@ -130,9 +135,9 @@ def linear(x: Tensor, w: Tensor, bias: Tensor, reach: Tensor, ops: Operands) -> 
         ops: precision of the product.
     """
     planes, rows, size = x.shape
-    arguments, tile = _common("linear", size, reach, ops, w.shape[0])
+    arguments, tile = _common("linear", size, rows, x.device, ops, w.shape[0])
     y = x.new_empty(planes, rows, w.shape[0], dtype=ops.torch_dtype)
-    arguments |= {"x_ptr": x, "w_ptr": w, "bias_ptr": bias, "y_ptr": y}
+    arguments |= {"x_ptr": x, "w_ptr": w, "bias_ptr": bias, "reach_ptr": reach, "y_ptr": y}
     launch(_linear_kernel, (triton.cdiv(rows, tile.rows), planes), arguments, tile.options)
     return y
 
@@ -142,45 +147,49 @@ def linear_backward(
 ) -> Tensor:
     """``grad W + residual``, like ``residual [K, R, D]``; ``grad [K, R, out]``."""
     planes, rows, size = residual.shape
-    arguments, tile = _common("linear_backward", size, reach, ops, w.shape[0])
+    arguments, tile = _common("linear_backward", size, rows, grad.device, ops, w.shape[0])
     d_x = torch.empty_like(residual)
-    arguments |= {"grad_ptr": grad, "residual_ptr": residual, "w_ptr": w, "d_x_ptr": d_x}
+    arguments |= {
+        "grad_ptr": grad, "residual_ptr": residual, "w_ptr": w, "reach_ptr": reach, "d_x_ptr": d_x,
+    }
     grid = (triton.cdiv(rows, tile.rows), planes)
     launch(_linear_backward_kernel, grid, arguments, tile.options)
     return d_x
 
 
 def linear_weights(
-    x: Tensor, grad: Tensor, offsets: Tensor, reach: Tensor, ops: Operands, *,
+    x: Tensor, grad: Tensor, w: Tensor, bias: Tensor | None, offsets: Tensor | None,
+    reach: Tensor | None, ops: Operands, parts: Partials, *, outputs: tuple[int, int] | None = None,
     weight: Tensor | None = None, last_only: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Gradients of W and b, float32, summed in a fixed order.
+) -> None:
+    """Leave partials of W's and b's gradients.
 
     Args:
         x: ``[K, R, D]``; or ``[K, R, H, D]`` where out falls into H heads, each with an x of its
             own; or ``[K, N, D]`` if last_only.
         grad: ``[K, R, out]``, of the layer's result.
+        w, bias: ``[out, D]`` and ``[out]``, or more rows of which ``outputs`` says which are meant;
+            without a bias it gets no gradient.
         offsets: int64 ``[B+1]``, read only if ``last_only``.
-        reach: int32 ``[R]``, how many levels exist for a row.
+        reach: int32 ``[R]``, how many levels exist for a row; None: all.
         ops: precision of the product.
+        parts: where the partials go.
+        outputs: begin and end of the rows of w.
         weight: float32 ``[K, R, H]`` that the bias was multiplied by, or None.
         last_only: a row is a sequence and its x that of its last token.
     """
     planes, rows, out = grad.shape
     heads, size = x.shape[2] if x.dim() == 4 else 1, x.shape[-1]
-    arguments, tile = _common("linear_weights", size, reach, ops, out)
+    arguments, tile = _common("linear_weights", size, rows, x.device, ops, out)
     chunks = heads * triton.cdiv(out // heads, tile.chunk)
     slots = min(
         max(1, triton.cdiv(rows, tile.rows) * planes),
         max(2, triton.cdiv(2 * multiprocessors(x.device), chunks)),
     )
-    wide = {"dtype": torch.float32, "device": x.device}
-    d_w = torch.empty(slots, out, size, **wide)
-    d_bias = torch.empty(slots, out, **wide)
     arguments |= {
         "x_ptr": x, "grad_ptr": grad, "weight_ptr": weight, "offsets_ptr": offsets,
-        "d_w_ptr": d_w, "d_bias_ptr": d_bias, "tokens": x.shape[1], "planes": planes,
-        "HEADS": heads, "LAST": last_only,
+        "reach_ptr": reach, "d_w_ptr": parts.new(w, slots, rows=outputs),
+        "d_bias_ptr": None if bias is None else parts.new(bias, slots, rows=outputs),
+        "tokens": x.shape[1], "planes": planes, "HEADS": heads, "LAST": last_only,
     }
     launch(_linear_weights_kernel, (slots, chunks), arguments, tile.options)
-    return d_w.sum(0), d_bias.sum(0)

@@ -10,8 +10,6 @@ atomically and the result is the same from run to run.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
@@ -23,6 +21,7 @@ from ._linear import linear_weights
 from ._mlp import load_w1
 from ._product import product
 from ._readout import Saved, _bits, _own, _rows, arguments_of
+from ._reduce import Partials
 from .philox import drop
 
 
@@ -119,25 +118,18 @@ def _readout_backward_kernel(
     tl.store(d_x_ptr + at, d_last, mask=mask)
 
 
-class Gradients(NamedTuple):
-    """``x [K, N, D]``; float32 ``qkv_w [3D, D]`` and ``qkv_b [3D]``."""
-
-    x: Tensor
-    qkv_w: Tensor
-    qkv_b: Tensor
-
-
 def readout_backward(
     d_context: Tensor, residual: Tensor, context: Tensor, saved: Saved, x: Tensor,
-    weights: dict[str, Tensor], offsets: Tensor, sequence: Tensor, reach: Tensor, ops: Operands, *,
-    heads: int, dropout: float, seed: Tensor | None, stream: int,
-) -> Gradients:
-    """Gradients, given that of the context; the rest is as in ``readout``.
+    weights: dict[str, Tensor], offsets: Tensor, sequence: Tensor, reach: Tensor, ops: Operands,
+    parts: Partials, *, heads: int, dropout: float, seed: Tensor | None, stream: int,
+) -> Tensor:
+    """The gradient of x ``[K, N, D]``, given that of the context; the rest is as in ``readout``.
 
     Args:
         d_context: ``[K, B, D]`` in the operands' dtype.
         residual: ``[K, B, D]``, what is to be added to the gradient of the last tokens.
         context, saved: ``readout``'s results.
+        parts: where partials of the gradients of ``qkv_w`` and ``qkv_b`` go.
     """
     own_ops = ops
     if ops.kind == "tf32" and padded_size(x.shape[2]) > 128 and architecture(x.device) in (86, 89):
@@ -155,7 +147,12 @@ def readout_backward(
         "d_folded_ptr": d_folded, "d_x_ptr": d_x,
     }
     launch(_readout_backward_kernel, grid, arguments, tile.options)
-    q_w, q_b = linear_weights(x, d_query, offsets, reach, ops, last_only=True)
-    k_w, _ = linear_weights(d_folded, saved.query, offsets, reach, ops)
-    v_w, v_b = linear_weights(saved.mean, d_context, offsets, reach, ops, weight=saved.weight)
-    return Gradients(d_x, torch.cat([q_w, k_w, v_w]), torch.cat([q_b, torch.zeros_like(q_b), v_b]))
+    w, bias, size = weights["qkv_w"], weights["qkv_b"], x.shape[2]
+    rest = (offsets, reach, ops, parts)
+    linear_weights(x, d_query, w, bias, *rest, outputs=(0, size), last_only=True)
+    linear_weights(d_folded, saved.query, w, None, *rest, outputs=(size, 2 * size))
+    parts.new(bias, 0, rows=(size, 2 * size))
+    linear_weights(
+        saved.mean, d_context, w, bias, *rest, outputs=(2 * size, 3 * size), weight=saved.weight
+    )
+    return d_x

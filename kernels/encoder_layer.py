@@ -21,6 +21,7 @@ from ._linear import linear, linear_backward, linear_weights
 from ._mlp import weight_gradients
 from ._readout import readout
 from ._readout_backward import readout_backward
+from ._reduce import Partials
 from ._sublayers import sublayers
 from ._sublayers_backward import Gradients, sublayers_backward
 
@@ -81,42 +82,44 @@ def bwd(grad_y: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
     """``encoder_layer_bwd``: gradients of x and the twelve parameters."""
     call = _call(*inputs)
     x, offsets, weights, ops = call.x, call.offsets, call.weights, call.ops
+    parts = Partials()
     if call.last_only:
         context, saved = readout(
             x, weights, offsets, call.layout.sequence, call.reach, ops, save=True,
             **call.attention,
         )
         assert saved is not None
-        g = _after_attention(call, grad_y, context)
-        d_x, qkv_w, qkv_b = readout_backward(
+        g = _after_attention(call, grad_y, context, parts)
+        d_x = readout_backward(
             g.d_context, g.residual, context, saved, x, weights, offsets, call.layout.sequence,
-            call.reach, ops, **call.attention,
+            call.reach, ops, parts, **call.attention,
         )
     else:
         qkv = linear(x, weights["qkv_w"], weights["qkv_b"], call.reach, ops)
         attended = attention(qkv, offsets, call.layout, ops, save=True, **call.attention)
         context = attended.context
-        g = _after_attention(call, grad_y, context)
+        g = _after_attention(call, grad_y, context, parts)
         d_qkv = attention_backward(
             g.d_context, attended, qkv, offsets, call.layout, ops, **call.attention
         )
         d_x = linear_backward(d_qkv, g.residual, weights["qkv_w"], call.reach, ops)
-        qkv_w, qkv_b = linear_weights(x, d_qkv, offsets, call.reach, ops)
-    ff = weight_gradients(
+        linear_weights(
+            x, d_qkv, weights["qkv_w"], weights["qkv_b"], offsets, call.reach, ops, parts
+        )
+    weight_gradients(
         g.h, g.d_ff, call.reach, offsets, weights["ff1_w"], weights["ff1_b"], weights["ff2_w"],
-        ops, gelu=True,
+        weights["ff2_b"], ops, parts, gelu=True,
     )
-    out_w, out_b = linear_weights(context, g.d_projected, offsets, call.reach, ops)
-    found = {
-        "qkv_w": qkv_w, "qkv_b": qkv_b, "out_w": out_w, "out_b": out_b, "ln1_w": g.ln1_w,
-        "ln1_b": g.ln1_b, "ff1_w": ff.w1, "ff1_b": ff.bias.sum(0), "ff2_w": ff.w2,
-        "ff2_b": ff.b2, "ln2_w": g.ln2_w, "ln2_b": g.ln2_b,
-    }
-    return d_x, *(found[name].to(weights[name].dtype) for name in WEIGHTS)
+    linear_weights(
+        context, g.d_projected, weights["out_w"], weights["out_b"], offsets, call.reach, ops, parts
+    )
+    return d_x, *parts.sum(*weights.values())
 
 
-def _after_attention(call: _Call, grad_y: Tensor, context: Tensor) -> Gradients:
+def _after_attention(
+    call: _Call, grad_y: Tensor, context: Tensor, parts: Partials
+) -> Gradients:
     return sublayers_backward(
         grad_y.contiguous(), call.x, context, call.offsets, call.reach, call.weights, call.ops,
-        **call.sublayers,
+        parts, **call.sublayers,
     )

@@ -30,6 +30,7 @@ from ._mlp import (
     weight_gradients,
 )
 from ._product import product
+from ._reduce import Partials
 
 
 @triton.jit
@@ -219,13 +220,12 @@ def bwd(
         "noisy_ptr": noisy, "d_predicted_ptr": d_predicted, "reach_ptr": reach,
     }
     launch(_backward_kernel, (triton.cdiv(tokens, tile.rows),), arguments, tile.options)
-    d_w = weight_gradients(
-        noisy, d_predicted, reach, offsets, w1, level_bias, w2, ops, gelu=False
+    parts = Partials()
+    weight_gradients(
+        noisy, d_predicted, reach, offsets, w1, level_bias, w2, b2, ops, parts, gelu=False
     )
-    return (
-        d_e, d_w.w1.to(w1.dtype), d_w.bias.to(level_bias.dtype), d_w.w2.to(w2.dtype),
-        d_w.b2.to(b2.dtype),
-    )
+    d_w1, d_bias, d_w2, d_b2 = parts.sum(w1, level_bias, w2, b2)
+    return d_e, d_w1, d_bias, d_w2, d_b2
 
 
 def _contiguous(*tensors: Tensor) -> tuple[Tensor, ...]:

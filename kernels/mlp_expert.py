@@ -29,6 +29,7 @@ from ._mlp import (
     weight_gradients,
 )
 from ._product import product
+from ._reduce import Partials
 from .philox import keep, philox4
 
 
@@ -200,17 +201,13 @@ def bwd(
     d_x = torch.zeros_like(x) if last_only else torch.empty_like(x)
     d_y = x.new_empty(x.shape[0], rows, x.shape[2], dtype=ops.torch_dtype)
     reach = torch.empty(rows, dtype=torch.int32, device=x.device)
-    d_ln_w = torch.empty(tiles, x.shape[2], dtype=torch.float32, device=x.device)
-    d_ln_b = torch.empty_like(d_ln_w)
+    parts = Partials()
     arguments |= {
         "grad_ptr": grad_y, "d_x_ptr": d_x, "d_y_ptr": d_y, "reach_ptr": reach,
-        "d_ln_w_ptr": d_ln_w, "d_ln_b_ptr": d_ln_b,
+        "d_ln_w_ptr": parts.new(ln_w, tiles), "d_ln_b_ptr": parts.new(ln_b, tiles),
     }
     launch(_backward_kernel, (tiles,), arguments, tile.options)
-    d_w = weight_gradients(
-        x, d_y, reach, offsets, w1, b1, w2, ops, gelu=True, last_only=last_only
+    weight_gradients(
+        x, d_y, reach, offsets, w1, b1, w2, b2, ops, parts, gelu=True, last_only=last_only
     )
-    return (
-        d_x, d_w.w1.to(w1.dtype), d_w.bias.sum(0).to(b1.dtype), d_w.w2.to(w2.dtype),
-        d_w.b2.to(b2.dtype), d_ln_w.sum(0).to(ln_w.dtype), d_ln_b.sum(0).to(ln_b.dtype),
-    )
+    return d_x, *parts.sum(w1, b1, w2, b2, ln_w, ln_b)
