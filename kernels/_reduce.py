@@ -3,7 +3,8 @@
 A kernel that makes weight gradients leaves one partial a program. Summed one by one, transposed and
 cast they are 3 to 17 launches an op; here one kernel takes all of them, and writes each gradient in
 its weight's own dtype and order. A program owns 64 elements of a gradient and adds their partials
-64 at a time, which is one round trip to L2 for the 16 to 64 partials that there mostly are.
+64 at a time, which is one round trip to L2 for the 16 to 64 partials that there mostly are; or 512
+elements, of 8 partials at most.
 
 What bounds it is memory: a launch reads 1.5 to 6 MB (D = 64), 1 to 2 us on an H100 and 2 to 7 us on
 an RTX 3090, where it comes from L2. Of more than ``MOST`` partials (a LayerNorm's, one a tile of
@@ -25,6 +26,7 @@ from ._heuristics import AMD, Tile
 from ._launch import INTERPRETED, architecture, launch
 
 SLOTS = 64  # partials that are added at a time
+FEW = 8  # so many at most are added at once, of eight times as many elements
 COLUMNS = 64  # elements of a program
 if INTERPRETED:  # which takes one program after another
     COLUMNS = 4096
@@ -33,7 +35,26 @@ EXACT = 1 << 24  # integers below it are float32 numbers
 
 
 @triton.jit
-def _sum_kernel(parts, sums, table, COLUMNS: tl.constexpr, SLOTS: tl.constexpr):
+def _sum(part, total, slots, rows, width, place, block, share, COLUMNS: tl.constexpr,
+         SLOTS: tl.constexpr):
+    """A share of the partials, summed over COLUMNS elements."""
+    size = rows * width
+    at = block * COLUMNS + tl.arange(0, COLUMNS)
+    begin = tl.cdiv(slots, tl.num_programs(1)) * share
+    end = tl.minimum(tl.cdiv(slots, tl.num_programs(1)) + begin, slots)
+    found = tl.zeros((SLOTS, COLUMNS), tl.float32)
+    for start in range(begin, end, SLOTS):
+        slot = start + tl.arange(0, SLOTS)
+        mask = (slot < end)[:, None] & (at < size)[None, :]
+        found += tl.load(part + slot[:, None].to(tl.int64) * size + at[None, :], mask=mask,
+                         other=0.0)
+    to = place + share * size + (at % width) * rows + at // width
+    tl.store(total + to, tl.sum(found, 0), mask=at < size)
+
+
+@triton.jit
+def _sum_kernel(parts, sums, table, COLUMNS: tl.constexpr, SLOTS: tl.constexpr,
+                FEW: tl.constexpr):
     """A program of axis 0 finds its entry in the tuples; axis 1 are shares of the partials.
 
     ``table[i]``: its first program; how many partials ``[rows, width]`` it has; rows; width; and
@@ -59,18 +80,12 @@ def _sum_kernel(parts, sums, table, COLUMNS: tl.constexpr, SLOTS: tl.constexpr):
     slots = slots.to(tl.int32)
     rows = rows.to(tl.int32)
     width = width.to(tl.int32)
-    size = rows * width
-    at = (program - first.to(tl.int32)) * COLUMNS + tl.arange(0, COLUMNS)
-    begin = tl.cdiv(slots, tl.num_programs(1)) * share
-    end = tl.minimum(tl.cdiv(slots, tl.num_programs(1)) + begin, slots)
-    found = tl.zeros((SLOTS, COLUMNS), tl.float32)
-    for start in range(begin, end, SLOTS):
-        slot = start + tl.arange(0, SLOTS)
-        mask = (slot < end)[:, None] & (at < size)[None, :]
-        found += tl.load(part + slot[:, None].to(tl.int64) * size + at[None, :], mask=mask,
-                         other=0.0)
-    to = place.to(tl.int32) + share * size + (at % width) * rows + at // width
-    tl.store(total + to, tl.sum(found, 0), mask=at < size)
+    place = place.to(tl.int32)
+    block = program - first.to(tl.int32)
+    if slots <= FEW:
+        _sum(part, total, slots, rows, width, place, block, share, COLUMNS * SLOTS // FEW, FEW)
+    else:
+        _sum(part, total, slots, rows, width, place, block, share, COLUMNS, SLOTS)
 
 
 class _Entry(NamedTuple):
@@ -89,10 +104,11 @@ def _launch(entries: Sequence[_Entry], sums: Sequence[Tensor], shares: int) -> N
     for entry in entries:
         slots = entry.values.shape[0]
         table.append(tuple(map(float, (programs, slots, entry.rows, entry.width, entry.place))))
-        programs += triton.cdiv(entry.rows * entry.width, COLUMNS)
+        columns = COLUMNS if slots > FEW else COLUMNS * SLOTS // FEW
+        programs += triton.cdiv(entry.rows * entry.width, columns)
     arguments: dict[str, Any] = {
         "parts": tuple(e.values for e in entries), "sums": tuple(sums), "table": tuple(table),
-        "COLUMNS": COLUMNS, "SLOTS": SLOTS,
+        "COLUMNS": COLUMNS, "SLOTS": SLOTS, "FEW": FEW,
     }
     # Left alone, ptxas takes 32 registers for sm_90 and spills.
     tile = Tile(SLOTS, COLUMNS, num_warps=8, max_registers=64)

@@ -55,15 +55,13 @@ def tune(
 
     os.environ[_autotune.ENVIRONMENT] = "1"
     implementation.cache_clear()
-    torch.backends.cuda.matmul.fp32_precision = (
-        "tf32" if precision is Precision.TF32 else "ieee"
-    )
     config = ADARecConfig.create(
-        num_items=num_items, hidden_size=hidden_size, max_depth=max_depth
-    )
+        num_items=num_items, hidden_size=hidden_size, max_depth=max_depth,
+        precision=precision.value,
+    )  # fmt: skip
     device = torch.device("cuda")
     with err.status("measuring; most of the time goes into compiling"):
-        exercise(config, batch_size, device, precision is Precision.BF16)
+        exercise(config, batch_size, device)
     tiles = _autotune.Tiles(torch.cuda.get_device_name(device))
     table = Table(box=box.SIMPLE_HEAD)
     for column in ("kernel, architecture, D, precision, rows", "fixed, ms", "best, ms", "tile"):
@@ -77,16 +75,13 @@ def tune(
     out.print(str(tiles.path), soft_wrap=True)
 
 
-def exercise(
-    config: ADARecConfig, users: int, device: torch.device, autocast: bool = False
-) -> None:
+def exercise(config: ADARecConfig, users: int, device: torch.device) -> None:
     """Run every kernel of a model: a training step of each supervision, and recommendations.
 
     Args:
         config: of the model; its supervision does not matter.
         users: histories a batch, drawn at random.
         device: where to run.
-        autocast: compute in bfloat16.
     """
     import torch
 
@@ -103,9 +98,5 @@ def exercise(
         model = ADARec(config.replace(supervision=supervision)).to(device).train()
         targets = items[1] if supervision == "all" else items[1, :users]
         batch = Batch(items[0], offsets, targets, torch.arange(users)).to(device)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
-            loss = model.loss(batch).total
-        loss.backward()  # type: ignore[no-untyped-call]
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
-        k = min(20, config.num_items)
-        model.recommend((batch.item_ids, batch.offsets), k=k)
+        model.loss(batch).total.backward()  # type: ignore[no-untyped-call]
+    model.recommend((batch.item_ids, batch.offsets), k=min(20, config.num_items))
