@@ -17,7 +17,7 @@ from torch import Tensor
 from ..reference.moe_aggregate import EPSILON as _EPSILON
 from . import _heuristics
 from ._launch import Operands, architecture, launch, multiprocessors, operands, padded_size
-from ._linear import linear_weights
+from ._linear_weights import Linear, linear_weights
 from ._mlp import activate, activate_and_slope, hidden_before, load_w1
 from ._product import product
 from ._reduce import Partials
@@ -358,7 +358,8 @@ def bwd(
         run(_pooled_backward_kernel, tiles, planes)
     run(_router_weights_kernel, slots, chunks)
     # A row that does not exist has zeros in both.
-    linear_weights(z_coarse[None], d_before[None], gate_w, gate_b, None, None, ops, parts)
+    gate = Linear(z_coarse[None], d_before[None], gate_w, gate_b)
+    linear_weights([gate], None, None, ops, parts)
     return (
         d_fine, d_coarse, d_pooled, d_mass,
         *parts.sum(router_w1, router_level_bias, router_w2, router_b2, gate_w, gate_b),
