@@ -18,6 +18,7 @@ from .documents import LARGEST, DocumentError, parse_json, parse_yaml, read_text
 Schedule = Literal["respaced", "direct"]
 Supervision = Literal["prefix", "all"]
 DepthGradient = Literal["truncated", "full"]
+Precision = Literal["ieee", "tf32", "bf16"]
 Backend = Literal["auto", "reference", "packed", "cpp", "triton", "cuda"]
 
 _Config = TypeVar("_Config", bound="_Base")
@@ -118,6 +119,11 @@ class ADARecConfig(_Base):
     )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of the weights and of the noise")
     backend: Backend = Field("auto", description="who runs the ops, see adarec_fast.ops")
+    precision: Precision = Field(
+        "ieee",
+        description="products, in training and ever after: ieee float32, tf32 on a GPU's tensor "
+        "cores (on a CPU float32), or bf16, bfloat16 autocast",
+    )
 
     @model_validator(mode="after")
     def _heads_divide(self) -> ADARecConfig:
@@ -159,7 +165,9 @@ class TrainConfig(_Base):
     learning_rate: float = Field(1e-3, gt=0.0, description="Adam's step size")
     weight_decay: float = Field(0.0, ge=0.0, description="L2 in Adam; the paper has 1e-4")
     gradient_clip: float = Field(5.0, ge=0.0, description="greatest gradient norm; 0: no clipping")
-    amp: Literal["off", "bf16"] = Field("off", description="autocast of the forward pass")
+    amp: Literal["off", "bf16"] = Field(
+        "off", description="former name of precision: off is ieee; will be removed"
+    )
     patience: int = Field(10, ge=1, description="evaluations without a better one before the end")
     evaluate_every: int = Field(1, ge=1, description="epochs between two validations")
     evaluation_batch_size: int = Field(1024, ge=1, description="users scored at once")
@@ -184,6 +192,21 @@ class TrainConfig(_Base):
         description="seconds that the other workers wait while the first one saves; 0: "
         "worker_timeout, and one for each 20 MB",
     )  # fmt: skip
+
+
+def training_precision(model: ADARecConfig, train: TrainConfig) -> Precision:
+    """How a training step multiplies: the model's ``precision``, or what ``amp`` says of old runs.
+
+    Those trained under ``amp`` and evaluate in float32, as they always did.
+
+    Raises:
+        ConfigError: the two contradict each other.
+    """
+    if train.amp == "off":
+        return model.precision
+    if model.precision == "tf32":
+        raise ConfigError("amp='bf16' contradicts precision='tf32'; leave out amp, its former name")
+    return "bf16"
 
 
 def read_mapping(path: str | Path, largest: int | None = LARGEST) -> dict[str, Any]:

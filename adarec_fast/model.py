@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import losses, ops, ragged, rng
-from .config import ADARecConfig
+from .config import ADARecConfig, Precision
 from .data import Batch, Vocabulary
 from .histories import History, check_histories, pack_lists
 from .modules import (
@@ -27,6 +27,7 @@ from .modules import (
 from .modules.experts import initialise
 from .outputs import ADARecOutput, Hierarchy, LossOutput, Parsed
 from .parsing import parse
+from .precision import computing, ranking
 
 if TYPE_CHECKING:
     from .distributed.items import ShardedItems
@@ -142,6 +143,17 @@ class ADARec(nn.Module):
         Raises:
             ValueError: a shape, dtype, length or id that does not fit, naming the argument.
         """
+        with computing(self.config.precision, self.noise_seed.device.type):
+            return self._forward(item_ids, lengths, targets, return_hierarchy, return_gates)
+
+    def _forward(
+        self,
+        item_ids: History,
+        lengths: Tensor | None,
+        targets: Tensor | None,
+        return_hierarchy: bool,
+        return_gates: bool,
+    ) -> ADARecOutput:
         values, offsets = self._histories(item_ids, lengths)
         if targets is not None:
             parsed, output = self._loss(values, offsets, targets, hierarchy=return_hierarchy)
@@ -199,7 +211,8 @@ class ADARec(nn.Module):
             share: where ``batch`` lies in a batch that several workers share; the losses are then
                 the whole batch's, and the gradients of all workers add up to its own.
         """
-        return self._loss(batch.item_ids, batch.offsets, batch.targets, share)[1]
+        with computing(self.config.precision, self.noise_seed.device.type):
+            return self._loss(batch.item_ids, batch.offsets, batch.targets, share)[1]
 
     def _loss(
         self,
@@ -273,12 +286,13 @@ class ADARec(nn.Module):
             seen = values[:0], torch.zeros_like(offsets)
         mask, mask_offsets = seen if seen is not None else (values, offsets)
         table, backend = self.item_embedding, self.config.backend
-        if isinstance(table, nn.Embedding):
-            scores, items = ops.score_topk(
-                user, table.weight, mask, mask_offsets, k, backend=backend
-            )
-        else:
-            scores, items = table.topk(user, mask, mask_offsets, k, backend)
+        with ranking(self.config.precision, device.type):
+            if isinstance(table, nn.Embedding):
+                scores, items = ops.score_topk(
+                    user, table.weight, mask, mask_offsets, k, backend=backend
+                )
+            else:
+                scores, items = table.topk(user, mask, mask_offsets, k, backend)
         return items, scores
 
     @torch.no_grad()
@@ -288,7 +302,8 @@ class ADARec(nn.Module):
         Without HP-MoE the two are the user representation itself.
         """
         values, offsets = self._histories(item_ids, None)
-        with self._evaluating():
+        precision = computing(self.config.precision, self.noise_seed.device.type)
+        with self._evaluating(), precision:
             parsed = parse(self, values, offsets, None, "last")
         fused = parsed.aggregate
         return {
@@ -333,6 +348,7 @@ class ADARec(nn.Module):
         *,
         device: torch.device | str = "cpu",
         backend: str | None = None,
+        precision: Precision | None = None,
         backbone: nn.Module | None = None,
     ) -> ADARec:
         """Load what :meth:`save_pretrained` wrote, in evaluation mode.
@@ -341,4 +357,6 @@ class ADARec(nn.Module):
         """
         from .pretrained import load
 
-        return load(Path(folder), device=device, backend=backend, backbone=backbone)
+        return load(
+            Path(folder), device=device, backend=backend, precision=precision, backbone=backbone
+        )

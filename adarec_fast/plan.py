@@ -15,6 +15,7 @@ from .modules import SASRecEncoder, TransformerLayer
 from .ops import choose
 from .ops._library import implementation
 from .parsing import finish
+from .precision import computing
 
 
 class Plan:
@@ -107,6 +108,10 @@ class Plan:
 
     def __call__(self, values: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
         """h ``[B, D]`` and T_u ``[B]`` of packed histories of at most ``max_length`` items."""
+        with computing(self._config.precision, self._device.type):
+            return self._run(values, offsets)
+
+    def _run(self, values: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
         longest, tokens = self._config.max_length, values.shape[0]
         x = F.embedding(values, self._items)
         if self._alone and offsets.shape[0] == 2:

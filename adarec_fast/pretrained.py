@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .config import ADARecConfig, ConfigError, read_mapping
+from .config import ADARecConfig, ConfigError, Precision, read_mapping
 from .data import Vocabulary
 from .model import ADARec
 
@@ -81,6 +81,7 @@ def load(
     *,
     device: torch.device | str = "cpu",
     backend: str | None = None,
+    precision: Precision | None = None,
     backbone: nn.Module | None = None,
 ) -> ADARec:
     """Read a model's folder, in evaluation mode.
@@ -89,6 +90,7 @@ def load(
         folder: what :func:`save` wrote.
         device: where the model goes.
         backend: replaces the saved choice of backend.
+        precision: replaces the saved one of the products.
         backbone: the foreign encoder, freshly built, if the model was saved with one.
 
     Raises:
@@ -99,8 +101,8 @@ def load(
         config = ADARecConfig.create(**read_mapping(folder / CONFIG))
     except ConfigError as error:
         raise CheckpointError(f"{folder}: {error}") from None
-    if backend is not None:
-        config = config.replace(backend=backend)
+    changes = {"backend": backend, "precision": precision}
+    config = config.replace(**{name: new for name, new in changes.items() if new is not None})
     state = read_weights(folder / WEIGHTS)
     # The shapes that the configuration asks for are compared before any memory is taken for them.
     with torch.device("meta"):

@@ -16,6 +16,7 @@ from .model import ADARec
 from .ops import choose, synchronising
 from .ops._library import implementation
 from .plan import Plan
+from .precision import computing, ranking
 
 Parse = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -58,7 +59,7 @@ class Recommender:
         self.batch_size = batch_size
         config, weight = model.config, model.item_embedding.weight
         self._device, self._items = weight.device, weight.detach()
-        with torch.inference_mode():
+        with torch.inference_mode(), computing(config.precision, self._device.type):
             self._parse: Parse = Plan(model) if Plan.suits(model) else self._general
         chosen = choose("score_topk", config.backend, self._device.type, weight.dtype)
         self._topk = None
@@ -161,12 +162,15 @@ class Recommender:
         self, values: Tensor, offsets: Tensor, seen: Tensor, seen_offsets: Tensor, k: int
     ) -> Ranking:
         user, depth = self._parse(values, offsets)
-        if self._topk is None:
-            scores, items = ops.score_topk(
-                user, self._items, seen, seen_offsets, k, backend="reference"
-            )
-        else:
-            scores, items = self._topk(user, self._items, seen, seen_offsets, k, float("-inf"))
+        with ranking(self.model.config.precision, self._device.type):
+            if self._topk is None:
+                scores, items = ops.score_topk(
+                    user, self._items, seen, seen_offsets, k, backend="reference"
+                )
+            else:
+                scores, items = self._topk(
+                    user, self._items, seen, seen_offsets, k, float("-inf")
+                )
         return Ranking(items, scores, depth)
 
     def _general(self, values: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:

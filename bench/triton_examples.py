@@ -182,7 +182,7 @@ def _precision(kind: str) -> Iterator[None]:
 # Constants that tell a kernel's variants apart but are no flag.
 _NUMBERS = ("KEPT", "WIDTH", "LEVELS")
 # Tensors that a kernel may do without.
-_OPTIONAL = {"_attention_kernel": "lse_ptr", "_linear_weights_kernel": "weight_ptr"}
+_OPTIONAL = {"_attention_kernel": "lse_ptr"}
 
 
 def variant_name(launch: Launch) -> str:
@@ -194,7 +194,9 @@ def variant_name(launch: Launch) -> str:
             tags.append(name)
         elif name == "OUT":
             tags.append(f"OUT={value // launch.arguments['D']}D")
-        elif name in _NUMBERS or (name == "HEADS" and kernel == "linear_weights_kernel"):
+        elif name == "table":
+            tags.append(f"ENTRIES={len(value)}")
+        elif name in _NUMBERS:
             tags.append(f"{name}={value}")
         elif name == _OPTIONAL.get(launch.kernel.__name__) and value is not None:
             tags.append(name.removesuffix("_ptr"))
@@ -210,6 +212,8 @@ def _compiled_as(launch: Launch) -> tuple[Any, ...]:
             seen.append(value.dtype)
         elif parameter.is_constexpr or value is None:
             seen.append(value)
+        elif isinstance(value, tuple):
+            seen += [v.dtype for v in value if isinstance(v, Tensor)]
     return (launch.kernel, *seen, *sorted(launch.options.items()))
 
 

@@ -42,6 +42,16 @@ def planes_of(rows, tokens, offsets_ptr, depth_ptr, batch, steps, planes,
 
 
 @triton.jit
+def levels_of(depth_ptr, sequence, exists, planes, HAS_DEPTH: tl.constexpr):
+    """How many of ``planes`` levels exist for each sequence, int32; 0 where none does."""
+    count = tl.where(exists, planes, 0)
+    if HAS_DEPTH:
+        depth = tl.load(depth_ptr + sequence, mask=exists, other=-1).to(tl.int32)
+        count = tl.minimum(count, depth + 1)
+    return count
+
+
+@triton.jit
 def token_of(rows, exists, offsets_ptr, LAST: tl.constexpr):
     """Token of each row, int64: itself, or with LAST the last one of the sequence."""
     if LAST:

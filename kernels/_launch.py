@@ -16,10 +16,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..precision import of_float32
+from ._heuristics import AMD
+
 # Multiprocessors of the common part of an architecture: A100, RTX 3090, RTX 4090, H200, MI300X.
 MULTIPROCESSORS = {80: 108, 86: 82, 89: 128, 90: 132, 94: 304}
 LARGEST_SIZE = 256
-_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 class Launch(NamedTuple):
@@ -32,7 +35,7 @@ class Launch(NamedTuple):
 
 
 class Operands(NamedTuple):
-    """What the tensor cores are fed: dtype, ``input_precision`` of tl.dot, and a table key."""
+    """What the tensor cores are fed: dtype, ``product``'s PRECISION, and a table key."""
 
     dtype: Any
     torch_dtype: torch.dtype
@@ -84,7 +87,8 @@ def launch(
     if _recording is not None:
         _recording.append(Launch(kernel, grid, arguments, options))
         return
-    first = next(value for value in arguments.values() if isinstance(value, Tensor))
+    values = (v[0] if isinstance(v, tuple) else v for v in arguments.values())
+    first = next(value for value in values if isinstance(value, Tensor))
     # By place: Triton takes no argument of the name "stream" as a keyword.
     ordered = [arguments[name] for name in kernel.arg_names]
     with torch.cuda.device_of(first):
@@ -92,7 +96,7 @@ def launch(
 
 
 def operands(x: Tensor) -> Operands:
-    """Precision of the matrix products: autocast's dtype, x's own, or float32 by torch's switch.
+    """Precision of the matrix products: autocast's dtype, x's own, or that of float32.
 
     Raises:
         ValueError: a dtype that the kernels do not have.
@@ -103,19 +107,22 @@ def operands(x: Tensor) -> Operands:
         dtype = torch.get_autocast_dtype(kind)
     if dtype in (torch.bfloat16, torch.float16):
         kernel_dtype = tl.bfloat16 if dtype == torch.bfloat16 else tl.float16
-        return Operands(kernel_dtype, dtype, "upcast" if _INTERPRETED else "ieee", "half")
+        return Operands(kernel_dtype, dtype, "upcast" if INTERPRETED else "ieee", "half")
     if dtype == torch.float32:
-        return float32_operands()
+        return float32_operands(x.device)
     raise ValueError(
         f"the triton backend computes in float32, bfloat16 or float16, not {dtype}; "
         f"use backend='packed'"
     )
 
 
-def float32_operands() -> Operands:
-    """Float32 by torch's switch, also under autocast."""
-    kind = "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
-    return Operands(tl.float32, torch.float32, kind, kind)
+def float32_operands(device: torch.device) -> Operands:
+    """Float32 as :mod:`adarec_fast.precision` has it, also under autocast."""
+    kind = of_float32()
+    number = architecture(device)
+    # What rounds in one instruction; see ``_product``.
+    precision = "tf32_rn" if kind == "tf32" and number >= 90 and number not in AMD else kind
+    return Operands(tl.float32, torch.float32, precision, kind)
 
 
 def padded_size(size: int, name: str = "D") -> int:
@@ -129,6 +136,29 @@ def padded_size(size: int, name: str = "D") -> int:
             f"{name}={size}: the triton backend takes 1 to {LARGEST_SIZE}; use backend='packed'"
         )
     return max(16, triton.next_power_of_2(size))
+
+
+def pairs_a_program(tiles: int, levels: int, device: torch.device, extra: float = 0.0) -> int:
+    """How many pairs of levels a program of a tile takes, so that the launch ends soonest.
+
+    All of them where the tiles alone fill the device; where they do not, levels side by side.
+    Programs are taken to run one a multiprocessor, in rounds, and each to begin with what takes a
+    quarter of the time of a pair; of equal choices the one with the fewest programs is made.
+
+    Args:
+        tiles: of rows.
+        levels: the most that a row may have.
+        device: where they run.
+        extra: what it costs to split a tile, in pairs: another launch.
+    """
+    pairs = max(1, triton.cdiv(levels, 2))
+
+    def time(each: int) -> float:
+        groups = triton.cdiv(pairs, each)
+        rounds = triton.cdiv(tiles * groups, multiprocessors(device))
+        return rounds * (0.25 + each) + (extra if groups > 1 else 0.0)
+
+    return min(range(pairs, 0, -1), key=time)
 
 
 def search_steps(batch: int) -> int:

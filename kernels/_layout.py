@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._jagged import sequence_of
+from ._jagged import levels_of, sequence_of
 from ._launch import launch, search_steps
 
 BLOCK = 128
@@ -22,38 +22,43 @@ class Layout(NamedTuple):
     reach: Tensor
 
 
+@triton.jit
+def lay_out(token, written, offsets_ptr, depth_ptr, sequence_ptr, reach_ptr, tokens, batch, steps,
+            planes, HAS_DEPTH: tl.constexpr):
+    """Write a :class:`Layout` where ``written``, and give how many levels each token has."""
+    sequence = sequence_of(token, offsets_ptr, batch, steps)
+    real = (token < tokens) & (sequence < batch)
+    reach = levels_of(depth_ptr, sequence, real, planes, HAS_DEPTH)
+    tl.store(sequence_ptr + token, sequence, mask=written & (token < tokens))
+    tl.store(reach_ptr + token, reach, mask=written & (token < tokens))
+    return reach
+
+
 @triton.jit(do_not_specialize=["tokens", "batch", "steps", "planes"])
 def _layout_kernel(offsets_ptr, depth_ptr, sequence_ptr, reach_ptr, tokens, batch, steps, planes,
                    BLOCK: tl.constexpr, HAS_DEPTH: tl.constexpr):
     token = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    sequence = sequence_of(token, offsets_ptr, batch, steps)
-    real = (token < tokens) & (sequence < batch)
-    reach = tl.where(real, planes, 0)
-    if HAS_DEPTH:
-        depth = tl.load(depth_ptr + sequence, mask=real, other=-1).to(tl.int32)
-        reach = tl.minimum(reach, depth + 1)
-    tl.store(sequence_ptr + token, sequence, mask=token < tokens)
-    tl.store(reach_ptr + token, reach, mask=token < tokens)
+    lay_out(token, token < tokens, offsets_ptr, depth_ptr, sequence_ptr, reach_ptr, tokens, batch,
+            steps, planes, HAS_DEPTH)
 
 
-def layout(x: Tensor, offsets: Tensor, depth: Tensor | None) -> Layout:
-    """The layout of ``x [K, N, D]``."""
+def asked(x: Tensor, offsets: Tensor, depth: Tensor | None) -> tuple[Layout, dict[str, object]]:
+    """A layout of ``x [K, N, D]`` to be written, and what ``lay_out`` is asked with."""
     planes, tokens, _ = x.shape
     batch = offsets.shape[0] - 1
     sequence = torch.empty(tokens, dtype=torch.int32, device=x.device)
-    reach = torch.empty_like(sequence)
-    arguments = {
-        "offsets_ptr": offsets, "depth_ptr": depth, "sequence_ptr": sequence, "reach_ptr": reach,
-        "tokens": tokens, "batch": batch, "steps": search_steps(batch), "planes": planes,
-        "BLOCK": BLOCK, "HAS_DEPTH": depth is not None,
+    where = Layout(sequence, torch.empty_like(sequence))
+    return where, {
+        "offsets_ptr": offsets, "depth_ptr": depth, "sequence_ptr": where.sequence,
+        "reach_ptr": where.reach, "batch": batch, "steps": search_steps(batch), "planes": planes,
+        "HAS_DEPTH": depth is not None,
     }
+
+
+def layout(x: Tensor, offsets: Tensor, depth: Tensor | None) -> Layout:
+    """The layout of ``x [K, N, D]``, by a launch of its own."""
+    where, arguments = asked(x, offsets, depth)
+    tokens = x.shape[1]
+    arguments |= {"tokens": tokens, "BLOCK": BLOCK}
     launch(_layout_kernel, (triton.cdiv(tokens, BLOCK),), arguments, {"num_warps": 4})
-    return Layout(sequence, reach)
-
-
-def levels_of_sequences(x: Tensor, offsets: Tensor, depth: Tensor | None) -> Tensor:
-    """How many levels of ``x [K, N, D]`` exist for each sequence, int32 ``[B]``."""
-    planes, batch = x.shape[0], offsets.shape[0] - 1
-    if depth is None:
-        return torch.full((batch,), planes, dtype=torch.int32, device=x.device)
-    return (depth + 1).clamp(max=planes).to(torch.int32)
+    return where

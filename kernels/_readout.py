@@ -22,6 +22,7 @@ from torch import Tensor
 from .. import rng
 from . import _heuristics
 from ._attention import LOG2_E, LOWEST, seen_keys
+from ._jagged import levels_of
 from ._launch import Operands, architecture, launch, padded_size
 from ._mlp import hidden_before, load_w1
 from ._product import product
@@ -32,24 +33,28 @@ BLOCK = 2048
 
 
 @triton.jit
-def _rows(offsets_ptr, reach_ptr, sequences, level, HEADS: tl.constexpr, SLOTS: tl.constexpr,
-          ROWS: tl.constexpr):
-    """Of each row its sequence, int64, its head, and whether it exists at the level; and the tile's
-    first token, int64, and behind that as int32: each row's first and own token, and the end.
+def _pairs(sequences, HEADS: tl.constexpr, SLOTS: tl.constexpr, ROWS: tl.constexpr):
+    """Of each row its sequence, int64, its head, and whether there is such a pair.
 
-    SLOTS is HEADS, rounded up to a power of two. A row that does not exist sees no key.
+    SLOTS is HEADS, rounded up to a power of two.
     """
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     sequence, head = row // SLOTS, (row % SLOTS).to(tl.int32)
-    there = (sequence < sequences) & (head < HEADS)
-    exists = tl.load(reach_ptr + sequence, mask=there, other=0) > level
+    return sequence, head, (sequence < sequences) & (head < HEADS)
+
+
+@triton.jit
+def _tokens(sequence, exists, offsets_ptr):
+    """The tile's first token, int64, and behind that as int32: each row's first and own token, and
+    the end. A row that does not exist sees no key.
+    """
     begin = tl.load(offsets_ptr + sequence, mask=exists, other=0)
     token = tl.load(offsets_ptr + sequence + 1, mask=exists, other=0) - 1
     end = tl.max(tl.where(exists, token + 1, 0))
     first = tl.min(tl.where(exists, begin, end))
     begin = tl.where(exists, begin - first, 1).to(tl.int32)
     token = tl.where(exists, token - first, 0).to(tl.int32)
-    return sequence, head, exists, first, begin, token, (end - first).to(tl.int32)
+    return first, begin, token, (end - first).to(tl.int32)
 
 
 @triton.jit
@@ -59,13 +64,18 @@ def _own(head, out, D: tl.constexpr, HEADS: tl.constexpr):
 
 
 @triton.jit
-def _bits(seed_ptr, offsets_ptr, sequence_ptr, key, real, level, stream, threshold, head,
-          HEADS: tl.constexpr):
+def _bits(seed_ptr, offsets_ptr, key, real, level, stream, threshold, sequences, head,
+          HEADS: tl.constexpr, SEARCH: tl.constexpr):
     """Dropout's masks of a block of keys, each of which has one query a head: ``keep_bits``.
 
-    A key's sequence is loaded; to find it among the rows would take two reductions a block.
+    A key's sequence is one of the tile's 2^SEARCH. To find it among the rows would take two
+    reductions a block, and by bisection, all from L1, four loads.
     """
-    sequence = tl.load(sequence_ptr + key, mask=real, other=0)
+    sequence = tl.zeros_like(key) + (tl.program_id(0).to(tl.int64) << SEARCH)
+    for step in tl.static_range(SEARCH):
+        middle = sequence + (1 << (SEARCH - 1 - step))
+        starts = tl.load(offsets_ptr + middle, mask=real & (middle < sequences), other=1 << 62)
+        sequence = tl.where(starts <= key, middle, sequence)
     begin = tl.load(offsets_ptr + sequence, mask=real, other=0)
     query = tl.load(offsets_ptr + sequence + 1, mask=real, other=1) - 1
     place = tl.where(real, key - begin, 0)
@@ -77,19 +87,24 @@ def _bits(seed_ptr, offsets_ptr, sequence_ptr, key, real, level, stream, thresho
     return bits
 
 
-@triton.jit(do_not_specialize=["sequences", "tokens", "threshold"])
+@triton.jit(do_not_specialize=["sequences", "tokens", "planes", "threshold"])
 def _readout_kernel(
-    x_ptr, offsets_ptr, sequence_ptr, reach_ptr, w_ptr, bias_ptr, seed_ptr, context_ptr,
+    x_ptr, offsets_ptr, depth_ptr, reach_ptr, w_ptr, bias_ptr, seed_ptr, context_ptr,
     query_ptr, folded_ptr, mean_ptr, weight_ptr, lse_ptr,
-    sequences, tokens, scale, threshold, keep_scale, stream,
-    D: tl.constexpr, HEADS: tl.constexpr, SLOTS: tl.constexpr, BLOCK_D: tl.constexpr,
-    ROWS: tl.constexpr, CHUNK: tl.constexpr, KEYS: tl.constexpr, DROPOUT: tl.constexpr,
-    SAVE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    sequences, tokens, planes, scale, threshold, keep_scale, stream,
+    D: tl.constexpr, HEADS: tl.constexpr, SLOTS: tl.constexpr, SEARCH: tl.constexpr,
+    BLOCK_D: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, KEYS: tl.constexpr,
+    DROPOUT: tl.constexpr, HAS_DEPTH: tl.constexpr, SAVE: tl.constexpr, OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     level = tl.program_id(1).to(tl.int64)
-    sequence, head, exists, first, begin, token, end = _rows(
-        offsets_ptr, reach_ptr, sequences, level, HEADS, SLOTS, ROWS
-    )
+    sequence, head, there = _pairs(sequences, HEADS, SLOTS, ROWS)
+    reach = levels_of(depth_ptr, sequence, there, planes, HAS_DEPTH)
+    if level == 0:
+        # For the kernels that follow.
+        tl.store(reach_ptr + sequence, reach, mask=there & (head == 0))
+    exists = reach > level
+    first, begin, token, end = _tokens(sequence, exists, offsets_ptr)
     if end == 0:
         return
     dims = tl.arange(0, BLOCK_D)
@@ -130,8 +145,8 @@ def _readout_kernel(
         decay = tl.exp2(top - higher)
         total = total * decay + tl.sum(p, 1)
         if DROPOUT:
-            bits = _bits(seed_ptr, offsets_ptr, sequence_ptr, first + key, real, level, stream,
-                         threshold, head, HEADS)
+            bits = _bits(seed_ptr, offsets_ptr, first + key, real, level, stream, threshold,
+                         sequences, head, HEADS, SEARCH)
             p = drop(p, bits, (level % 4).to(tl.int32), keep_scale)
             kept = kept * decay + tl.sum(p, 1)
         mean = mean * decay[:, None] + product(p.to(OPERAND), x, PRECISION)
@@ -170,8 +185,8 @@ class Saved(NamedTuple):
 
 
 def arguments_of(
-    kernel: str, x: Tensor, weights: dict[str, Tensor], offsets: Tensor, sequence: Tensor,
-    reach: Tensor, ops: Operands, *, heads: int, dropout: float, seed: Tensor | None, stream: int,
+    kernel: str, x: Tensor, weights: dict[str, Tensor], offsets: Tensor, reach: Tensor,
+    ops: Operands, *, heads: int, dropout: float, seed: Tensor | None, stream: int,
 ) -> tuple[dict[str, Any], _heuristics.Tile, tuple[int, int]]:
     """What both directions are launched with: arguments, tile and grid."""
     planes, tokens, size = x.shape
@@ -180,12 +195,13 @@ def arguments_of(
     tile = _heuristics.tile(kernel, block, ops.kind, architecture(x.device), sequences * slots)
     rows = max(tile.rows, slots)
     return {
-        "x_ptr": x, "offsets_ptr": offsets, "sequence_ptr": sequence, "reach_ptr": reach,
+        "x_ptr": x, "offsets_ptr": offsets, "reach_ptr": reach,
         "w_ptr": weights["qkv_w"], "bias_ptr": weights["qkv_b"], "seed_ptr": seed,
         "sequences": sequences, "tokens": tokens,
         "scale": (size // heads) ** -0.5, "threshold": rng.dropout_threshold(dropout),
         "keep_scale": 1.0 / (1.0 - dropout), "stream": stream + rng.SITE_ATTENTION,
-        "D": size, "HEADS": heads, "SLOTS": slots, "BLOCK_D": block, "ROWS": rows,
+        "D": size, "HEADS": heads, "SLOTS": slots, "SEARCH": (rows // slots).bit_length() - 1,
+        "BLOCK_D": block, "ROWS": rows,
         "CHUNK": tile.chunk, "KEYS": max(16, min(32, BLOCK // block)),
         "DROPOUT": seed is not None and dropout > 0,
         "OPERAND": ops.dtype, "PRECISION": ops.precision,
@@ -193,31 +209,32 @@ def arguments_of(
 
 
 def readout(
-    x: Tensor, weights: dict[str, Tensor], offsets: Tensor, sequence: Tensor, reach: Tensor,
-    ops: Operands, *, heads: int, dropout: float, seed: Tensor | None, stream: int, save: bool,
-) -> tuple[Tensor, Saved | None]:
+    x: Tensor, weights: dict[str, Tensor], offsets: Tensor, depth: Tensor | None, ops: Operands, *,
+    heads: int, dropout: float, seed: Tensor | None, stream: int, save: bool,
+) -> tuple[Tensor, Tensor, Saved | None]:
     """The attention's result at the last position of every sequence and level.
 
     Args:
         x: ``[K, N, D]``, the layer's input.
         weights: the layer's, by name; ``qkv_w [3D, D]`` and ``qkv_b [3D]`` are read.
         offsets: int64 ``[B+1]``.
-        sequence: int32 ``[N]``, whose token it is.
-        reach: int32 ``[B]``, how many levels exist for a sequence.
+        depth: int64 ``[B]``, or None where all levels exist.
         ops: precision of the products.
         heads: divides D.
         dropout, seed, stream: of the probabilities; ``stream`` is the layer's first.
         save: give what backward needs, too.
 
     Returns:
-        ``[K, B, D]`` in the operands' dtype; levels beyond the reach are not written.
+        ``[K, B, D]`` in the operands' dtype, levels that do not exist not written; how many levels
+        exist for each sequence, int32 ``[B]``; and what is saved.
     """
-    arguments, tile, grid = arguments_of(
-        "readout", x, weights, offsets, sequence, reach, ops, heads=heads, dropout=dropout,
-        seed=seed, stream=stream,
-    )
     planes, _, size = x.shape
-    sequences = reach.shape[0]
+    sequences = offsets.shape[0] - 1
+    reach = torch.empty(sequences, dtype=torch.int32, device=x.device)
+    arguments, tile, grid = arguments_of(
+        "readout", x, weights, offsets, reach, ops, heads=heads, dropout=dropout, seed=seed,
+        stream=stream,
+    )
     narrow = {"dtype": ops.torch_dtype, "device": x.device}
     context = torch.empty(planes, sequences, size, **narrow)
     saved = None
@@ -229,8 +246,9 @@ def readout(
             *(torch.empty(planes, sequences, heads, **wide) for _ in range(2)),
         )
     arguments |= {
+        "depth_ptr": depth, "planes": planes, "HAS_DEPTH": depth is not None,
         "context_ptr": context, "SAVE": save,
         **{f"{name}_ptr": saved and getattr(saved, name) for name in Saved._fields},
     }
     launch(_readout_kernel, grid, arguments, tile.options)
-    return context, saved
+    return context, reach, saved

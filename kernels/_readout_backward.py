@@ -10,8 +10,6 @@ atomically and the result is the same from run to run.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
@@ -19,26 +17,27 @@ from torch import Tensor
 
 from ._attention import LOG2_E, seen_keys
 from ._launch import Operands, architecture, launch, padded_size
-from ._linear import linear_weights
+from ._linear_weights import Linear
 from ._mlp import load_w1
 from ._product import product
-from ._readout import Saved, _bits, _own, _rows, arguments_of
+from ._readout import Saved, _bits, _own, _pairs, _tokens, arguments_of
+from ._reduce import Partials
 from .philox import drop
 
 
 @triton.jit(do_not_specialize=["sequences", "tokens", "threshold"])
 def _readout_backward_kernel(
-    d_context_ptr, residual_ptr, x_ptr, offsets_ptr, sequence_ptr, reach_ptr, w_ptr, bias_ptr,
+    d_context_ptr, residual_ptr, x_ptr, offsets_ptr, reach_ptr, w_ptr, bias_ptr,
     seed_ptr, context_ptr, folded_ptr, lse_ptr, d_query_ptr, d_folded_ptr, d_x_ptr,
     sequences, tokens, scale, threshold, keep_scale, stream,
-    D: tl.constexpr, HEADS: tl.constexpr, SLOTS: tl.constexpr, BLOCK_D: tl.constexpr,
-    ROWS: tl.constexpr, CHUNK: tl.constexpr, KEYS: tl.constexpr, DROPOUT: tl.constexpr,
-    OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    D: tl.constexpr, HEADS: tl.constexpr, SLOTS: tl.constexpr, SEARCH: tl.constexpr,
+    BLOCK_D: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, KEYS: tl.constexpr,
+    DROPOUT: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):
     level = tl.program_id(1).to(tl.int64)
-    sequence, head, exists, first, begin, token, end = _rows(
-        offsets_ptr, reach_ptr, sequences, level, HEADS, SLOTS, ROWS
-    )
+    sequence, head, there = _pairs(sequences, HEADS, SLOTS, ROWS)
+    exists = tl.load(reach_ptr + sequence, mask=there, other=0) > level
+    first, begin, token, end = _tokens(sequence, exists, offsets_ptr)
     if end == 0:
         return
     dims = tl.arange(0, BLOCK_D)
@@ -80,8 +79,8 @@ def _readout_backward_kernel(
         d_p = product(x, tl.trans(d_mean), PRECISION) + d_weight[None, :]
         kept = p
         if DROPOUT:
-            bits = tl.trans(_bits(seed_ptr, offsets_ptr, sequence_ptr, first + key, real, level,
-                                  stream, threshold, head, HEADS))
+            bits = tl.trans(_bits(seed_ptr, offsets_ptr, first + key, real, level, stream,
+                                  threshold, sequences, head, HEADS, SEARCH))
             lane = (level % 4).to(tl.int32)
             kept = drop(p, bits, lane, keep_scale)
             d_p = drop(d_p, bits, lane, keep_scale)
@@ -119,33 +118,28 @@ def _readout_backward_kernel(
     tl.store(d_x_ptr + at, d_last, mask=mask)
 
 
-class Gradients(NamedTuple):
-    """``x [K, N, D]``; float32 ``qkv_w [3D, D]`` and ``qkv_b [3D]``."""
-
-    x: Tensor
-    qkv_w: Tensor
-    qkv_b: Tensor
-
-
 def readout_backward(
     d_context: Tensor, residual: Tensor, context: Tensor, saved: Saved, x: Tensor,
-    weights: dict[str, Tensor], offsets: Tensor, sequence: Tensor, reach: Tensor, ops: Operands, *,
-    heads: int, dropout: float, seed: Tensor | None, stream: int,
-) -> Gradients:
-    """Gradients, given that of the context; the rest is as in ``readout``.
+    weights: dict[str, Tensor], offsets: Tensor, reach: Tensor, ops: Operands,
+    parts: Partials, *, heads: int, dropout: float, seed: Tensor | None, stream: int,
+) -> tuple[Tensor, list[Linear]]:
+    """The gradient of x ``[K, N, D]``, given that of the context, and the layers whose weights'
+    gradients remain to be made; the rest is as in ``readout``.
 
     Args:
         d_context: ``[K, B, D]`` in the operands' dtype.
         residual: ``[K, B, D]``, what is to be added to the gradient of the last tokens.
         context, saved: ``readout``'s results.
+        reach: int32 ``[B]``, how many levels exist for a sequence.
+        parts: where partials of the gradients of ``qkv_w`` and ``qkv_b`` will go.
     """
     own_ops = ops
     if ops.kind == "tf32" and padded_size(x.shape[2]) > 128 and architecture(x.device) in (86, 89):
         # Tensor cores' operands of 256 columns spill; these have the same peak without them.
         own_ops = ops._replace(precision="ieee", kind="ieee")
     arguments, tile, grid = arguments_of(
-        "readout_backward", x, weights, offsets, sequence, reach, own_ops, heads=heads,
-        dropout=dropout, seed=seed, stream=stream,
+        "readout_backward", x, weights, offsets, reach, own_ops, heads=heads, dropout=dropout,
+        seed=seed, stream=stream,
     )
     d_x, d_query = torch.empty_like(x), torch.empty_like(saved.query)
     d_folded = torch.empty_like(saved.folded)
@@ -155,7 +149,11 @@ def readout_backward(
         "d_folded_ptr": d_folded, "d_x_ptr": d_x,
     }
     launch(_readout_backward_kernel, grid, arguments, tile.options)
-    q_w, q_b = linear_weights(x, d_query, offsets, reach, ops, last_only=True)
-    k_w, _ = linear_weights(d_folded, saved.query, offsets, reach, ops)
-    v_w, v_b = linear_weights(saved.mean, d_context, offsets, reach, ops, weight=saved.weight)
-    return Gradients(d_x, torch.cat([q_w, k_w, v_w]), torch.cat([q_b, torch.zeros_like(q_b), v_b]))
+    w, bias, size = weights["qkv_w"], weights["qkv_b"], x.shape[2]
+    keys, values = (size, 2 * size), (2 * size, 3 * size)
+    parts.new(bias, 0, rows=keys)
+    return d_x, [
+        Linear(x, d_query, w, bias, (0, size), last_only=True),
+        Linear(d_folded, saved.query, w, None, keys),
+        Linear(saved.mean, d_context, w, bias, values, saved.weight),
+    ]

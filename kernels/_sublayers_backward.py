@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -19,7 +18,10 @@ from ._jagged import token_of
 from ._launch import Operands, launch
 from ._mlp import activate_and_slope, hidden_before, load_w1, load_w2, normalise, perceptron
 from ._product import product
+from ._reduce import Partials
 from ._sublayers import _arguments, _bits, _drop, _project, _vector
+
+NORMS = ("ln1_w", "ln1_b", "ln2_w", "ln2_b")
 
 
 @triton.jit
@@ -32,18 +34,22 @@ def _normalise_backward(grad, y, inverse, inside, D: tl.constexpr):
 
 
 @triton.jit
-def _store_sums(ptr, place, places, dims, weight, bias, D: tl.constexpr):
-    """Row ``place`` of two planes ``[places, D]``: LayerNorm's weight's and bias's gradient."""
-    tl.store(ptr + place * D + dims, weight, mask=dims < D)
-    tl.store(ptr + (places + place) * D + dims, bias, mask=dims < D)
+def _add(w_ptr, b_ptr, at, dims, grad, y, lane, D: tl.constexpr):
+    """Add a level to the partials at ``at`` of LayerNorm's weight and bias; lane 0 is the first."""
+    there = dims < tl.where(lane > 0, D, 0)
+    w = tl.load(w_ptr + at + dims, mask=there, other=0.0) + tl.sum(grad * y, 0)
+    b = tl.load(b_ptr + at + dims, mask=there, other=0.0) + tl.sum(grad, 0)
+    tl.store(w_ptr + at + dims, w, mask=dims < D)
+    tl.store(b_ptr + at + dims, b, mask=dims < D)
 
 
-@triton.jit(do_not_specialize=["rows", "tokens", "planes", "threshold"])
+@triton.jit(do_not_specialize=["rows", "tokens", "threshold"])
 def _sublayers_backward_kernel(
     grad_ptr, x_ptr, context_ptr, offsets_ptr, reach_ptr, out_w_ptr, out_b_ptr, ln1_w_ptr,
     ln1_b_ptr, ff1_w_ptr, ff1_b_ptr, ff2_w_ptr, ff2_b_ptr, ln2_w_ptr, ln2_b_ptr, seed_ptr,
     h_ptr, d_ff_ptr, d_projected_ptr, d_context_ptr, residual_ptr,
-    sums_ptr, rows, tokens, planes, eps, threshold, keep_scale, stream1, stream2,
+    d_ln1_w_ptr, d_ln1_b_ptr, d_ln2_w_ptr, d_ln2_b_ptr,
+    rows, tokens, eps, threshold, keep_scale, stream1, stream2,
     D: tl.constexpr, F: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
     CHUNK: tl.constexpr, DROPOUT: tl.constexpr, LAST: tl.constexpr, OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -57,21 +63,19 @@ def _sublayers_backward_kernel(
     index = token[:, None] * D + dims[None, :]
     bits1 = _bits(seed_ptr, index, stream1, group, threshold, D, DROPOUT)
     bits2 = _bits(seed_ptr, index, stream2, group, threshold, D, DROPOUT)
-    # A partial sum a tile and level; kept in registers over the levels, the four would spill.
     deepest = tl.max(reach)
-    tile = tl.program_id(0).to(tl.int64)
-    places = tl.num_programs(0).to(tl.int64) * planes
-    ln2_sums_ptr = sums_ptr + 2 * places * D
-    for level in range(tl.maximum(4 * group, deepest), tl.minimum(4 * group + 4, planes)):
-        place = tl.full((), level, tl.int64) * tl.num_programs(0) + tile
+    # A partial of the levels' sums, in memory: in registers over the levels, the four would spill.
+    at_sums = (tl.program_id(0).to(tl.int64) * tl.num_programs(1) + group) * D
+    if deepest <= 4 * group:
         nothing = tl.zeros((BLOCK_D,), tl.float32)
-        _store_sums(sums_ptr, place, places, dims, nothing, nothing, D)
-        _store_sums(ln2_sums_ptr, place, places, dims, nothing, nothing, D)
+        tl.store(d_ln1_w_ptr + at_sums + dims, nothing, mask=dims < D)
+        tl.store(d_ln1_b_ptr + at_sums + dims, nothing, mask=dims < D)
+        tl.store(d_ln2_w_ptr + at_sums + dims, nothing, mask=dims < D)
+        tl.store(d_ln2_b_ptr + at_sums + dims, nothing, mask=dims < D)
     for level in range(4 * group, tl.minimum(4 * group + 4, deepest)):
         exists = reach > level
         mask = exists[:, None] & inside
         plane = tl.full((), level, tl.int64)
-        place = plane * tl.num_programs(0) + tile
         at_row = plane * rows + row
         at = at_row[:, None] * D + dims[None, :]
         x = tl.load(x_ptr + plane * tokens * D + index, mask=mask, other=0.0).to(tl.float32)
@@ -92,8 +96,9 @@ def _sublayers_backward_kernel(
             h + _drop(y, bits2, lane, keep_scale, DROPOUT), inside, eps, D
         )
         grad = tl.load(grad_ptr + at, mask=mask, other=0.0).to(tl.float32)
-        _store_sums(ln2_sums_ptr, place, places, dims, tl.sum(grad * normal2, 0),
-                    tl.sum(grad, 0), D)
+        # Sums of the level before are there for all threads.
+        tl.debug_barrier()
+        _add(d_ln2_w_ptr, d_ln2_b_ptr, at_sums, dims, grad, normal2, lane, D)
         d_h = _normalise_backward(
             grad * _vector(ln2_w_ptr, dims, D), normal2, inverse2, inside, D
         )
@@ -107,7 +112,7 @@ def _sublayers_backward_kernel(
             w2 = load_w2(ff2_w_ptr, hidden, dims, F, D, OPERAND)
             d_before = product(d_ff, w2, PRECISION) * slope
             d_h += product(d_before.to(OPERAND), tl.trans(w1), PRECISION)
-        _store_sums(sums_ptr, place, places, dims, tl.sum(d_h * normal1, 0), tl.sum(d_h, 0), D)
+        _add(d_ln1_w_ptr, d_ln1_b_ptr, at_sums, dims, d_h, normal1, lane, D)
         d_sum = _normalise_backward(d_h * ln1_w, normal1, inverse1, inside, D)
         tl.store(residual_ptr + at, d_sum, mask=mask)
         d_projected = _drop(d_sum, bits1, lane, keep_scale, DROPOUT).to(OPERAND)
@@ -121,11 +126,9 @@ def _sublayers_backward_kernel(
 
 
 class Gradients(NamedTuple):
-    """``[K, R, D]``, then LayerNorm's weights and biases, float32 ``[D]``.
-
-    ``h`` is x'; ``d_ff`` and ``d_projected`` are the gradients before dropout, where the linear
-    layers end; these and ``d_context`` have the operands' dtype. ``residual``, in x's, is the part
-    of dx that does not go through the attention.
+    """``[K, R, D]``. ``h`` is x'; ``d_ff`` and ``d_projected`` are the gradients before dropout,
+    where the linear layers end; these and ``d_context`` have the operands' dtype. ``residual``, in
+    x's, is the part of dx that does not go through the attention.
     """
 
     h: Tensor
@@ -133,18 +136,17 @@ class Gradients(NamedTuple):
     d_projected: Tensor
     d_context: Tensor
     residual: Tensor
-    ln1_w: Tensor
-    ln1_b: Tensor
-    ln2_w: Tensor
-    ln2_b: Tensor
 
 
 def sublayers_backward(
     grad_y: Tensor, x: Tensor, context: Tensor, offsets: Tensor, reach: Tensor,
-    weights: dict[str, Tensor], ops: Operands, *, eps: float, dropout: float,
+    weights: dict[str, Tensor], ops: Operands, parts: Partials, *, eps: float, dropout: float,
     seed: Tensor | None, stream: int, last_only: bool,
 ) -> Gradients:
-    """Gradients, given that of y ``[K, R, D]``; the rest is as in ``sublayers``."""
+    """Gradients, given that of y ``[K, R, D]``, and partials of both LayerNorms' in ``parts``.
+
+    The rest is as in ``sublayers``.
+    """
     arguments, tile = _arguments(
         "sublayers_backward", x, context, offsets, reach, weights, eps, dropout, seed, stream,
         last_only, ops,
@@ -152,15 +154,11 @@ def sublayers_backward(
     planes, _, size = x.shape
     rows = reach.shape[0]
     grid = (triton.cdiv(rows, tile.rows), triton.cdiv(planes, rng.LANES))
-    planes_of_rows = [
-        x.new_empty(planes, rows, size, dtype=ops.torch_dtype) for _ in range(4)
-    ]
-    planes_of_rows.append(x.new_empty(planes, rows, size))
-    sums = torch.empty(4, planes * grid[0], size, dtype=torch.float32, device=x.device)
-    h, d_ff, d_projected, d_context, residual = planes_of_rows
+    narrow = [x.new_empty(planes, rows, size, dtype=ops.torch_dtype) for _ in range(4)]
+    found = Gradients(*narrow, x.new_empty(planes, rows, size))
     arguments |= {
-        "grad_ptr": grad_y, "h_ptr": h, "d_ff_ptr": d_ff, "d_projected_ptr": d_projected,
-        "d_context_ptr": d_context, "residual_ptr": residual, "sums_ptr": sums, "planes": planes,
+        "grad_ptr": grad_y, **{f"{name}_ptr": t for name, t in found._asdict().items()},
+        **{f"d_{name}_ptr": parts.new(weights[name], grid[0] * grid[1]) for name in NORMS},
     }
     launch(_sublayers_backward_kernel, grid, arguments, tile.options)
-    return Gradients(*planes_of_rows, *sums.sum(1))
+    return found

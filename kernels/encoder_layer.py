@@ -16,11 +16,12 @@ from torch import Tensor
 from ._attention import attention
 from ._attention_backward import attention_backward
 from ._launch import Operands, operands
-from ._layout import Layout, layout, levels_of_sequences
-from ._linear import linear, linear_backward, linear_weights
+from ._linear import linear, linear_backward
+from ._linear_weights import Linear, linear_weights
 from ._mlp import weight_gradients
 from ._readout import readout
 from ._readout_backward import readout_backward
+from ._reduce import Partials
 from ._sublayers import sublayers
 from ._sublayers_backward import Gradients, sublayers_backward
 
@@ -35,8 +36,7 @@ class _Call(NamedTuple):
 
     x: Tensor
     offsets: Tensor
-    layout: Layout
-    reach: Tensor  # of the rows of y: tokens, or sequences if last_only
+    depth: Tensor | None
     weights: dict[str, Tensor]
     ops: Operands
     attention: dict[str, Any]
@@ -52,10 +52,8 @@ def _call(
         parameters_and_options[len(WEIGHTS) :]
     )
     common = {"seed": seed, "stream": stream}
-    x = x.contiguous()
-    where = layout(x, offsets, depth)
     return _Call(
-        x, offsets, where, levels_of_sequences(x, offsets, depth) if last_only else where.reach,
+        x.contiguous(), offsets, depth,
         {name: w.contiguous() for name, w in zip(WEIGHTS, parameters, strict=True)}, operands(x),
         {"heads": heads, "dropout": attention_dropout, **common},
         {"eps": eps, "dropout": hidden_dropout, "last_only": last_only, **common}, last_only,
@@ -65,58 +63,54 @@ def _call(
 def fwd(*inputs: Any) -> Tensor:
     """``encoder_layer_fwd`` of the op's schema: ``[K, N, D]``, or ``[K, B, D]`` if last_only."""
     call = _call(*inputs)
-    x, offsets, weights, ops = call.x, call.offsets, call.weights, call.ops
+    x, offsets, depth, weights, ops = call[:5]
     if call.last_only:
-        context, _ = readout(
-            x, weights, offsets, call.layout.sequence, call.reach, ops, save=False,
-            **call.attention,
+        context, reach, _ = readout(
+            x, weights, offsets, depth, ops, save=False, **call.attention
         )
     else:
-        qkv = linear(x, weights["qkv_w"], weights["qkv_b"], call.reach, ops)
-        context = attention(qkv, offsets, call.layout, ops, save=False, **call.attention).context
-    return sublayers(x, context, offsets, call.reach, weights, ops, **call.sublayers)
+        qkv, where = linear(x, weights["qkv_w"], weights["qkv_b"], offsets, depth, ops)
+        reach = where.reach
+        context = attention(qkv, offsets, where, ops, save=False, **call.attention).context
+    return sublayers(x, context, offsets, reach, weights, ops, **call.sublayers)
 
 
 def bwd(grad_y: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
     """``encoder_layer_bwd``: gradients of x and the twelve parameters."""
     call = _call(*inputs)
-    x, offsets, weights, ops = call.x, call.offsets, call.weights, call.ops
+    x, offsets, depth, weights, ops = call[:5]
+    parts = Partials()
+
+    def after_attention(context: Tensor, reach: Tensor) -> Gradients:
+        return sublayers_backward(
+            grad_y.contiguous(), x, context, offsets, reach, weights, ops, parts, **call.sublayers
+        )
+
     if call.last_only:
-        context, saved = readout(
-            x, weights, offsets, call.layout.sequence, call.reach, ops, save=True,
-            **call.attention,
+        context, reach, saved = readout(
+            x, weights, offsets, depth, ops, save=True, **call.attention
         )
         assert saved is not None
-        g = _after_attention(call, grad_y, context)
-        d_x, qkv_w, qkv_b = readout_backward(
-            g.d_context, g.residual, context, saved, x, weights, offsets, call.layout.sequence,
-            call.reach, ops, **call.attention,
+        g = after_attention(context, reach)
+        d_x, layers = readout_backward(
+            g.d_context, g.residual, context, saved, x, weights, offsets, reach, ops, parts,
+            **call.attention,
         )
     else:
-        qkv = linear(x, weights["qkv_w"], weights["qkv_b"], call.reach, ops)
-        attended = attention(qkv, offsets, call.layout, ops, save=True, **call.attention)
+        qkv, where = linear(x, weights["qkv_w"], weights["qkv_b"], offsets, depth, ops)
+        reach = where.reach
+        attended = attention(qkv, offsets, where, ops, save=True, **call.attention)
         context = attended.context
-        g = _after_attention(call, grad_y, context)
+        g = after_attention(context, reach)
         d_qkv = attention_backward(
-            g.d_context, attended, qkv, offsets, call.layout, ops, **call.attention
+            g.d_context, attended, qkv, offsets, where, ops, **call.attention
         )
-        d_x = linear_backward(d_qkv, g.residual, weights["qkv_w"], call.reach, ops)
-        qkv_w, qkv_b = linear_weights(x, d_qkv, offsets, call.reach, ops)
-    ff = weight_gradients(
-        g.h, g.d_ff, call.reach, offsets, weights["ff1_w"], weights["ff1_b"], weights["ff2_w"],
-        ops, gelu=True,
+        d_x = linear_backward(d_qkv, g.residual, weights["qkv_w"], reach, ops)
+        layers = [Linear(x, d_qkv, weights["qkv_w"], weights["qkv_b"])]
+    layers.append(Linear(context, g.d_projected, weights["out_w"], weights["out_b"]))
+    weight_gradients(
+        g.h, g.d_ff, reach, offsets, weights["ff1_w"], weights["ff1_b"], weights["ff2_w"],
+        weights["ff2_b"], ops, parts, gelu=True,
     )
-    out_w, out_b = linear_weights(context, g.d_projected, offsets, call.reach, ops)
-    found = {
-        "qkv_w": qkv_w, "qkv_b": qkv_b, "out_w": out_w, "out_b": out_b, "ln1_w": g.ln1_w,
-        "ln1_b": g.ln1_b, "ff1_w": ff.w1, "ff1_b": ff.bias.sum(0), "ff2_w": ff.w2,
-        "ff2_b": ff.b2, "ln2_w": g.ln2_w, "ln2_b": g.ln2_b,
-    }
-    return d_x, *(found[name].to(weights[name].dtype) for name in WEIGHTS)
-
-
-def _after_attention(call: _Call, grad_y: Tensor, context: Tensor) -> Gradients:
-    return sublayers_backward(
-        grad_y.contiguous(), call.x, context, call.offsets, call.reach, call.weights, call.ops,
-        **call.sublayers,
-    )
+    linear_weights(layers, offsets, reach, ops, parts)
+    return d_x, *parts.sum(*weights.values())

@@ -30,7 +30,7 @@ from ._launch import architecture, launch, multiprocessors, operands, padded_siz
 from ._mlp import activate, hidden_before, load_w1, load_w2, normalise, perceptron
 from ._product import product
 from ._sublayers import _vector
-from .hda_trajectory import _predict
+from .hda_trajectory import _predict, noise_levels
 from .moe_aggregate import EPSILON, _gate, _load_tile
 
 # The largest padded D that the one kernel takes: at 128 it spills everywhere with triton 3.6.
@@ -156,8 +156,7 @@ def _trajectory_kernel(
     mass_fine = tl.zeros((GROUP,), tl.float32) + EPSILON
     mass_coarse = tl.zeros((GROUP,), tl.float32) + EPSILON
     for level in range(0, deepest):
-        alpha_bar = tl.load(alpha_bar_ptr + level).to(tl.float32)
-        signal, spread = tl.sqrt(alpha_bar), tl.sqrt(1.0 - alpha_bar)
+        signal, _, sigma = noise_levels(alpha_bar_ptr, level)
         pooled = tl.zeros((GROUP, BLOCK_D), tl.float32)
         # The first pass, over tokens: x0.
         for tile in range(0, tl.cdiv(end - first, ROWS)):
@@ -178,7 +177,7 @@ def _trajectory_kernel(
                     error = tl.sum(miss * miss, 1)
                     error += tl.load(error_ptr + token, mask=exists, other=0.0)
                     # Eq. 5 with Eq. 4 put in, epsilon = 0.
-                    x -= (spread / signal) * miss
+                    x -= sigma * miss
                 tl.store(error_ptr + token, error, mask=exists)
                 tl.store(x_ptr + index, x, mask=mask)
                 if CONTENT:

@@ -7,6 +7,11 @@ denoising error leave the chip; E_k, the noise and the hidden activations never 
 Backward recomputes them. Its first kernel makes dE; it leaves E_k and the gradient of the predicted
 noise to the second, shared with the coarse expert, which makes the weight gradients. One kernel for
 both would need its accumulators and the noise in registers at once, which spills on sm_86.
+
+Where the tiles do not fill the device, each is taken by several programs, a part of the levels
+each (``pairs_a_program``): a pair of levels shares the two normals of a Box-Muller transform. What
+is summed over levels is then summed over programs, in their order: the error by a launch of its
+own, dE with the weights' partials.
 """
 
 from __future__ import annotations
@@ -18,7 +23,15 @@ from torch import Tensor
 
 from . import _heuristics
 from ._jagged import planes_of
-from ._launch import Operands, architecture, launch, operands, padded_size, search_steps
+from ._launch import (
+    Operands,
+    architecture,
+    launch,
+    operands,
+    padded_size,
+    pairs_a_program,
+    search_steps,
+)
 from ._mlp import (
     activate,
     activate_and_slope,
@@ -30,6 +43,20 @@ from ._mlp import (
     weight_gradients,
 )
 from ._product import product
+from ._reduce import EXACT, Partials
+
+LAUNCH = 0.5  # in pairs of levels
+
+
+@triton.jit
+def noise_levels(alpha_bar_ptr, level):
+    """sqrt(alpha_bar_k), sqrt(1 - alpha_bar_k), and sigma_k, the second over the first.
+
+    Rounded to nearest: an error here would be the same for all that the level has.
+    """
+    alpha_bar = tl.load(alpha_bar_ptr + level).to(tl.float32)
+    signal, spread = tl.sqrt_rn(alpha_bar), tl.sqrt_rn(1.0 - alpha_bar)
+    return signal, spread, tl.div_rn(spread, signal)
 
 
 @triton.jit
@@ -48,36 +75,43 @@ def _predict(noisy, w1_ptr, bias_ptr, w2_ptr, b2_ptr, dims, H: tl.constexpr, D: 
     return predicted + b2[None, :]
 
 
-@triton.jit(do_not_specialize=["tokens", "batch", "steps"])
+@triton.jit(do_not_specialize=["tokens", "batch", "steps", "pairs"])
 def _forward_kernel(
     e_ptr, offsets_ptr, depth_ptr, alpha_bar_ptr, w1_ptr, bias_ptr, w2_ptr, b2_ptr, seed_ptr,
-    noise_ptr, x0_ptr, error_ptr, tokens, batch, steps,
+    noise_ptr, x0_ptr, error_ptr, tokens, batch, steps, pairs,
     D: tl.constexpr, H: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
     CHUNK: tl.constexpr, NOISE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):
     token = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     # Planes 1..reach are to be computed; capacity has -1.
     reach = planes_of(token, tokens, offsets_ptr, depth_ptr, batch, steps, 0, True, False) - 1
+    group = tl.program_id(1)
+    first = group * pairs
     deepest = tl.max(reach)
+    last = tl.minimum(first + pairs, (deepest + 1) // 2)
     if deepest < 0:
+        return
+    error = tl.zeros((ROWS,), tl.float32)
+    at_error = error_ptr + group.to(tl.int64) * tokens + token
+    if (group > 0) & (last <= first):
+        tl.store(at_error, error, mask=reach >= 0)
         return
     dims = tl.arange(0, BLOCK_D)
     inside = (dims < D)[None, :]
     index = token[:, None] * D + dims[None, :]
     real = (reach >= 0)[:, None] & inside
     e = tl.load(e_ptr + index, mask=real, other=0.0).to(tl.float32)
-    tl.store(x0_ptr + index, e, mask=real)
-    error = tl.zeros((ROWS,), tl.float32)
+    if group == 0:
+        tl.store(x0_ptr + index, e, mask=real)
     stride = tokens.to(tl.int64) * D
-    for pair in range(0, tl.cdiv(deepest, 2)):
+    for pair in range(first, last):
         if NOISE != 0:
             even, odd = noise_pair(seed_ptr, noise_ptr, index, pair, stride, reach, inside, D,
                                    NOISE)
         for lane in tl.static_range(2):
             level = 2 * pair + lane + 1
             if level <= deepest:
-                alpha_bar = tl.load(alpha_bar_ptr + level).to(tl.float32)
-                signal, spread = tl.sqrt(alpha_bar), tl.sqrt(1.0 - alpha_bar)
+                signal, spread, sigma = noise_levels(alpha_bar_ptr, level)
                 noisy = signal * e
                 if NOISE != 0:
                     noise = even if lane == 0 else odd
@@ -91,41 +125,50 @@ def _forward_kernel(
                 squares = tl.sum(tl.where(inside, miss * miss, 0.0), 1)
                 error += tl.where(reached, squares, 0.0)
                 # Eq. 5 with Eq. 4 put in: x0 = E - sigma_k (epsilon_theta - epsilon).
-                x0 = e - (spread / signal) * miss
+                x0 = e - sigma * miss
                 tl.store(x0_ptr + stride * level + index, x0, mask=reached[:, None] & inside)
-    tl.store(error_ptr + token, error, mask=reach >= 0)
+    tl.store(at_error, error, mask=reach >= 0)
 
 
-@triton.jit(do_not_specialize=["tokens", "batch", "steps"])
+@triton.jit(do_not_specialize=["tokens", "batch", "steps", "pairs"])
 def _backward_kernel(
     grad_x0_ptr, grad_error_ptr, e_ptr, offsets_ptr, depth_ptr, alpha_bar_ptr, w1_ptr, bias_ptr,
     w2_ptr, b2_ptr, seed_ptr, noise_ptr, d_e_ptr, noisy_ptr, d_predicted_ptr, reach_ptr,
-    tokens, batch, steps,
+    tokens, batch, steps, pairs,
     D: tl.constexpr, H: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
     CHUNK: tl.constexpr, NOISE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):
     token = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     reach = planes_of(token, tokens, offsets_ptr, depth_ptr, batch, steps, 0, True, False) - 1
-    tl.store(reach_ptr + token, tl.maximum(reach, 0), mask=token < tokens)
+    group = tl.program_id(1)
+    first = group * pairs
     deepest = tl.max(reach)
-    if deepest < 0:
-        return
+    last = tl.minimum(first + pairs, (deepest + 1) // 2)
+    if group == 0:
+        tl.store(reach_ptr + token, tl.maximum(reach, 0), mask=token < tokens)
     dims = tl.arange(0, BLOCK_D)
     inside = (dims < D)[None, :]
     index = token[:, None] * D + dims[None, :]
     real = (reach >= 0)[:, None] & inside
-    d_e = tl.load(grad_x0_ptr + index, mask=real, other=0.0).to(tl.float32)
-    d_error = tl.load(grad_error_ptr + token, mask=reach >= 1, other=0.0).to(tl.float32)
     stride = tokens.to(tl.int64) * D
-    for pair in range(0, tl.cdiv(deepest, 2)):
+    # A partial is added to others whatever it holds, so rows without a level must hold zeros.
+    several = tl.where(tl.num_programs(1) > 1, tokens, 0)
+    written = real | (token < several)[:, None] & inside
+    at_d_e = d_e_ptr + stride * group + index
+    if (last <= first) & ((group > 0) | (deepest < 0)):
+        tl.store(at_d_e, tl.zeros((ROWS, BLOCK_D), tl.float32), mask=written)
+        return
+    of_level_0 = (token < tl.where(group == 0, tokens, 0))[:, None] & real
+    d_e = tl.load(grad_x0_ptr + index, mask=of_level_0, other=0.0).to(tl.float32)
+    d_error = tl.load(grad_error_ptr + token, mask=reach >= 1, other=0.0).to(tl.float32)
+    for pair in range(first, last):
         if NOISE != 0:
             even, odd = noise_pair(seed_ptr, noise_ptr, index, pair, stride, reach, inside, D,
                                    NOISE)
         for lane in tl.static_range(2):
             level = 2 * pair + lane + 1
             if level <= deepest:
-                alpha_bar = tl.load(alpha_bar_ptr + level).to(tl.float32)
-                signal, spread = tl.sqrt(alpha_bar), tl.sqrt(1.0 - alpha_bar)
+                signal, spread, sigma = noise_levels(alpha_bar_ptr, level)
                 mask = (reach >= level)[:, None] & inside
                 # E comes anew from L1 at every level: held in registers, it spills at D >= 128.
                 noisy = signal * tl.load(e_ptr + index, mask=mask, other=0.0).to(tl.float32)
@@ -140,7 +183,7 @@ def _backward_kernel(
                     miss -= noise
                 d_x0 = tl.load(grad_x0_ptr + stride * level + index, mask=mask, other=0.0)
                 d_x0 = d_x0.to(tl.float32)
-                d_miss = 2.0 * d_error[:, None] * miss - (spread / signal) * d_x0
+                d_miss = 2.0 * d_error[:, None] * miss - sigma * d_x0
                 d_predicted = tl.where(mask, d_miss, 0.0).to(OPERAND)
                 plane = stride * (level - 1) + index
                 tl.store(noisy_ptr + plane, x, mask=mask)
@@ -155,7 +198,7 @@ def _backward_kernel(
                     d_before = product(d_predicted, w2, PRECISION) * slope
                     d_noisy += product(d_before.to(OPERAND), tl.trans(w1), PRECISION)
                 d_e += d_x0 + signal * d_noisy
-    tl.store(d_e_ptr + index, d_e, mask=real)
+    tl.store(at_d_e, d_e, mask=written)
 
 
 def _arguments(
@@ -189,18 +232,21 @@ def fwd(
     tokens, size = embeddings.shape
     ops = operands(embeddings)
     arguments, tile = _arguments("hda_forward", ops, *tensors, seed, noise)
-    x0 = embeddings.new_empty(alpha_bar.shape[0], tokens, size)
-    error = embeddings.new_empty(tokens, dtype=torch.float32)
-    grid = (triton.cdiv(tokens, tile.rows),)
-    launch(_forward_kernel, grid, {**arguments, "x0_ptr": x0, "error_ptr": error}, tile.options)
-    return x0, error
+    levels, tiles = alpha_bar.shape[0] - 1, triton.cdiv(tokens, tile.rows)
+    pairs = pairs_a_program(tiles, levels, embeddings.device, extra=LAUNCH)
+    groups = triton.cdiv(triton.cdiv(levels, 2), pairs)
+    x0 = embeddings.new_empty(levels + 1, tokens, size)
+    errors = embeddings.new_empty(groups, tokens, dtype=torch.float32)
+    arguments |= {"x0_ptr": x0, "error_ptr": errors, "pairs": pairs}
+    launch(_forward_kernel, (tiles, groups), arguments, tile.options)
+    return x0, errors[0] if groups == 1 else errors.sum(0)
 
 
 def bwd(
     grad_x0: Tensor, grad_error: Tensor, embeddings: Tensor, offsets: Tensor, depth: Tensor,
     alpha_bar: Tensor, w1: Tensor, level_bias: Tensor, w2: Tensor, b2: Tensor,
     seed: Tensor | None, noise: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """``hda_trajectory_bwd``: gradients of embeddings, w1, level_bias, w2 and b2."""
     grad_x0, grad_error = grad_x0.contiguous(), grad_error.contiguous()
     tensors = _contiguous(embeddings, offsets, depth, alpha_bar, w1, level_bias, w2, b2)
@@ -209,23 +255,29 @@ def bwd(
     tokens, size = embeddings.shape
     ops = operands(embeddings)
     arguments, tile = _arguments("hda_backward", ops, *tensors, seed, noise)
-    d_e = torch.empty_like(embeddings)
-    planes = alpha_bar.shape[0] - 1
+    planes, tiles = alpha_bar.shape[0] - 1, triton.cdiv(tokens, tile.rows)
+    parts = Partials()
+    pairs = pairs_a_program(tiles, planes, embeddings.device)
+    groups = triton.cdiv(triton.cdiv(planes, 2), pairs)
+    if groups > 1 and embeddings.numel() < EXACT:
+        d_e = parts.new(embeddings, groups)
+    else:
+        pairs, groups, d_e = planes, 1, torch.empty_like(embeddings)
     d_predicted = embeddings.new_empty(planes, tokens, size, dtype=ops.torch_dtype)
     noisy = torch.empty_like(d_predicted)
     reach = torch.empty(tokens, dtype=torch.int32, device=embeddings.device)
     arguments |= {
         "grad_x0_ptr": grad_x0, "grad_error_ptr": grad_error, "d_e_ptr": d_e,
-        "noisy_ptr": noisy, "d_predicted_ptr": d_predicted, "reach_ptr": reach,
+        "noisy_ptr": noisy, "d_predicted_ptr": d_predicted, "reach_ptr": reach, "pairs": pairs,
     }
-    launch(_backward_kernel, (triton.cdiv(tokens, tile.rows),), arguments, tile.options)
-    d_w = weight_gradients(
-        noisy, d_predicted, reach, offsets, w1, level_bias, w2, ops, gelu=False
+    launch(_backward_kernel, (tiles, groups), arguments, tile.options)
+    weight_gradients(
+        noisy, d_predicted, reach, offsets, w1, level_bias, w2, b2, ops, parts, gelu=False
     )
-    return (
-        d_e, d_w.w1.to(w1.dtype), d_w.bias.to(level_bias.dtype), d_w.w2.to(w2.dtype),
-        d_w.b2.to(b2.dtype),
-    )
+    weights = (w1, level_bias, w2, b2)
+    if groups > 1:
+        return parts.sum(embeddings, *weights)
+    return d_e, *parts.sum(*weights)
 
 
 def _contiguous(*tensors: Tensor) -> tuple[Tensor, ...]:

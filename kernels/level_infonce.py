@@ -177,7 +177,7 @@ def _prepare(
 ) -> tuple[dict[str, Any], Tensor, _heuristics.Tile]:
     """Sort the users, make the unit vectors, and choose a kernel's tile; arguments, norms, tile."""
     levels, users, size = z.shape
-    block, ops = padded_size(size), float32_operands()
+    block, ops = padded_size(size), float32_operands(z.device)
     tile = _heuristics.tile(kernel, block, ops.kind, architecture(z.device), users)
     sorted_depth, order = torch.sort(depth, stable=True)
     starts = torch.searchsorted(sorted_depth, torch.arange(levels + 1, device=z.device))

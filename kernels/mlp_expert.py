@@ -1,7 +1,8 @@
 """``mlp_expert`` in Triton: the token-wise coarse expert over levels of ragged depth.
 
 A program takes a tile of rows (tokens, or the last tokens of sequences) and loops over the levels
-up to the deepest of its tile; the hidden activations never leave the chip. Backward recomputes
+up to the deepest of its tile, or over a part of them where the tiles alone do not fill the device
+(``pairs_a_program``); the hidden activations never leave the chip. Backward recomputes
 them: one kernel makes dx and the gradient before LayerNorm and dropout, the second, shared with the
 denoiser, the weight gradients.
 """
@@ -18,7 +19,15 @@ from torch import Tensor
 from .. import rng
 from . import _heuristics
 from ._jagged import planes_of, token_of
-from ._launch import Operands, architecture, launch, operands, padded_size, search_steps
+from ._launch import (
+    Operands,
+    architecture,
+    launch,
+    operands,
+    padded_size,
+    pairs_a_program,
+    search_steps,
+)
 from ._mlp import (
     activate_and_slope,
     hidden_before,
@@ -29,6 +38,7 @@ from ._mlp import (
     weight_gradients,
 )
 from ._product import product
+from ._reduce import Partials
 from .philox import keep, philox4
 
 
@@ -47,10 +57,10 @@ def _scale_pair(seed_ptr, index, stream, pair, threshold, scale, D: tl.constexpr
     return even, odd
 
 
-@triton.jit(do_not_specialize=["rows", "tokens", "batch", "steps", "planes", "threshold"])
+@triton.jit(do_not_specialize=["rows", "tokens", "batch", "steps", "planes", "pairs", "threshold"])
 def _forward_kernel(
     x_ptr, offsets_ptr, depth_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr, ln_w_ptr, ln_b_ptr, seed_ptr,
-    y_ptr, rows, tokens, batch, steps, planes, eps, threshold, scale, stream,
+    y_ptr, rows, tokens, batch, steps, planes, pairs, eps, threshold, scale, stream,
     D: tl.constexpr, H: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
     CHUNK: tl.constexpr, DROPOUT: tl.constexpr, HAS_DEPTH: tl.constexpr, LAST: tl.constexpr,
     OPERAND: tl.constexpr, PRECISION: tl.constexpr,
@@ -58,7 +68,9 @@ def _forward_kernel(
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     reach = planes_of(row, rows, offsets_ptr, depth_ptr, batch, steps, planes, HAS_DEPTH, LAST)
     deepest = tl.max(reach)
-    if deepest == 0:
+    first = tl.program_id(1) * pairs
+    last = tl.minimum(first + pairs, tl.cdiv(deepest, 2))
+    if last <= first:
         return
     dims = tl.arange(0, BLOCK_D)
     inside = (dims < D)[None, :]
@@ -68,7 +80,7 @@ def _forward_kernel(
     b2 = tl.load(b2_ptr + dims, mask=dims < D, other=0.0).to(tl.float32)
     ln_w = tl.load(ln_w_ptr + dims, mask=dims < D, other=0.0).to(tl.float32)
     ln_b = tl.load(ln_b_ptr + dims, mask=dims < D, other=0.0).to(tl.float32)
-    for pair in range(0, tl.cdiv(deepest, 2)):
+    for pair in range(first, last):
         even, odd = _scale_pair(seed_ptr, index, stream, pair, threshold, scale, D, DROPOUT)
         for lane in tl.static_range(2):
             plane = 2 * pair + lane
@@ -83,19 +95,23 @@ def _forward_kernel(
                 tl.store(y_ptr + rows.to(tl.int64) * D * plane + at_row, y, mask=mask)
 
 
-@triton.jit(do_not_specialize=["rows", "tokens", "batch", "steps", "planes", "threshold"])
+@triton.jit(do_not_specialize=["rows", "tokens", "batch", "steps", "planes", "pairs", "threshold"])
 def _backward_kernel(
     grad_ptr, x_ptr, offsets_ptr, depth_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr, ln_w_ptr, ln_b_ptr,
     seed_ptr, d_x_ptr, d_y_ptr, reach_ptr, d_ln_w_ptr, d_ln_b_ptr,
-    rows, tokens, batch, steps, planes, eps, threshold, scale, stream,
+    rows, tokens, batch, steps, planes, pairs, eps, threshold, scale, stream,
     D: tl.constexpr, H: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
     CHUNK: tl.constexpr, DROPOUT: tl.constexpr, HAS_DEPTH: tl.constexpr, LAST: tl.constexpr,
     OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     reach = planes_of(row, rows, offsets_ptr, depth_ptr, batch, steps, planes, HAS_DEPTH, LAST)
-    tl.store(reach_ptr + row, reach, mask=row < rows)
+    group = tl.program_id(1)
+    if group == 0:
+        tl.store(reach_ptr + row, reach, mask=row < rows)
     deepest = tl.max(reach)
+    first = group * pairs
+    last = tl.minimum(first + pairs, tl.cdiv(deepest, 2))
     dims = tl.arange(0, BLOCK_D)
     inside = (dims < D)[None, :]
     token = token_of(row, reach > 0, offsets_ptr, LAST)
@@ -105,7 +121,9 @@ def _backward_kernel(
     ln_w = tl.load(ln_w_ptr + dims, mask=dims < D, other=0.0).to(tl.float32)
     d_ln_w = tl.zeros((BLOCK_D,), tl.float32)
     d_ln_b = tl.zeros((BLOCK_D,), tl.float32)
-    for pair in range(0, tl.cdiv(deepest, 2)):
+    if LAST:
+        length = token + 1 - tl.load(offsets_ptr + row, mask=reach > 0, other=1)
+    for pair in range(first, last):
         even, odd = _scale_pair(seed_ptr, index, stream, pair, threshold, scale, D, DROPOUT)
         for lane in tl.static_range(2):
             plane = 2 * pair + lane
@@ -137,7 +155,13 @@ def _backward_kernel(
                     d_before = product(d_y, w2, PRECISION) * slope
                     d_x += product(d_before.to(OPERAND), tl.trans(w1), PRECISION)
                 tl.store(d_x_ptr + at_x, d_x, mask=mask)
-    at = tl.program_id(0) * D + dims
+                if LAST:
+                    # Tokens before the last have a gradient too: zero.
+                    nothing = tl.zeros((ROWS, BLOCK_D), tl.float32)
+                    for back in range(1, tl.max(length).to(tl.int32)):
+                        tl.store(d_x_ptr + at_x - back * D, nothing,
+                                 mask=mask & (back < length)[:, None])
+    at = (tl.program_id(0) * tl.num_programs(1) + group) * D + dims
     tl.store(d_ln_w_ptr + at, d_ln_w, mask=dims < D)
     tl.store(d_ln_b_ptr + at, d_ln_b, mask=dims < D)
 
@@ -164,6 +188,15 @@ def _arguments(
     }, tile
 
 
+def _grid(
+    arguments: dict[str, Any], tile: _heuristics.Tile, x: Tensor
+) -> tuple[tuple[int, int], int]:
+    """Tiles of rows by parts of the levels, and the pairs of levels of a part."""
+    tiles, planes = triton.cdiv(arguments["rows"], tile.rows), x.shape[0]
+    pairs = pairs_a_program(tiles, planes, x.device)
+    return (tiles, triton.cdiv(triton.cdiv(planes, 2), pairs)), pairs
+
+
 def fwd(
     x: Tensor, offsets: Tensor, depth: Tensor | None, w1: Tensor, b1: Tensor, w2: Tensor,
     b2: Tensor, ln_w: Tensor, ln_b: Tensor, eps: float, hidden_dropout: float,
@@ -177,8 +210,8 @@ def fwd(
     )
     rows = arguments["rows"]
     y = x.new_empty(x.shape[0], rows, x.shape[2])
-    grid = (triton.cdiv(rows, tile.rows),)
-    launch(_forward_kernel, grid, {**arguments, "y_ptr": y}, tile.options)
+    grid, pairs = _grid(arguments, tile, x)
+    launch(_forward_kernel, grid, {**arguments, "y_ptr": y, "pairs": pairs}, tile.options)
     return y
 
 
@@ -195,22 +228,18 @@ def bwd(
         seed, stream, last_only,
     )
     rows = arguments["rows"]
-    tiles = triton.cdiv(rows, tile.rows)
-    # Tokens that are not the last of their sequence have a gradient too: zero.
-    d_x = torch.zeros_like(x) if last_only else torch.empty_like(x)
+    grid, pairs = _grid(arguments, tile, x)
+    d_x = torch.empty_like(x)
     d_y = x.new_empty(x.shape[0], rows, x.shape[2], dtype=ops.torch_dtype)
     reach = torch.empty(rows, dtype=torch.int32, device=x.device)
-    d_ln_w = torch.empty(tiles, x.shape[2], dtype=torch.float32, device=x.device)
-    d_ln_b = torch.empty_like(d_ln_w)
+    parts = Partials()
     arguments |= {
         "grad_ptr": grad_y, "d_x_ptr": d_x, "d_y_ptr": d_y, "reach_ptr": reach,
-        "d_ln_w_ptr": d_ln_w, "d_ln_b_ptr": d_ln_b,
+        "d_ln_w_ptr": parts.new(ln_w, grid[0] * grid[1]),
+        "d_ln_b_ptr": parts.new(ln_b, grid[0] * grid[1]), "pairs": pairs,
     }
-    launch(_backward_kernel, (tiles,), arguments, tile.options)
-    d_w = weight_gradients(
-        x, d_y, reach, offsets, w1, b1, w2, ops, gelu=True, last_only=last_only
+    launch(_backward_kernel, grid, arguments, tile.options)
+    weight_gradients(
+        x, d_y, reach, offsets, w1, b1, w2, b2, ops, parts, gelu=True, last_only=last_only
     )
-    return (
-        d_x, d_w.w1.to(w1.dtype), d_w.bias.sum(0).to(b1.dtype), d_w.w2.to(w2.dtype),
-        d_w.b2.to(b2.dtype), d_ln_w.sum(0).to(ln_w.dtype), d_ln_b.sum(0).to(ln_b.dtype),
-    )
+    return d_x, *parts.sum(w1, b1, w2, b2, ln_w, ln_b)

@@ -2,7 +2,7 @@
 
 Forward: one kernel routes and averages a tile of rows over its levels, a second gates the two
 averages. Backward: the gate's share, then the levels' (which also leaves the gradient of each
-router logit), then the router's weights as float32 partials that are added in a fixed order.
+router logit), then partials of the weights' gradients, and their sums in a fixed order.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from torch import Tensor
 from ..reference.moe_aggregate import EPSILON as _EPSILON
 from . import _heuristics
 from ._launch import Operands, architecture, launch, multiprocessors, operands, padded_size
+from ._linear_weights import Linear, linear_weights
 from ._mlp import activate, activate_and_slope, hidden_before, load_w1
 from ._product import product
+from ._reduce import Partials
 
 EPSILON = tl.constexpr(_EPSILON)
 
@@ -218,7 +220,7 @@ def _pooled_backward_kernel(
 @triton.jit(do_not_specialize=["rows", "planes"])
 def _router_weights_kernel(
     pooled_ptr, depth_ptr, d_logit_ptr, w1_ptr, bias_ptr, w2_ptr, d_w1_ptr, d_bias_ptr, d_w2_ptr,
-    rows, planes,
+    d_b2_ptr, rows, planes,
     D: tl.constexpr, H: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
     CHUNK: tl.constexpr, CONTENT: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):
@@ -228,6 +230,7 @@ def _router_weights_kernel(
     w2 = _load_tile(w2_ptr, hidden, hidden < H)
     d_w1 = tl.zeros((CHUNK, BLOCK_D), tl.float32)
     d_w2 = tl.zeros((CHUNK,), tl.float32)
+    d_b2 = tl.zeros((ROWS,), tl.float32)
     for plane in range(0, planes):
         d_bias = tl.zeros((CHUNK,), tl.float32)
         bias_row = bias_ptr + plane * H
@@ -236,6 +239,7 @@ def _router_weights_kernel(
             reached = tl.load(depth_ptr + row, mask=row < rows, other=-1) >= plane
             if tl.max(reached.to(tl.int32)) > 0:
                 d_logit = _load_tile(d_logit_ptr, rows.to(tl.int64) * plane + row, reached)
+                d_b2 += d_logit
                 if CONTENT:
                     at = (rows.to(tl.int64) * plane + row)[:, None] * D + dims[None, :]
                     mask = reached[:, None] & (dims < D)[None, :]
@@ -256,6 +260,8 @@ def _router_weights_kernel(
     at_w1 = (slot.to(tl.int64) * H + hidden)[:, None] * D + dims[None, :]
     tl.store(d_w1_ptr + at_w1, d_w1, mask=(hidden < H)[:, None] & (dims < D)[None, :])
     tl.store(d_w2_ptr + slot * H + hidden, d_w2, mask=hidden < H)
+    if tl.program_id(1) == 0:
+        tl.store(d_b2_ptr + slot, tl.sum(d_b2, 0))
 
 
 def _shape(fine: Tensor, router_w1: Tensor, ops: Operands) -> tuple[dict[str, Any], Any]:
@@ -328,9 +334,7 @@ def bwd(
     d_mass = torch.empty_like(level_mass)
     d_logit = torch.empty(planes, rows, **wide)
     d_z_fine, d_through, d_before = (torch.empty(rows, size, **wide) for _ in range(3))
-    d_w1 = torch.empty(slots, hidden, size, **wide)
-    d_bias = torch.empty(slots, planes, hidden, **wide)
-    d_w2 = torch.empty(slots, hidden, **wide)
+    parts = Partials()
     common = {
         "grad_ptr": grad_user, "gates_ptr": gates, "z_fine_ptr": z_fine,
         "z_coarse_ptr": z_coarse, "fine_ptr": fine, "coarse_ptr": coarse,
@@ -339,7 +343,9 @@ def bwd(
         "gate_w_ptr": gate_w, "gate_b_ptr": gate_b,
         "d_through_ptr": d_through, "d_before_ptr": d_before, "d_logit_ptr": d_logit,
         "d_fine_ptr": d_fine, "d_coarse_ptr": d_coarse, "d_mass_ptr": d_mass,
-        "d_pooled_ptr": d_pooled, "d_w1_ptr": d_w1, "d_bias_ptr": d_bias, "d_w2_ptr": d_w2,
+        "d_pooled_ptr": d_pooled, "d_w1_ptr": parts.new(router_w1, slots),
+        "d_bias_ptr": parts.new(router_level_bias, slots),
+        "d_w2_ptr": parts.new(router_w2, slots), "d_b2_ptr": parts.new(router_b2, slots),
         "d_z_fine_ptr": d_z_fine, "CONTENT": pooled is not None, **shape,
     }
 
@@ -351,10 +357,10 @@ def bwd(
     if pooled is not None:
         run(_pooled_backward_kernel, tiles, planes)
     run(_router_weights_kernel, slots, chunks)
-    d_gate_w = d_before.to(ops.torch_dtype).T @ z_coarse.to(ops.torch_dtype)
+    # A row that does not exist has zeros in both.
+    gate = Linear(z_coarse[None], d_before[None], gate_w, gate_b)
+    linear_weights([gate], None, None, ops, parts)
     return (
-        d_fine, d_coarse, d_pooled, d_mass, d_w1.sum(0).to(router_w1.dtype),
-        d_bias.sum(0).to(router_level_bias.dtype), d_w2.sum(0).to(router_w2.dtype),
-        d_logit.sum().reshape(1).to(router_b2.dtype), d_gate_w.to(gate_w.dtype),
-        d_before.sum(0).to(gate_b.dtype),
+        d_fine, d_coarse, d_pooled, d_mass,
+        *parts.sum(router_w1, router_level_bias, router_w2, router_b2, gate_w, gate_b),
     )

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from adarec_fast.ops import OPS
 from adarec_fast.ops._library import collecting
+from adarec_fast.precision import computing
 
 # Loaded here, since a test takes the profile in force when it is decorated.
 _PROFILE = {
@@ -339,6 +340,7 @@ def evaluate(
 # Half a unit in the last place of 1. For float64, which has no wider reference, a wide margin.
 APPROXIMATION = 4  # roundings of float32 in PTX's 2^-22
 ROUNDING = {torch.float64: 2.0**-48, torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9}
+TF32_ROUNDING = 2.0**-12
 
 
 def assert_close_to_float64(
@@ -427,15 +429,27 @@ def rounded(case: OpCase, dtype: torch.dtype) -> OpCase:
 
 
 def check_against_float64(
-    case: OpCase, backend: Backend, dtype: torch.dtype, *, autocast: bool = False
+    case: OpCase, backend: Backend, dtype: torch.dtype, *, autocast: bool = False,
+    tf32: bool = False,
 ) -> None:
-    """Hold outputs and every gradient of a backend to :func:`assert_close_to_float64`."""
-    ours = evaluate(case, backend.name, dtype, backend.device, autocast)
+    """Hold outputs and every gradient of a backend to :func:`assert_close_to_float64`.
+
+    ``tf32``: float32 products are to be those of TF32, forward and backward.
+    """
+    if tf32:
+        with computing("tf32", backend.device):
+            ours = evaluate(case, backend.name, dtype, backend.device, autocast)
+        exactly = evaluate(case, backend.name, dtype, backend.device, autocast)
+        assert any(
+            not torch.equal(one, exactly.named()[name]) for name, one in ours.named().items()
+        ), "nothing was rounded"
+    else:
+        ours = evaluate(case, backend.name, dtype, backend.device, autocast)
     same = ours
     if backend.name != "reference":
         same = evaluate(case, "reference", dtype, backend.device, autocast)
     gold = evaluate(rounded(case, dtype), "reference", torch.float64)
-    rounding = ROUNDING[torch.bfloat16 if autocast else dtype]
+    rounding = TF32_ROUNDING if tf32 else ROUNDING[torch.bfloat16 if autocast else dtype]
     terms = longest_sum(case) if backend.approximates else 0
     for name, got in ours.named().items():
         wanted = gold.named()[name]

@@ -19,14 +19,14 @@ if os.environ.get("ADAREC_FAST_TESTS_PRETEND_CUDA") != "1":
 from pretend_cuda import PretendCuda
 from pretend_torch import pretend_cuda
 
-from adarec_fast import Recommender
+from adarec_fast import Recommender, TrainConfig
 from adarec_fast.kernels._prewarm import compiled_as
 from adarec_fast.training.captured import CapturedStepper
 from adarec_fast.training.statistics import EpochStatistics
 from bench.gpu.kernels import collect
 from bench.gpu.phases import accuracy
 from bench.gpu.plan import chosen
-from bench.gpu.work import PRECISIONS, computing, model, training
+from bench.gpu.work import PRECISIONS, computing, model
 from bench.workloads import histories
 
 CUDA = torch.device("cuda")
@@ -48,9 +48,9 @@ def _missing(device: PretendCuda, phase: str) -> list[str]:
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("supervision", ["prefix", "all"])
 def test_captured_steps(supervision: str, precision: str) -> None:
-    with pretend_cuda(architecture=90) as device, computing(precision, "cuda"):
+    with pretend_cuda(architecture=90) as device:
         stepper = CapturedStepper(
-            model(64, supervision, "cuda").train(), training(precision), CUDA
+            model(64, supervision, precision, "cuda").train(), TrainConfig(), CUDA
         )
         statistics = EpochStatistics(stepper.model.config.num_levels, CUDA)
         for number in (1, 2, 3):
@@ -62,8 +62,8 @@ def test_captured_steps(supervision: str, precision: str) -> None:
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_requests(precision: str) -> None:
-    with pretend_cuda(architecture=90) as device, computing(precision, "cuda"):
-        recommender = Recommender(model(64, "prefix", "cuda").eval())
+    with pretend_cuda(architecture=90) as device:
+        recommender = Recommender(model(64, "prefix", precision, "cuda").eval())
         batch = histories("serve-1024")[0]
         for users in (1, 3, 300):
             asked = batch.part(0, users)

@@ -69,6 +69,19 @@ def test_bfloat16_and_autocast(op: str, build: object) -> None:
     check_against_float64(build(batch), _backend(op), torch.float32, autocast=True)
 
 
+PRODUCTS = (
+    "depth_controller", "encoder_layer", "hda_trajectory", "level_infonce", "mlp_expert",
+    "moe_aggregate",
+)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize(("op", "build"), [c for c in CASES if c.values[0] in PRODUCTS])
+def test_tf32(op: str, build: object) -> None:
+    batch = random_batch(4, size=16, max_depth=5, capacity=3, seed=1)
+    check_against_float64(build(batch), _backend(op), torch.float32, tf32=True)
+
+
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("size", [20, 128])
 @pytest.mark.parametrize(("op", "build"), CASES[::2])

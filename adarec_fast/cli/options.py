@@ -151,6 +151,25 @@ def read_assignments(assignments: Iterable[str]) -> Values:
     return place(values, "--set: ")
 
 
+def renamed(values: Values) -> Values:
+    """The same, with ``precision`` of the model in the place of the ``amp`` that it once was.
+
+    Raises:
+        ConfigError: both are given and contradict each other.
+    """
+    if "amp" not in values.train:
+        return values
+    train = dict(values.train)
+    amp = TrainConfig.create(amp=train.pop("amp")).amp
+    precision = {"off": "ieee", "bf16": "bf16"}[amp]
+    if values.model.get("precision", precision) != precision:
+        raise ConfigError(
+            f"amp={amp} contradicts precision={values.model['precision']}; leave out amp, its "
+            f"former name"
+        )
+    return Values(values.data, {**values.model, "precision": precision}, train)
+
+
 def config_options(
     *sections: str, without: tuple[str, ...] = ()
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:

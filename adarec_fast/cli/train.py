@@ -14,7 +14,15 @@ from rich.markup import escape
 from ..config import ADARecConfig, ConfigError, TrainConfig
 from .console import INTERRUPTED, command, err, out
 from .evaluate import report
-from .options import DataConfig, Values, config_options, load_data, read_assignments, read_config
+from .options import (
+    DataConfig,
+    Values,
+    config_options,
+    load_data,
+    read_assignments,
+    read_config,
+    renamed,
+)
 from .recommend import samples
 
 # Two minutes on two cores; the fields' own defaults are for real data.
@@ -61,7 +69,9 @@ def train(
         if run_dir is None:
             raise ConfigError("--resume needs --run-dir, the folder of the run to go on with")
         given = _stored(run_dir).update(given)
-    elif given.data.get("data", "synthetic") == "synthetic":
+    else:
+        given = renamed(given)
+    if not resume and given.data.get("data", "synthetic") == "synthetic":
         smaller = {**SYNTHETIC.model, **SYNTHETIC.train}
         kept = {n: v for n, v in smaller.items() if n not in {**given.model, **given.train}}
         given = SYNTHETIC.update(given)

@@ -48,15 +48,11 @@ def tune(
 
     os.environ[_autotune.ENVIRONMENT] = "1"
     implementation.cache_clear()
-    torch.backends.cuda.matmul.fp32_precision = (
-        "tf32" if precision is Precision.TF32 else "ieee"
-    )
     config = ADARecConfig.create(
-        num_items=num_items, hidden_size=hidden_size, max_depth=max_depth
-    )
-    training = TrainConfig.create(
-        batch_size=batch_size, amp="bf16" if precision is Precision.BF16 else "off"
-    )
+        num_items=num_items, hidden_size=hidden_size, max_depth=max_depth,
+        precision=precision.value,
+    )  # fmt: skip
+    training = TrainConfig.create(batch_size=batch_size)
     device = torch.device("cuda")
     with err.status("measuring; most of the time goes into compiling"):
         exercise(config, training, device, supervisions=("prefix", "all"))

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..config import ADARecConfig, ConfigError, TrainConfig
+from ..config import ADARecConfig, ConfigError, TrainConfig, training_precision
 from ..data import InteractionData
 from ..distributed.workers import Workers, join
 from ..ops import choose
@@ -73,6 +73,7 @@ def train(
     if stop_after_steps is not None and stop_after_steps < 1:
         raise ValueError(f"stop_after_steps={stop_after_steps} must be at least 1, or None")
     config = _model_config(model_config, data)
+    training_precision(config, train_config)  # raises where the two contradict each other
     run_dir = Path(run_dir)
     told = command if command is not None else run_folder.default_command()
     with join(train_config.device, train_config.worker_timeout) as workers:

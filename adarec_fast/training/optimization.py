@@ -1,4 +1,4 @@
-"""One optimizer step: autocast, clipping, Adam, and never an update that is not finite."""
+"""One optimizer step: losses, clipping, Adam, and never an update that is not finite."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..config import TrainConfig
+from ..config import TrainConfig, training_precision
 from ..model import ADARec
+from ..precision import computing
 from ..pretrained import CheckpointError
 from .progress import check_state_tensor
 from .statistics import EpochStatistics
@@ -27,7 +28,7 @@ class Stepper:
 
     Args:
         model: on its device, in training mode.
-        config: learning rate, weight decay, clipping, autocast.
+        config: learning rate, weight decay, clipping.
         device: the model's device.
     """
 
@@ -38,6 +39,7 @@ class Stepper:
         self.model = model
         self.config = config
         self.device = device
+        self._precision = training_precision(model.config, config)
         self._names = [name for name, _ in model.named_parameters()]
         self._parameters = [parameter for _, parameter in model.named_parameters()]
         self.optimizer = torch.optim.Adam(
@@ -69,9 +71,8 @@ class Stepper:
     def update(self, batch: Any, number: int | Tensor, statistics: EpochStatistics) -> None:
         """The step itself; ``number`` may live on the device."""
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(
-            self.device.type, dtype=torch.bfloat16, enabled=self.config.amp == "bf16"
-        ):
+        # The model sees to its own; what may differ is that of old runs under amp.
+        with computing(self._precision, self.device.type):
             output = self.loss(batch)
         output.total.backward()
         gradients = [p.grad for p in self._parameters if p.grad is not None]

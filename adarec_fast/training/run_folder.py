@@ -33,7 +33,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
-from ..config import ADARecConfig, ConfigError, TrainConfig
+from ..config import ADARecConfig, ConfigError, Precision, TrainConfig
 from ..data import DataError, InteractionData, PlantedLabels, Split, Vocabulary
 from ..model import ADARec
 from ..pretrained import CheckpointError, read_weights
@@ -86,6 +86,7 @@ def load_run(
     which: Literal["best", "last"] = "best",
     device: torch.device | str = "cpu",
     backend: str | None = None,
+    precision: Precision | None = None,
 ) -> Run:
     """Read a run folder.
 
@@ -94,6 +95,7 @@ def load_run(
         which: the best epoch's weights, or the last ones.
         device: where the model goes.
         backend: replaces the configured backend.
+        precision: replaces the configured one of the products.
 
     Raises:
         RunFolderError: no run is there, or it has no such checkpoint yet.
@@ -108,7 +110,7 @@ def load_run(
         hint = "; which='last' may exist" if which == "best" else ""
         raise RunFolderError(f"{run_dir / which}: no such checkpoint yet{hint}")
     check_origin(run_dir / CONFIG, folder, verify_checkpoint(folder), model_config, train_config)
-    model = ADARec.from_pretrained(folder, device=device, backend=backend)
+    model = ADARec.from_pretrained(folder, device=device, backend=backend, precision=precision)
     if model.item_vocabulary is None:
         raise CheckpointError(f"{folder / 'items.json'}: no such file; a run's model has one")
     data = read_data(run_dir, model.item_vocabulary)

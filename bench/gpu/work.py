@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from adarec_fast import ADARec, TrainConfig
+from adarec_fast import ADARec
 from adarec_fast.ops import OPS
 from adarec_fast.ops._library import collecting, unavailable
 
@@ -26,7 +26,10 @@ _ORDER = (
 
 @contextlib.contextmanager
 def computing(precision: str, device: str) -> Iterator[None]:
-    """Products of float32 tensors as IEEE or TF32, or autocast to bfloat16."""
+    """Products of float32 tensors as IEEE or TF32, or autocast to bfloat16; plain PyTorch's too.
+
+    For ops; a model knows its own precision.
+    """
     switch = torch.backends.cuda.matmul
     before = switch.fp32_precision
     switch.fp32_precision = "tf32" if precision == "tf32" else "ieee"
@@ -35,11 +38,6 @@ def computing(precision: str, device: str) -> Iterator[None]:
             yield
     finally:
         switch.fp32_precision = before
-
-
-def training(precision: str) -> TrainConfig:
-    """A training run's settings in a precision."""
-    return TrainConfig(amp="bf16" if precision == "bf16" else "off")
 
 
 def op_cases() -> list[type[OpCase]]:
@@ -61,11 +59,12 @@ def backends(name: str, device: str) -> list[str]:
     return [b for b in wanted if unavailable(name, b, device) is None]
 
 
-def model(size: int, supervision: str, device: str) -> ADARec:
+def model(size: int, supervision: str, precision: str, device: str) -> ADARec:
     """ADARec as ``bench.model_case`` has it: T = 8, two layers, dropout 0.5, Beauty's items."""
     return ADARec(
-        num_items=NUM_ITEMS, hidden_size=size, max_depth=MAX_DEPTH, supervision=supervision
-    ).to(device)
+        num_items=NUM_ITEMS, hidden_size=size, max_depth=MAX_DEPTH, supervision=supervision,
+        precision=precision,
+    ).to(device)  # fmt: skip
 
 
 def label(case: OpCase | type[OpCase]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from adarec_fast import TrainConfig
+from adarec_fast import ADARecConfig, TrainConfig
 from adarec_fast.data import InteractionData, Split, load
 from adarec_fast.evaluation import evaluate
 from adarec_fast.training import Reporter, load_run, train
@@ -23,12 +23,12 @@ from adarec_fast.training.exercise import exercise
 from ...test_bench_epoch import beauty
 from ...workloads import MAX_LENGTH
 from ..phase import Results
-from ..work import computing
 
 _MOST_EPOCHS = 60
 _RESERVE = 12.0  # seconds for the test at the end
-_MODEL: dict[str, Any] = {"hidden_size": 64, "supervision": "all", "max_length": MAX_LENGTH}
-_PRECISION = "tf32"
+_MODEL: dict[str, Any] = {
+    "hidden_size": 64, "supervision": "all", "max_length": MAX_LENGTH, "precision": "tf32",
+}  # fmt: skip
 
 
 class _TimeIsOver(Exception):
@@ -52,11 +52,11 @@ def run(results: Results) -> None:
     """A line an epoch, and the test of the best one."""
     given = results.settings.data
     data, source = (load(given), Path(given).name) if given else beauty()
-    results.put(data=source, precision=_PRECISION)
+    results.put(data=source, model=_MODEL)
     config = TrainConfig(
         epochs=_MOST_EPOCHS, patience=_MOST_EPOCHS, device=results.settings.device
     )
-    with tempfile.TemporaryDirectory() as folder, computing(_PRECISION, results.settings.device):
+    with tempfile.TemporaryDirectory() as folder:
         try:
             train(_MODEL, config, data, Path(folder) / "run", reporter=_Reporter(results))
         except _TimeIsOver:
@@ -72,8 +72,4 @@ def _test(results: Results, folder: Path, data: InteractionData) -> None:
 
 def kernels(device: str) -> None:
     """Every launch of :func:`run`."""
-    from adarec_fast import ADARecConfig
-
-    with computing(_PRECISION, device):
-        exercise(ADARecConfig.create(num_items=64, **_MODEL), TrainConfig(),
-                 torch.device(device))  # fmt: skip
+    exercise(ADARecConfig.create(num_items=64, **_MODEL), TrainConfig(), torch.device(device))

@@ -10,7 +10,6 @@ import sys
 from typing import Any
 
 from ..phase import Results
-from .sanitizer import kernels as kernels  # the same program
 
 _KERNELS = 4
 _SECTIONS = ("SpeedOfLight", "MemoryWorkloadAnalysis", "Occupancy", "WarpStateStats", "LaunchStats")
@@ -18,10 +17,9 @@ _PROGRAM = """
 import torch
 from adarec_fast import TrainConfig
 from adarec_fast.training.exercise import exercise
-from bench.gpu.work import computing, model
-config = model(64, "prefix", "cpu").config
-with computing("tf32", "cuda"):
-    exercise(config, TrainConfig(), torch.device("cuda"), users={users})
+from bench.gpu.work import model
+config = model(64, "prefix", "tf32", "cpu").config
+exercise(config, TrainConfig(), torch.device("cuda"), users={users})
 torch.cuda.synchronize()
 """
 # Without a profile to read: what the cost model calls the dearest.
@@ -71,3 +69,16 @@ def read_csv(text: str) -> dict[str, Any]:
             key = f"{row['Section Name']}: {row['Metric Name']}"
             found[key] = f"{row['Metric Value']} {row.get('Metric Unit') or ''}".strip()
     return found
+
+
+def kernels(device: str) -> None:
+    """Every launch of :func:`run`."""
+    import torch
+
+    from adarec_fast import TrainConfig
+    from adarec_fast.training.exercise import exercise
+
+    from ..work import model
+
+    exercise(model(64, "prefix", "tf32", device).config, TrainConfig(), torch.device(device),
+             users=64)  # fmt: skip

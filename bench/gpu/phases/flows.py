@@ -16,7 +16,7 @@ from adarec_fast.training.statistics import EpochStatistics
 
 from ...workloads import histories
 from ..phase import Results
-from ..work import PRECISIONS, attempt, computing, model, training
+from ..work import PRECISIONS, attempt, model
 
 _STEPS, _SIZE, _LOSS = 6, 64, 1e-4
 _SUPERVISIONS = ("prefix", "all")
@@ -48,15 +48,14 @@ def _train(
 ) -> tuple[dict[str, Tensor], Stepper]:
     """Weights after some steps on batches of two shapes."""
     place = torch.device(device)
-    stepper = kind(model(_SIZE, supervision, device).train(), training(precision), place)
+    stepper = kind(model(_SIZE, supervision, precision, device).train(), TrainConfig(), place)
     statistics = EpochStatistics(stepper.model.config.num_levels, place)
     data = histories("train", 2, every_position=supervision == "all")
     batches = itertools.cycle([b.to(device).as_batch() for b in data])
-    with computing(precision, device):
-        for number, batch in zip(range(1, steps + 1), batches, strict=False):
-            if kind is Stepper:
-                batch = in_bucket(batch, capacity(batch.item_ids.shape[0]), supervision)
-            stepper.step(batch, number, statistics)
+    for number, batch in zip(range(1, steps + 1), batches, strict=False):
+        if kind is Stepper:
+            batch = in_bucket(batch, capacity(batch.item_ids.shape[0]), supervision)
+        stepper.step(batch, number, statistics)
     diverged = statistics.diverged()
     assert diverged is None, f"not finite: {diverged}"
     state = {name: value.detach().clone() for name, value in stepper.model.named_parameters()}
@@ -65,7 +64,7 @@ def _train(
 
 def _steps(found: dict[str, Any], device: str, supervision: str, precision: str) -> None:
     """Captured steps have the bits of plain ones, and of themselves when run again."""
-    refusal = why_not(model(_SIZE, supervision, device), torch.device(device))
+    refusal = why_not(model(_SIZE, supervision, precision, device), torch.device(device))
     assert refusal is None, refusal
     plain, _ = _train(Stepper, supervision, precision, device, _STEPS)
     captured, stepper = _train(CapturedStepper, supervision, precision, device, _STEPS)
@@ -85,7 +84,7 @@ def _against_cpu(found: dict[str, Any], device: str) -> None:
     """The loss of a first step, with its noise, by plain PyTorch on the CPU."""
     losses = {}
     for place, backend in (("cpu", "packed"), (device, "auto")):
-        made = model(_SIZE, "prefix", "cpu")
+        made = model(_SIZE, "prefix", "ieee", "cpu")
         made = ADARec(made.config.replace(backend=backend)).to(place).train()
         with torch.no_grad():
             output = made.loss(histories("train")[0].part(0, 64).to(place).as_batch())
@@ -98,18 +97,17 @@ def _against_cpu(found: dict[str, Any], device: str) -> None:
 
 def _requests(found: dict[str, Any], device: str, precision: str) -> None:
     """Scores of a recommender, replayed ones included, are the model's own; no item is wrong."""
-    made = model(_SIZE, "prefix", device).eval()
-    exact = ADARec(made.config.replace(backend="packed")).to(device).eval()
+    made = model(_SIZE, "prefix", precision, device).eval()
+    exact = ADARec(made.config.replace(backend="packed", precision="ieee")).to(device).eval()
     exact.load_state_dict(made.state_dict())
     recommender = Recommender(made)
     batch = histories("serve-1024")[0]
     worst = 0.0
     for users in (1, 3, 300):
         asked = batch.part(0, users)
-        with computing(precision, device):
-            for _ in range(4):
-                ranking = recommender.recommend((asked.item_ids, asked.offsets), 20)
-        with computing("ieee", device), torch.no_grad():
+        for _ in range(4):
+            ranking = recommender.recommend((asked.item_ids, asked.offsets), 20)
+        with torch.no_grad():
             user = exact((asked.item_ids.to(device), asked.offsets.to(device))).user
             scores = exact.score(user)
         own = scores.gather(1, ranking.items)
@@ -124,9 +122,7 @@ def _requests(found: dict[str, Any], device: str, precision: str) -> None:
 def kernels(device: str) -> None:
     """Every launch of :func:`run`."""
     for precision in PRECISIONS:
-        settings: TrainConfig = training(precision)
-        with computing(precision, device):
-            exercise(
-                model(_SIZE, "prefix", device).config, settings, torch.device(device), users=64,
-                supervisions=_SUPERVISIONS,
-            )  # fmt: skip
+        exercise(
+            model(_SIZE, "prefix", precision, device).config, TrainConfig(), torch.device(device),
+            users=64, supervisions=_SUPERVISIONS,
+        )  # fmt: skip

@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 
-from adarec_fast import Recommender
+from adarec_fast import Recommender, TrainConfig
 from adarec_fast.training.captured import CapturedStepper
 from adarec_fast.training.exercise import exercise
 from adarec_fast.training.statistics import EpochStatistics
 
 from ...workloads import histories
 from ..phase import Results
-from ..work import attempt, computing, model, training
+from ..work import attempt, model
 
 _SIZE, _STEPS, _K = 64, 10, 20
 _PRECISIONS = ("tf32", "ieee")
@@ -42,8 +42,8 @@ def run(results: Results) -> None:
 
 def _stepper(device: str, workload: str, precision: str) -> Callable[[], object]:
     place = torch.device(device)
-    made = model(_SIZE, "prefix", device).train()
-    stepper = CapturedStepper(made, training(precision), place)
+    made = model(_SIZE, "prefix", precision, device).train()
+    stepper = CapturedStepper(made, TrainConfig(), place)
     statistics = EpochStatistics(made.config.num_levels, place)
     batch = histories(workload)[0].to(device).as_batch()
     numbers = itertools.count(1)
@@ -51,7 +51,7 @@ def _stepper(device: str, workload: str, precision: str) -> Callable[[], object]
 
 
 def _requests(device: str, workload: str, precision: str) -> Callable[[], object]:
-    recommender = Recommender(model(_SIZE, "prefix", device).eval())
+    recommender = Recommender(model(_SIZE, "prefix", precision, device).eval())
     history = histories(workload)[0].item_ids.tolist()
     return lambda: recommender.recommend([history], _K)
 
@@ -60,16 +60,15 @@ def _profile(
     results: Results, device: str, workload: str, precision: str,
     made: Callable[[str, str, str], Callable[[], object]],
 ) -> None:  # fmt: skip
-    with computing(precision, device):
-        step = made(device, workload, precision)
-        for _ in range(4):
+    step = made(device, workload, precision)
+    for _ in range(4):
+        step()
+    torch.cuda.synchronize()
+    activity = torch.profiler.ProfilerActivity
+    with torch.profiler.profile(activities=[activity.CPU, activity.CUDA]) as profiler:
+        for _ in range(_STEPS):
             step()
         torch.cuda.synchronize()
-        activity = torch.profiler.ProfilerActivity
-        with torch.profiler.profile(activities=[activity.CPU, activity.CUDA]) as profiler:
-            for _ in range(_STEPS):
-                step()
-            torch.cuda.synchronize()
     kernels: dict[str, list[float]] = collections.defaultdict(list)
     spans = []
     for event in profiler.events():
@@ -111,6 +110,5 @@ def _write_trace(profiler: Any, path: Path) -> None:
 def kernels(device: str) -> None:
     """Every launch of :func:`run`."""
     for precision in _PRECISIONS:
-        with computing(precision, device):
-            exercise(model(_SIZE, "prefix", device).config, training(precision),
-                     torch.device(device), users=64)  # fmt: skip
+        exercise(model(_SIZE, "prefix", precision, device).config, TrainConfig(),
+                 torch.device(device), users=64)  # fmt: skip

@@ -15,7 +15,7 @@ import torch
 from adarec_fast import TrainConfig
 from adarec_fast.training.exercise import exercise
 from bench.gpu.work import model
-config = model(64, "prefix", "cpu").config
+config = model(64, "prefix", "ieee", "cpu").config
 exercise(config, TrainConfig(), torch.device("cuda"), users={_USERS},
          supervisions=("prefix", "all"))
 torch.cuda.synchronize()
@@ -50,5 +50,5 @@ def kernels(device: str) -> None:
 
     from ..work import model
 
-    exercise(model(64, "prefix", device).config, TrainConfig(), torch.device(device),
+    exercise(model(64, "prefix", "ieee", device).config, TrainConfig(), torch.device(device),
              users=_USERS, supervisions=("prefix", "all"))  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from adarec_fast import ADARec, Recommender, TrainConfig
+from adarec_fast import ADARec, ADARecConfig, Recommender, TrainConfig
 from adarec_fast.data import Split, TrainingBatches
 from adarec_fast.training.captured import CapturedStepper
 from adarec_fast.training.exercise import exercise
@@ -19,7 +19,7 @@ from ...test_bench_epoch import beauty
 from ...workloads import MAX_LENGTH, histories
 from ..phase import Results
 from ..timing import device_seconds, host_seconds, spread
-from ..work import PRECISIONS, attempt, computing, model, training
+from ..work import PRECISIONS, attempt, model
 
 _SIZE = 64
 _SECONDS = 0.7
@@ -73,8 +73,8 @@ def _step(
     kind: type[Stepper],
 ) -> None:  # fmt: skip
     place = torch.device(device)
-    made = model(_SIZE, supervision, device).train()
-    stepper = kind(made, training(precision), place)
+    made = model(_SIZE, supervision, precision, device).train()
+    stepper = kind(made, TrainConfig(), place)
     statistics = EpochStatistics(made.config.num_levels, place)
     count = 4 if workload == "train" else 2
     data = histories(workload, count, every_position=supervision == "all")
@@ -84,13 +84,12 @@ def _step(
     def step() -> None:
         stepper.step(next(batches), next(numbers), statistics)
 
-    with computing(precision, device):
-        torch.cuda.reset_peak_memory_stats()
-        for _ in range(3 * count):  # every shape is captured
-            step()
-        peak = torch.cuda.max_memory_allocated()
-        rounds = device_seconds(step, _SECONDS)
-        alone = spread(host_seconds(step, 0.3))
+    torch.cuda.reset_peak_memory_stats()
+    for _ in range(3 * count):  # every shape is captured
+        step()
+    peak = torch.cuda.max_memory_allocated()
+    rounds = device_seconds(step, _SECONDS)
+    alone = spread(host_seconds(step, 0.3))
     assert statistics.diverged() is None
     form = "" if supervision == "prefix" else "every position"
     variant = "adarec_fast" if kind is CapturedStepper else "not captured"
@@ -100,22 +99,21 @@ def _step(
 
 def _request(results: Results, device: str, workload: str, precision: str) -> None:
     """From Python lists to items in Python lists, another history each time."""
-    recommender = Recommender(model(_SIZE, "prefix", device).eval())
+    recommender = Recommender(model(_SIZE, "prefix", precision, device).eval())
     asked = []
     for batch in histories(workload, _USERS[workload]):
         ends = batch.offsets.tolist()
         items = batch.item_ids.tolist()
         asked.append([items[a:b] for a, b in itertools.pairwise(ends)])
     requests = itertools.cycle(asked)
-    with computing(precision, device):
-        for _ in range(3 * len(asked)):
-            recommender.recommend(next(requests), _K)
+    for _ in range(3 * len(asked)):
+        recommender.recommend(next(requests), _K)
 
-        def request() -> list[list[int]]:
-            return recommender.recommend(next(requests), _K).items.tolist()
+    def request() -> list[list[int]]:
+        return recommender.recommend(next(requests), _K).items.tolist()
 
-        rounds = host_seconds(request, _SECONDS, 30)
-        of_device = _on_device(recommender, asked)
+    rounds = host_seconds(request, _SECONDS, 30)
+    of_device = _on_device(recommender, asked)
     _row(results, "recommend", workload, "forward", "adarec_fast", precision, rounds,
          device_seconds=of_device)  # fmt: skip
 
@@ -133,39 +131,37 @@ def _epoch(results: Results, device: str, precision: str) -> None:
     place = torch.device(device)
     data, source = beauty()
     made = ADARec(
-        num_items=data.num_items, hidden_size=_SIZE, max_length=MAX_LENGTH, supervision="all"
+        num_items=data.num_items, hidden_size=_SIZE, max_length=MAX_LENGTH, supervision="all",
+        precision=precision,
     ).to(place).train()  # fmt: skip
     batches = TrainingBatches(
         *Split(data).inputs("train"), supervision="all", device=place, seed=0, batch_size=256,
         max_length=MAX_LENGTH,
     )  # fmt: skip
-    stepper = CapturedStepper(made, training(precision), place)
+    stepper = CapturedStepper(made, TrainConfig(), place)
     statistics = EpochStatistics(made.config.num_levels, place)
     rounds = []
-    with computing(precision, device):
-        for epoch in range(4):
-            torch.cuda.synchronize()
-            started = time.perf_counter()
-            _steps(batches.epoch(epoch), stepper, statistics)
-            torch.cuda.synchronize()
-            rounds.append(time.perf_counter() - started)
+    for epoch in range(4):
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        for number, batch in enumerate(batches.epoch(epoch), 1):
+            stepper.step(batch, number, statistics)
+        torch.cuda.synchronize()
+        rounds.append(time.perf_counter() - started)
     _row(results, "Beauty epoch", "train", "epoch", "adarec_fast", precision, rounds[1:],
          first=rounds[0], data=source, stretches=1)  # fmt: skip
-
-
-def _steps(batches: Any, stepper: Stepper, statistics: EpochStatistics) -> None:
-    for number, batch in enumerate(batches, 1):
-        stepper.step(batch, number, statistics)
 
 
 def kernels(device: str) -> None:
     """Every launch of :func:`run`."""
     place = torch.device(device)
     for precision in PRECISIONS:
-        with computing(precision, device):
-            exercise(model(_SIZE, "prefix", device).config, training(precision), place,
-                     users=64, supervisions=("prefix", "all"))  # fmt: skip
-    small = ADARec(num_items=64, hidden_size=_SIZE, max_length=MAX_LENGTH, supervision="all")
-    for precision in ("tf32", "ieee"):
-        with computing(precision, device):
-            exercise(small.config, TrainConfig(), place, users=64)
+        exercise(model(_SIZE, "prefix", precision, device).config, TrainConfig(), place,
+                 users=64, supervisions=("prefix", "all"))  # fmt: skip
+        exercise(
+            ADARecConfig.create(
+                num_items=64, hidden_size=_SIZE, max_length=MAX_LENGTH, supervision="all",
+                precision=precision,
+            ),
+            TrainConfig(), place, users=64,
+        )  # fmt: skip
