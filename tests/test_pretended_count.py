@@ -25,7 +25,8 @@ CUDA = torch.device("cuda")
 def launches(supervision: str) -> dict[str, int]:
     """By name, of the step that ``bench`` times: D = 64, T = 8, two layers, dropout."""
     with pretend_cuda(architecture=90) as device:
-        stepper = CapturedStepper(model(64, supervision, "tf32", "cuda").train(), TrainConfig(), CUDA)
+        made = model(64, supervision, "tf32", "cuda").train()
+        stepper = CapturedStepper(made, TrainConfig(), CUDA)
         statistics = EpochStatistics(stepper.model.config.num_levels, CUDA)
         batch = histories("train", every_position=supervision == "all")[0].to("cuda").as_batch()
         for number in (1, 2):
