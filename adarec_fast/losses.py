@@ -73,7 +73,8 @@ def objective(
     """
     levels = config.num_levels
     if isinstance(items, nn.Embedding):
-        rec = ops.linear_cross_entropy(parsed.user, items.weight, targets, backend=config.backend)
+        table = items.weight if parsed.table is None else parsed.table
+        rec = ops.linear_cross_entropy(parsed.user, table, targets, backend=config.backend)
     else:
         assert share is not None
         everywhere = config.supervision == "all"

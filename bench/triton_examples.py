@@ -104,6 +104,17 @@ def _encoder(size: int) -> Iterator[Example]:
     yield Example([*inputs[:2], None, *inputs[3:]])  # a baseline's: of all depth
 
 
+def _embedding(size: int) -> Iterator[Example]:
+    b = _batch(size)
+    # The second has more tokens than are ranked by counting.
+    for tokens, seed in ((48, b["seed"]), (9000, b["seed"]), (48, None)):
+        inputs = [
+            torch.zeros(tokens, dtype=torch.int64), b["offsets"], torch.zeros(100, size),
+            torch.zeros(50, size), torch.ones(size), torch.zeros(size), 1e-12, 0.1, seed,
+        ]
+        yield Example(inputs, [torch.zeros(tokens, size), torch.zeros(100, size), *inputs])
+
+
 def _dropout(size: int) -> Iterator[Example]:
     b = _batch(size)
     yield Example([b["e"], b["seed"], 0.1, rng.STREAM_EMBEDDING])
@@ -156,6 +167,7 @@ EXAMPLES: dict[str, Callable[[int], Iterator[Example]]] = {
     "level_pool": _pool,
     "encoder_layer": _encoder,
     "dropout": _dropout,
+    "embedding": _embedding,
     "depth_controller": _controller,
     "level_infonce": _infonce,
     "score_topk": _topk,

@@ -307,16 +307,20 @@ class PretendCuda(TorchDispatchMode):
         return self.made(lambda: func(*args, **kwargs), reads, name)
 
     def made(
-        self, call: Callable[[], Any], reads: tuple[Memory, ...], name: str = ""
-    ) -> Any:
-        """The fresh results of a launch, on the device."""
+        self, call: Callable[[], Any], reads: tuple[Memory, ...], name: str = "",
+        changed: tuple[OnCuda, ...] = (),
+    ) -> Any:  # fmt: skip
+        """The fresh results of a launch, on the device; it also writes to ``changed``."""
+        before = [t.inner.clone() for t in changed] if self.capturing is not None else []
         found = call()
+        for tensor, value in zip(changed, before, strict=False):
+            tensor.inner.copy_(value)
         if self.poison and name.startswith(("empty", "new_empty")):
             for result in _tensors(found):
                 _poison(result)
         # Some "fresh" results are an argument all the same, as of `contiguous`.
         fresh = tree_map_only(Tensor, lambda t: OnCuda(t, Memory()), found)
-        writes = tuple(t.memory for t in _tensors(fresh))
+        writes = tuple(t.memory for t in (*_tensors(fresh), *changed))
         if self.capturing is not None:
             results = tuple(_tensors(found))
             self.capturing.notes.append(_Noted(call, results, reads, writes))
@@ -364,8 +368,13 @@ class PretendCuda(TorchDispatchMode):
         with self:
             return run(*args[:-1])
 
-    def launch_op(self, function: Callable[..., Any], *args: Any) -> Any:
-        """A function of tensors on the device as one launch that makes all its results."""
+    def launch_op(
+        self, function: Callable[..., Any], args: tuple[Any, ...], written: tuple[int, ...] = ()
+    ) -> Any:
+        """A function of tensors on the device as one launch that makes all its results.
+
+        ``written``: which of its arguments it changes.
+        """
         for given in _tensors(args):
             if not isinstance(given, OnCuda):
                 raise CudaError(f"{function.__module__}: {list(given.shape)} is on the CPU")
@@ -375,7 +384,8 @@ class PretendCuda(TorchDispatchMode):
             with on_the_host():
                 return function(*plain)
 
-        return self.made(call, tuple(t.memory for t in _tensors(args)))
+        changed = tuple(args[i] for i in written)
+        return self.made(call, tuple(t.memory for t in _tensors(args)), changed=changed)
 
     # ------------------------------------------------------------------ kernels
 

@@ -259,10 +259,13 @@ def _values_of_packed(
     if backend != "triton":
         return found
 
-    def launched(function: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *args: the_device().launch_op(function, *args)
+    def launched(function: Callable[..., Any], suffix: str) -> Callable[..., Any]:
+        op = getattr(torch.ops.adarec_fast, f"{name}_{suffix}", None)
+        arguments = [] if op is None else op.default._schema.arguments
+        written = tuple(i for i, argument in enumerate(arguments) if argument.is_write)
+        return lambda *args: the_device().launch_op(function, args, written)
 
-    return _library.Implementation(*map(launched, found))
+    return _library.Implementation(*map(launched, found, ("fwd", "bwd")))
 
 
 # ---------------------------------------------------------------------- all of it

@@ -7,10 +7,12 @@ from ._library import (
     backend_report,
     choose,
     explain,
+    has_kernel,
     synchronising,
 )
 from .depth_controller import depth_controller
 from .dropout import dropout
+from .embedding import Embedded, embedding
 from .encoder_layer import LayerWeights, encoder_layer
 from .fused_trajectory import Trajectory, fused_trajectory
 from .hda_trajectory import hda_trajectory
@@ -26,15 +28,18 @@ __all__ = [
     "OPS",
     "Aggregate",
     "BackendError",
+    "Embedded",
     "LayerWeights",
     "Trajectory",
     "backend_report",
     "choose",
     "depth_controller",
     "dropout",
+    "embedding",
     "encoder_layer",
     "explain",
     "fused_trajectory",
+    "has_kernel",
     "hda_trajectory",
     "level_infonce",
     "level_pool",
