@@ -120,6 +120,29 @@ def _dropout(size: int) -> Iterator[Example]:
     yield Example([b["e"], b["seed"], 0.1, rng.STREAM_EMBEDDING])
 
 
+def _objective(size: int) -> Iterator[Example]:
+    b, scalar = _batch(size), torch.zeros(())
+    for levels in (LEVELS, 5):
+        logits, gates, error = torch.zeros(3, levels), torch.zeros(levels, 3), torch.zeros(48)
+        # The whole model, and one with a part of it alone.
+        for given in ((scalar, error, logits, gates), (None, error, None, None)):
+            cont, _, logits, gates = given
+            forward = [scalar, cont, error, b["offsets"], b["depth"], logits, gates, b["depth"],
+                       levels, size, 0.2, 0.1, 0.1]
+            yield Example(forward, [scalar, scalar, b["offsets"], logits, 48, 0.2, 0.1, 0.1])
+
+
+def _statistics(size: int) -> Iterator[Example]:
+    b, scalar = _batch(size), torch.zeros(())
+    for levels in (LEVELS, 5):
+        for step in (torch.zeros((), dtype=torch.int64), None):
+            yield Example([
+                torch.zeros(8 + 3 * levels, dtype=torch.float64), b["offsets"][0],
+                torch.zeros(6, dtype=torch.bool), *[scalar] * 8, b["depth"], torch.zeros(levels),
+                step, 1,
+            ])
+
+
 def _controller(size: int) -> Iterator[Example]:
     b, gates = _batch(size), 3 * size
     for levels in (LEVELS, 5):
@@ -168,6 +191,8 @@ EXAMPLES: dict[str, Callable[[int], Iterator[Example]]] = {
     "encoder_layer": _encoder,
     "dropout": _dropout,
     "embedding": _embedding,
+    "objective": _objective,
+    "epoch_statistics": _statistics,
     "depth_controller": _controller,
     "level_infonce": _infonce,
     "score_topk": _topk,
@@ -194,7 +219,14 @@ def _precision(kind: str) -> Iterator[None]:
 # Constants that tell a kernel's variants apart but are no flag.
 _NUMBERS = ("KEPT", "WIDTH", "LEVELS")
 # Tensors that a kernel may do without.
-_OPTIONAL = {"_attention_kernel": "lse_ptr", "_linear_weights_kernel": "weight_ptr"}
+_OPTIONAL = {
+    "_attention_kernel": ("lse_ptr",),
+    "_linear_weights_kernel": ("weight_ptr",),
+    "_partials_kernel": ("error_ptr", "logits_ptr", "gates_ptr"),
+    "_total_kernel": ("cont_ptr", "error_ptr", "logits_ptr", "gates_ptr"),
+    "_objective_backward_kernel": ("logits_ptr",),
+    "_add_kernel": ("step_ptr",),
+}
 
 
 def variant_name(launch: Launch) -> str:
@@ -208,7 +240,7 @@ def variant_name(launch: Launch) -> str:
             tags.append(f"OUT={value // launch.arguments['D']}D")
         elif name in _NUMBERS or (name == "HEADS" and kernel == "linear_weights_kernel"):
             tags.append(f"{name}={value}")
-        elif name == _OPTIONAL.get(launch.kernel.__name__) and value is not None:
+        elif name in _OPTIONAL.get(launch.kernel.__name__, ()) and value is not None:
             tags.append(name.removesuffix("_ptr"))
     return f"{kernel}[{','.join(tags)}]" if tags else kernel
 
