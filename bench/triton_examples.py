@@ -22,6 +22,7 @@ from adarec_fast import rng
 from adarec_fast.kernels._launch import Launch, padded_size, recording
 from adarec_fast.kernels.fused_trajectory import LARGEST
 from adarec_fast.ops._library import implementation
+from adarec_fast.ops.level_infonce import Prepared
 
 LEVELS = 9
 
@@ -157,7 +158,8 @@ def _controller(size: int) -> Iterator[Example]:
 def _infonce(size: int) -> Iterator[Example]:
     b = _batch(size)
     inputs = [b["z"], b["depth"], torch.arange(3), 0.07]
-    yield Example(inputs, [torch.ones(()), torch.zeros(LEVELS - 1, 3), *inputs])
+    saved = torch.zeros(sum(Prepared.words(LEVELS, 3, size)))
+    yield Example(inputs, [torch.ones(()), saved, *inputs])
 
 
 def _topk(size: int) -> Iterator[Example]:
