@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from pretend_cuda import (
     CudaError,
+    Event,
     Graph,
     OnCuda,
     PretendCuda,
@@ -154,7 +155,7 @@ def _replacements(device: PretendCuda) -> dict[str, Any]:
         "synchronize": lambda *_: device.note_read("torch.cuda.synchronize"),
         "get_rng_state": lambda *_: state.clone(),
         "set_rng_state": lambda new, *_: state.copy_(new),
-        "Stream": Stream, "CUDAGraph": Graph, "graph": _graph, "stream": _on_stream,
+        "Stream": Stream, "Event": Event, "CUDAGraph": Graph, "graph": _graph, "stream": _on_stream,
         "graph_pool_handle": list,
         "current_stream": lambda d=None: device.streams[device.index_of(d)],
         "default_stream": lambda d=None: device.default[device.index_of(d)],
