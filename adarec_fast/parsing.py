@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import ops, ragged
-from .modules import ForeignBackbone, MLPExpert
+from .modules import ForeignBackbone, MLPExpert, SASRecEncoder
 from .modules.router import mean_of_levels
 from .outputs import Parsed
 
@@ -28,10 +28,24 @@ class _Reading(NamedTuple):
 
 def encode(model: ADARec, values: Tensor, offsets: Tensor, seed: Tensor | None = None) -> Tensor:
     """E ``[N, D]``: the backbone's representation of every item of every history."""
-    embedded = model.item_embedding(values)
-    if isinstance(model.backbone, ForeignBackbone):
-        return model.backbone(values, embedded, offsets)
-    return model.backbone(embedded, offsets, seed=seed, backend=model.config.backend)
+    return _encode(model, values, offsets, seed)[0]
+
+
+def _encode(
+    model: ADARec, values: Tensor, offsets: Tensor, seed: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """E, and the item table for the loss where that is not the parameter itself."""
+    backbone, items, backend = model.backbone, model.item_embedding, model.config.backend
+    if (
+        isinstance(backbone, SASRecEncoder)
+        and isinstance(items, nn.Embedding)
+        and ops.has_kernel("embedding", backend, values.device.type, items.weight.dtype)
+    ):
+        return backbone.of_items(values, items.weight, offsets, seed=seed, backend=backend)
+    embedded = items(values)
+    if isinstance(backbone, ForeignBackbone):
+        return backbone(values, embedded, offsets), None
+    return backbone(embedded, offsets, seed=seed, backend=backend), None
 
 
 def parse(
@@ -58,7 +72,7 @@ def parse(
         hierarchy: the levels are wanted, whatever the configuration says of fusing them.
     """
     config = model.config
-    embeddings = encode(model, values, offsets, seed)
+    embeddings, table = _encode(model, values, offsets, seed)
     rows = ragged.last_tokens(offsets) if readout == "last" else None
     at_rows = embeddings if rows is None else embeddings[rows]
     logits, depth, reading = _depths(model, embeddings, offsets, rows, seed)
@@ -85,7 +99,7 @@ def parse(
                 pooled = _pool(model, levels, reading)
     return Parsed(
         finish(model, user, at_rows), depth, reading.computed, logits, levels, error, pooled,
-        aggregate, reading.row_depth,
+        aggregate, reading.row_depth, table,
     )  # fmt: skip
 
 

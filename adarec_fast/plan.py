@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from . import ragged, rng
 from .model import ADARec
 from .modules import SASRecEncoder, TransformerLayer
-from .ops import choose
+from .ops import choose, has_kernel
 from .ops._library import implementation
 from .parsing import finish
 from .precision import computing
@@ -38,6 +38,12 @@ class Plan:
         self._alone = device.type == "cpu"
         self._positions = encoder.position.weight.detach().flip(0)
         self._norm = (config.hidden_size,), encoder.norm.weight, encoder.norm.bias, encoder.eps
+        self._embedding = None
+        if has_kernel("embedding", config.backend, device.type, dtype):
+            self._embedding = self._op("embedding")
+            self._embedding_weights = (
+                self._items, encoder.position.weight, *self._norm[1:], 0.0, None
+            )  # fmt: skip
         self._layer = self._op("encoder_layer")
         self._layers = [self._layer_arguments(layer) for layer in encoder.layers]
         controller = model.depth_controller
@@ -112,13 +118,8 @@ class Plan:
             return self._run(values, offsets)
 
     def _run(self, values: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-        longest, tokens = self._config.max_length, values.shape[0]
-        x = F.embedding(values, self._items)
-        if self._alone and offsets.shape[0] == 2:
-            x = x + self._positions[longest - tokens :]
-        else:
-            x = x + self._encoder.positions(offsets, tokens)
-        x = F.layer_norm(x, *self._norm)[None]
+        longest = self._config.max_length
+        x = self._embed(values, offsets)[None]
         for weights in self._layers:
             x = self._layer(x, offsets, None, *weights, False, longest)
         embeddings = x[0]
@@ -133,6 +134,18 @@ class Plan:
         if self._config.residual:
             user = finish(self._model, user, embeddings[ragged.last_tokens(offsets)])
         return user, depth
+
+    def _embed(self, values: Tensor, offsets: Tensor) -> Tensor:
+        """What the first layer reads ``[N, D]``."""
+        if self._embedding is not None:
+            return self._embedding(values, offsets, *self._embedding_weights)
+        tokens = values.shape[0]
+        x = F.embedding(values, self._items)
+        if self._alone and offsets.shape[0] == 2:
+            x = x + self._positions[self._config.max_length - tokens :]
+        else:
+            x = x + self._encoder.positions(offsets, tokens)
+        return F.layer_norm(x, *self._norm)
 
     def _stages(
         self, embeddings: Tensor, offsets: Tensor, depth: Tensor, mass: Tensor

@@ -39,6 +39,13 @@ def positions(offsets: Tensor, num_tokens: int) -> Tensor:
     return tokens - offsets[sequence_ids(offsets, num_tokens)]
 
 
+def from_end(offsets: Tensor, num_tokens: int) -> Tensor:
+    """int64 ``[N]``: place of each token from the end of its sequence, 0 of its last one and at
+    capacity."""
+    ends = torch.cat([offsets[1:], offsets[-1:]])[sequence_ids(offsets, num_tokens)]
+    return (ends - 1 - torch.arange(num_tokens, device=offsets.device)).clamp(min=0)
+
+
 def last_tokens(offsets: Tensor) -> Tensor:
     """int64 ``[B]``: the last token of each sequence (of length >= 1)."""
     return offsets[1:] - 1

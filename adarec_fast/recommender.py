@@ -7,16 +7,16 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import ops, ragged
 from .histories import History, check_histories, pack_lists
 from .model import ADARec
 from .ops import choose, synchronising
-from .ops._library import implementation
+from .ops._library import implementation, on_cuda
 from .plan import Plan
 from .precision import computing, ranking
+from .replays import Pinned, Request, Shape, buckets, packed, unpacked
 
 Parse = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -37,12 +37,28 @@ class Ranking(NamedTuple):
     depth: Tensor
 
 
+class _Replay(NamedTuple):
+    """A bucket's requests on CUDA: what they are copied to, and, from the second on, the graph.
+
+    Attributes:
+        request: on the device, what the graph reads.
+        graph: None before it was captured.
+        whole: what the graph writes last: ``found``, packed.
+        found: items, depths and scores as the graph has them.
+    """
+
+    request: Request
+    graph: torch.cuda.CUDAGraph | None = None
+    whole: Tensor | None = None
+    found: tuple[Tensor, ...] = ()
+
+
 class Recommender:
     """Top-k recommendation with everything prepared that does not depend on the user.
 
     The weights are read where they are, what is derived from them (biases of levels and of
     lengths) is computed here once: make another recommender after training on. On CUDA each
-    bucket of shapes becomes a graph on its second use.
+    bucket of shapes becomes a graph on its second use, which one thread at a time may ask.
 
     Args:
         model: put into evaluation mode.
@@ -65,12 +81,13 @@ class Recommender:
         self._topk = None
         if chosen != "reference":
             self._topk = implementation("score_topk", chosen).fwd
-        self._nothing = torch.zeros(0, dtype=torch.int64, device=self._device)
-        self._graphs: dict[tuple[int, ...], _Graph | None] | None = None
-        if self._device.type == "cuda" and isinstance(self._parse, Plan) and not synchronising(
+        self._replays: dict[tuple[int, ...], _Replay] | None = None
+        if on_cuda(self._device) and isinstance(self._parse, Plan) and not synchronising(
             config.backend, "cuda", weight.dtype
         ):
-            self._graphs = {}
+            self._replays = {}
+        if self._device.type == "cuda":
+            self._pinned = Pinned()
             self._pool = torch.cuda.graph_pool_handle()
             # torch.cuda.graph's own stream is on whatever device was current at its first use.
             self._stream = torch.cuda.Stream(self._device)
@@ -110,12 +127,15 @@ class Recommender:
         users = offsets.shape[0] - 1
         bounds = [*range(0, users, self.batch_size), users]
         # All that the host must know is read before the histories go to the device.
-        ends = offsets[bounds].tolist()
-        crop = ends[-1] > 0 and int(ragged.lengths(offsets).amax()) > config.max_length
+        known = offsets.cpu()
+        ends = known[bounds].tolist()
+        crop = ends[-1] > 0 and int(ragged.lengths(known).amax()) > config.max_length
         more = None
         if exclude is not None:
             more = _packed_exclusions(exclude, users, config.num_items)
-        values, offsets = values[: ends[-1]].to(self._device), offsets.to(self._device)
+        values = values[: ends[-1]]
+        if self._replays is None:  # what is replayed is padded where it is
+            values, offsets = values.to(self._device), offsets.to(self._device)
         if users <= self.batch_size:
             return self._chunk(values, offsets, k, exclude_seen, more, crop)
         parts = [
@@ -143,19 +163,21 @@ class Recommender:
         """One batch of checked histories; ``crop``: some of the request's are too long."""
         seen, seen_offsets = values, offsets
         if not exclude_seen:
-            seen, seen_offsets = self._nothing, torch.zeros_like(offsets)
+            seen, seen_offsets = values[:0], torch.zeros_like(offsets)
         if more is not None:
-            further = ragged.Jagged(*(tensor.to(self._device) for tensor in more))
+            further = ragged.Jagged(*(tensor.to(values.device) for tensor in more))
             seen, seen_offsets = ragged.joined(ragged.Jagged(seen, seen_offsets), further)
         limit = self.model.config.max_length
         if crop and offsets.shape[0] == 2:
             if values.shape[0] > limit:
                 values = values[-limit:]
-                offsets = torch.tensor([0, limit], device=self._device)
+                offsets = torch.tensor([0, limit], device=values.device)
         elif crop:
             values, offsets = ragged.keep_last(values, offsets, limit)
-        if self._graphs is not None and values.numel():
-            return self._replayed(values, offsets, seen, seen_offsets, k)
+        request = values, offsets, seen, seen_offsets
+        if self._replays is not None and values.numel():
+            return self._replayed(request, k)
+        values, offsets, seen, seen_offsets = (tensor.to(self._device) for tensor in request)
         return self._rank(values, offsets, seen, seen_offsets, k)
 
     def _rank(
@@ -180,36 +202,57 @@ class Recommender:
 
     # ------------------------------------------------------------------ CUDA graphs
 
-    def _replayed(
-        self, values: Tensor, offsets: Tensor, seen: Tensor, seen_offsets: Tensor, k: int
-    ) -> Ranking:
+    def _replayed(self, request: tuple[Tensor, Tensor, Tensor, Tensor], k: int) -> Ranking:
         """``_rank`` at the bucket's shape: as it is at first, captured at the second time."""
-        assert self._graphs is not None
+        assert self._replays is not None
+        values, offsets, seen, _ = request
         users = offsets.shape[0] - 1
         shape = buckets(users, values.shape[0], seen.shape[0])
         key = (*shape, k)
-        graph = self._graphs.get(key)
-        if graph is None:
-            inputs = padded_request(values, offsets, seen, seen_offsets, shape)
-            if key not in self._graphs:
-                self._graphs[key] = None
-                return Ranking(*(tensor[:users] for tensor in self._rank(*inputs, k)))
-            captured = torch.cuda.CUDAGraph()
-            # Results are copied out before the next replay, so that graphs can share memory.
-            # Of two models in one process, as while a service reloads, one captures at a time, and
-            # the other may allocate and read meanwhile.
-            with _capturing, torch.cuda.graph(
-                captured, self._pool, self._stream, capture_error_mode="thread_local"
-            ):
-                found = self._rank(*inputs, k)
-            graph = self._graphs[key] = _Graph(captured, inputs, found)
-        else:
-            fresh = padded_request(values, offsets, seen, seen_offsets, shape)
-            for target, source in zip(graph.inputs, fresh, strict=True):
-                target.copy_(source)
-        graph.graph.replay()
+        known = self._replays.get(key)
+        if known is None:
+            words = torch.empty(shape.words, dtype=torch.int64, device=self._device)
+            known = self._replays[key] = _Replay(Request.of(words, shape))
+            self._put(known.request, request, shape)
+            return _first(self._rank(*known.request.tensors, k), users)
+        self._put(known.request, request, shape)
+        if known.graph is None:
+            known = self._replays[key] = self._captured(known.request, k)
+        assert known.graph is not None
+        assert known.whole is not None
+        known.graph.replay()
         # The next request overwrites the graph's own result.
-        return Ranking(*(tensor[:users].clone() for tensor in graph.found))
+        items, depth, scores = unpacked(known.whole.clone(), known.found)
+        return _first(Ranking(items, scores, depth), users)
+
+    def _put(
+        self, target: Request, request: tuple[Tensor, Tensor, Tensor, Tensor], shape: Shape
+    ) -> None:
+        """Bring a request to the device, if it is not there, and to the bucket's shape."""
+        if request[0].device.type == "cpu" and target.words.is_cuda:
+            self._pinned.send(
+                target.words, lambda words: Request.of(words, shape).fill(*request)
+            )
+        else:
+            target.fill(*request)
+
+    def _captured(self, request: Request, k: int) -> _Replay:
+        graph = torch.cuda.CUDAGraph()
+        # Results are copied out before the next replay, so that graphs can share memory.
+        # Of two models in one process, as while a service reloads, one captures at a time, and
+        # the other may allocate and read meanwhile.
+        with _capturing, torch.cuda.graph(
+            graph, self._pool, self._stream, capture_error_mode="thread_local"
+        ):
+            items, scores, depth = self._rank(*request.tensors, k)
+            found = items, depth, scores
+            whole = packed(found)
+        return _Replay(request, graph, whole, found)
+
+
+def _first(ranking: Ranking, users: int) -> Ranking:
+    """Less the users that only filled up."""
+    return Ranking(*(tensor[:users] for tensor in ranking))
 
 
 def _packed_exclusions(
@@ -258,45 +301,3 @@ def exportable(model: ADARec, *, k: int = 20) -> nn.Module:
         its ops are those.
     """
     return _Ranker(model.eval(), k).eval()
-
-
-class _Graph(NamedTuple):
-    """A captured request, the tensors it reads and those it writes."""
-
-    graph: torch.cuda.CUDAGraph
-    inputs: tuple[Tensor, Tensor, Tensor, Tensor]
-    found: Ranking
-
-
-def buckets(users: int, tokens: int, seen: int) -> tuple[int, int, int]:
-    """Shapes that a request is padded to, each the next power of two: users, tokens, seen items.
-
-    Users that only fill up have a history of one token each.
-    """
-    rows = 1 << (users - 1).bit_length()
-    return (
-        rows,
-        1 << (tokens + rows - users - 1).bit_length(),
-        1 << max(seen - 1, 0).bit_length(),
-    )
-
-
-def padded_request(
-    values: Tensor,
-    offsets: Tensor,
-    seen: Tensor,
-    seen_offsets: Tensor,
-    shape: tuple[int, int, int],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Histories and seen items at a bucket's shape; item 1 stands for everybody who is not there.
-
-    Reads nothing on the host.
-    """
-    missing = shape[0] + 1 - offsets.shape[0]
-    more = torch.arange(1, missing + 1, device=offsets.device)
-    return (
-        F.pad(values, (0, shape[1] - values.shape[0]), value=1),
-        torch.cat([offsets, offsets[-1:] + more]),
-        F.pad(seen, (0, shape[2] - seen.shape[0]), value=1),
-        torch.cat([seen_offsets, seen_offsets[-1:].expand(missing)]),
-    )

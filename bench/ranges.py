@@ -23,6 +23,9 @@ from adarec_fast.ops import _library
 # Names are free of the signs that Nsight's filters give a meaning: / , [ ] * + @ $ and |.
 EQUATIONS = {
     "dropout": "backbone",
+    "embedding": "backbone",
+    "objective": "Eq 12",
+    "epoch_statistics": "log",
     "encoder_layer": "backbone",
     "fine expert": "Eq 8",
     "depth_controller": "Eq 1-2",

@@ -22,6 +22,7 @@ from adarec_fast import rng
 from adarec_fast.kernels._launch import Launch, padded_size, recording
 from adarec_fast.kernels.fused_trajectory import LARGEST
 from adarec_fast.ops._library import implementation
+from adarec_fast.ops.level_infonce import Prepared
 
 LEVELS = 9
 
@@ -104,9 +105,43 @@ def _encoder(size: int) -> Iterator[Example]:
     yield Example([*inputs[:2], None, *inputs[3:]])  # a baseline's: of all depth
 
 
+def _embedding(size: int) -> Iterator[Example]:
+    b = _batch(size)
+    # The second has more tokens than are ranked by counting.
+    for tokens, seed in ((48, b["seed"]), (9000, b["seed"]), (48, None)):
+        inputs = [
+            torch.zeros(tokens, dtype=torch.int64), b["offsets"], torch.zeros(100, size),
+            torch.zeros(50, size), torch.ones(size), torch.zeros(size), 1e-12, 0.1, seed,
+        ]
+        yield Example(inputs, [torch.zeros(tokens, size), torch.zeros(100, size), *inputs])
+
+
 def _dropout(size: int) -> Iterator[Example]:
     b = _batch(size)
     yield Example([b["e"], b["seed"], 0.1, rng.STREAM_EMBEDDING])
+
+
+def _objective(size: int) -> Iterator[Example]:
+    b, scalar = _batch(size), torch.zeros(())
+    for levels in (LEVELS, 5):
+        logits, gates, error = torch.zeros(3, levels), torch.zeros(levels, 3), torch.zeros(48)
+        # The whole model, and one with a part of it alone.
+        for given in ((scalar, error, logits, gates), (None, error, None, None)):
+            cont, _, logits, gates = given
+            forward = [scalar, cont, error, b["offsets"], b["depth"], logits, gates, b["depth"],
+                       levels, size, 0.2, 0.1, 0.1]
+            yield Example(forward, [scalar, scalar, b["offsets"], logits, 48, 0.2, 0.1, 0.1])
+
+
+def _statistics(size: int) -> Iterator[Example]:
+    b, scalar = _batch(size), torch.zeros(())
+    for levels in (LEVELS, 5):
+        for step in (torch.zeros((), dtype=torch.int64), None):
+            yield Example([
+                torch.zeros(8 + 3 * levels, dtype=torch.float64), b["offsets"][0],
+                torch.zeros(6, dtype=torch.bool), *[scalar] * 8, b["depth"], torch.zeros(levels),
+                step, 1,
+            ])
 
 
 def _controller(size: int) -> Iterator[Example]:
@@ -123,7 +158,8 @@ def _controller(size: int) -> Iterator[Example]:
 def _infonce(size: int) -> Iterator[Example]:
     b = _batch(size)
     inputs = [b["z"], b["depth"], torch.arange(3), 0.07]
-    yield Example(inputs, [torch.ones(()), torch.zeros(LEVELS - 1, 3), *inputs])
+    saved = torch.zeros(sum(Prepared.words(LEVELS, 3, size)))
+    yield Example(inputs, [torch.ones(()), saved, *inputs])
 
 
 def _topk(size: int) -> Iterator[Example]:
@@ -156,6 +192,9 @@ EXAMPLES: dict[str, Callable[[int], Iterator[Example]]] = {
     "level_pool": _pool,
     "encoder_layer": _encoder,
     "dropout": _dropout,
+    "embedding": _embedding,
+    "objective": _objective,
+    "epoch_statistics": _statistics,
     "depth_controller": _controller,
     "level_infonce": _infonce,
     "score_topk": _topk,
@@ -182,7 +221,13 @@ def _precision(kind: str) -> Iterator[None]:
 # Constants that tell a kernel's variants apart but are no flag.
 _NUMBERS = ("KEPT", "WIDTH", "LEVELS")
 # Tensors that a kernel may do without.
-_OPTIONAL = {"_attention_kernel": "lse_ptr"}
+_OPTIONAL = {
+    "_attention_kernel": ("lse_ptr",),
+    "_partials_kernel": ("error_ptr", "logits_ptr", "gates_ptr"),
+    "_total_kernel": ("cont_ptr", "error_ptr", "logits_ptr", "gates_ptr"),
+    "_objective_backward_kernel": ("logits_ptr",),
+    "_add_kernel": ("step_ptr",),
+}
 
 
 def variant_name(launch: Launch) -> str:
@@ -198,7 +243,7 @@ def variant_name(launch: Launch) -> str:
             tags.append(f"ENTRIES={len(value)}")
         elif name in _NUMBERS:
             tags.append(f"{name}={value}")
-        elif name == _OPTIONAL.get(launch.kernel.__name__) and value is not None:
+        elif name in _OPTIONAL.get(launch.kernel.__name__, ()) and value is not None:
             tags.append(name.removesuffix("_ptr"))
     return f"{kernel}[{','.join(tags)}]" if tags else kernel
 

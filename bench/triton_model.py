@@ -162,9 +162,25 @@ def _fused(size: int, word: int, backward: bool) -> dict[str, float]:
     }
 
 
+def _embedding(size: int, word: int, backward: bool) -> dict[str, float]:
+    # A row of the table and one of x. Backward: rows again, x's gradient; the rows' is written and
+    # read; half as many items as tokens, whose rows are read and written.
+    rows = TOKENS * size
+    if not backward:
+        return {"flops": 0.0, "bytes": 2 * rows * word, "words": rows}
+    return {"flops": 0.0, "bytes": rows * (3 * word + 8), "words": rows}
+
+
+def _objective(size: int, word: int, backward: bool) -> dict[str, float]:
+    # The error of each token; logits and, forward, gates of each user and level; float32.
+    pairs = SEQUENCES * LEVELS
+    return {"flops": 0.0, "bytes": 4 * (TOKENS + 2 * pairs)}
+
+
 OPS = {
     "hda_trajectory": _hda, "mlp_expert": _mlp, "moe_aggregate": _moe, "level_pool": _pool,
     "depth_controller": _controller, "level_infonce": _infonce, "score_topk": _topk,
+    "embedding": _embedding, "objective": _objective,
     "encoder_layer": _encoder, "encoder_layer[last]": _encoder_last, "fused_trajectory": _fused,
 }
 

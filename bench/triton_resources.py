@@ -85,7 +85,7 @@ class Key(NamedTuple):
 
 _POINTERS = {
     torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int64: "*i64",
-    torch.int32: "*i32",
+    torch.int32: "*i32", torch.uint8: "*u8", torch.float64: "*fp64",
 }
 ALIGNED = [["tt.divisibility", 16]]
 

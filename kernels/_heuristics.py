@@ -178,10 +178,14 @@ _rows("score_topk", "ieee", 80, d64=Tile(16, 64, 4), d128=Tile(16, 64, 4), d256=
 # The chunk is a tile of candidates.
 _rows("infonce_forward", "tf32 ieee", d64=Tile(32, 32, 4), d128=Tile(32, 32, 4),
       d256=Tile(32, 32, 4))
-_rows("infonce_forward", "ieee", 80, d64=Tile(32, 32, 4, 2, 255))
+_rows("infonce_forward", "tf32", d256=Tile(32, 32, 4, 2, 168))
+_rows("infonce_forward", "tf32", 90, d256=Tile(32, 32, 4))
+_rows("infonce_forward", "ieee", 80, d64=Tile(32, 32, 4, 2, 255), d128=Tile(32, 32, 4, 2, 255),
+      d256=Tile(32, 32, 4, 2, 255))
 _rows("infonce_forward", "ieee", 90, d128=Tile(32, 32, 8), d256=Tile(32, 32, 8))
-_rows("infonce_backward", "tf32", d64=Tile(32, 32, 4, 2, 255), d128=Tile(32, 32, 4),
+_rows("infonce_backward", "tf32", d64=Tile(32, 32, 4, 2, 255), d128=Tile(32, 32, 4, 2, 255),
       d256=Tile(32, 64, 8))
+_rows("infonce_backward", "tf32", 90, d128=Tile(32, 32, 4))
 _rows("infonce_backward", "ieee", d64=Tile(32, 32, 8, 2, 255), d128=Tile(16, 32, 8),
       d256=Tile(16, 16, 8))
 _rows("infonce_backward", "ieee", 80, 90, d64=Tile(16, 32, 4, 2, 255))

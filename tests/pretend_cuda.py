@@ -6,6 +6,7 @@ mode sees every ATen op below autograd, computes it on those, and behaves as a G
 * an op that mixes devices fails, but for what CUDA takes too (0-dim operands, copies);
 * whatever would make the host wait (``item``, ``nonzero``, a mask as an index, a copy from or to
   the host) is noted with the function that asked, and fails while a graph is captured;
+* nobody waits for a copy from pinned memory: writing that before the device has read it fails;
 * capturing changes nothing that is there: it notes what is launched. ``replay`` runs the notes on
   the tensors they were taken with, after poisoning what all graphs of the pool had made. What
   Python did beside is not repeated, just as on a GPU;
@@ -99,6 +100,22 @@ class OnCuda(Tensor):
 
     def numpy(self, **_: Any) -> Any:
         raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+
+class Event:
+    """A point of a stream's clock."""
+
+    def __init__(self, **_: Any) -> None:
+        self.clock: dict[Stream, int] = {}
+
+    def record(self, stream: Stream | None = None) -> None:
+        self.clock = dict((stream or the_device().stream).clock)
+
+    def synchronize(self) -> None:
+        merge(the_device().host, self.clock)
+
+    def query(self) -> bool:
+        return True
 
 
 class Stream:
@@ -216,6 +233,7 @@ class PretendCuda(TorchDispatchMode):
         self.launches: list[Any] = []
         self.graphs: list[Graph] = []
         self.uploads: list[Read] = []
+        self.pinned: dict[int, tuple[Any, Memory]] = {}
         self.poison = True
         self._noting = ("", 1)  # name and launches of what is noted next
 
@@ -249,6 +267,11 @@ class PretendCuda(TorchDispatchMode):
         if decomposes:  # `to`, `contiguous`, `matmul`: views or copies, as it turns out
             with self:
                 return func.decompose(*args, **kwargs)
+        if kwargs.get("pin_memory"):
+            made = func(*args, **{**kwargs, "pin_memory": False})
+            storage = made.untyped_storage()
+            self.pinned[storage.data_ptr()] = storage, Memory()
+            return made
         given = _tensors((args, kwargs))
         ours = [t for t in given if isinstance(t, OnCuda)]
         asked = kwargs.get("device")
@@ -258,17 +281,45 @@ class PretendCuda(TorchDispatchMode):
         if func is _aten.copy_.default:
             there = isinstance(args[0], OnCuda)
         if not there and not ours:
+            self._check_pinned(func, args)
             return func(*args, **kwargs)
         if asked is not None and asked.type == "cuda" and self.index_of(asked) != self.index:
             raise CudaError(f"{func} on cuda:{self.index_of(asked)}, and not on {self.place}")
         others = [t for t in given if not isinstance(t, OnCuda)]
+        sent = self._sent(func, args, kwargs) if copies and there else None
+        if sent is not None:
+            if self.capturing is not None:
+                raise CudaError(f"{func} would copy at every replay what is pinned: {_sites()}")
+            others = []
         self._check_devices(func, ours, others, copies, there)
         self._check_reads(func, args, kwargs)
         if asked is not None and asked.type == "cuda":
             kwargs = {**kwargs, "device": torch.device("cpu")}
         inner_args, inner_kwargs = tree_map_only(OnCuda, lambda t: t.inner, (args, kwargs))
         self._noting = (name, launches_of(func, args))
-        return self._compute(func, (args, kwargs), inner_args, inner_kwargs, there)
+        extra = () if sent is None else (sent,)
+        return self._compute(func, (args, kwargs), inner_args, inner_kwargs, there, extra)
+
+    def _pinned_memory(self, tensor: Any) -> Memory | None:
+        if not isinstance(tensor, Tensor) or isinstance(tensor, OnCuda):
+            return None
+        found = self.pinned.get(tensor.untyped_storage().data_ptr())
+        return None if found is None else found[1]
+
+    def _sent(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Memory | None:
+        """Of a copy to the device that nobody waits for, the pinned memory it reads."""
+        at = 1 if func is _aten.copy_.default else 0
+        asked = args[2] if func is _aten.copy_.default and len(args) > 2 else False
+        return self._pinned_memory(args[at]) if kwargs.get("non_blocking", asked) else None
+
+    def _check_pinned(self, func: Any, args: tuple[Any, ...]) -> None:
+        """The host may write what was copied only when the device has read it."""
+        for argument, value in zip(func._schema.arguments, args, strict=False):
+            memory = self._pinned_memory(value)
+            if memory is None or argument.alias_info is None or not argument.alias_info.is_write:
+                continue
+            if any(self.host.get(s, 0) < tick for s, tick in memory.read.items()):
+                raise CudaError(f"pinned memory is written before it was read: {_sites()}")
 
     def _as_one(
         self, name: str, launches: int, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -326,8 +377,9 @@ class PretendCuda(TorchDispatchMode):
         self.uploads.append(Read(what, _sites()))
 
     def _compute(
-        self, func: Any, given: Any, args: tuple[Any, ...], kwargs: dict[str, Any], there: bool
-    ) -> Any:
+        self, func: Any, given: Any, args: tuple[Any, ...], kwargs: dict[str, Any], there: bool,
+        sent: tuple[Memory, ...] = (),
+    ) -> Any:  # fmt: skip
         schema = func._schema
         named = {a.name: value for a, value in zip(schema.arguments, given[0], strict=False)}
         named |= given[1]
@@ -336,7 +388,7 @@ class PretendCuda(TorchDispatchMode):
             if a.alias_info is not None and a.alias_info.is_write and a.name in named
         }  # fmt: skip
         writes = tuple(t.memory for t in _tensors(list(changed.values())) if isinstance(t, OnCuda))
-        reads = tuple(t.memory for t in _tensors(given) if isinstance(t, OnCuda))
+        reads = (*(t.memory for t in _tensors(given) if isinstance(t, OnCuda)), *sent)
         fresh = not any(r.alias_info is not None for r in schema.returns)
         views = not fresh and not changed
         if changed:
@@ -360,16 +412,20 @@ class PretendCuda(TorchDispatchMode):
         return self.made(lambda: func(*args, **kwargs), reads, name)
 
     def made(
-        self, call: Callable[[], Any], reads: tuple[Memory, ...], name: str = ""
-    ) -> Any:
-        """The fresh results of a launch, on the device."""
+        self, call: Callable[[], Any], reads: tuple[Memory, ...], name: str = "",
+        changed: tuple[OnCuda, ...] = (),
+    ) -> Any:  # fmt: skip
+        """The fresh results of a launch, on the device; it also writes to ``changed``."""
+        before = [t.inner.clone() for t in changed] if self.capturing is not None else []
         found = call()
+        for tensor, value in zip(changed, before, strict=False):
+            tensor.inner.copy_(value)
         if self.poison and name.startswith(("empty", "new_empty")):
             for result in _tensors(found):
                 _poison(result)
         # Some "fresh" results are an argument all the same, as of `contiguous`.
         fresh = tree_map_only(Tensor, lambda t: OnCuda(t, Memory()), found)
-        writes = tuple(t.memory for t in _tensors(fresh))
+        writes = tuple(t.memory for t in (*_tensors(fresh), *changed))
         if self.capturing is not None:
             results = tuple(_tensors(found))
             self.capturing.notes.append(_Noted(call, results, reads, writes, *self._noting))
@@ -417,8 +473,13 @@ class PretendCuda(TorchDispatchMode):
         with self:
             return run(*args[:-1])
 
-    def launch_op(self, function: Callable[..., Any], *args: Any) -> Any:
-        """A function of tensors on the device as one launch that makes all its results."""
+    def launch_op(
+        self, function: Callable[..., Any], args: tuple[Any, ...], written: tuple[int, ...] = ()
+    ) -> Any:
+        """A function of tensors on the device as one launch that makes all its results.
+
+        ``written``: which of its arguments it changes.
+        """
         for given in _tensors(args):
             if not isinstance(given, OnCuda):
                 raise CudaError(f"{function.__module__}: {list(given.shape)} is on the CPU")
@@ -429,7 +490,8 @@ class PretendCuda(TorchDispatchMode):
                 return function(*plain)
 
         self._noting = (function.__module__.rpartition(".")[2], 1)
-        return self.made(call, tuple(t.memory for t in _tensors(args)))
+        changed = tuple(args[i] for i in written)
+        return self.made(call, tuple(t.memory for t in _tensors(args)), changed=changed)
 
     # ------------------------------------------------------------------ kernels
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from pretend_cuda import (
     CudaError,
+    Event,
     Graph,
     OnCuda,
     PretendCuda,
@@ -155,7 +156,7 @@ def _replacements(device: PretendCuda) -> dict[str, Any]:
         "synchronize": lambda *_: device.note_read("torch.cuda.synchronize"),
         "get_rng_state": lambda *_: state.clone(),
         "set_rng_state": lambda new, *_: state.copy_(new),
-        "Stream": Stream, "CUDAGraph": Graph, "graph": _graph, "stream": _on_stream,
+        "Stream": Stream, "Event": Event, "CUDAGraph": Graph, "graph": _graph, "stream": _on_stream,
         "graph_pool_handle": list,
         "current_stream": lambda d=None: device.streams[device.index_of(d)],
         "default_stream": lambda d=None: device.default[device.index_of(d)],
@@ -260,10 +261,13 @@ def _values_of_packed(
     if backend != "triton":
         return found
 
-    def launched(function: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *args: the_device().launch_op(function, *args)
+    def launched(function: Callable[..., Any], suffix: str) -> Callable[..., Any]:
+        op = getattr(torch.ops.adarec_fast, f"{name}_{suffix}", None)
+        arguments = [] if op is None else op.default._schema.arguments
+        written = tuple(i for i, argument in enumerate(arguments) if argument.is_write)
+        return lambda *args: the_device().launch_op(function, args, written)
 
-    return _library.Implementation(*map(launched, found))
+    return _library.Implementation(*map(launched, found, ("fwd", "bwd")))
 
 
 # ---------------------------------------------------------------------- all of it

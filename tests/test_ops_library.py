@@ -13,9 +13,12 @@ from adarec_fast.ops._library import implementation, unavailable
 EVERY_OP = {
     "hda_trajectory", "encoder_layer", "mlp_expert", "level_pool", "depth_controller",
     "moe_aggregate", "level_infonce", "linear_cross_entropy", "score_topk", "dropout",
-    "fused_trajectory",
+    "fused_trajectory", "embedding", "objective", "epoch_statistics",
 }  # fmt: skip
-WITHOUT_BACKWARD = {"dropout", "linear_cross_entropy", "score_topk"}
+WITHOUT_BACKWARD = {"dropout", "linear_cross_entropy", "score_topk", "epoch_statistics"}
+# All others are functional. These add to what is there: sums that live as long as an epoch, and,
+# backward, the catalogue's gradient.
+IN_PLACE = {"epoch_statistics_fwd", "embedding_bwd"}
 
 
 def test_every_op_is_defined() -> None:
@@ -24,8 +27,11 @@ def test_every_op_is_defined() -> None:
         assert callable(getattr(ops, name))
         forward = getattr(torch.ops.adarec_fast, f"{name}_fwd").default
         assert forward._schema.arguments[-1].name == "backend"
-        assert not any(argument.is_write for argument in forward._schema.arguments)
         assert hasattr(torch.ops.adarec_fast, f"{name}_bwd") == (name not in WITHOUT_BACKWARD)
+        for direction in ("fwd", "bwd")[: 1 + (name not in WITHOUT_BACKWARD)]:
+            schema = getattr(torch.ops.adarec_fast, f"{name}_{direction}").default._schema
+            writes = any(argument.is_write for argument in schema.arguments)
+            assert writes == (f"{name}_{direction}" in IN_PLACE)
 
 
 @pytest.mark.parametrize("name", sorted(EVERY_OP))

@@ -85,6 +85,56 @@ def test_replayed_requests_are_the_models(index: int) -> None:
         assert [graph.replays for graph in device.graphs] == [3, 3]
 
 
+def test_a_replayed_request_is_one_upload_that_nobody_waits_for() -> None:
+    with pretend_cuda(values=True) as device:
+        recommender = Recommender(ADARec(**MODEL).to("cuda"))
+        kept = []
+        for repetition in range(6):
+            device.reads.clear()
+            device.uploads.clear()
+            before = len(device.graphs[0].notes) if device.graphs else 0
+            histories = [[1 + repetition, 2, 3], [5] * 12]  # the second is longer than 10 items
+            found = recommender.recommend(histories, k=9, exclude=[[7], []])
+            assert not device.reads
+            assert not device.uploads
+            assert not before or len(device.graphs[0].notes) == before
+            kept.append((histories, found))
+        assert device.graphs[0].replays == 5
+        # Later requests leave results alone.
+        for histories, found in kept:
+            again = recommender.recommend(histories, k=9, exclude=[[7], []])
+            assert found.items.tolist() == again.items.tolist()
+            assert 7 not in found.items[0].tolist()
+
+
+def test_histories_on_the_device_are_taken() -> None:
+    with pretend_cuda(values=True):
+        recommender = Recommender(ADARec(**MODEL).to("cuda"))
+        values, offsets = torch.tensor([3, 1, 4, 1, 5, 9]), torch.tensor([0, 2, 3, 6])
+        for _ in range(3):
+            found = recommender.recommend((values.to("cuda"), offsets.to("cuda")), k=9)
+            listed = recommender.recommend([[3, 1], [4], [1, 5, 9]], k=9)
+            assert found.items.tolist() == listed.items.tolist()
+
+
+def test_pinned_memory_is_not_written_under_a_copy() -> None:
+    with pretend_cuda(values=True) as device:
+        pinned = torch.empty(4, dtype=torch.int64, pin_memory=True)
+        target = torch.zeros(4, dtype=torch.int64, device="cuda")
+        target.copy_(pinned.fill_(3), non_blocking=True)
+        with pytest.raises(CudaError, match="pinned memory is written before it was read"):
+            pinned[1:].fill_(4)
+        event = torch.cuda.Event()
+        event.record()
+        with pytest.raises(CudaError, match="pinned memory"):
+            pinned.add_(1)
+        event.synchronize()
+        pinned.add_(1)
+        assert not device.uploads
+        target.copy_(pinned)  # waited for, as one from any memory
+        assert len(device.uploads) == 1
+
+
 def test_the_device_refuses_what_cuda_does() -> None:
     with pretend_cuda(values=True):
         x = torch.ones(3, device="cuda")

@@ -11,7 +11,7 @@ from helpers import assert_close_to_float64, gpu_device
 from adarec_fast import ADARec, Recommender
 from adarec_fast.ops._library import collecting
 from adarec_fast.plan import Plan
-from adarec_fast.recommender import buckets, padded_request
+from adarec_fast.replays import Request, buckets, packed, unpacked
 
 SMALL: dict[str, Any] = {
     "num_items": 90, "hidden_size": 16, "num_layers": 2, "max_length": 6, "max_depth": 4,
@@ -175,20 +175,35 @@ def test_a_padded_request_has_the_same_answers() -> None:
     values = torch.tensor([item for history in histories for item in history])
     offsets = torch.tensor([0, *map(len, histories)]).cumsum(0)
     shape = buckets(5, values.shape[0], values.shape[0])
-    assert shape[0] == 8
-    request = padded_request(values, offsets, values, offsets, shape)
-    assert [tensor.shape[0] for tensor in request] == [shape[1], 9, shape[2], 9]
+    assert shape.users == 8
+    request = Request.of(torch.full((shape.words,), 77), shape)
+    request.fill(values, offsets, values, offsets)
+    sizes = [tensor.shape[0] for tensor in request.tensors]
+    assert sizes == [shape.tokens, 9, shape.seen, 9]
+    assert all(tensor.data_ptr() % 16 == request.words.data_ptr() % 16 for tensor in request[1:])
     with torch.inference_mode():
-        found = recommender._rank(*request, 7)
+        found = recommender._rank(*request.tensors, 7)
     assert torch.equal(found.items[:5], expected.items)
     torch.testing.assert_close(found.scores[:5], expected.scores, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("rows", "k"), [(1, 3), (2, 5), (4, 1), (0, 3)])
+def test_results_come_in_one_piece(rows: int, k: int) -> None:
+    given = (
+        torch.randint(9, (rows, k)), torch.randint(9, (rows,)), torch.randn(rows, k),
+        torch.randn(rows, k).bfloat16(),
+    )  # fmt: skip
+    found = unpacked(packed(given), given)
+    for one, other in zip(found, given, strict=True):
+        assert one.dtype == other.dtype
+        assert torch.equal(one, other)
 
 
 @pytest.mark.gpu
 def test_a_replayed_request_has_the_same_answers() -> None:
     model = _model().to(gpu_device())
     recommender = Recommender(model)
-    if recommender._graphs is None:
+    if recommender._replays is None:
         pytest.skip("an op of this GPU has no kernel that can be captured")
     for repetition in range(4):
         for users in (1, 3, 20):
@@ -199,4 +214,4 @@ def test_a_replayed_request_has_the_same_answers() -> None:
             torch.testing.assert_close(found.scores, scores, rtol=1e-5, atol=1e-6)
     if collecting():
         return
-    assert any(graph is not None for graph in recommender._graphs.values())
+    assert any(replay.graph is not None for replay in recommender._replays.values())

@@ -20,12 +20,14 @@ pytest.importorskip("triton")
 
 import test_depth_controller
 import test_dropout
+import test_embedding
 import test_encoder_layer
 import test_hda_trajectory
 import test_level_infonce
 import test_level_pool
 import test_mlp_expert
 import test_moe_aggregate
+import test_objective
 import test_score_topk
 from helpers_suite import EXTREMES, OpSuite
 
@@ -38,6 +40,7 @@ SUITES: tuple[type[OpSuite], ...] = tuple(
     for module in (
         test_depth_controller, test_dropout, test_encoder_layer, test_hda_trajectory,
         test_level_infonce, test_level_pool, test_mlp_expert, test_moe_aggregate, test_score_topk,
+        test_embedding, test_objective,
     )
     for value in vars(module).values()
     if isinstance(value, type) and issubclass(value, OpSuite) and value is not OpSuite

@@ -5,11 +5,11 @@ from __future__ import annotations
 import inspect
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops, ragged, rng
 from ..config import ADARecConfig
+from ..reference.embedding import embedding
 from .experts import TransformerLayer
 
 
@@ -44,10 +44,9 @@ class SASRecEncoder(nn.Module):
         self, embedded: Tensor, offsets: Tensor, *, seed: Tensor | None, backend: str
     ) -> Tensor:
         """E ``[N, D]`` of item embeddings ``[N, D]`` (Eq. 1's E_u^0)."""
-        tokens, size = embedded.shape
-        batch = offsets.shape[0] - 1
-        x = embedded + self.positions(offsets, tokens)
-        x = F.layer_norm(x, (size,), self.norm.weight, self.norm.bias, self.eps)
+        x = embedding(
+            embedded, offsets, self.position.weight, self.norm.weight, self.norm.bias, self.eps
+        )
         x = ops.dropout(
             x, p=self.dropout, seed=seed, stream=rng.STREAM_EMBEDDING, backend=backend
         )
@@ -55,7 +54,26 @@ class SASRecEncoder(nn.Module):
         if x.requires_grad:
             # Ops write no gradient behind the last token, where LayerNorm's would read it.
             levels = ragged.mask_levels(levels, offsets, None)
-        if not len(self.layers) or batch == 0:
+        return self._through_layers(levels, offsets, seed, backend)
+
+    def of_items(
+        self, item_ids: Tensor, table: Tensor, offsets: Tensor, *, seed: Tensor | None, backend: str
+    ) -> tuple[Tensor, Tensor]:
+        """:meth:`forward` of items ``[N]`` by the op that does all before the layers at once.
+
+        Returns:
+            E ``[N, D]``, and the table ``[V+1, D]`` for the loss, see :class:`ops.Embedded`.
+        """
+        x, table = ops.embedding(
+            item_ids, offsets, table, self.position.weight, self.norm.weight, self.norm.bias,
+            eps=self.eps, p=self.dropout, seed=seed, backend=backend,
+        )  # fmt: skip
+        return self._through_layers(x[None], offsets, seed, backend), table
+
+    def _through_layers(
+        self, levels: Tensor, offsets: Tensor, seed: Tensor | None, backend: str
+    ) -> Tensor:
+        if offsets.shape[0] == 1:
             return levels[0]
         for layer in self.layers:
             levels = layer(
@@ -65,9 +83,7 @@ class SASRecEncoder(nn.Module):
 
     def positions(self, offsets: Tensor, tokens: int) -> Tensor:
         """Position embeddings ``[N, D]`` of packed tokens."""
-        ends = torch.cat([offsets[1:], offsets[-1:]])[ragged.sequence_ids(offsets, tokens)]
-        from_end = ends - 1 - torch.arange(tokens, device=offsets.device)
-        return self.position(from_end.clamp(min=0))
+        return self.position(ragged.from_end(offsets, tokens))
 
 
 class ForeignBackbone(nn.Module):

@@ -7,11 +7,14 @@ from ._library import (
     backend_report,
     choose,
     explain,
+    has_kernel,
     synchronising,
 )
 from .depth_controller import depth_controller
 from .dropout import dropout
+from .embedding import Embedded, embedding
 from .encoder_layer import LayerWeights, encoder_layer
+from .epoch_statistics import epoch_statistics
 from .fused_trajectory import Trajectory, fused_trajectory
 from .hda_trajectory import hda_trajectory
 from .level_infonce import level_infonce
@@ -19,6 +22,7 @@ from .level_pool import level_pool
 from .linear_cross_entropy import linear_cross_entropy
 from .mlp_expert import mlp_expert
 from .moe_aggregate import Aggregate, moe_aggregate
+from .objective import Objective, objective
 from .score_topk import score_topk
 
 __all__ = [
@@ -26,21 +30,27 @@ __all__ = [
     "OPS",
     "Aggregate",
     "BackendError",
+    "Embedded",
     "LayerWeights",
+    "Objective",
     "Trajectory",
     "backend_report",
     "choose",
     "depth_controller",
     "dropout",
+    "embedding",
     "encoder_layer",
+    "epoch_statistics",
     "explain",
     "fused_trajectory",
+    "has_kernel",
     "hda_trajectory",
     "level_infonce",
     "level_pool",
     "linear_cross_entropy",
     "mlp_expert",
     "moe_aggregate",
+    "objective",
     "score_topk",
     "synchronising",
 ]

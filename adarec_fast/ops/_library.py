@@ -259,6 +259,23 @@ def explain(
     raise AssertionError("reference always runs")
 
 
+def has_kernel(
+    name: str, backend: str, device: str, dtype: torch.dtype = torch.float32
+) -> bool:
+    """Whether a kernel would run an op that does at once what other ops can do one by one.
+
+    Such an op is there for a GPU's sake, where each launch costs; elsewhere its parts are called,
+    and whatever backend was asked for is asked of them.
+    """
+    try:
+        return choose(name, backend, device, dtype) in ("triton", "cuda")
+    except BackendError:
+        return False
+
+
+setattr(has_kernel, "_dynamo_marked_constant", True)  # noqa: B010
+
+
 def synchronising(
     backend: str = "auto", device: str = "cuda", dtype: torch.dtype = torch.float32
 ) -> list[str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,19 +14,75 @@ from ._library import check_index, check_shape, choose, define, require, run
 _INPUTS = "Tensor z, Tensor depth, Tensor targets, float temperature"
 
 
-def _fake_forward(z: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+class Prepared(NamedTuple):
+    """What the kernels' forward makes and their backward needs again, views of one buffer.
+
+    Users are in the order of depth; a place is a user's in that order.
+
+    Attributes:
+        targets: int64 ``[B]`` by place.
+        user: int32 ``[B]``, who is at a place.
+        starts: int32 ``[K+1]``, the first place of depth j or more.
+        pairs: int32 ``[1]``, how many there are.
+        done: int32 ``[1]``, programs of the forward kernel that have ended.
+        unit: float32 ``[K, B, D]`` by place, unit vectors of the levels that exist.
+        norm: float32 ``[K, B]`` by place, what they were divided by.
+        lse: float32 ``[K-1, B]`` by place, of the anchors.
+    """
+
+    targets: Tensor
+    user: Tensor
+    starts: Tensor
+    pairs: Tensor
+    done: Tensor
+    unit: Tensor
+    norm: Tensor
+    lse: Tensor
+
+    @staticmethod
+    def words(levels: int, users: int, size: int) -> list[int]:
+        """Of each, in words of 32 bits; each begins at a multiple of four of them."""
+        counts = (
+            2 * users, users, levels + 1, 1, 1, levels * users * size, levels * users,
+            (levels - 1) * users,
+        )  # fmt: skip
+        return [(count + 3) // 4 * 4 for count in counts]
+
+    @classmethod
+    def of(cls, saved: Tensor, levels: int, users: int, size: int) -> Prepared:
+        """The views of a float32 buffer of ``sum(words(levels, users, size))``."""
+        parts = saved.split(cls.words(levels, users, size))
+        shapes = (
+            (users,), (users,), (levels + 1,), (1,), (1,), (levels, users, size), (levels, users),
+            (levels - 1, users),
+        )  # fmt: skip
+        dtypes = (torch.int64, *(torch.int32,) * 4, *(torch.float32,) * 3)
+        return cls(*(
+            part.view(dtype)[: math.prod(shape)].view(shape)
+            for part, shape, dtype in zip(parts, shapes, dtypes, strict=True)
+        ))  # fmt: skip
+
+
+def _fake_forward(
+    z: Tensor, depth: Tensor, targets: Tensor, temperature: float, backend: str
+) -> tuple[Tensor, Tensor]:
     wide = torch.promote_types(z.dtype, torch.float32)
-    return z.new_empty((), dtype=wide), z.new_empty(z.shape[0] - 1, z.shape[1], dtype=wide)
+    levels, users, size = z.shape
+    if backend == "triton":
+        saved = z.new_empty(sum(Prepared.words(levels, users, size)), dtype=wide)
+    else:
+        saved = z.new_empty(levels - 1, users, dtype=wide)  # the anchors' log-sum-exps
+    return z.new_empty((), dtype=wide), saved
 
 
-def _fake_backward(grad_loss: Tensor, lse: Tensor, z: Tensor, *_: Any) -> Tensor:
+def _fake_backward(grad_loss: Tensor, saved: Tensor, z: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(z)
 
 
 define(
     "level_infonce",
     f"({_INPUTS}) -> (Tensor, Tensor)",
-    f"(Tensor grad_loss, Tensor lse, {_INPUTS}) -> Tensor",
+    f"(Tensor grad_loss, Tensor saved, {_INPUTS}) -> Tensor",
     _fake_forward,
     _fake_backward,
     cpu=("cpp", "packed"),
@@ -38,15 +95,18 @@ class _LevelInfoNCE(torch.autograd.Function):
     def forward(ctx: Any, backend: str, z: Tensor, depth: Tensor, targets: Tensor,
                 temperature: float) -> tuple[Tensor, Tensor]:
         ctx.backend, ctx.temperature = backend, temperature
-        loss, lse = torch.ops.adarec_fast.level_infonce_fwd(
+        loss, saved = torch.ops.adarec_fast.level_infonce_fwd(
             z, depth, targets, temperature, backend
         )
-        ctx.save_for_backward(lse, z, depth, targets)
-        ctx.mark_non_differentiable(lse)
-        return loss, lse
+        ctx.save_for_backward(saved, z, depth, targets)
+        ctx.mark_non_differentiable(saved)
+        ctx.set_materialize_grads(False)
+        return loss, saved
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_loss: Tensor | None, _: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if grad_loss is None:
+            return (None,) * 5
         d_z = torch.ops.adarec_fast.level_infonce_bwd(
             grad_loss, *ctx.saved_tensors, ctx.temperature, ctx.backend
         )

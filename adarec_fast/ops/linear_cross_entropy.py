@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..reference.linear_cross_entropy import linear_cross_entropy as reference
 from ._library import check_index, check_shape, choose, define
+from ._ownership import give_away
 
 
 def _fake_forward(hidden: Tensor, weight: Tensor, targets: Tensor, needs_grad: bool,
@@ -43,7 +44,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         d_hidden, d_weight = ctx.saved_tensors
-        return None, d_hidden * grad, d_weight * grad, None, None
+        return None, d_hidden * grad, give_away(d_weight * grad), None, None
 
 
 def linear_cross_entropy(

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .. import ops
+
 if TYPE_CHECKING:
     from ..distributed import Workers
     from ..model import LossOutput
@@ -61,35 +63,18 @@ class EpochStatistics:
             Float32 0-dim: 1 if this or an earlier step was not finite, else 0; what torch's
             fused Adam takes as ``found_inf``.
         """
-        parts = [output.parts[name] for name in WATCHED[:4]]
-        watched = torch.stack(
-            [value.detach().double() for value in (*parts, output.total, gradient_norm)]
-        )
-        not_finite = ~torch.isfinite(watched)
-        first = (self._bad_step < 0) & not_finite.any()
-        self._bad_step.copy_(torch.where(first, step, self._bad_step))
-        self._bad_parts.copy_(torch.where(first, not_finite, self._bad_parts))
-
-        depth = output.depth.detach()
-        weight = depth.numel()
-        counts = torch.zeros(self.num_levels, dtype=torch.float64, device=self.sums.device)
-        counts.index_add_(0, depth, torch.ones_like(depth, dtype=torch.float64))
-        # An example reaches its depth and every level before it.
-        reach = counts.flip(0).cumsum(0).flip(0)
-        gate = output.gate.detach().double()
-        known = torch.isfinite(gate)
-        self.sums += torch.cat(
-            [
-                watched * weight,
-                (output.depth_entropy.detach().double() * weight).reshape(1),
-                (output.denoising_error.detach().double() * weight).reshape(1),
-                counts,
-                torch.where(known, gate * reach, 0.0),
-                torch.where(known, reach, 0.0),
-            ]
-        )
-        self.examples += weight if output.examples is None else output.examples
-        return (self._bad_step >= 0).float()
+        values = [
+            *(output.parts[name] for name in WATCHED[:4]), output.total, gradient_norm,
+            output.depth_entropy, output.denoising_error,
+        ]  # fmt: skip
+        # A kernel where there is one; else plain PyTorch, which needs no op around it.
+        fused = ops.has_kernel("epoch_statistics", "auto", self.sums.device.type)
+        found_inf = ops.epoch_statistics(
+            self.sums, self._bad_step, self._bad_parts, values, output.depth.detach(), output.gate,
+            step, backend="auto" if fused else "reference",
+        )  # fmt: skip
+        self.examples += output.depth.numel() if output.examples is None else output.examples
+        return found_inf
 
     def diverged(self) -> tuple[int, list[str]] | None:
         """The first step that was not finite and which values; waits for the device."""
