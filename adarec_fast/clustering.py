@@ -69,7 +69,7 @@ def _spread(points: Tensor, clusters: int, generator: torch.Generator) -> Tensor
         mass = nearest.cumsum(0)
         place = int(torch.searchsorted(mass, uniform * mass[-1], right=True))
         chosen.append(min(place, points.shape[0] - 1))
-    return points[chosen].clone()
+    return points[torch.tensor(chosen, device=points.device)]
 
 
 def normalized_mutual_info(

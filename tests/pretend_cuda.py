@@ -95,6 +95,13 @@ class OnCuda(Tensor):
     def data_ptr(self) -> int:
         return self.inner.data_ptr()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> OnCuda:
+        made = self.detach().clone().requires_grad_(self.requires_grad)
+        if getattr(self, "_is_param", False):
+            made._is_param = True
+        memo[id(self)] = made
+        return made
+
     def tolist(self) -> Any:
         return self.detach().cpu().tolist()
 

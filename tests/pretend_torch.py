@@ -290,6 +290,7 @@ def pretend_cuda(
     device = PretendCuda(architecture, index, current)
     patches: list[tuple[Any, dict[str, Any]]] = [
         (torch.cuda, _replacements(device)), (torch, {"tensor": _uploading(torch.tensor)}),
+        (torch.cuda.nvtx, {"range": lambda _: contextlib.nullcontext()}),
         (_foreach_utils, {"_foreach_supported_types": [torch.Tensor, torch.nn.Parameter, OnCuda]}),
     ]  # fmt: skip
     if values:

@@ -38,7 +38,7 @@ def guard(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_guard(tmp_path_factory.mktemp("guard"))
 
 
-@pytest.mark.parametrize("name", ["launches", "flows", "prepared"])
+@pytest.mark.parametrize("name", ["launches", "flows", "prepared", "count", "card"])
 def test_on_a_pretended_device(name: str, guard: Path) -> None:
     environment = {
         **os.environ, "TRITON_INTERPRET": "0", "ADAREC_FAST_TESTS_PRETEND_CUDA": "1",
