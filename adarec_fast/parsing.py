@@ -74,7 +74,6 @@ def parse(
     config = model.config
     embeddings, table = _encode(model, values, offsets, seed)
     rows = ragged.last_tokens(offsets) if readout == "last" else None
-    at_rows = embeddings if rows is None else embeddings[rows]
     logits, depth, reading = _depths(model, embeddings, offsets, rows, seed)
     noise_seed = seed if noise_seed is None else noise_seed
     levels: Tensor | None = None
@@ -82,7 +81,7 @@ def parse(
     pooled: Tensor | None = None
     aggregate: ops.Aggregate | None = None
     if not config.augmented:
-        user, levels = at_rows, embeddings[None]
+        user, levels = _at(rows, embeddings), embeddings[None]
     elif config.fused_trajectory and not hierarchy:
         fused = _fused(model, embeddings, reading, seed, noise_seed, contrast)
         user, error, pooled = fused.user, fused.error, fused.pooled if contrast else None
@@ -97,15 +96,23 @@ def parse(
             user = mean_of_levels(at_levels, reading.row_depth, reading.mass)
             if contrast:
                 pooled = _pool(model, levels, reading)
+    if config.residual:
+        user = finish(model, user, _at(rows, embeddings))
     return Parsed(
-        finish(model, user, at_rows), depth, reading.computed, logits, levels, error, pooled,
+        user, depth, reading.computed, logits, levels, error, pooled,
         aggregate, reading.row_depth, table,
     )  # fmt: skip
 
 
 def finish(model: ADARec, user: Tensor, embeddings: Tensor) -> Tensor:
-    """What predicts: h itself, or LayerNorm(E + h) of ``residual=True``, both ``[R, D]``."""
-    return model.output_norm(user + embeddings) if model.config.residual else user
+    """What predicts under ``residual=True``: LayerNorm(E + h) ``[R, D]``."""
+    predicting: Tensor = model.output_norm(user + embeddings)
+    return predicting
+
+
+def _at(rows: Tensor | None, embeddings: Tensor) -> Tensor:
+    """E at the tokens that are read out."""
+    return embeddings if rows is None else embeddings[rows]
 
 
 def _depths(
@@ -160,7 +167,13 @@ def _experts(
     # Eq. 6 pools the coarse output over all tokens; without it the last one is enough.
     coarse = model.coarse_expert(*levels, last_only=last and not contrast, **shared)
     pooled = None
-    if contrast:
+    if contrast and last and ops.has_kernel(
+        "pool_and_last", config.backend, coarse.device.type, coarse.dtype
+    ):
+        pooled, coarse = ops.pool_and_last(
+            coarse, *levels[1:], max_length=config.max_length, backend=config.backend
+        )
+    elif contrast:
         pooled = _pool(model, coarse, reading)
         if rows is not None:
             coarse = coarse[:, rows]

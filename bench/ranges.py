@@ -32,6 +32,7 @@ EQUATIONS = {
     "hda_trajectory": "Eq 4-5",
     "mlp_expert": "Eq 9",
     "level_pool": "Eq 7",
+    "pool_and_last": "Eq 6",
     "moe_aggregate": "Eq 7-11",
     "fused_trajectory": "Eq 4-11",
     "level_infonce": "Eq 6",

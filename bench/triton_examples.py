@@ -91,6 +91,13 @@ def _pool(size: int) -> Iterator[Example]:
         )
 
 
+def _pool_and_last(size: int) -> Iterator[Example]:
+    b = _batch(size)
+    yield Example(
+        [b["x"], b["offsets"], b["depth"]], [b["z"], b["z"], b["offsets"], b["depth"], 48]
+    )
+
+
 def _encoder(size: int) -> Iterator[Example]:
     b, inner = _batch(size), 4 * size
     shapes = [(3 * size, size), (3 * size,), (size, size), (size,), (size,), (size,),
@@ -190,6 +197,7 @@ EXAMPLES: dict[str, Callable[[int], Iterator[Example]]] = {
     "mlp_expert": _mlp,
     "moe_aggregate": _moe,
     "level_pool": _pool,
+    "pool_and_last": _pool_and_last,
     "encoder_layer": _encoder,
     "dropout": _dropout,
     "embedding": _embedding,

@@ -180,7 +180,7 @@ def _objective(size: int, word: int, backward: bool) -> dict[str, float]:
 OPS = {
     "hda_trajectory": _hda, "mlp_expert": _mlp, "moe_aggregate": _moe, "level_pool": _pool,
     "depth_controller": _controller, "level_infonce": _infonce, "score_topk": _topk,
-    "embedding": _embedding, "objective": _objective,
+    "pool_and_last": _pool, "embedding": _embedding, "objective": _objective,
     "encoder_layer": _encoder, "encoder_layer[last]": _encoder_last, "fused_trajectory": _fused,
 }
 

@@ -13,7 +13,7 @@ from adarec_fast.ops._library import implementation, unavailable
 EVERY_OP = {
     "hda_trajectory", "encoder_layer", "mlp_expert", "level_pool", "depth_controller",
     "moe_aggregate", "level_infonce", "linear_cross_entropy", "score_topk", "dropout",
-    "fused_trajectory", "embedding", "objective", "epoch_statistics",
+    "fused_trajectory", "embedding", "objective", "epoch_statistics", "pool_and_last",
 }  # fmt: skip
 WITHOUT_BACKWARD = {"dropout", "linear_cross_entropy", "score_topk", "epoch_statistics"}
 # All others are functional. These add to what is there: sums that live as long as an epoch, and,

@@ -28,6 +28,7 @@ import test_level_pool
 import test_mlp_expert
 import test_moe_aggregate
 import test_objective
+import test_pool_and_last
 import test_score_topk
 from helpers_suite import EXTREMES, OpSuite
 
@@ -40,7 +41,7 @@ SUITES: tuple[type[OpSuite], ...] = tuple(
     for module in (
         test_depth_controller, test_dropout, test_encoder_layer, test_hda_trajectory,
         test_level_infonce, test_level_pool, test_mlp_expert, test_moe_aggregate, test_score_topk,
-        test_embedding, test_objective,
+        test_embedding, test_objective, test_pool_and_last,
     )
     for value in vars(module).values()
     if isinstance(value, type) and issubclass(value, OpSuite) and value is not OpSuite

@@ -74,12 +74,12 @@ class SASRecEncoder(nn.Module):
         self, levels: Tensor, offsets: Tensor, seed: Tensor | None, backend: str
     ) -> Tensor:
         if offsets.shape[0] == 1:
-            return levels[0]
+            return levels.squeeze(0)
         for layer in self.layers:
             levels = layer(
                 levels, offsets, None, seed=seed, max_length=self.max_length, backend=backend
             )
-        return levels[0]
+        return levels.squeeze(0)  # whose backward is a view, unlike an index's
 
     def positions(self, offsets: Tensor, tokens: int) -> Tensor:
         """Position embeddings ``[N, D]`` of packed tokens."""

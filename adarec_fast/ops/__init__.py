@@ -23,6 +23,7 @@ from .linear_cross_entropy import linear_cross_entropy
 from .mlp_expert import mlp_expert
 from .moe_aggregate import Aggregate, moe_aggregate
 from .objective import Objective, objective
+from .pool_and_last import pool_and_last
 from .score_topk import score_topk
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "mlp_expert",
     "moe_aggregate",
     "objective",
+    "pool_and_last",
     "score_topk",
     "synchronising",
 ]
