@@ -102,14 +102,18 @@ def _encoder(size: int) -> Iterator[Example]:
     b, inner = _batch(size), 4 * size
     shapes = [(3 * size, size), (3 * size,), (size, size), (size,), (size,), (size,),
               (inner, size), (inner,), (size, inner), (size,), (size,), (size,)]
-    for seed, last_only in ((b["seed"], False), (b["seed"], True), (None, True), (None, False)):
+    backbone, expert = (b["x"][:1], None), (b["x"], b["depth"])
+    for (x, depth), seed, last_only in (
+        (backbone, b["seed"], False), (expert, b["seed"], True), (expert, b["seed"], False),
+        (backbone, None, False), (expert, None, True), (expert, None, False),
+        ((b["x"], None), None, False),  # a baseline's: of all depth
+    ):
         inputs = [
-            b["x"], b["offsets"], b["depth"], *(torch.zeros(shape) for shape in shapes),
+            x, b["offsets"], depth, *(torch.zeros(shape) for shape in shapes),
             2, 1e-12, 0.1, 0.1, seed, rng.STREAM_FINE_EXPERT, last_only, 48,
         ]
-        grad = b["z"] if last_only else b["x"]
+        grad = b["z"] if last_only else x
         yield Example(inputs, None if seed is None else [grad, *inputs])
-    yield Example([*inputs[:2], None, *inputs[3:]])  # a baseline's: of all depth
 
 
 def _embedding(size: int) -> Iterator[Example]:

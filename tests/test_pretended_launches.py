@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -27,24 +25,14 @@ DATA = synthetic(num_users=60, num_items=300, num_themes=3, subthemes_per_theme=
 CUDA = torch.device("cuda")
 
 
-@contextmanager
-def _float32_products(precision: str) -> Iterator[None]:
-    before = torch.backends.cuda.matmul.fp32_precision
-    torch.backends.cuda.matmul.fp32_precision = "tf32" if precision == "tf32" else "ieee"
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.fp32_precision = before
-
-
 def _model(**options: Any) -> ADARec:
     given = {"num_items": 300, "max_depth": 4, "max_length": 50, "hidden_size": 64, **options}
     return ADARec(**given).to(CUDA)
 
 
-def _one_step(model: ADARec, device: PretendCuda, amp: str = "off") -> None:
+def _one_step(model: ADARec, device: PretendCuda) -> None:
     """The first step of a captured stepper, which must read nothing on the host."""
-    config = TrainConfig(batch_size=16, amp=amp)
+    config = TrainConfig(batch_size=16)
     stepper = make_stepper(model.train(), config, CUDA)
     assert type(stepper) is CapturedStepper
     batches = TrainingBatches(
@@ -74,14 +62,16 @@ def _unknown(launches: list[Bound]) -> set[str]:
 @pytest.mark.parametrize("supervision", ["prefix", "all"])
 @pytest.mark.parametrize("depth", [4, 8])
 @pytest.mark.parametrize("size", [64, 128])
-@pytest.mark.parametrize("precision", ["half", "tf32", "ieee"])
+@pytest.mark.parametrize("precision", ["bf16", "tf32", "ieee"])
 def test_what_runs_is_in_the_table(
     size: int, depth: int, supervision: str, precision: str
 ) -> None:
-    """A training step and requests; float32 inference, since a request knows no autocast."""
-    with _float32_products(precision), pretend_cuda() as device:
-        model = _model(hidden_size=size, max_depth=depth, supervision=supervision)
-        _one_step(model, device, "bf16" if precision == "half" else "off")
+    """A training step and requests."""
+    with pretend_cuda() as device:
+        model = _model(
+            hidden_size=size, max_depth=depth, supervision=supervision, precision=precision
+        )
+        _one_step(model, device)
         assert len(device.launches) > 60
         recommender = Recommender(model)
         for histories in ([[1, 2, 3]], [[1, 2, 3]], [[1, 2, 3]], [[5], [6, 7], list(range(1, 60))]):
@@ -108,6 +98,28 @@ def test_every_variant_can_be_launched(supervision: str, options: dict[str, Any]
         for users in (1, 1, 1, 2, 5):
             recommender.recommend([[1, 2, 3 + n] for n in range(users)], k=10)
         model.recommend([[1, 2], [3]], k=7)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "tf32", "ieee"])
+def test_products_are_those_that_were_chosen(precision: str) -> None:
+    """Forward and backward; what compares users and what ranks stays float32."""
+    with pretend_cuda(architecture=90) as device:
+        model = _model(precision=precision)
+        _one_step(model, device)
+        Recommender(model).recommend([[1, 2, 3]], k=10)
+    said = {"bf16": "ieee", "tf32": "tf32_rn", "ieee": "ieee"}[precision]
+    seen: dict[str, set[tuple[str, str]]] = {}
+    for one in device.launches:
+        if "PRECISION" in one.arguments:
+            operand = str(one.arguments.get("OPERAND", "fp32"))
+            seen.setdefault(one.kernel.__module__.rpartition(".")[2], set()).add(
+                (operand, one.arguments["PRECISION"])
+            )
+    operand = "bf16" if precision == "bf16" else "fp32"
+    for name in ("_mlp", "_sublayers_backward", "_linear_weights", "hda_trajectory"):
+        assert seen[name] == {(operand, said)}, name
+    for name in ("level_infonce", "score_topk"):
+        assert {said for _, said in seen[name]} == {said}, name
 
 
 def test_a_launch_is_looked_at() -> None:

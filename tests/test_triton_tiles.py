@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from dataclasses import replace
 
@@ -33,7 +34,7 @@ import test_score_topk
 from helpers_suite import EXTREMES, OpSuite
 
 from adarec_fast.kernels import _heuristics
-from adarec_fast.kernels._launch import operands
+from adarec_fast.kernels._launch import operands, pairs_a_program, recording
 from adarec_fast.ops import score_topk
 
 SUITES: tuple[type[OpSuite], ...] = tuple(
@@ -139,6 +140,37 @@ def test_tile_shapes_change_nothing_but_rounding(op: str, monkeypatch: pytest.Mo
         torch.testing.assert_close(one, two)
     for name, one in default.gradients.items():
         torch.testing.assert_close(one, other.gradients[name], rtol=1e-4, atol=1e-4, msg=name)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize(
+    ("op", "build"),
+    [c for c in CASES if c.values[0] in ("hda_trajectory", "mlp_expert")],
+)
+def test_levels_side_by_side_or_one_after_the_other(
+    op: str, build: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = build(random_batch(4, size=16, max_depth=7, max_length=5, capacity=3, seed=2))
+    found = []
+    for pairs in (1, 2, 4):
+        module = importlib.import_module(f"adarec_fast.kernels.{op}")
+        monkeypatch.setattr(module, "pairs_a_program", lambda *_, n=pairs, **__: n)
+        check_against_float64(case, _backend(op), torch.float32)
+        found.append(evaluate(case, "triton", torch.float32))
+    # A level is computed by one program, whoever has the others.
+    assert all(torch.equal(one.outputs[0], found[0].outputs[0]) for one in found)
+
+
+def test_levels_are_shared_out_where_tiles_do_not_fill_the_device() -> None:
+    with recording(90):
+        cpu = torch.device("cpu")
+        assert pairs_a_program(1792, 8, cpu) == 4  # 57,344 tokens
+        assert pairs_a_program(56, 8, cpu) == 2  # 1,792: 112 programs for 132 multiprocessors
+        assert pairs_a_program(80, 8, cpu) == 1  # rounds of 1.25 pairs instead of one of 4.25
+        assert pairs_a_program(80, 8, cpu, extra=0.6) == 4
+        assert pairs_a_program(8, 9, cpu) == 1
+        assert pairs_a_program(0, 8, cpu) == 4
+        assert pairs_a_program(5, 1, cpu) == 1
 
 
 @pytest.mark.usefixtures("poisoned")
