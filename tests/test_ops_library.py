@@ -15,7 +15,7 @@ EVERY_OP = {
     "moe_aggregate", "level_infonce", "linear_cross_entropy", "score_topk", "dropout",
     "fused_trajectory",
 }  # fmt: skip
-WITHOUT_BACKWARD = {"dropout", "linear_cross_entropy", "score_topk"}
+WITHOUT_BACKWARD = {"dropout", "score_topk"}
 
 
 def test_every_op_is_defined() -> None:
