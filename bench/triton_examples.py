@@ -173,6 +173,13 @@ def _infonce(size: int) -> Iterator[Example]:
     yield Example(inputs, [torch.ones(()), saved, *inputs])
 
 
+def _cross_entropy(size: int) -> Iterator[Example]:
+    inputs = [torch.zeros(48, size), torch.empty(1001, size), torch.ones(48, dtype=torch.int64)]
+    saved = [torch.ones(()), torch.zeros(48, size), torch.zeros(97)]
+    yield Example([*inputs, True], [*saved, *inputs])
+    yield Example([*inputs, False])
+
+
 def _topk(size: int) -> Iterator[Example]:
     b = _batch(size)
     # 100 take more than one round, whose kernels keep as much as they ever do. What is ranked last
@@ -209,6 +216,7 @@ EXAMPLES: dict[str, Callable[[int], Iterator[Example]]] = {
     "epoch_statistics": _statistics,
     "depth_controller": _controller,
     "level_infonce": _infonce,
+    "linear_cross_entropy": _cross_entropy,
     "score_topk": _topk,
     "fused_trajectory": _fused,
 }

@@ -97,6 +97,16 @@ def _infonce(size: int, word: int, backward: bool) -> dict[str, float]:
     return {"flops": 4 * product, "bytes": vectors * (2 * word + 8)}
 
 
+def _cross_entropy(size: int, word: int, backward: bool) -> dict[str, float]:
+    # A logit and its part of the gradient of hidden; again, and its part of the weight's. The table
+    # and its gradient are float32 under autocast, too; two float32 numbers a row in between.
+    product = 2 * SEQUENCES * ITEMS * size
+    table, hidden = ITEMS * size * 4, SEQUENCES * size * word
+    if not backward:
+        return {"flops": 2 * product, "bytes": table + 2 * hidden + 8 * SEQUENCES}
+    return {"flops": 2 * product, "bytes": 2 * table + 3 * hidden + 8 * SEQUENCES}
+
+
 def _topk(size: int, word: int, backward: bool) -> dict[str, float]:
     if backward:
         return {}
@@ -181,6 +191,7 @@ OPS = {
     "hda_trajectory": _hda, "mlp_expert": _mlp, "moe_aggregate": _moe, "level_pool": _pool,
     "depth_controller": _controller, "level_infonce": _infonce, "score_topk": _topk,
     "pool_and_last": _pool, "embedding": _embedding, "objective": _objective,
+    "linear_cross_entropy": _cross_entropy,
     "encoder_layer": _encoder, "encoder_layer[last]": _encoder_last, "fused_trajectory": _fused,
 }
 

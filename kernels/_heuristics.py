@@ -175,6 +175,23 @@ _rows("score_topk", "tf32", d256=Tile(16, 64, 4))
 _rows("score_topk", "half tf32", d128=Tile(16, 128, 4, 2, 255))
 _rows("score_topk", "tf32", 90, d32=Tile(16, 128, 4, 2, 168), d64=Tile(16, 128, 4, 2, 168))
 _rows("score_topk", "ieee", 80, d64=Tile(16, 64, 4), d128=Tile(16, 64, 4), d256=Tile(16, 64, 4))
+# The chunk is a tile of the catalogue; forward walks over chunks, backward over rows.
+_rows("cross_entropy", "half", d64=Tile(64, 32, 4), d128=Tile(64, 32, 4, 2, 255),
+      d256=Tile(32, 32, 8, 2, 255))
+_rows("cross_entropy", "tf32", d64=Tile(64, 32, 4), d128=Tile(32, 32, 8),
+      d256=Tile(32, 32, 8, 2, 255))
+_rows("cross_entropy", "ieee", d64=Tile(32, 32, 8), d128=Tile(32, 32, 16), d256=Tile(16, 32, 16))
+_rows("cross_entropy", "half", 90, d32=Tile(64, 64, 4), d64=Tile(64, 64, 4),
+      d128=Tile(64, 64, 4, 2, 255))
+_rows("cross_entropy", "tf32", 90, d32=Tile(64, 64, 4), d64=Tile(64, 64, 4),
+      d128=Tile(64, 32, 4, 2, 255))
+_rows("cross_entropy_weights", "half", d64=Tile(32, 64, 4), d128=Tile(32, 64, 4, 2, 255),
+      d256=Tile(32, 32, 8, 2, 255))
+_rows("cross_entropy_weights", "tf32", d64=Tile(32, 64, 4), d128=Tile(32, 32, 8),
+      d256=Tile(16, 32, 8, 2, 255))
+_rows("cross_entropy_weights", "tf32", 90, d128=Tile(32, 64, 4, 2, 255))
+_rows("cross_entropy_weights", "ieee", d64=Tile(32, 32, 8), d128=Tile(32, 32, 16),
+      d256=Tile(16, 32, 16))
 # The chunk is a tile of candidates.
 _rows("infonce_forward", "tf32 ieee", d64=Tile(32, 32, 4), d128=Tile(32, 32, 4),
       d256=Tile(32, 32, 4))

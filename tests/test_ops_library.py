@@ -15,7 +15,7 @@ EVERY_OP = {
     "moe_aggregate", "level_infonce", "linear_cross_entropy", "score_topk", "dropout",
     "fused_trajectory", "embedding", "objective", "epoch_statistics", "pool_and_last",
 }  # fmt: skip
-WITHOUT_BACKWARD = {"dropout", "linear_cross_entropy", "score_topk", "epoch_statistics"}
+WITHOUT_BACKWARD = {"dropout", "score_topk", "epoch_statistics"}
 # All others are functional. These add to what is there: sums that live as long as an epoch, and,
 # backward, the catalogue's gradient.
 IN_PLACE = {"epoch_statistics_fwd", "embedding_bwd"}

@@ -123,7 +123,7 @@ def test_a_step_reads_nothing_on_the_host(
 
 
 def test_the_cross_entropy_of_plain_pytorch_reads_nothing() -> None:
-    """No other backend runs it on CUDA."""
+    """It runs on CUDA where no kernel does."""
     hidden, weight = torch.randn(7, 8), torch.randn(11, 8)
     targets = torch.tensor([3, 0, 10, 1, 0, 2, 2])
     hidden[targets == 0] = float("nan")

@@ -26,6 +26,7 @@ import test_encoder_layer
 import test_hda_trajectory
 import test_level_infonce
 import test_level_pool
+import test_linear_cross_entropy
 import test_mlp_expert
 import test_moe_aggregate
 import test_objective
@@ -33,16 +34,17 @@ import test_pool_and_last
 import test_score_topk
 from helpers_suite import EXTREMES, OpSuite
 
-from adarec_fast.kernels import _heuristics
+from adarec_fast.kernels import _heuristics, linear_cross_entropy
 from adarec_fast.kernels._launch import operands, pairs_a_program, recording
+from adarec_fast.ops import linear_cross_entropy as ops_cross_entropy
 from adarec_fast.ops import score_topk
 
 SUITES: tuple[type[OpSuite], ...] = tuple(
     value
     for module in (
         test_depth_controller, test_dropout, test_encoder_layer, test_hda_trajectory,
-        test_level_infonce, test_level_pool, test_mlp_expert, test_moe_aggregate, test_score_topk,
-        test_embedding, test_objective, test_pool_and_last,
+        test_level_infonce, test_level_pool, test_linear_cross_entropy, test_mlp_expert,
+        test_moe_aggregate, test_score_topk, test_embedding, test_objective, test_pool_and_last,
     )
     for value in vars(module).values()
     if isinstance(value, type) and issubclass(value, OpSuite) and value is not OpSuite
@@ -98,7 +100,7 @@ def test_other_sizes(op: str, build: object, size: int) -> None:
 
 BATCHES = {name: replace(batch, size=13) for name, batch in EXTREMES.items()}
 BATCHES["wide"] = random_batch(3, size=256, max_length=3)
-STREAMING = ("depth_controller", "level_infonce", "score_topk")
+STREAMING = ("depth_controller", "level_infonce", "linear_cross_entropy", "score_topk")
 
 
 @pytest.mark.usefixtures("poisoned")
@@ -125,8 +127,8 @@ def test_ranking_in_rounds_and_parts() -> None:
 @pytest.mark.parametrize(
     "op",
     [
-        "depth_controller", "encoder_layer", "hda_trajectory", "level_infonce", "mlp_expert",
-        "moe_aggregate",
+        "depth_controller", "encoder_layer", "hda_trajectory", "level_infonce",
+        "linear_cross_entropy", "mlp_expert", "moe_aggregate",
     ],
 )
 def test_tile_shapes_change_nothing_but_rounding(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,6 +173,49 @@ def test_levels_are_shared_out_where_tiles_do_not_fill_the_device() -> None:
         assert pairs_a_program(8, 9, cpu) == 1
         assert pairs_a_program(0, 8, cpu) == 4
         assert pairs_a_program(5, 1, cpu) == 1
+
+
+def test_parts_of_the_catalogue_and_of_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Splits whose sums are merged, slices that are added; the interpreter has 2 processors."""
+    monkeypatch.setattr(linear_cross_entropy, "SPLIT", 1)
+    monkeypatch.setattr(linear_cross_entropy, "SLICE", 1)
+    for rows, items in ((3, 900), (200, 150), (150, 10)):
+        case = test_linear_cross_entropy.build(random_batch(rows, size=20), items=items)
+        check_against_float64(case, _backend("linear_cross_entropy"), torch.float32)
+
+
+def test_float16_holds_the_slopes_of_many_items() -> None:
+    """Each of 20,000 items has a probability of 5e-5, which float16 has no normal number for."""
+    case = test_linear_cross_entropy.build(random_batch(40, size=16), items=20_000)
+    tensors = {
+        name: value.half() if value.is_floating_point() else value
+        for name, value in case.arguments.items() if value is not None
+    }  # fmt: skip
+    tensors["weight"] *= 0.1
+    found = []
+    for dtype, backend in ((torch.float16, "triton"), (torch.float64, "reference")):
+        leaves = [tensors[name].to(dtype).requires_grad_() for name in ("hidden", "weight")]
+        loss = ops_cross_entropy(*leaves, tensors["targets"], backend=backend)
+        # As a gradient scaler does: the gradients themselves are float16.
+        found.append([loss / 256, *torch.autograd.grad(loss * 2.0**14, leaves)])
+    for got, want in zip(*found, strict=True):
+        off = (got.double() - want).abs().max()
+        assert off < 2e-3 * want.abs().max()
+    others = torch.ones(20_001, dtype=torch.bool)
+    others[tensors["targets"]] = False
+    got, want = (each[2][others].double() for each in found)
+    assert (got - want).norm() < 2e-3 * want.norm()
+
+
+@pytest.mark.parametrize("processors", [82, 132])
+def test_parts_cover_a_walk_and_fill_the_device(processors: int) -> None:
+    for tiles in (0, 1, 2, 7, 190, 15_626):
+        for programs in (0, 1, 4, 128, 938):
+            parts, each = linear_cross_entropy._parts(tiles, 2, programs, processors)
+            assert parts >= 1
+            assert (parts - 1) * each < max(1, tiles) <= max(1, parts * each)
+            if programs:
+                assert parts * programs >= min(processors, tiles // 2 * programs)
 
 
 @pytest.mark.usefixtures("poisoned")

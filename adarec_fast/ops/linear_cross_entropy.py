@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..reference.linear_cross_entropy import linear_cross_entropy as reference
+from ._autocast import Autocast
 from ._library import check_index, check_shape, choose, define
 from ._ownership import give_away
 
@@ -15,18 +16,30 @@ from ._ownership import give_away
 def _fake_forward(hidden: Tensor, weight: Tensor, targets: Tensor, needs_grad: bool,
                   backend: str) -> tuple[Tensor, Tensor, Tensor]:
     wide = torch.promote_types(hidden.dtype, torch.float32)
-    if not needs_grad:
-        return hidden.new_empty((), dtype=wide), hidden.new_empty(0), weight.new_empty(0)
-    return hidden.new_empty((), dtype=wide), torch.empty_like(hidden), torch.empty_like(weight)
+    loss = hidden.new_empty((), dtype=wide)
+    if backend == "triton":
+        state = hidden.new_empty(2 * hidden.shape[0] + 1 if needs_grad else 0, dtype=wide)
+    else:
+        state = torch.empty_like(weight) if needs_grad else weight.new_empty(0)
+    return loss, torch.empty_like(hidden) if needs_grad else hidden.new_empty(0), state
 
 
+def _fake_backward(grad: Tensor, d_hidden: Tensor, state: Tensor, hidden: Tensor, weight: Tensor,
+                   targets: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(hidden), torch.empty_like(weight)
+
+
+# Forward gives the loss, d_hidden for a gradient of 1, and what backward needs beside: d_weight
+# for a gradient of 1, or of triton, which has a backward, the softmax's normalisers.
 define(
     "linear_cross_entropy",
     "(Tensor hidden, Tensor weight, Tensor targets, bool needs_grad) -> (Tensor, Tensor, Tensor)",
-    None,
+    "(Tensor grad, Tensor d_hidden, Tensor state, Tensor hidden, Tensor weight, Tensor targets) "
+    "-> (Tensor, Tensor)",
     _fake_forward,
-    None,
+    _fake_backward,
     cpu=("cpp", "packed"),
+    cuda=("triton", "packed"),
     waits=False,
 )
 
@@ -35,16 +48,27 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, backend: str, hidden: Tensor, weight: Tensor, targets: Tensor,
                 needs_grad: bool) -> Tensor:
-        loss, d_hidden, d_weight = torch.ops.adarec_fast.linear_cross_entropy_fwd(
+        loss, d_hidden, state = torch.ops.adarec_fast.linear_cross_entropy_fwd(
             hidden, weight, targets, needs_grad, backend
         )
-        ctx.save_for_backward(d_hidden, d_weight)
+        ctx.later = backend == "triton"
+        if ctx.later:
+            ctx.autocast = Autocast.current(hidden)
+            ctx.save_for_backward(d_hidden, state, hidden, weight, targets)
+        else:
+            ctx.save_for_backward(d_hidden, state)
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        d_hidden, d_weight = ctx.saved_tensors
-        return None, d_hidden * grad, give_away(d_weight * grad), None, None
+        if ctx.later:
+            with ctx.autocast.restored():
+                d_hidden, d_weight = torch.ops.adarec_fast.linear_cross_entropy_bwd(
+                    grad, *ctx.saved_tensors, "triton"
+                )
+        else:
+            d_hidden, d_weight = (found * grad for found in ctx.saved_tensors)
+        return None, d_hidden, give_away(d_weight), None, None
 
 
 def linear_cross_entropy(
