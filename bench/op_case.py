@@ -365,6 +365,14 @@ class OpCase(Subject):
             drawn: whether noise and dropout are.
             device: the case's own by default.
         """
+        batch = self.batch.to(device or self.device)
+        result = self.run(backend, dtype, drawn, device)
+        return self._results([result], batch, [Part(batch, 0, 0)], False)
+
+    def run(
+        self, backend: str, dtype: torch.dtype, drawn: bool, device: str | None = None
+    ) -> Any:
+        """As :meth:`evaluate`: outputs and gradients as they come."""
         device = device or self.device
         batch, seed = self.batch.to(device), self.seed.to(device) if drawn else None
         tensors = {}
@@ -373,12 +381,11 @@ class OpCase(Subject):
             own = own.to(dtype) if own.is_floating_point() else own
             wanted = self.backward and name in self.differentiable
             tensors[name] = own.clone().requires_grad_(wanted)
-        result = self._once(
+        return self._once(
             lambda t, b, _: self.public(t, b, backend, seed),
             tensors, batch, [c.to(device) for c in self._cotangents] if self.backward else [],
             drawn,
         )
-        return self._results([result], batch, [Part(batch, 0, 0)], False)
 
     def _packed_float32(self, batch: Histories) -> Tensors:
         """Of the first sequences of the batch, or of all."""

@@ -62,20 +62,24 @@ def compiled_as(launch: Launch) -> tuple[Any, ...]:
 
     ``launch`` is anything with ``kernel``, ``arguments`` by name and ``options``.
     """
-    seen: list[Any] = []
-    for parameter in launch.kernel.params:
-        value = launch.arguments[parameter.name]
-        if parameter.is_constexpr or value is None:
-            seen.append(str(value))
-        elif isinstance(value, Tensor):
-            seen.append((value.dtype, value.data_ptr() % 16 == 0))
-        elif isinstance(value, float):
-            seen.append("float")
-        else:
-            wide = not -(2**31) <= value < 2**31
-            special = None if parameter.do_not_specialize else (value == 1, value % 16 == 0)
-            seen.append((wide, special))
+    seen = [_seen(parameter, launch.arguments[parameter.name]) for parameter in
+            launch.kernel.params]  # fmt: skip
     return (launch.kernel, *seen, *sorted(launch.options.items()))
+
+
+def _seen(parameter: Any, value: Any) -> Any:
+    if parameter.is_constexpr or value is None:
+        return str(value)
+    if isinstance(value, tuple):
+        return tuple(_seen(parameter, part) for part in value)
+    if isinstance(value, Tensor):
+        return value.dtype, value.data_ptr() % 16 == 0
+    if isinstance(value, float):
+        return "float"
+    if hasattr(value, "value"):  # a constant within a tuple
+        return str(value)
+    wide = not -(2**31) <= value < 2**31
+    return wide, None if parameter.do_not_specialize else (value == 1, value % 16 == 0)
 
 
 @contextmanager

@@ -55,7 +55,7 @@ def test_captured_steps(supervision: str, precision: str) -> None:
         statistics = EpochStatistics(stepper.model.config.num_levels, CUDA)
         for number in (1, 2, 3):
             for whole in histories("train", 2, every_position=supervision == "all"):
-                stepper.step(whole.part(0, 40).to("cuda").as_batch(), number, statistics)
+                stepper.step(whole.to("cuda").as_batch(), number, statistics)
         assert len(device.launches) > 60
         assert _missing(device, "flows") == []
 
@@ -79,5 +79,5 @@ def test_ops() -> None:
             for precision in ("ieee", "bf16"):
                 for drawn in dict.fromkeys((False, case.stochastic and case.training)):
                     with computing(precision, "cuda"):
-                        case.evaluate("triton", torch.float32, drawn)
+                        case.run("triton", torch.float32, drawn)
         assert _missing(device, "accuracy") == []

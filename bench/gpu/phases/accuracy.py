@@ -88,4 +88,4 @@ def kernels(device: str) -> None:
             for precision in PRECISIONS:
                 for drawn in dict.fromkeys((False, case.stochastic and case.training)):
                     with computing(precision, device):
-                        case.evaluate("triton", torch.float32, drawn)
+                        case.run("triton", torch.float32, drawn)

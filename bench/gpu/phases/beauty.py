@@ -72,4 +72,6 @@ def _test(results: Results, folder: Path, data: InteractionData) -> None:
 
 def kernels(device: str) -> None:
     """Every launch of :func:`run`."""
-    exercise(ADARecConfig.create(num_items=64, **_MODEL), TrainConfig(), torch.device(device))
+    config = ADARecConfig.create(num_items=12_101, **_MODEL)
+    for users in (256, 1024):  # steps, validations
+        exercise(config, TrainConfig(), torch.device(device), users=users)

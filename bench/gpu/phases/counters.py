@@ -13,13 +13,11 @@ from ..phase import Results
 
 _KERNELS = 4
 _SECTIONS = ("SpeedOfLight", "MemoryWorkloadAnalysis", "Occupancy", "WarpStateStats", "LaunchStats")
-_PROGRAM = """
+_USERS = 8192
+_PROGRAM = f"""
 import torch
-from adarec_fast import TrainConfig
-from adarec_fast.training.exercise import exercise
-from bench.gpu.work import model
-config = model(64, "prefix", "tf32", "cpu").config
-exercise(config, TrainConfig(), torch.device("cuda"), users={users})
+from bench.gpu.work import exercised
+exercised(64, "tf32", "cuda", batches=({_USERS},))
 torch.cuda.synchronize()
 """
 # Without a profile to read: what the cost model calls the dearest.
@@ -38,7 +36,7 @@ def run(results: Results) -> None:
             tool, "--clock-control", "none", "--kernel-name", f"regex:^{re.escape(name)}$",
             "--launch-count", "1", "--csv", "--page", "details",
             *(word for section in _SECTIONS for word in ("--section", section)),
-            sys.executable, "-c", _PROGRAM.format(users=8192),
+            sys.executable, "-c", _PROGRAM,
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         metrics = read_csv(done.stdout)
@@ -73,12 +71,6 @@ def read_csv(text: str) -> dict[str, Any]:
 
 def kernels(device: str) -> None:
     """Every launch of :func:`run`."""
-    import torch
+    from ..work import exercised
 
-    from adarec_fast import TrainConfig
-    from adarec_fast.training.exercise import exercise
-
-    from ..work import model
-
-    exercise(model(64, "prefix", "tf32", device).config, TrainConfig(), torch.device(device),
-             users=64)  # fmt: skip
+    exercised(64, "tf32", device, batches=(_USERS,))

@@ -9,17 +9,18 @@ import torch
 from torch import Tensor
 
 from adarec_fast import ADARec, Recommender, TrainConfig
+from adarec_fast.config import Supervision
 from adarec_fast.training.captured import CapturedStepper, capacity, in_bucket, why_not
-from adarec_fast.training.exercise import exercise
 from adarec_fast.training.optimization import Stepper
 from adarec_fast.training.statistics import EpochStatistics
 
 from ...workloads import histories
 from ..phase import Results
-from ..work import PRECISIONS, attempt, model
+from ..work import PRECISIONS, attempt, exercised, model
 
 _STEPS, _SIZE, _LOSS = 6, 64, 1e-4
-_SUPERVISIONS = ("prefix", "all")
+_SUPERVISIONS: tuple[Supervision, ...] = ("prefix", "all")
+_ASKED = (1, 3, 300)  # users of a request
 
 
 def run(results: Results) -> None:
@@ -103,7 +104,7 @@ def _requests(found: dict[str, Any], device: str, precision: str) -> None:
     recommender = Recommender(made)
     batch = histories("serve-1024")[0]
     worst = 0.0
-    for users in (1, 3, 300):
+    for users in _ASKED:
         asked = batch.part(0, users)
         for _ in range(4):
             ranking = recommender.recommend((asked.item_ids, asked.offsets), 20)
@@ -122,7 +123,5 @@ def _requests(found: dict[str, Any], device: str, precision: str) -> None:
 def kernels(device: str) -> None:
     """Every launch of :func:`run`."""
     for precision in PRECISIONS:
-        exercise(
-            model(_SIZE, "prefix", precision, device).config, TrainConfig(), torch.device(device),
-            users=64, supervisions=_SUPERVISIONS,
-        )  # fmt: skip
+        exercised(_SIZE, precision, device, batches=(256,), supervisions=_SUPERVISIONS)
+        exercised(_SIZE, precision, device, batches=(64, *_ASKED))

@@ -83,4 +83,4 @@ def kernels(device: str) -> None:
                 drawn = case.stochastic and case.training
                 for precision in PRECISIONS:
                     with computing(precision, device):
-                        case.evaluate("triton", torch.float32, drawn)
+                        case.run("triton", torch.float32, drawn)

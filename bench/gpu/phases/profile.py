@@ -14,12 +14,11 @@ import torch
 
 from adarec_fast import Recommender, TrainConfig
 from adarec_fast.training.captured import CapturedStepper
-from adarec_fast.training.exercise import exercise
 from adarec_fast.training.statistics import EpochStatistics
 
 from ...workloads import histories
 from ..phase import Results
-from ..work import attempt, model
+from ..work import attempt, exercised, model
 
 _SIZE, _STEPS, _K = 64, 10, 20
 _PRECISIONS = ("tf32", "ieee")
@@ -110,5 +109,4 @@ def _write_trace(profiler: Any, path: Path) -> None:
 def kernels(device: str) -> None:
     """Every launch of :func:`run`."""
     for precision in _PRECISIONS:
-        exercise(model(_SIZE, "prefix", precision, device).config, TrainConfig(),
-                 torch.device(device), users=64)  # fmt: skip
+        exercised(_SIZE, precision, device, batches=(256, 8192))

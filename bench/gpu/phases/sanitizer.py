@@ -12,12 +12,8 @@ from ..phase import Results
 _USERS = 64
 _PROGRAM = f"""
 import torch
-from adarec_fast import TrainConfig
-from adarec_fast.training.exercise import exercise
-from bench.gpu.work import model
-config = model(64, "prefix", "ieee", "cpu").config
-exercise(config, TrainConfig(), torch.device("cuda"), users={_USERS},
-         supervisions=("prefix", "all"))
+from bench.gpu.work import exercised
+exercised(64, "ieee", "cuda", batches=({_USERS},), supervisions=("prefix", "all"))
 torch.cuda.synchronize()
 """
 
@@ -43,12 +39,6 @@ def run(results: Results) -> None:
 
 def kernels(device: str) -> None:
     """Every launch of :func:`run`."""
-    import torch
+    from ..work import exercised
 
-    from adarec_fast import TrainConfig
-    from adarec_fast.training.exercise import exercise
-
-    from ..work import model
-
-    exercise(model(64, "prefix", "ieee", device).config, TrainConfig(), torch.device(device),
-             users=_USERS, supervisions=("prefix", "all"))  # fmt: skip
+    exercised(64, "ieee", device, batches=(_USERS,), supervisions=("prefix", "all"))

@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 
-from adarec_fast import ADARec, ADARecConfig, Recommender, TrainConfig
+from adarec_fast import ADARec, Recommender, TrainConfig
 from adarec_fast.data import Split, TrainingBatches
 from adarec_fast.training.captured import CapturedStepper
-from adarec_fast.training.exercise import exercise
 from adarec_fast.training.optimization import Stepper
 from adarec_fast.training.statistics import EpochStatistics
 
@@ -19,7 +18,7 @@ from ...test_bench_epoch import beauty
 from ...workloads import MAX_LENGTH, histories
 from ..phase import Results
 from ..timing import device_seconds, host_seconds, spread
-from ..work import PRECISIONS, attempt, model
+from ..work import PRECISIONS, attempt, exercised, model
 
 _SIZE = 64
 _SECONDS = 0.7
@@ -154,14 +153,9 @@ def _epoch(results: Results, device: str, precision: str) -> None:
 
 def kernels(device: str) -> None:
     """Every launch of :func:`run`."""
-    place = torch.device(device)
+    beauty_like = {"num_items": 12_101, "max_length": MAX_LENGTH, "max_depth": 4}
     for precision in PRECISIONS:
-        exercise(model(_SIZE, "prefix", precision, device).config, TrainConfig(), place,
-                 users=64, supervisions=("prefix", "all"))  # fmt: skip
-        exercise(
-            ADARecConfig.create(
-                num_items=64, hidden_size=_SIZE, max_length=MAX_LENGTH, supervision="all",
-                precision=precision,
-            ),
-            TrainConfig(), place, users=64,
-        )  # fmt: skip
+        exercised(_SIZE, precision, device, supervisions=("prefix", "all"))
+        exercised(_SIZE, precision, device, batches=(1024, 8192))
+        exercised(_SIZE, precision, device, supervisions=("all",), **beauty_like)
+    exercised(_SIZE, "tf32", device, batches=(8192,), supervisions=("all",))
