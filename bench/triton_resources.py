@@ -87,26 +87,37 @@ _POINTERS = {
     torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int64: "*i64",
     torch.int32: "*i32", torch.uint8: "*u8", torch.float64: "*fp64",
 }
+ALIGNED = [["tt.divisibility", 16]]
 
 
 def _source(launch: Launch) -> ASTSource:
     names = launch.kernel.arg_names
     constants: dict[str, Any] = {}
-    signature: dict[str, str] = {}
+    signature: dict[str, Any] = {}
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}
     declared = {p.name for p in launch.kernel.params if p.is_constexpr}
     for position, name in enumerate(names):
         value = launch.arguments[name]
         if name in declared or value is None:
             signature[name], constants[name] = "constexpr", value
-        elif isinstance(value, Tensor):
-            signature[name] = _POINTERS[value.dtype]
-            attributes[(position,)] = [["tt.divisibility", 16]]
-        elif isinstance(value, float):
-            signature[name] = "fp32"
         else:
-            signature[name] = "i64" if abs(value) >= 2**31 else "i32"
+            signature[name] = _type_name(value)
+            if isinstance(value, Tensor):
+                attributes[(position,)] = ALIGNED
+            elif isinstance(value, tuple):
+                tensors = [i for i, v in enumerate(value) if isinstance(v, Tensor)]
+                attributes |= {(position, i): ALIGNED for i in tensors}
     return ASTSource(launch.kernel, signature, constants, attributes)
+
+
+def _type_name(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_type_name, value))
+    if isinstance(value, Tensor):
+        return _POINTERS[value.dtype]
+    if isinstance(value, float):
+        return "fp32"
+    return "i64" if abs(value) >= 2**31 else "i32"
 
 
 def _tool(name: str) -> str:

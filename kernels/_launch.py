@@ -84,7 +84,8 @@ def launch(
     if _recording is not None:
         _recording.append(Launch(kernel, grid, arguments, options))
         return
-    first = next(value for value in arguments.values() if isinstance(value, Tensor))
+    values = (v[0] if isinstance(v, tuple) else v for v in arguments.values())
+    first = next(value for value in values if isinstance(value, Tensor))
     # By place: Triton takes no argument of the name "stream" as a keyword.
     ordered = [arguments[name] for name in kernel.arg_names]
     with torch.cuda.device_of(first):

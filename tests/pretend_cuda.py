@@ -436,7 +436,7 @@ class PretendCuda(TorchDispatchMode):
             with on_the_host():
                 return function(*plain)
 
-        changed = tuple(args[i] for i in written)
+        changed = tuple(_tensors([args[i] for i in written]))
         return self.made(call, tuple(t.memory for t in _tensors(args)), changed=changed)
 
     # ------------------------------------------------------------------ kernels
@@ -452,7 +452,7 @@ class PretendCuda(TorchDispatchMode):
     ) -> None:
         """Check a kernel's launch; ``run`` gets its arguments with CPU tensors."""
         self.check_launch(kernel, grid, given)
-        memories = tuple(t.memory for t in given.values() if isinstance(t, OnCuda))
+        memories = tuple(t.memory for t in _tensors(given) if isinstance(t, OnCuda))
         plain = tree_map_only(OnCuda, lambda t: t.inner, given)
 
         def call() -> None:
@@ -470,7 +470,9 @@ def check_launch(kernel: Any, grid: Any, given: dict[str, Any]) -> None:
         type(n) is not int or not 0 < n < most for n, most in zip(grid, bounds, strict=False)
     ):
         raise CudaError(f"{name}: the grid {grid} is out of range")
-    for key, value in given.items():
+    flat = [(k, v) for k, value in given.items()
+            for v in (value if isinstance(value, tuple) else (value,))]
+    for key, value in flat:
         if not isinstance(value, Tensor):
             if type(value) is int and not -(2**63) <= value < 2**63:
                 raise CudaError(f"{name}: {key}={value} has more than 64 bits")
