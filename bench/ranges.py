@@ -26,6 +26,8 @@ EQUATIONS = {
     "embedding": "backbone",
     "objective": "Eq 12",
     "epoch_statistics": "log",
+    "gradient_norm": "Adam",
+    "adam": "Adam",
     "encoder_layer": "backbone",
     "fine expert": "Eq 8",
     "depth_controller": "Eq 1-2",

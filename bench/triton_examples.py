@@ -155,6 +155,24 @@ def _statistics(size: int) -> Iterator[Example]:
             ])
 
 
+def _weights(size: int) -> list[Tensor]:
+    """Of a model's number and sizes, about."""
+    return [torch.zeros(100, size), *(torch.zeros(4 * size, size) for _ in range(69))]
+
+
+def _norm(size: int) -> Iterator[Example]:
+    yield Example([_weights(size), torch.zeros((), dtype=torch.int32)])
+
+
+def _adam(size: int) -> Iterator[Example]:
+    lists, scalar = [_weights(size)] * 4, torch.zeros(())
+    for decay, clip in ((0.0, 5.0), (0.1, 0.0)):
+        yield Example([
+            *lists, [scalar] * len(lists[0]), torch.zeros((), dtype=torch.int32), scalar, scalar,
+            1e-3, 0.9, 0.999, 1e-8, decay, clip,
+        ])
+
+
 def _controller(size: int) -> Iterator[Example]:
     b, gates = _batch(size), 3 * size
     for levels in (LEVELS, 5):
@@ -214,6 +232,8 @@ EXAMPLES: dict[str, Callable[[int], Iterator[Example]]] = {
     "embedding": _embedding,
     "objective": _objective,
     "epoch_statistics": _statistics,
+    "gradient_norm": _norm,
+    "adam": _adam,
     "depth_controller": _controller,
     "level_infonce": _infonce,
     "linear_cross_entropy": _cross_entropy,

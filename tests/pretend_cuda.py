@@ -497,7 +497,7 @@ class PretendCuda(TorchDispatchMode):
                 return function(*plain)
 
         self._noting = (function.__module__.rpartition(".")[2], 1)
-        changed = tuple(args[i] for i in written)
+        changed = tuple(_tensors([args[i] for i in written]))
         return self.made(call, tuple(t.memory for t in _tensors(args)), changed=changed)
 
     # ------------------------------------------------------------------ kernels

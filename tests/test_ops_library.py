@@ -14,11 +14,12 @@ EVERY_OP = {
     "hda_trajectory", "encoder_layer", "mlp_expert", "level_pool", "depth_controller",
     "moe_aggregate", "level_infonce", "linear_cross_entropy", "score_topk", "dropout",
     "fused_trajectory", "embedding", "objective", "epoch_statistics", "pool_and_last",
+    "adam", "gradient_norm",
 }  # fmt: skip
-WITHOUT_BACKWARD = {"dropout", "score_topk", "epoch_statistics"}
-# All others are functional. These add to what is there: sums that live as long as an epoch, and,
-# backward, the catalogue's gradient.
-IN_PLACE = {"epoch_statistics_fwd", "embedding_bwd"}
+WITHOUT_BACKWARD = {"dropout", "score_topk", "epoch_statistics", "adam", "gradient_norm"}
+# All others are functional. These change what is there: sums that live as long as an epoch, weights
+# and moments, a counter, and, backward, the catalogue's gradient.
+IN_PLACE = {"epoch_statistics_fwd", "adam_fwd", "gradient_norm_fwd", "embedding_bwd"}
 
 
 def test_every_op_is_defined() -> None:

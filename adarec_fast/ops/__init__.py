@@ -10,12 +10,14 @@ from ._library import (
     has_kernel,
     synchronising,
 )
+from .adam import adam
 from .depth_controller import depth_controller
 from .dropout import dropout
 from .embedding import Embedded, embedding
 from .encoder_layer import LayerWeights, encoder_layer
 from .epoch_statistics import epoch_statistics
 from .fused_trajectory import Trajectory, fused_trajectory
+from .gradient_norm import gradient_norm
 from .hda_trajectory import hda_trajectory
 from .level_infonce import level_infonce
 from .level_pool import level_pool
@@ -35,6 +37,7 @@ __all__ = [
     "LayerWeights",
     "Objective",
     "Trajectory",
+    "adam",
     "backend_report",
     "choose",
     "depth_controller",
@@ -44,6 +47,7 @@ __all__ = [
     "epoch_statistics",
     "explain",
     "fused_trajectory",
+    "gradient_norm",
     "has_kernel",
     "hda_trajectory",
     "level_infonce",

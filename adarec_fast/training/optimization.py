@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from .. import ops
 from ..config import TrainConfig, training_precision
 from ..model import ADARec
 from ..precision import computing
@@ -49,6 +51,12 @@ class Stepper:
             fused=True,
             capturable=self.capturable,
         )
+        # Kernels of ours where they run: torch's norm, clipping and Adam are some 15 launches.
+        self._kernels = all(
+            ops.has_kernel(name, model.config.backend, device.type)
+            for name in ("gradient_norm", "adam")
+        )
+        self._done = torch.zeros((), dtype=torch.int32, device=device)
 
     def step(self, batch: Any, number: int, statistics: EpochStatistics) -> None:
         """One step on one batch, none of it waited for.
@@ -66,6 +74,8 @@ class Stepper:
 
     def gradient_norm(self, gradients: list[Tensor]) -> Tensor:
         """The norm of all gradients as one vector."""
+        if self._kernels and _plain(gradients):
+            return ops.gradient_norm(gradients, self._done)
         return torch.nn.utils.get_total_norm(gradients)
 
     def update(self, batch: Any, number: int | Tensor, statistics: EpochStatistics) -> None:
@@ -78,10 +88,34 @@ class Stepper:
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         norm = self.gradient_norm(gradients)
         found_inf = statistics.add(output, norm, number)
+        if self._kernels and _plain(gradients) and _plain(self._parameters):
+            self._adam(gradients, norm, found_inf)
+            return
         if self.config.gradient_clip:
             torch.nn.utils.clip_grads_with_norm_(self._parameters, self.config.gradient_clip, norm)
         self.optimizer.found_inf = found_inf  # type: ignore[attr-defined]
         self.optimizer.step()
+
+    @torch.no_grad()
+    def _adam(self, gradients: list[Tensor], norm: Tensor, found_inf: Tensor) -> None:
+        """Clipping and the optimizer's step by one kernel, on the optimizer's own state."""
+        parameters = [p for p in self._parameters if p.grad is not None]
+        (group,) = self.optimizer.param_groups
+        for parameter in parameters:
+            state = self.optimizer.state[parameter]
+            if not state:
+                state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+                state["exp_avg"] = torch.zeros_like(parameter)
+                state["exp_avg_sq"] = torch.zeros_like(parameter)
+        steps, firsts, seconds = (
+            [self.optimizer.state[parameter][key] for parameter in parameters]
+            for key in _ADAM_STATE
+        )
+        ops.adam(
+            parameters, gradients, firsts, seconds, steps, self._done, norm, found_inf,
+            lr=group["lr"], betas=group["betas"], eps=group["eps"],
+            weight_decay=group["weight_decay"], max_norm=self.config.gradient_clip,
+        )  # fmt: skip
 
     def model_state(self) -> dict[str, Tensor]:
         """What the model is saved as: its whole ``state_dict``."""
@@ -124,3 +158,8 @@ class Stepper:
             raise CheckpointError(f"{where}: unknown tensor {min(found)}")
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _plain(tensors: Sequence[Tensor]) -> bool:
+    """Whether kernels that know float32 and no strides can take them."""
+    return all(t.dtype == torch.float32 and t.is_contiguous() for t in tensors)

@@ -1,0 +1,89 @@
+"""``adam``: clipping and Adam's update of all parameters, in one launch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..reference.adam import adam as reference
+from ._library import choose, define
+from .gradient_norm import check_done
+
+
+def _fake_forward(*_: Any) -> None:
+    return None
+
+
+define(
+    "adam",
+    "(Tensor(a!)[] parameters, Tensor[] gradients, Tensor(b!)[] firsts, Tensor(c!)[] seconds, "
+    "Tensor(d!)[] steps, Tensor(e!) done, Tensor norm, Tensor found, float lr, float beta1, "
+    "float beta2, float eps, float weight_decay, float max_norm) -> ()",
+    None,
+    _fake_forward,
+    None,
+    cuda=("triton", "packed"),
+    note="training calls it where a kernel runs it, and torch's fused Adam elsewhere",
+    waits=False,
+)
+
+
+def adam(
+    parameters: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    firsts: Sequence[Tensor],
+    seconds: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    done: Tensor,
+    norm: Tensor,
+    found: Tensor,
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    max_norm: float,
+    backend: str = "auto",
+) -> None:
+    """What torch's clip_grads_with_norm_ and Adam do, in place; gradients are left unclipped.
+
+    Args:
+        parameters, gradients, firsts, seconds: float, each with its gradient and moments, all
+            contiguous.
+        steps: float32 0-dim, how many steps each parameter has taken.
+        done: int32 0-dim on their device, 0 before and after; counts the programs that have ended.
+        norm: 0-dim, of all gradients.
+        found: 0-dim; if it is not 0, nothing is changed.
+        lr, betas, eps, weight_decay: torch.optim.Adam's.
+        max_norm: gradients of a larger norm are scaled to it; 0 for none.
+        backend: see :mod:`adarec_fast.ops`.
+
+    Raises:
+        ValueError: lists of different lengths or shapes, a tensor that is not contiguous.
+        BackendError: the backend cannot run here.
+    """
+    check_done(done)
+    lists = {"gradients": gradients, "firsts": firsts, "seconds": seconds, "steps": steps}
+    for name, tensors in lists.items():
+        if len(tensors) != len(parameters):
+            raise ValueError(f"{name} are {len(tensors)} for {len(parameters)} parameters")
+        for place, (tensor, parameter) in enumerate(zip(tensors, parameters, strict=True)):
+            wanted = torch.Size() if name == "steps" else parameter.shape
+            if tensor.shape != wanted or not tensor.is_contiguous():
+                raise ValueError(
+                    f"{name}[{place}] has shape {list(tensor.shape)} and strides "
+                    f"{list(tensor.stride())}; it must be {list(wanted)}, contiguous"
+                )
+    dtype = parameters[0].dtype if parameters else torch.float32
+    chosen = choose("adam", backend, done.device.type, dtype)
+    numbers = lr, *betas, eps, weight_decay, max_norm
+    if chosen == "reference":
+        reference(parameters, gradients, firsts, seconds, steps, norm, found, *numbers)
+        return
+    torch.ops.adarec_fast.adam_fwd(
+        list(parameters), list(gradients), list(firsts), list(seconds), list(steps), done, norm,
+        found, *numbers, chosen,
+    )  # fmt: skip
