@@ -143,6 +143,15 @@ def _experts(
         "seed": seed, "max_length": config.max_length, "backend": config.backend,
     }  # fmt: skip
     fine = model.fine_expert(*levels, last_only=last, **shared)
+    if last and contrast and _pools_as_it_goes(model, x0):
+        expert = model.coarse_expert
+        assert isinstance(expert, MLPExpert)
+        found = expert.pooled(*levels, content=model.router.content, **shared)
+        aggregate = model.router(
+            fine, found.last, found.content, reading.row_depth, reading.mass,
+            model.level_embedding.weight, backend=config.backend,
+        )  # fmt: skip
+        return aggregate, found.pooled
     # Eq. 6 pools the coarse output over all tokens; without it the last one is enough.
     coarse = model.coarse_expert(*levels, last_only=last and not contrast, **shared)
     pooled = None
@@ -156,6 +165,12 @@ def _experts(
         backend=config.backend,
     )  # fmt: skip
     return aggregate, pooled
+
+
+def _pools_as_it_goes(model: ADARec, x0: Tensor) -> bool:
+    """Whether there is a kernel for the coarse expert and its means: an op on CUDA alone."""
+    chosen = ops.choose("mlp_expert_pooled", model.config.backend, x0.device.type, x0.dtype)
+    return chosen == "triton" and isinstance(model.coarse_expert, MLPExpert)
 
 
 def _fused(

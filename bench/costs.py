@@ -19,6 +19,7 @@ from . import (
     test_bench_level_pool,
     test_bench_linear_cross_entropy,
     test_bench_mlp_expert,
+    test_bench_mlp_expert_pooled,
     test_bench_moe_aggregate,
     test_bench_score_topk,
 )
@@ -34,6 +35,7 @@ CASES: dict[str, type[OpCase]] = {
     "depth_controller": test_bench_depth_controller.DepthController,
     "hda_trajectory": test_bench_hda_trajectory.HDATrajectory,
     "mlp_expert": test_bench_mlp_expert.MLPExpert,
+    "mlp_expert_pooled": test_bench_mlp_expert_pooled.MLPExpertPooled,
     "level_pool": test_bench_level_pool.LevelPool,
     "moe_aggregate": test_bench_moe_aggregate.MoEAggregate,
     "fused_trajectory": test_bench_fused_trajectory.FusedTrajectory,

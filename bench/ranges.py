@@ -28,6 +28,7 @@ EQUATIONS = {
     "depth_controller": "Eq 1-2",
     "hda_trajectory": "Eq 4-5",
     "mlp_expert": "Eq 9",
+    "mlp_expert_pooled": "Eq 6-9",
     "level_pool": "Eq 7",
     "moe_aggregate": "Eq 7-11",
     "fused_trajectory": "Eq 4-11",

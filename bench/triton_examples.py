@@ -68,6 +68,14 @@ def _mlp(size: int) -> Iterator[Example]:
         yield Example(inputs, None if seed is None else [grad, *inputs])
 
 
+def _mlp_pooled(size: int) -> Iterator[Example]:
+    b = _batch(size)
+    inputs = next(_mlp(size)).forward[:-1]
+    for content in (True, False):
+        means = [b["z"], b["z"], b["z"] if content else torch.zeros(0)]
+        yield Example([*inputs, content], [*means, *inputs, content])
+
+
 def _moe(size: int) -> Iterator[Example]:
     b = _batch(size)
     for pooled in (b["z"], None):
@@ -156,6 +164,7 @@ def _fused(size: int) -> Iterator[Example]:
 EXAMPLES: dict[str, Callable[[int], Iterator[Example]]] = {
     "hda_trajectory": _hda,
     "mlp_expert": _mlp,
+    "mlp_expert_pooled": _mlp_pooled,
     "moe_aggregate": _moe,
     "level_pool": _pool,
     "encoder_layer": _encoder,
@@ -186,7 +195,10 @@ def _precision(kind: str) -> Iterator[None]:
 # Constants that tell a kernel's variants apart but are no flag.
 _NUMBERS = ("KEPT", "WIDTH", "LEVELS")
 # Tensors that a kernel may do without.
-_OPTIONAL = {"_attention_kernel": "lse_ptr"}
+_OPTIONAL = {
+    "_attention_kernel": ("lse_ptr",), "_pool_kernel": ("content_ptr",),
+    "_backward_kernel": ("last_ptr", "content_ptr"),
+}
 
 
 def variant_name(launch: Launch) -> str:
@@ -202,7 +214,7 @@ def variant_name(launch: Launch) -> str:
             tags.append(f"ENTRIES={len(value)}")
         elif name in _NUMBERS:
             tags.append(f"{name}={value}")
-        elif name == _OPTIONAL.get(launch.kernel.__name__) and value is not None:
+        elif name in _OPTIONAL.get(launch.kernel.__name__, ()) and value is not None:
             tags.append(name.removesuffix("_ptr"))
     return f"{kernel}[{','.join(tags)}]" if tags else kernel
 

@@ -18,6 +18,7 @@ from .level_infonce import level_infonce
 from .level_pool import level_pool
 from .linear_cross_entropy import linear_cross_entropy
 from .mlp_expert import mlp_expert
+from .mlp_expert_pooled import PooledLevels, mlp_expert_pooled
 from .moe_aggregate import Aggregate, moe_aggregate
 from .score_topk import score_topk
 
@@ -27,6 +28,7 @@ __all__ = [
     "Aggregate",
     "BackendError",
     "LayerWeights",
+    "PooledLevels",
     "Trajectory",
     "backend_report",
     "choose",
@@ -40,6 +42,7 @@ __all__ = [
     "level_pool",
     "linear_cross_entropy",
     "mlp_expert",
+    "mlp_expert_pooled",
     "moe_aggregate",
     "score_topk",
     "synchronising",
