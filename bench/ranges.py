@@ -27,6 +27,7 @@ EQUATIONS = {
     "fine expert": "Eq 8",
     "depth_controller": "Eq 1-2",
     "hda_trajectory": "Eq 4-5",
+    "level_biases": "Eq 5-7",
     "mlp_expert": "Eq 9",
     "mlp_expert_pooled": "Eq 6-9",
     "level_pool": "Eq 7",

@@ -76,6 +76,14 @@ def _mlp_pooled(size: int) -> Iterator[Example]:
         yield Example([*inputs, content], [*means, *inputs, content])
 
 
+def _biases(size: int) -> Iterator[Example]:
+    inputs = [torch.zeros(LEVELS, size)]
+    for out in (2 * size, size):
+        inputs += [torch.zeros(out, size), torch.zeros(out)]
+    grads = [torch.zeros(LEVELS - 1, 2 * size), torch.zeros(LEVELS, size)]
+    yield Example(inputs, [*grads, *inputs])
+
+
 def _moe(size: int) -> Iterator[Example]:
     b = _batch(size)
     for pooled in (b["z"], None):
@@ -163,6 +171,7 @@ def _fused(size: int) -> Iterator[Example]:
 # By op; shapes matter only where a kernel is specialised on them.
 EXAMPLES: dict[str, Callable[[int], Iterator[Example]]] = {
     "hda_trajectory": _hda,
+    "level_biases": _biases,
     "mlp_expert": _mlp,
     "mlp_expert_pooled": _mlp_pooled,
     "moe_aggregate": _moe,

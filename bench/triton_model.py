@@ -58,6 +58,14 @@ def _mlp(size: int, word: int, backward: bool) -> dict[str, float]:
     return {"flops": 9 * product, "bytes": 6 * planes, "words": words}
 
 
+def _biases(size: int, word: int, backward: bool) -> dict[str, float]:
+    weights, levels = 3 * size * size, 4 * LEVELS * size
+    return {
+        "flops": (2 if backward else 1) * 2 * LEVELS * weights,
+        "bytes": (2 if backward else 1) * (weights + levels) * 4,
+    }
+
+
 def _mlp_pooled(size: int, word: int, backward: bool) -> dict[str, float]:
     work = _mlp(size, word, backward)
     pairs, means = TOKENS * (MEAN_DEPTH + 1), SEQUENCES * (MEAN_DEPTH + 1)
@@ -174,7 +182,8 @@ def _fused(size: int, word: int, backward: bool) -> dict[str, float]:
 
 OPS = {
     "hda_trajectory": _hda, "mlp_expert": _mlp,
-    "mlp_expert_pooled": _mlp_pooled, "moe_aggregate": _moe, "level_pool": _pool,
+    "level_biases": _biases, "mlp_expert_pooled": _mlp_pooled, "moe_aggregate": _moe,
+    "level_pool": _pool,
     "depth_controller": _controller, "level_infonce": _infonce, "score_topk": _topk,
     "encoder_layer": _encoder, "encoder_layer[last]": _encoder_last, "fused_trajectory": _fused,
 }

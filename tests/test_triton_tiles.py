@@ -23,6 +23,7 @@ import test_depth_controller
 import test_dropout
 import test_encoder_layer
 import test_hda_trajectory
+import test_level_biases
 import test_level_infonce
 import test_level_pool
 import test_mlp_expert
@@ -39,8 +40,8 @@ SUITES: tuple[type[OpSuite], ...] = tuple(
     value
     for module in (
         test_depth_controller, test_dropout, test_encoder_layer, test_hda_trajectory,
-        test_level_infonce, test_level_pool, test_mlp_expert, test_mlp_expert_pooled,
-        test_moe_aggregate, test_score_topk,
+        test_level_biases, test_level_infonce, test_level_pool, test_mlp_expert,
+        test_mlp_expert_pooled, test_moe_aggregate, test_score_topk,
     )
     for value in vars(module).values()
     if isinstance(value, type) and issubclass(value, OpSuite) and value is not OpSuite

@@ -14,6 +14,7 @@ from .dropout import dropout
 from .encoder_layer import LayerWeights, encoder_layer
 from .fused_trajectory import Trajectory, fused_trajectory
 from .hda_trajectory import hda_trajectory
+from .level_biases import level_biases
 from .level_infonce import level_infonce
 from .level_pool import level_pool
 from .linear_cross_entropy import linear_cross_entropy
@@ -38,6 +39,7 @@ __all__ = [
     "explain",
     "fused_trajectory",
     "hda_trajectory",
+    "level_biases",
     "level_infonce",
     "level_pool",
     "linear_cross_entropy",
