@@ -26,6 +26,13 @@ class _Reading(NamedTuple):
     mass: Tensor  # [T+1, R], m_k
 
 
+class _Biases(NamedTuple):
+    """What the levels' embeddings add in the denoiser and the router; None: not known yet."""
+
+    denoiser: Tensor | None
+    router: Tensor | None
+
+
 def encode(model: ADARec, values: Tensor, offsets: Tensor, seed: Tensor | None = None) -> Tensor:
     """E ``[N, D]``: the backbone's representation of every item of every history."""
     return _encode(model, values, offsets, seed)[0]
@@ -76,6 +83,7 @@ def parse(
     rows = ragged.last_tokens(offsets) if readout == "last" else None
     logits, depth, reading = _depths(model, embeddings, offsets, rows, seed)
     noise_seed = seed if noise_seed is None else noise_seed
+    biases = _level_biases(model)
     levels: Tensor | None = None
     error: Tensor | None = None
     pooled: Tensor | None = None
@@ -83,13 +91,13 @@ def parse(
     if not config.augmented:
         user, levels = _at(rows, embeddings), embeddings[None]
     elif config.fused_trajectory and not hierarchy:
-        fused = _fused(model, embeddings, reading, seed, noise_seed, contrast)
+        fused = _fused(model, embeddings, reading, seed, noise_seed, contrast, biases)
         user, error, pooled = fused.user, fused.error, fused.pooled if contrast else None
         aggregate = ops.Aggregate(user, fused.gates, fused.fine, fused.coarse)
     else:
-        levels, error = _hierarchy(model, embeddings, reading, noise_seed)
+        levels, error = _hierarchy(model, embeddings, reading, noise_seed, biases)
         if config.moe:
-            aggregate, pooled = _experts(model, levels, reading, seed, contrast)
+            aggregate, pooled = _experts(model, levels, reading, seed, contrast, biases)
             user = aggregate.user
         else:
             at_levels = levels if rows is None else levels[:, rows]
@@ -139,8 +147,27 @@ def _depths(
     return logits, depth, _Reading(offsets, computed, rows, row_depth, mass)
 
 
+def _level_biases(model: ADARec) -> _Biases:
+    """Both layers over the levels' embeddings at once, where there is a kernel for that."""
+    config = model.config
+    if config.diffusion and config.moe:
+        table, denoiser, router = model.level_embedding.weight, model.denoiser, model.router
+        chosen = ops.choose("level_biases", config.backend, table.device.type, table.dtype)
+        if chosen == "triton":
+            found = ops.level_biases(
+                table, denoiser.level_w1, denoiser.b1, router.level_w1, router.b1,
+                backend=config.backend,
+            )
+            return _Biases(*found)
+    return _Biases(None, None)
+
+
 def _hierarchy(
-    model: ADARec, embeddings: Tensor, reading: _Reading, noise_seed: Tensor | None
+    model: ADARec,
+    embeddings: Tensor,
+    reading: _Reading,
+    noise_seed: Tensor | None,
+    biases: _Biases,
 ) -> tuple[Tensor, Tensor | None]:
     """HDA, Eq. 4 and 5: x0 ``[T+1, N, D]`` and each token's denoising error ``[N]``."""
     config = model.config
@@ -150,12 +177,18 @@ def _hierarchy(
         return ragged.mask_levels(x0, reading.offsets, reading.computed), None
     return model.denoiser(
         embeddings, reading.offsets, reading.computed, model.level_embedding.weight,
-        seed=noise_seed, max_length=config.max_length, backend=config.backend,
+        seed=noise_seed, level_bias=biases.denoiser, max_length=config.max_length,
+        backend=config.backend,
     )  # fmt: skip
 
 
 def _experts(
-    model: ADARec, x0: Tensor, reading: _Reading, seed: Tensor | None, contrast: bool
+    model: ADARec,
+    x0: Tensor,
+    reading: _Reading,
+    seed: Tensor | None,
+    contrast: bool,
+    biases: _Biases,
 ) -> tuple[ops.Aggregate, Tensor | None]:
     """HP-MoE, Eq. 7 to 11: both experts, router, fusion; and Eq. 6's pooled coarse levels."""
     config, rows, last = model.config, reading.rows, reading.rows is not None
@@ -164,25 +197,34 @@ def _experts(
         "seed": seed, "max_length": config.max_length, "backend": config.backend,
     }  # fmt: skip
     fine = model.fine_expert(*levels, last_only=last, **shared)
+    if last and contrast and _pools_as_it_goes(model, x0):
+        expert = model.coarse_expert
+        assert isinstance(expert, MLPExpert)
+        found = expert.pooled(*levels, content=model.router.content, **shared)
+        aggregate = model.router(
+            fine, found.last, found.content, reading.row_depth, reading.mass,
+            model.level_embedding.weight, level_bias=biases.router, backend=config.backend,
+        )  # fmt: skip
+        return aggregate, found.pooled
     # Eq. 6 pools the coarse output over all tokens; without it the last one is enough.
     coarse = model.coarse_expert(*levels, last_only=last and not contrast, **shared)
     pooled = None
-    if contrast and last and ops.has_kernel(
-        "pool_and_last", config.backend, coarse.device.type, coarse.dtype
-    ):
-        pooled, coarse = ops.pool_and_last(
-            coarse, *levels[1:], max_length=config.max_length, backend=config.backend
-        )
-    elif contrast:
+    if contrast:
         pooled = _pool(model, coarse, reading)
         if rows is not None:
             coarse = coarse[:, rows]
     content = _pool(model, x0, reading, causal=not last) if model.router.content else None
     aggregate = model.router(
         fine, coarse, content, reading.row_depth, reading.mass, model.level_embedding.weight,
-        backend=config.backend,
+        level_bias=biases.router, backend=config.backend,
     )  # fmt: skip
     return aggregate, pooled
+
+
+def _pools_as_it_goes(model: ADARec, x0: Tensor) -> bool:
+    """Whether there is a kernel for the coarse expert and its means: an op on CUDA alone."""
+    chosen = ops.choose("mlp_expert_pooled", model.config.backend, x0.device.type, x0.dtype)
+    return chosen == "triton" and isinstance(model.coarse_expert, MLPExpert)
 
 
 def _fused(
@@ -192,6 +234,7 @@ def _fused(
     seed: Tensor | None,
     noise_seed: Tensor | None,
     contrast: bool,
+    biases: _Biases,
 ) -> ops.Trajectory:
     """HDA and HP-MoE as one op."""
     config, table = model.config, model.level_embedding.weight
@@ -199,7 +242,8 @@ def _fused(
     assert isinstance(coarse, MLPExpert)
     return ops.fused_trajectory(
         embeddings, reading.offsets, reading.computed, reading.mass, denoiser.alpha_bar,
-        denoiser.weights(table), fine.weights(), coarse.weights(), model.router.weights(table),
+        denoiser.weights(table, biases.denoiser), fine.weights(), coarse.weights(),
+        model.router.weights(table, biases.router),
         heads=fine.heads, eps=config.layer_norm_eps, attention_dropout=config.attention_dropout,
         hidden_dropout=config.dropout, seed=seed, noise_seed=noise_seed,
         content=model.router.content, contrast=contrast, last_only=reading.rows is not None,

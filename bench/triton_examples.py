@@ -69,6 +69,22 @@ def _mlp(size: int) -> Iterator[Example]:
         yield Example(inputs, None if seed is None else [grad, *inputs])
 
 
+def _mlp_pooled(size: int) -> Iterator[Example]:
+    b = _batch(size)
+    inputs = next(_mlp(size)).forward[:-1]
+    for content in (True, False):
+        means = [b["z"], b["z"], b["z"] if content else torch.zeros(0)]
+        yield Example([*inputs, content], [*means, *inputs, content])
+
+
+def _biases(size: int) -> Iterator[Example]:
+    inputs = [torch.zeros(LEVELS, size)]
+    for out in (2 * size, size):
+        inputs += [torch.zeros(out, size), torch.zeros(out)]
+    grads = [torch.zeros(LEVELS - 1, 2 * size), torch.zeros(LEVELS, size)]
+    yield Example(inputs, [*grads, *inputs])
+
+
 def _moe(size: int) -> Iterator[Example]:
     b = _batch(size)
     for pooled in (b["z"], None):
@@ -89,13 +105,6 @@ def _pool(size: int) -> Iterator[Example]:
         yield Example(
             [b["x"], b["offsets"], depth, causal], [grad, b["offsets"], depth, causal, 48]
         )
-
-
-def _pool_and_last(size: int) -> Iterator[Example]:
-    b = _batch(size)
-    yield Example(
-        [b["x"], b["offsets"], b["depth"]], [b["z"], b["z"], b["offsets"], b["depth"], 48]
-    )
 
 
 def _encoder(size: int) -> Iterator[Example]:
@@ -223,10 +232,11 @@ def _fused(size: int) -> Iterator[Example]:
 # By op; shapes matter only where a kernel is specialised on them.
 EXAMPLES: dict[str, Callable[[int], Iterator[Example]]] = {
     "hda_trajectory": _hda,
+    "level_biases": _biases,
     "mlp_expert": _mlp,
+    "mlp_expert_pooled": _mlp_pooled,
     "moe_aggregate": _moe,
     "level_pool": _pool,
-    "pool_and_last": _pool_and_last,
     "encoder_layer": _encoder,
     "dropout": _dropout,
     "embedding": _embedding,
@@ -262,7 +272,8 @@ def _precision(kind: str) -> Iterator[None]:
 _NUMBERS = ("KEPT", "WIDTH", "LEVELS")
 # Tensors that a kernel may do without.
 _OPTIONAL = {
-    "_attention_kernel": ("lse_ptr",),
+    "_attention_kernel": ("lse_ptr",), "_pool_kernel": ("content_ptr",),
+    "_backward_kernel": ("last_ptr", "content_ptr"),
     "_partials_kernel": ("error_ptr", "logits_ptr", "gates_ptr"),
     "_total_kernel": ("cont_ptr", "error_ptr", "logits_ptr", "gates_ptr"),
     "_objective_backward_kernel": ("logits_ptr",),

@@ -58,6 +58,24 @@ def _mlp(size: int, word: int, backward: bool) -> dict[str, float]:
     return {"flops": 9 * product, "bytes": 6 * planes, "words": words}
 
 
+def _biases(size: int, word: int, backward: bool) -> dict[str, float]:
+    weights, levels = 3 * size * size, 4 * LEVELS * size
+    return {
+        "flops": (2 if backward else 1) * 2 * LEVELS * weights,
+        "bytes": (2 if backward else 1) * (weights + levels) * 4,
+    }
+
+
+def _mlp_pooled(size: int, word: int, backward: bool) -> dict[str, float]:
+    work = _mlp(size, word, backward)
+    pairs, means = TOKENS * (MEAN_DEPTH + 1), SEQUENCES * (MEAN_DEPTH + 1)
+    if not backward:
+        # x and y again, for the means and last rows.
+        return {**work, "bytes": work["bytes"] + (2 * pairs + 3 * means) * size * word}
+    # The gradients that are read are of sequences and not of tokens.
+    return {**work, "bytes": work["bytes"] + (3 * means - pairs) * size * word}
+
+
 def _moe(size: int, word: int, backward: bool) -> dict[str, float]:
     pairs = SEQUENCES * (MEAN_DEPTH + 1) * size
     product, gate = 2 * pairs * size, 2 * SEQUENCES * size * size
@@ -188,9 +206,11 @@ def _objective(size: int, word: int, backward: bool) -> dict[str, float]:
 
 
 OPS = {
-    "hda_trajectory": _hda, "mlp_expert": _mlp, "moe_aggregate": _moe, "level_pool": _pool,
+    "hda_trajectory": _hda, "mlp_expert": _mlp,
+    "level_biases": _biases, "mlp_expert_pooled": _mlp_pooled, "moe_aggregate": _moe,
+    "level_pool": _pool,
     "depth_controller": _controller, "level_infonce": _infonce, "score_topk": _topk,
-    "pool_and_last": _pool, "embedding": _embedding, "objective": _objective,
+    "embedding": _embedding, "objective": _objective,
     "linear_cross_entropy": _cross_entropy,
     "encoder_layer": _encoder, "encoder_layer[last]": _encoder_last, "fused_trajectory": _fused,
 }

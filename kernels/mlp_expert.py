@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .. import rng
 from . import _heuristics
-from ._jagged import planes_of, token_of
+from ._jagged import levels_of, planes_of, sequence_of, token_of
 from ._launch import (
     Operands,
     architecture,
@@ -98,14 +98,25 @@ def _forward_kernel(
 @triton.jit(do_not_specialize=["rows", "tokens", "batch", "steps", "planes", "pairs", "threshold"])
 def _backward_kernel(
     grad_ptr, x_ptr, offsets_ptr, depth_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr, ln_w_ptr, ln_b_ptr,
-    seed_ptr, d_x_ptr, d_y_ptr, reach_ptr, d_ln_w_ptr, d_ln_b_ptr,
+    seed_ptr, last_ptr, content_ptr, d_x_ptr, d_y_ptr, reach_ptr, d_ln_w_ptr, d_ln_b_ptr,
     rows, tokens, batch, steps, planes, pairs, eps, threshold, scale, stream,
     D: tl.constexpr, H: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
     CHUNK: tl.constexpr, DROPOUT: tl.constexpr, HAS_DEPTH: tl.constexpr, LAST: tl.constexpr,
     OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):
+    """With ``last_ptr``, gradients are given of the mean over tokens (``grad_ptr``), of the last
+    one, and of the mean of x, if that is asked for: ``mlp_expert_pooled``.
+    """
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    reach = planes_of(row, rows, offsets_ptr, depth_ptr, batch, steps, planes, HAS_DEPTH, LAST)
+    if last_ptr is None:
+        reach = planes_of(row, rows, offsets_ptr, depth_ptr, batch, steps, planes, HAS_DEPTH, LAST)
+    else:
+        owner = sequence_of(row, offsets_ptr, batch, steps).to(tl.int64)
+        real = (row < rows) & (owner < batch)
+        reach = levels_of(depth_ptr, owner, real, planes, HAS_DEPTH)
+        end = tl.load(offsets_ptr + owner + 1, mask=real, other=1)
+        share = 1.0 / (end - tl.load(offsets_ptr + owner, mask=real, other=0)).to(tl.float32)
+        at_owner = owner[:, None] * D + tl.arange(0, BLOCK_D)[None, :]
     group = tl.program_id(1)
     if group == 0:
         tl.store(reach_ptr + row, reach, mask=row < rows)
@@ -135,7 +146,14 @@ def _backward_kernel(
                 x = tl.load(x_ptr + at_x, mask=mask, other=0.0).to(OPERAND)
                 y = perceptron(x, b2, w1_ptr, b1_ptr, w2_ptr, dims, H, D, CHUNK, PRECISION)
                 y, inverse = normalise(y * factor, inside, eps, D)
-                grad = tl.load(grad_ptr + at_y, mask=mask, other=0.0).to(tl.float32)
+                if last_ptr is None:
+                    grad = tl.load(grad_ptr + at_y, mask=mask, other=0.0).to(tl.float32)
+                else:
+                    at_mean = batch.to(tl.int64) * D * plane + at_owner
+                    grad = tl.load(grad_ptr + at_mean, mask=mask, other=0.0).to(tl.float32)
+                    grad *= share[:, None]
+                    own = mask & (row + 1 == end)[:, None]
+                    grad += tl.load(last_ptr + at_mean, mask=own, other=0.0).to(tl.float32)
                 d_ln_w += tl.sum(grad * y, 0)
                 d_ln_b += tl.sum(grad, 0)
                 grad *= ln_w[None, :]
@@ -154,6 +172,9 @@ def _backward_kernel(
                     w2 = load_w2(w2_ptr, hidden, dims, H, D, OPERAND)
                     d_before = product(d_y, w2, PRECISION) * slope
                     d_x += product(d_before.to(OPERAND), tl.trans(w1), PRECISION)
+                if content_ptr is not None:
+                    mean = tl.load(content_ptr + at_mean, mask=mask, other=0.0).to(tl.float32)
+                    d_x += mean * share[:, None]
                 tl.store(d_x_ptr + at_x, d_x, mask=mask)
                 if LAST:
                     # Tokens before the last have a gradient too: zero.
@@ -221,7 +242,19 @@ def bwd(
     seed: Tensor | None, stream: int, last_only: bool,
 ) -> tuple[Tensor, ...]:
     """``mlp_expert_bwd``: gradients of x, w1, b1, w2, b2, ln_w and ln_b."""
-    grad_y, x, w1, w2 = (t.contiguous() for t in (grad_y, x, w1, w2))
+    return backward(
+        {"grad_ptr": grad_y.contiguous(), "last_ptr": None, "content_ptr": None}, x, offsets,
+        depth, w1, b1, w2, b2, ln_w, ln_b, eps, hidden_dropout, seed, stream, last_only,
+    )
+
+
+def backward(
+    given: dict[str, Tensor | None], x: Tensor, offsets: Tensor, depth: Tensor | None, w1: Tensor,
+    b1: Tensor, w2: Tensor, b2: Tensor, ln_w: Tensor, ln_b: Tensor, eps: float,
+    hidden_dropout: float, seed: Tensor | None, stream: int, last_only: bool,
+) -> tuple[Tensor, ...]:
+    """Those gradients, from the ``given`` ones as the kernel takes them."""
+    x, w1, w2 = (t.contiguous() for t in (x, w1, w2))
     ops = operands(x)
     arguments, tile = _arguments(
         "mlp_backward", ops, x, offsets, depth, w1, b1, w2, b2, ln_w, ln_b, eps, hidden_dropout,
@@ -234,7 +267,7 @@ def bwd(
     reach = torch.empty(rows, dtype=torch.int32, device=x.device)
     parts = Partials()
     arguments |= {
-        "grad_ptr": grad_y, "d_x_ptr": d_x, "d_y_ptr": d_y, "reach_ptr": reach,
+        **given, "d_x_ptr": d_x, "d_y_ptr": d_y, "reach_ptr": reach,
         "d_ln_w_ptr": parts.new(ln_w, grid[0] * grid[1]),
         "d_ln_b_ptr": parts.new(ln_b, grid[0] * grid[1]), "pairs": pairs,
     }

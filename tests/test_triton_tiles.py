@@ -24,13 +24,14 @@ import test_dropout
 import test_embedding
 import test_encoder_layer
 import test_hda_trajectory
+import test_level_biases
 import test_level_infonce
 import test_level_pool
 import test_linear_cross_entropy
 import test_mlp_expert
+import test_mlp_expert_pooled
 import test_moe_aggregate
 import test_objective
-import test_pool_and_last
 import test_score_topk
 from helpers_suite import EXTREMES, OpSuite
 
@@ -43,8 +44,9 @@ SUITES: tuple[type[OpSuite], ...] = tuple(
     value
     for module in (
         test_depth_controller, test_dropout, test_encoder_layer, test_hda_trajectory,
-        test_level_infonce, test_level_pool, test_linear_cross_entropy, test_mlp_expert,
-        test_moe_aggregate, test_score_topk, test_embedding, test_objective, test_pool_and_last,
+        test_embedding, test_level_biases, test_level_infonce, test_level_pool,
+        test_linear_cross_entropy, test_mlp_expert, test_mlp_expert_pooled, test_moe_aggregate,
+        test_objective, test_score_topk,
     )
     for value in vars(module).values()
     if isinstance(value, type) and issubclass(value, OpSuite) and value is not OpSuite

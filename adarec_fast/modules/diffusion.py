@@ -72,21 +72,26 @@ class Denoiser(nn.Module):
         *,
         seed: Tensor | None,
         noise: Tensor | None = None,
+        level_bias: Tensor | None = None,
         max_length: int,
         backend: str,
     ) -> tuple[Tensor, Tensor]:
         """The hierarchy x0 ``[T+1, N, D]`` and the error ``[N]`` of :func:`ops.hda_trajectory`.
 
-        ``level_embedding`` is ``[T+1, D]``.
+        ``level_embedding`` is ``[T+1, D]``; ``level_bias`` what follows from it, if that is known.
         """
         return ops.hda_trajectory(
-            embeddings, offsets, depth, self.alpha_bar, self.w1, self.level_bias(level_embedding),
-            self.w2, self.b2, seed=seed, noise=noise, max_length=max_length, backend=backend,
+            embeddings, offsets, depth, self.alpha_bar, *self.weights(level_embedding, level_bias),
+            seed=seed, noise=noise, max_length=max_length, backend=backend,
         )
 
-    def weights(self, level_embedding: Tensor) -> tuple[Tensor, ...]:
+    def weights(
+        self, level_embedding: Tensor, level_bias: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
         """w1, the levels' biases, w2 and b2, in the order of the ops."""
-        return self.w1, self.level_bias(level_embedding), self.w2, self.b2
+        if level_bias is None:
+            level_bias = self.level_bias(level_embedding)
+        return self.w1, level_bias, self.w2, self.b2
 
     def level_bias(self, level_embedding: Tensor) -> Tensor:
         """W1's product with emb(1..T) and b1 ``[T, 2D]``."""

@@ -97,6 +97,24 @@ class MLPExpert(nn.Module):
             backend=backend,
         )
 
+    def pooled(
+        self,
+        x: Tensor,
+        offsets: Tensor,
+        depth: Tensor,
+        *,
+        seed: Tensor | None,
+        content: bool,
+        max_length: int,
+        backend: str,
+    ) -> ops.PooledLevels:
+        """Of that, last rows and means over tokens (see :func:`ops.mlp_expert_pooled`)."""
+        return ops.mlp_expert_pooled(
+            x, offsets, depth, *self.weights(), eps=self.eps, hidden_dropout=self.hidden_dropout,
+            seed=seed, stream=rng.STREAM_COARSE_MLP, content=content, max_length=max_length,
+            backend=backend,
+        )
+
     def weights(self) -> tuple[Tensor, ...]:
         """The parameters in the op's order."""
         layers = (self.ff1, self.ff2, self.norm)

@@ -41,19 +41,25 @@ class Router(nn.Module):
         level_mass: Tensor,
         level_embedding: Tensor,
         *,
+        level_bias: Tensor | None = None,
         backend: str,
     ) -> ops.Aggregate:
-        """See :func:`ops.moe_aggregate`; ``level_embedding`` is ``[T+1, D]``."""
+        """See :func:`ops.moe_aggregate`; ``level_embedding`` is ``[T+1, D]``, ``level_bias`` what
+        follows from it, if that is known.
+        """
         return ops.moe_aggregate(
             fine, coarse, pooled if self.content else None, depth, level_mass,
-            *self.weights(level_embedding), backend=backend,
+            *self.weights(level_embedding, level_bias), backend=backend,
         )
 
-    def weights(self, level_embedding: Tensor) -> tuple[Tensor, ...]:
+    def weights(
+        self, level_embedding: Tensor, level_bias: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
         """The parameters in the op's order, emb(k)'s part of the router as a bias a level."""
-        bias = F.linear(level_embedding, self.level_w1, self.b1).to(self.b1.dtype)
+        if level_bias is None:
+            level_bias = F.linear(level_embedding, self.level_w1, self.b1).to(self.b1.dtype)
         return (
-            self.router_w1, bias, self.router_w2, self.b2, self.gate.weight, self.gate.bias
+            self.router_w1, level_bias, self.router_w2, self.b2, self.gate.weight, self.gate.bias
         )
 
 

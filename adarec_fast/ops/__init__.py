@@ -19,13 +19,14 @@ from .epoch_statistics import epoch_statistics
 from .fused_trajectory import Trajectory, fused_trajectory
 from .gradient_norm import gradient_norm
 from .hda_trajectory import hda_trajectory
+from .level_biases import level_biases
 from .level_infonce import level_infonce
 from .level_pool import level_pool
 from .linear_cross_entropy import linear_cross_entropy
 from .mlp_expert import mlp_expert
+from .mlp_expert_pooled import PooledLevels, mlp_expert_pooled
 from .moe_aggregate import Aggregate, moe_aggregate
 from .objective import Objective, objective
-from .pool_and_last import pool_and_last
 from .score_topk import score_topk
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "Embedded",
     "LayerWeights",
     "Objective",
+    "PooledLevels",
     "Trajectory",
     "adam",
     "backend_report",
@@ -50,13 +52,14 @@ __all__ = [
     "gradient_norm",
     "has_kernel",
     "hda_trajectory",
+    "level_biases",
     "level_infonce",
     "level_pool",
     "linear_cross_entropy",
     "mlp_expert",
+    "mlp_expert_pooled",
     "moe_aggregate",
     "objective",
-    "pool_and_last",
     "score_topk",
     "synchronising",
 ]
