@@ -14,8 +14,9 @@ items and walk over the rows: every row is written once, nothing is summed by at
 incoming gradient is one factor of the last multiplication. Where a catalogue has too few tiles to
 fill the device and rows are many, they are cut in slices, whose sums are added at the end.
 
-Two products forward and two backward, each of 2 R V D operations, bound all but the smallest
-batches; bench/triton_model.py has their floors.
+Two products forward and two backward, each of 2 R V D operations, bound large batches
+(bench/triton_model.py has their floors); of 256 rows over 12,101 items a program on 132
+multiprocessors walks over three tiles forward and eight backward, one after the other.
 """
 
 from __future__ import annotations
@@ -282,12 +283,12 @@ def _parts(tiles: int, least: int, programs: int, multiprocessors: int) -> tuple
     Returns:
         How many parts, at least one, and tiles of a part.
     """
-    def time(parts: int) -> int:
+    def cost(parts: int) -> int:
         busiest = triton.cdiv(parts * programs, multiprocessors)
         return max(2, busiest) * (triton.cdiv(tiles, parts) + 2)
 
     most = min(tiles // least, triton.cdiv(MOST * multiprocessors, max(1, programs)))
-    each = triton.cdiv(tiles, min(range(1, max(1, most) + 1), key=time))
+    each = triton.cdiv(tiles, min(range(1, max(1, most) + 1), key=cost))
     return max(1, triton.cdiv(tiles, max(1, each))), each
 
 

@@ -6,6 +6,11 @@ the order is total and no result depends on the tiles. The best keys of a tile o
 worst of the k kept, until none is better; after the first tiles that is a matter of a few steps. A
 second kernel ranks what the parts of the catalogue kept.
 
+What users have seen is sorted first, each one's list for itself: then a program finds the first
+item of its part by bisection and walks along the list beside the tiles, so that an item is looked
+at in its own tile alone and not in every tile. 1,024 users of 8 seen items (21 among the longest of
+16) over a catalogue of 12,101 cost 1 to 3 passes over a tile's scores there, and would cost 21.
+
 More than ``WIDEST`` items are found in rounds: a round takes the best keys below the last one of
 the round before.
 """
@@ -18,7 +23,8 @@ import triton.language as tl
 from torch import Tensor
 
 from . import _heuristics
-from ._launch import LARGEST_SIZE, architecture, launch, multiprocessors, operands
+from ._jagged import sequence_of
+from ._launch import LARGEST_SIZE, architecture, launch, multiprocessors, operands, search_steps
 from ._product import product
 
 # Keys kept on chip for a user, and those of all parts of the catalogue that are ranked at once.
@@ -26,6 +32,9 @@ WIDEST = 64
 RANKED = 2048
 # Dimensions of a tile of vectors: D may have any size.
 DEPTH = 64
+# Seen items that a program sorts in, and those it compares them with at once.
+SORTED, COMPARED = 32, 64
+NOTHING = tl.constexpr(2**31 - 1)
 NONE = tl.constexpr(-(2**63))
 UNUSED = tl.constexpr(2**63 - 1)
 
@@ -46,10 +55,60 @@ def _score_and_item(key):
     return bits.to(tl.float32, bitcast=True), 0x7FFFFFFF - (key & 0xFFFFFFFF)
 
 
+@triton.jit
+def _item(ptr, place, mask):
+    """int32: an item of a list, what cannot be one as 0 or ``NOTHING``, which no tile holds."""
+    item = tl.load(ptr + place, mask=mask, other=0)
+    return tl.minimum(tl.maximum(item, 0), NOTHING - 1).to(tl.int32)
+
+
+@triton.jit(do_not_specialize=["tokens", "users", "steps"])
+def _sort_kernel(seen_ptr, seen_offsets_ptr, sorted_ptr, tokens, users, steps,
+                 ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Lists of any length in rising order: an item's place is the number of those before it."""
+    place = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    user = sequence_of(place, seen_offsets_ptr, users, steps)
+    real = (place < tokens) & (user < users)
+    begin = tl.load(seen_offsets_ptr + user, mask=real, other=0)
+    end = tl.load(seen_offsets_ptr + user + 1, mask=real, other=0)
+    real = real & (place >= begin)
+    item = _item(seen_ptr, place, real)
+    # Places are counted from the first list's begin, so that 32 bits suffice.
+    first = tl.min(tl.where(real, begin, tokens))
+    last = tl.max(tl.where(real, end, 0))
+    lower, upper = (begin - first).to(tl.int32), (end - first).to(tl.int32)
+    own = (place - first).to(tl.int32)
+    before = tl.zeros((ROWS,), tl.int32)
+    for start in range(0, (last - first).to(tl.int32), COLUMNS):
+        other = start + tl.arange(0, COLUMNS)
+        rival = _item(seen_ptr, first + other, first + other < last)[None, :]
+        other = other[None, :]
+        same = (other >= lower[:, None]) & (other < upper[:, None])
+        # Of equal items the earlier one comes first.
+        less = rival < item[:, None] + (other < own[:, None]).to(tl.int32)
+        before += tl.sum((same & less).to(tl.int32), 1)
+    tl.store(sorted_ptr + begin + before, item, mask=real)
+
+
+@triton.jit
+def _first_from(sorted_ptr, begin, end, item):
+    """Place in each sorted list of the first item that is not below ``item``."""
+    open_ = begin < end
+    more = tl.max(open_.to(tl.int32))
+    while more > 0:
+        middle = (begin + end) // 2
+        below = tl.load(sorted_ptr + middle, mask=open_, other=0) < item
+        begin = tl.where(open_ & below, middle + 1, begin)
+        end = tl.where(open_ & (below == 0), middle, end)
+        open_ = begin < end
+        more = tl.max(open_.to(tl.int32))
+    return begin
+
+
 @triton.jit(do_not_specialize=["users", "catalogue", "tiles", "wanted"])
 def _select_kernel(
-    users_ptr, items_ptr, seen_ptr, seen_offsets_ptr, bound_ptr, keys_ptr, users, catalogue, tiles,
-    wanted, seen_score,
+    users_ptr, items_ptr, sorted_ptr, seen_offsets_ptr, bound_ptr, keys_ptr, users, catalogue,
+    tiles, wanted, seen_score,
     D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
     KEPT: tl.constexpr, BOUNDED: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):
@@ -57,7 +116,6 @@ def _select_kernel(
     real = row < users
     begin = tl.load(seen_offsets_ptr + row, mask=real, other=0)
     end = tl.load(seen_offsets_ptr + row + 1, mask=real, other=0)
-    longest = tl.max(end - begin).to(tl.int32)
     lane = tl.arange(0, KEPT)
     # Every key that may be replaced differs from every other, the empty places too.
     empty = tl.where(lane < wanted, NONE + lane.to(tl.int64), UNUSED)
@@ -65,6 +123,8 @@ def _select_kernel(
     if BOUNDED:
         bound = tl.load(bound_ptr + row, mask=real, other=0)
     first = tl.program_id(1) * tiles
+    place = _first_from(sorted_ptr, begin, end, 1 + first * COLUMNS)
+    seen = tl.load(sorted_ptr + place, mask=place < end, other=NOTHING)
     for tile in range(first, tl.minimum(first + tiles, tl.cdiv(catalogue, COLUMNS))):
         # Item 0 is padding.
         item = 1 + tile * COLUMNS + tl.arange(0, COLUMNS)
@@ -78,9 +138,13 @@ def _select_kernel(
             at = item.to(tl.int64)[None, :] * D + dims[:, None]
             w = tl.load(items_ptr + at, mask=there[None, :] & inside[:, None], other=0.0)
             score += product(x.to(OPERAND), w.to(OPERAND), PRECISION)
-        for place in range(0, longest):
-            seen = tl.load(seen_ptr + begin + place, mask=begin + place < end, other=0)
+        behind = 1 + tile * COLUMNS + COLUMNS
+        nearest = tl.min(seen)
+        while nearest < behind:
             score = tl.where(seen[:, None] == item[None, :], seen_score, score)
+            place += (seen < behind).to(tl.int64)
+            seen = tl.load(sorted_ptr + place, mask=place < end, other=NOTHING)
+            nearest = tl.min(seen)
         # Scores that the output's dtype makes equal are equal.
         score = score.to(users_ptr.dtype.element_ty).to(tl.float32)
         keys = tl.where(there[None, :], _key(score, item[None, :]), NONE)
@@ -139,10 +203,17 @@ def fwd(
     keys = torch.empty(batch, parts, kept, dtype=torch.int64, device=users.device)
     bound = torch.empty(batch, dtype=torch.int64, device=users.device)
     width = triton.next_power_of_2(parts * kept)
+    in_order = torch.empty(seen.shape[0], dtype=torch.int32, device=users.device)
+    sort = {
+        "seen_ptr": seen, "seen_offsets_ptr": seen_offsets, "sorted_ptr": in_order,
+        "tokens": seen.shape[0], "users": batch, "steps": search_steps(batch), "ROWS": SORTED,
+        "COLUMNS": COMPARED,
+    }
+    launch(_sort_kernel, (triton.cdiv(seen.shape[0], SORTED),), sort, {"num_warps": 4})
     for place in range(0, k, kept):
         wanted = min(kept, k - place)
         select = {
-            "users_ptr": users, "items_ptr": items, "seen_ptr": seen,
+            "users_ptr": users, "items_ptr": items, "sorted_ptr": in_order,
             "seen_offsets_ptr": seen_offsets, "bound_ptr": bound, "keys_ptr": keys,
             "users": batch, "catalogue": catalogue, "tiles": tiles, "wanted": wanted,
             "seen_score": seen_score, "D": size, "ROWS": tile.rows, "COLUMNS": tile.chunk,

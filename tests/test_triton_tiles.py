@@ -126,6 +126,34 @@ def test_ranking_in_rounds_and_parts() -> None:
         torch.testing.assert_close(scores, wanted[0], rtol=0, atol=0, equal_nan=True)
 
 
+LISTS = {
+    "borders": [[128, 129, 1, 300, 257, 256], [], [300], [1], [129] * 5],
+    "many": [list(range(300, 0, -1)), [], list(range(1, 301)) * 2, [5]],
+    "all-alike": [[200] * 150, [200, 199] * 40, [200]],
+    "nothing": [[], [], []],
+}
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("lists", LISTS.values(), ids=LISTS.keys())
+def test_seen_items_of_any_number_in_any_order(lists: list[list[int]]) -> None:
+    g = torch.Generator().manual_seed(1)
+    users = torch.randint(-2, 3, (len(lists), 5), generator=g).float()
+    items = torch.randint(-1, 2, (301, 5), generator=g).float()
+    offsets = torch.tensor([0, *map(len, lists)]).cumsum(0)
+    # What is behind the last list belongs to nobody.
+    seen = torch.tensor([*(item for one in lists for item in one), 7, 8])
+    for k, score in ((9, float("-inf")), (300, 0.0), (300, 9.0)):
+        arguments = (users, items, seen, offsets, k)
+        wanted = score_topk(
+            *arguments[:2], seen[: offsets[-1]], *arguments[3:], seen_score=score,
+            backend="reference",
+        )
+        found = score_topk(*arguments, seen_score=score, backend="triton")
+        for got, want in zip(found, wanted, strict=True):
+            assert torch.equal(got, want)
+
+
 @pytest.mark.parametrize(
     "op",
     [

@@ -19,18 +19,20 @@ def _fake_forward(hidden: Tensor, weight: Tensor, targets: Tensor, needs_grad: b
     loss = hidden.new_empty((), dtype=wide)
     if backend == "triton":
         state = hidden.new_empty(2 * hidden.shape[0] + 1 if needs_grad else 0, dtype=wide)
-    else:
-        state = torch.empty_like(weight) if needs_grad else weight.new_empty(0)
-    return loss, torch.empty_like(hidden) if needs_grad else hidden.new_empty(0), state
+        return loss, hidden.new_empty(hidden.shape if needs_grad else 0), state
+    if not needs_grad:
+        return loss, hidden.new_empty(0), weight.new_empty(0)
+    return loss, torch.empty_like(hidden), torch.empty_like(weight)
 
 
 def _fake_backward(grad: Tensor, d_hidden: Tensor, state: Tensor, hidden: Tensor, weight: Tensor,
                    targets: Tensor, backend: str) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(hidden), torch.empty_like(weight)
+    return hidden.new_empty(hidden.shape), weight.new_empty(weight.shape)
 
 
-# Forward gives the loss, d_hidden for a gradient of 1, and what backward needs beside: d_weight
-# for a gradient of 1, or of triton, which has a backward, the softmax's normalisers.
+# Forward gives the loss, d_hidden for a gradient of 1, and what else the backward pass needs: of
+# packed and cpp d_weight for a gradient of 1, of triton the softmax's normalisers, from which its
+# backward makes d_weight.
 define(
     "linear_cross_entropy",
     "(Tensor hidden, Tensor weight, Tensor targets, bool needs_grad) -> (Tensor, Tensor, Tensor)",
