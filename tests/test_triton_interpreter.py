@@ -55,7 +55,7 @@ def _run(arguments: list[str], interpret: bool) -> None:
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-4000:]
 
 
-@pytest.mark.parametrize("name", ["philox", "tiles", "autotune", "fused_trajectory"])
+@pytest.mark.parametrize("name", ["philox", "tiles", "autotune", "fused_trajectory", "model"])
 def test_interpreted(name: str) -> None:
     if os.environ.get("TRITON_INTERPRET") == "1":
         pytest.skip("this session is interpreted already and runs the file itself")
