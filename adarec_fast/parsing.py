@@ -105,7 +105,11 @@ def parse(
             if contrast:
                 pooled = _pool(model, levels, reading)
     if config.residual:
-        user = finish(model, user, _at(rows, embeddings))
+        at_rows = _at(rows, embeddings)
+        if rows is None:
+            # No op writes behind the last token, where LayerNorm's backward would read.
+            user, at_rows = ragged.mask_levels(torch.stack([user, at_rows]), offsets, None)
+        user = finish(model, user, at_rows)
     return Parsed(
         user, depth, reading.computed, logits, levels, error, pooled,
         aggregate, reading.row_depth, table,
