@@ -83,7 +83,7 @@ _rows("hda_backward", "tf32", 80, 90, d128=Tile(16, 32, 8))
 _rows("hda_backward", "half", 80, d256=Tile(8, 16, 8, 2, 255))
 _rows("mlp_weights", "half", d32=Tile(32, 32, 8), d64=Tile(32, 32, 4), d128=Tile(16, 32, 8),
       d256=Tile(16, 16, 8))
-_rows("mlp_weights", "tf32", d64=Tile(32, 32, 4), d128=Tile(32, 64, 8), d256=Tile(16, 32, 8))
+_rows("mlp_weights", "tf32", d64=Tile(32, 32, 8), d128=Tile(32, 64, 8), d256=Tile(16, 32, 8))
 _rows("mlp_weights", "ieee", d64=Tile(32, 32, 8), d128=Tile(16, 16, 8),
       d256=Tile(16, 16, 8, 2, 255))
 _rows("mlp_weights", "ieee", 90, d128=Tile(16, 16, 8, 1, 255))
