@@ -13,7 +13,7 @@ from adarec_fast.ops._library import implementation, unavailable
 EVERY_OP = {
     "hda_trajectory", "encoder_layer", "mlp_expert", "level_pool", "depth_controller",
     "moe_aggregate", "level_infonce", "linear_cross_entropy", "score_topk", "dropout",
-    "fused_trajectory",
+    "fused_trajectory", "choose_depth", "length_bias",
 }  # fmt: skip
 WITHOUT_BACKWARD = {"dropout", "linear_cross_entropy", "score_topk"}
 

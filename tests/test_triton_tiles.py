@@ -18,10 +18,12 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 
 pytest.importorskip("triton")
 
+import test_choose_depth
 import test_depth_controller
 import test_dropout
 import test_encoder_layer
 import test_hda_trajectory
+import test_length_bias
 import test_level_infonce
 import test_level_pool
 import test_mlp_expert
@@ -36,8 +38,9 @@ from adarec_fast.ops import score_topk
 SUITES: tuple[type[OpSuite], ...] = tuple(
     value
     for module in (
-        test_depth_controller, test_dropout, test_encoder_layer, test_hda_trajectory,
-        test_level_infonce, test_level_pool, test_mlp_expert, test_moe_aggregate, test_score_topk,
+        test_choose_depth, test_depth_controller, test_dropout, test_encoder_layer,
+        test_hda_trajectory, test_length_bias, test_level_infonce, test_level_pool,
+        test_mlp_expert, test_moe_aggregate, test_score_topk,
     )
     for value in vars(module).values()
     if isinstance(value, type) and issubclass(value, OpSuite) and value is not OpSuite
@@ -80,7 +83,7 @@ def test_other_sizes(op: str, build: object, size: int) -> None:
 
 BATCHES = {name: replace(batch, size=13) for name, batch in EXTREMES.items()}
 BATCHES["wide"] = random_batch(3, size=256, max_length=3)
-STREAMING = ("depth_controller", "level_infonce", "score_topk")
+STREAMING = ("depth_controller", "length_bias", "level_infonce", "score_topk")
 
 
 @pytest.mark.usefixtures("poisoned")
@@ -107,8 +110,8 @@ def test_ranking_in_rounds_and_parts() -> None:
 @pytest.mark.parametrize(
     "op",
     [
-        "depth_controller", "encoder_layer", "hda_trajectory", "level_infonce", "mlp_expert",
-        "moe_aggregate",
+        "depth_controller", "encoder_layer", "hda_trajectory", "length_bias", "level_infonce",
+        "mlp_expert", "moe_aggregate",
     ],
 )
 def test_tile_shapes_change_nothing_but_rounding(op: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,11 +9,13 @@ from ._library import (
     explain,
     synchronising,
 )
+from .choose_depth import Depths, choose_depth
 from .depth_controller import depth_controller
 from .dropout import dropout
 from .encoder_layer import LayerWeights, encoder_layer
 from .fused_trajectory import Trajectory, fused_trajectory
 from .hda_trajectory import hda_trajectory
+from .length_bias import length_bias
 from .level_infonce import level_infonce
 from .level_pool import level_pool
 from .linear_cross_entropy import linear_cross_entropy
@@ -26,16 +28,19 @@ __all__ = [
     "OPS",
     "Aggregate",
     "BackendError",
+    "Depths",
     "LayerWeights",
     "Trajectory",
     "backend_report",
     "choose",
+    "choose_depth",
     "depth_controller",
     "dropout",
     "encoder_layer",
     "explain",
     "fused_trajectory",
     "hda_trajectory",
+    "length_bias",
     "level_infonce",
     "level_pool",
     "linear_cross_entropy",
