@@ -131,24 +131,26 @@ def _depths(
     model: ADARec, embeddings: Tensor, offsets: Tensor, rows: Tensor | None, seed: Tensor | None
 ) -> tuple[Tensor | None, Tensor, _Reading]:
     """ADC, Eq. 1 to 3: the depth's logits ``[B, T+1]``, T_u ``[B]``, and what follows from it."""
-    config = model.config
-    batch, tokens, device = offsets.shape[0] - 1, embeddings.shape[0], offsets.device
-    logits = None
+    config, tokens = model.config, embeddings.shape[0]
+    all_levels = model.training and config.depth_gradient == "full"
     if config.depth == "adaptive":
         logits = model.depth_controller(embeddings, offsets, backend=config.backend)
-        depth, mass = model.depth_controller.choose(logits, seed)
-    else:
-        depth = torch.full((batch,), config.max_depth, device=device)
-        mass = torch.ones(config.num_levels, batch, dtype=embeddings.dtype, device=device)
-    computed = depth
-    if model.training and config.depth_gradient == "full":
-        computed = torch.full_like(depth, config.max_depth)
-    row_depth = computed
+        by_token = {"offsets": offsets, "num_tokens": tokens} if rows is None else {}
+        chosen = model.depth_controller.choose(
+            logits, seed, all_levels=all_levels, backend=config.backend, **by_token
+        )
+        reading = _Reading(offsets, chosen.computed, rows, chosen.row_depth, chosen.mass)
+        return logits, chosen.depth, reading
+    depth = torch.full((offsets.shape[0] - 1,), config.max_depth, device=offsets.device)
+    mass = torch.ones(
+        config.num_levels, depth.shape[0], dtype=embeddings.dtype, device=offsets.device
+    )
+    row_depth = computed = torch.full_like(depth, config.max_depth) if all_levels else depth
     if rows is None:
         # Capacity behind the last token reaches no level, not even level 0: depth -1.
         row_depth = ragged.row_of_tokens(computed + 1, offsets, tokens) - 1
         mass = ragged.row_of_tokens(mass, offsets, tokens, dim=1)
-    return logits, depth, _Reading(offsets, computed, rows, row_depth, mass)
+    return None, depth, _Reading(offsets, computed, rows, row_depth, mass)
 
 
 def _level_biases(model: ADARec) -> _Biases:

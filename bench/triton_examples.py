@@ -183,14 +183,39 @@ def _adam(size: int) -> Iterator[Example]:
 
 
 def _controller(size: int) -> Iterator[Example]:
-    b, gates = _batch(size), 3 * size
-    for levels in (LEVELS, 5):
+    gates = 3 * size
+    # Of few sequences a scan takes fewer at a time than of many.
+    for sequences, levels in ((3, LEVELS), (5000, LEVELS), (3, 5)):
+        offsets = torch.arange(sequences + 1)
+        e = torch.zeros(sequences, size)
         inputs = [
-            b["e"], b["offsets"], torch.zeros(3, gates), torch.zeros(gates, size),
+            e, offsets, torch.zeros(sequences, gates), torch.zeros(gates, size),
             torch.zeros(gates, size), torch.zeros(gates), torch.zeros(levels, size),
             torch.zeros(levels), 40,
         ]
-        yield Example(inputs, [torch.zeros(3, levels), b["e"], *inputs])
+        yield Example(inputs, [torch.zeros(sequences, levels), e, *inputs])
+
+
+def _choose(size: int) -> Iterator[Example]:
+    b, logits = _batch(size), torch.zeros(3, LEVELS)
+    for seed, offsets, every in (
+        (b["seed"], None, False), (b["seed"], b["offsets"], False), (b["seed"], None, True),
+        (b["seed"], b["offsets"], True), (None, None, False), (None, b["offsets"], False),
+    ):
+        rows = 0 if offsets is None else 48
+        grad = torch.zeros(LEVELS, rows or 3)
+        yield Example(
+            [logits, seed, offsets, 0.5, every, rows],
+            None if seed is None else [grad, logits, offsets, 0.5],
+        )
+
+
+def _length_bias(size: int) -> Iterator[Example]:
+    inputs = [
+        _batch(size)["offsets"], torch.zeros(size, 1), torch.zeros(size), torch.zeros(size, size),
+        torch.zeros(size), torch.zeros(3 * size, size), torch.zeros(3 * size), 50,
+    ]
+    yield Example(inputs, [torch.zeros(3, 3 * size), torch.zeros(3, size), *inputs])
 
 
 def _infonce(size: int) -> Iterator[Example]:
@@ -245,6 +270,8 @@ EXAMPLES: dict[str, Callable[[int], Iterator[Example]]] = {
     "gradient_norm": _norm,
     "adam": _adam,
     "depth_controller": _controller,
+    "choose_depth": _choose,
+    "length_bias": _length_bias,
     "level_infonce": _infonce,
     "linear_cross_entropy": _cross_entropy,
     "score_topk": _topk,
@@ -252,8 +279,8 @@ EXAMPLES: dict[str, Callable[[int], Iterator[Example]]] = {
 }
 
 # How many of an op's examples are training as the model does it by default, if not the first alone:
-# the backbone's layer and the fine expert's, at last positions.
-BY_DEFAULT = {"encoder_layer": 2}
+# the backbone's layer and the fine expert's, at last positions; a batch of 256 and one of 8,192.
+BY_DEFAULT = {"encoder_layer": 2, "depth_controller": 2}
 
 
 @contextmanager
@@ -269,7 +296,7 @@ def _precision(kind: str) -> Iterator[None]:
 
 
 # Constants that tell a kernel's variants apart but are no flag.
-_NUMBERS = ("KEPT", "WIDTH", "LEVELS")
+_NUMBERS = ("KEPT", "WIDTH", "LEVELS", "USERS")
 # Tensors that a kernel may do without.
 _OPTIONAL = {
     "_attention_kernel": ("lse_ptr",), "_pool_kernel": ("content_ptr",),

@@ -206,15 +206,23 @@ _rows("infonce_backward", "ieee", d64=Tile(32, 32, 8, 2, 255), d128=Tile(16, 32,
       d256=Tile(16, 16, 8))
 _rows("infonce_backward", "ieee", 80, 90, d64=Tile(16, 32, 4, 2, 255))
 _rows("infonce_backward", "ieee", 90, d128=Tile(16, 16, 8), d256=Tile(16, 16, 8, 2, 255))
-# Of a scan, the chunk is the part of the recurrent weights that stays in registers, if all of it.
+# Of a scan, rows are users and the chunk is the part of the recurrent weights that a step holds, if
+# not all of them stay on chip. Small tiles where each can have a multiprocessor, else many.
 for _kernel in ("gru_scan", "gru_scan_backward"):
-    _rows(_kernel, "half", d64=Tile(16, 64, 4, 2, 255), d128=Tile(16, 32, 8), d256=Tile(16, 16, 8))
-    _rows(_kernel, "tf32", d64=Tile(16, 64, 4, 2, 255), d128=Tile(16, 32, 8), d256=Tile(16, 16, 8))
-    _rows(_kernel, "ieee", d64=Tile(16, 32, 4), d128=Tile(16, 16, 8), d256=Tile(16, 16, 8))
-_rows("gru_scan", "tf32", d256=Tile(16, 16, 16))
-_rows("gru_scan", "tf32", 90, d256=Tile(8, 16, 8, 2, 255))
-_rows("gru_scan", "ieee", 86, 89, d128=Tile(16, 16, 8, 2, 255))
-_rows("gru_scan", "ieee", 90, d64=Tile(16, 32, 4, 2, 255), d128=Tile(16, 16, 8, 2, 255))
+    _many = f"{_kernel}_many"
+    _rows(_kernel, "half tf32", d32=Tile(8, 32, 2), d64=Tile(8, 64, 4))
+    _rows(_many, "half tf32", d32=Tile(16, 32, 4), d64=Tile(16, 64, 8))
+    _rows(_kernel, "ieee", d32=Tile(4, 32, 2), d64=Tile(4, 64, 4), d128=Tile(8, 32, 8, 2, 255))
+    _rows(_many, "ieee", d32=Tile(16, 32, 4), d64=Tile(16, 64, 8), d128=Tile(16, 16, 8, 2, 255))
+    for _name in (_kernel, _many):
+        _rows(_name, _ALL, d256=Tile(8, 16, 8, 2, 255))
+        # Three gates of half precision just fit beside the states of four users.
+        _rows(_name, "half", d128=Tile(4, 128, 8, 2, 255))
+        _rows(_name, "tf32", d128=Tile(16, 32, 8, 2, 255))
+    _rows(_kernel, "half", 80, 90, d128=Tile(8, 128, 8, 2, 255))
+    _rows(_many, "half", 80, 90, d128=Tile(16, 128, 8, 2, 255))
+    _rows(_kernel, "tf32", 90, d128=Tile(8, 128, 8, 2, 255))
+    _rows(_many, "tf32", 90, d128=Tile(16, 128, 8, 2, 255))
 _rows("gru_gates", "half tf32", d64=Tile(32, 64, 4), d128=Tile(32, 32, 4), d256=Tile(32, 32, 4))
 _rows("gru_gates", "ieee", d64=Tile(16, 32, 4), d128=Tile(32, 32, 4), d256=Tile(32, 32, 4))
 _rows("gru_gates", "half", 80, d128=Tile(32, 32, 4, 2, 255), d256=Tile(32, 32, 4, 2, 255))
@@ -224,6 +232,9 @@ _rows("gru_gates", "ieee", 80, d256=Tile(32, 32, 4, 2, 255))
 _rows("gru_weights", "half tf32", d64=Tile(32, 32, 4), d128=Tile(32, 32, 4), d256=Tile(16, 32, 8))
 _rows("gru_weights", "ieee", d64=Tile(16, 32, 4), d128=Tile(16, 32, 4), d256=Tile(16, 16, 8))
 _rows("gru_weights", "ieee", 90, d256=Tile(16, 16, 8, 2, 255))
+_rows("length_bias", _ALL, d64=Tile(16, 32, 4), d128=Tile(16, 32, 8), d256=Tile(16, 16, 8, 2, 255))
+_rows("length_bias_backward", _ALL, d64=Tile(16, 32, 4), d128=Tile(16, 32, 8),
+      d256=Tile(16, 16, 8, 2, 255))
 
 
 class Key(NamedTuple):

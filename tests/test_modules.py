@@ -49,7 +49,7 @@ def test_depth_is_hard_in_value_and_soft_in_gradient() -> None:
     controller = DepthController(8, 3, 10, 0.5)
     logits = torch.randn(200, 4, dtype=torch.float64, requires_grad=True)
     seed = rng.as_seed(5)
-    depth, mass = controller.choose(logits, seed)
+    depth, *_, mass = controller.choose(logits, seed)
     assert torch.equal(mass, (torch.arange(4)[:, None] <= depth).double())
     noise = rng.gumbel(seed, 200, 4, torch.float64)
     assert torch.equal(depth, (logits + noise).argmax(-1))
@@ -63,14 +63,14 @@ def test_depth_is_hard_in_value_and_soft_in_gradient() -> None:
 
 def test_depth_without_a_seed_is_the_argmax() -> None:
     logits = torch.tensor([[0.0, 3.0, 1.0], [2.0, 0.0, 1.0]])
-    depth, mass = DepthController(8, 2, 10, 0.5).choose(logits, None)
+    depth, *_, mass = DepthController(8, 2, 10, 0.5).choose(logits, None)
     assert depth.tolist() == [1, 0]
     assert mass.tolist() == [[1, 1], [1, 0], [0, 0]]
 
 
 def test_samples_follow_the_softmax() -> None:
     logits = torch.tensor([1.0, 0.0, -1.0, 0.5]).expand(20_000, 4)
-    depth, _ = DepthController(8, 3, 10, 0.5).choose(logits, rng.as_seed(1))
+    depth, *_ = DepthController(8, 3, 10, 0.5).choose(logits, rng.as_seed(1))
     share = torch.bincount(depth, minlength=4) / 20_000
     torch.testing.assert_close(share, torch.softmax(logits[0], 0), rtol=0, atol=0.015)
 

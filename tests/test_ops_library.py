@@ -14,7 +14,7 @@ EVERY_OP = {
     "hda_trajectory", "encoder_layer", "mlp_expert", "level_pool", "depth_controller",
     "moe_aggregate", "level_infonce", "linear_cross_entropy", "score_topk", "dropout",
     "fused_trajectory", "embedding", "objective", "epoch_statistics", "adam", "gradient_norm",
-    "level_biases", "mlp_expert_pooled",
+    "level_biases", "mlp_expert_pooled", "choose_depth", "length_bias",
 }  # fmt: skip
 WITHOUT_BACKWARD = {"dropout", "score_topk", "epoch_statistics", "adam", "gradient_norm"}
 # All others are functional. These change what is there: sums that live as long as an epoch, weights

@@ -56,7 +56,8 @@ def _run(arguments: list[str], interpret: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["philox", "product", "reduce", "model", "step", "tiles", "autotune", "fused_trajectory"]
+    "name",
+    ["philox", "product", "reduce", "model", "step", "tiles", "autotune", "fused_trajectory"],
 )
 def test_interpreted(name: str) -> None:
     if os.environ.get("TRITON_INTERPRET") == "1":

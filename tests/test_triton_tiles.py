@@ -19,11 +19,13 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 
 pytest.importorskip("triton")
 
+import test_choose_depth
 import test_depth_controller
 import test_dropout
 import test_embedding
 import test_encoder_layer
 import test_hda_trajectory
+import test_length_bias
 import test_level_biases
 import test_level_infonce
 import test_level_pool
@@ -43,10 +45,10 @@ from adarec_fast.ops import score_topk
 SUITES: tuple[type[OpSuite], ...] = tuple(
     value
     for module in (
-        test_depth_controller, test_dropout, test_encoder_layer, test_hda_trajectory,
-        test_embedding, test_level_biases, test_level_infonce, test_level_pool,
-        test_linear_cross_entropy, test_mlp_expert, test_mlp_expert_pooled, test_moe_aggregate,
-        test_objective, test_score_topk,
+        test_choose_depth, test_depth_controller, test_dropout, test_encoder_layer,
+        test_hda_trajectory, test_embedding, test_length_bias, test_level_biases,
+        test_level_infonce, test_level_pool, test_linear_cross_entropy, test_mlp_expert,
+        test_mlp_expert_pooled, test_moe_aggregate, test_objective, test_score_topk,
     )
     for value in vars(module).values()
     if isinstance(value, type) and issubclass(value, OpSuite) and value is not OpSuite
@@ -102,7 +104,9 @@ def test_other_sizes(op: str, build: object, size: int) -> None:
 
 BATCHES = {name: replace(batch, size=13) for name, batch in EXTREMES.items()}
 BATCHES["wide"] = random_batch(3, size=256, max_length=3)
-STREAMING = ("depth_controller", "level_infonce", "linear_cross_entropy", "score_topk")
+STREAMING = (
+    "depth_controller", "length_bias", "level_infonce", "linear_cross_entropy", "score_topk"
+)
 
 
 @pytest.mark.usefixtures("poisoned")
@@ -157,7 +161,7 @@ def test_seen_items_of_any_number_in_any_order(lists: list[list[int]]) -> None:
 @pytest.mark.parametrize(
     "op",
     [
-        "depth_controller", "encoder_layer", "hda_trajectory", "level_infonce",
+        "depth_controller", "encoder_layer", "hda_trajectory", "length_bias", "level_infonce",
         "linear_cross_entropy", "mlp_expert", "moe_aggregate",
     ],
 )

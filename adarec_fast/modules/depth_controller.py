@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import ops, ragged, rng
+from .. import ops
+from ..reference.length_bias import length_bias
 
 
 class DepthController(nn.Module):
@@ -33,7 +33,9 @@ class DepthController(nn.Module):
 
     def forward(self, embeddings: Tensor, offsets: Tensor, *, backend: str) -> Tensor:
         """Logits ``[B, T+1]`` (Eq. 1, 2) of packed embeddings ``[N, D]``."""
-        bias = self.length_bias(ragged.lengths(offsets), embeddings.dtype)
+        bias = ops.length_bias(
+            offsets, *self._length_weights(), max_length=self.max_length, backend=backend
+        ).to(embeddings.dtype)
         return ops.depth_controller(
             embeddings, offsets, bias, self.w_ih, self.w_hh, self.b_hh, self.w_out, self.b_out,
             max_length=self.max_length, backend=backend,
@@ -45,24 +47,26 @@ class DepthController(nn.Module):
         ``lengths`` is int64 ``[B]``, ``dtype`` that of the embeddings.
         """
         share = lengths[:, None].to(dtype) / self.max_length
-        return F.linear(self.length_mlp(share), self.length_w_ih, self.b_ih).to(dtype)
+        return length_bias(share, *self._length_weights())[0].to(dtype)
 
-    def choose(self, logits: Tensor, seed: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Depth ``[B]`` int64 and level mass m_k ``[T+1, B]``.
+    def _length_weights(self) -> tuple[Tensor, ...]:
+        first, _, second = self.length_mlp
+        return (
+            first.weight, first.bias, second.weight, second.bias, self.length_w_ih, self.b_ih,
+        )  # fmt: skip
 
-        With a seed (training) the depth is the argmax of the Gumbel-perturbed logits and m_k =
-        sum over i >= k of the straight-through one-hot y_i: 1 up to the depth and 0 beyond in
-        value, the Gumbel-Softmax in gradient (Eq. 3). Without, the plain argmax.
-        """
-        if seed is None:
-            depth = logits.argmax(-1)
-            return depth, ragged.reached_levels(depth, logits.shape[1]).to(logits.dtype)
-        noise = rng.gumbel(seed, logits.shape[0], logits.shape[1], logits.dtype)
-        soft = torch.softmax((logits + noise) / self.temperature, -1)
-        depth = soft.argmax(-1)
-        # Not F.one_hot, which reads the depths on the host to check them.
-        choices = torch.arange(logits.shape[1], device=depth.device)
-        hard = (choices == depth[:, None]).to(logits.dtype)
-        # The difference is exactly zero, so that the forward value stays a true one-hot.
-        chosen = hard + (soft - soft.detach())
-        return depth, chosen.flip(-1).cumsum(-1).flip(-1).T.contiguous()
+    def choose(
+        self,
+        logits: Tensor,
+        seed: Tensor | None,
+        *,
+        offsets: Tensor | None = None,
+        num_tokens: int | None = None,
+        all_levels: bool = False,
+        backend: str = "auto",
+    ) -> ops.Depths:
+        """Eq. 3 at this temperature; see :func:`ops.choose_depth`. Without a seed, the argmax."""
+        return ops.choose_depth(
+            logits, seed=seed, temperature=self.temperature, offsets=offsets,
+            num_tokens=num_tokens, all_levels=all_levels, backend=backend,
+        )

@@ -11,6 +11,7 @@ from ._library import (
     synchronising,
 )
 from .adam import adam
+from .choose_depth import Depths, choose_depth
 from .depth_controller import depth_controller
 from .dropout import dropout
 from .embedding import Embedded, embedding
@@ -19,6 +20,7 @@ from .epoch_statistics import epoch_statistics
 from .fused_trajectory import Trajectory, fused_trajectory
 from .gradient_norm import gradient_norm
 from .hda_trajectory import hda_trajectory
+from .length_bias import length_bias
 from .level_biases import level_biases
 from .level_infonce import level_infonce
 from .level_pool import level_pool
@@ -34,6 +36,7 @@ __all__ = [
     "OPS",
     "Aggregate",
     "BackendError",
+    "Depths",
     "Embedded",
     "LayerWeights",
     "Objective",
@@ -42,6 +45,7 @@ __all__ = [
     "adam",
     "backend_report",
     "choose",
+    "choose_depth",
     "depth_controller",
     "dropout",
     "embedding",
@@ -52,6 +56,7 @@ __all__ = [
     "gradient_norm",
     "has_kernel",
     "hda_trajectory",
+    "length_bias",
     "level_biases",
     "level_infonce",
     "level_pool",
