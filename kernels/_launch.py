@@ -45,14 +45,19 @@ class Operands(NamedTuple):
 
 _recording: list[Launch] | None = None
 _architecture: int | None = None
+_multiprocessors = 0
 
 
 @contextmanager
-def recording(architecture: int) -> Iterator[list[Launch]]:
-    """Collect launches, as they would be on ``architecture`` (86 for sm_86), without running."""
-    global _recording, _architecture
+def recording(architecture: int, multiprocessors: int | None = None) -> Iterator[list[Launch]]:
+    """Collect launches, as they would be on ``architecture`` (86 for sm_86), without running.
+
+    ``multiprocessors`` are those of the device; None: of the architecture's common part.
+    """
+    global _recording, _architecture, _multiprocessors
     launches: list[Launch] = []
     _recording, _architecture = launches, architecture
+    _multiprocessors = multiprocessors or MULTIPROCESSORS[architecture]
     try:
         yield launches
     finally:
@@ -72,7 +77,7 @@ def architecture(device: torch.device) -> int:
 def multiprocessors(device: torch.device) -> int:
     """How many there are; the interpreter takes one block after another and is given few."""
     if _architecture is not None:
-        return MULTIPROCESSORS[_architecture]
+        return _multiprocessors
     if device.type != "cuda":
         return 2
     return torch.cuda.get_device_properties(device).multi_processor_count

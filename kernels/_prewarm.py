@@ -83,13 +83,13 @@ def _seen(parameter: Any, value: Any) -> Any:
 
 
 @contextmanager
-def collecting(architecture: int) -> Iterator[Collected]:
+def collecting(architecture: int, multiprocessors: int | None = None) -> Iterator[Collected]:
     """Note the launches of what runs inside, as they would be on a device of an architecture.
 
-    Everything inside lives on the CPU, ops choose as on CUDA, and results are zero.
+    ``multiprocessors`` as for :func:`.recording`. Everything inside lives on the CPU, ops choose as on CUDA, and results are zero.
     """
     collected = Collected(architecture)
-    with as_on_cuda(), recording(architecture) as launches, _Zeros():
+    with as_on_cuda(), recording(architecture, multiprocessors) as launches, _Zeros():
         yield collected
     collected.take(launches)
 

@@ -27,6 +27,7 @@ from torch.utils import _foreach_utils
 from torch.utils._pytree import tree_map_only
 
 from adarec_fast import plan, recommender
+from adarec_fast.kernels._launch import MULTIPROCESSORS
 from adarec_fast.ops import _library
 
 # What autograd asks of a device type, for two devices with one stream each. To be loaded before
@@ -138,8 +139,8 @@ def _replacements(device: PretendCuda) -> dict[str, Any]:
     major, minor = divmod(device.architecture, 10)
     state = torch.zeros(16, dtype=torch.uint8)
     properties = SimpleNamespace(
-        name="Pretended", multi_processor_count=82, major=major, minor=minor,
-        total_memory=24 << 30, gcnArchName="",
+        name="Pretended", multi_processor_count=MULTIPROCESSORS[device.architecture], major=major,
+        minor=minor, total_memory=24 << 30, gcnArchName="",
     )  # fmt: skip
 
     def set_device(number: Any) -> None:

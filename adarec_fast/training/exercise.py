@@ -27,7 +27,7 @@ def exercise(
     users: int | None = None,
     supervisions: Sequence[Supervision] | None = None,
 ) -> None:
-    """A training step, the representations of a validation, and requests of one and of all users.
+    """Training steps, the representations of a validation, and requests of few and many users.
 
     Args:
         model_config: of the model, whose weights are fresh.
@@ -49,11 +49,17 @@ def exercise(
         batch = Batch(items[0], offsets, targets, torch.arange(count)).to(device)
         stepper = Stepper(model, train_config, device)
         statistics = EpochStatistics(model_config.num_levels, device)
-        stepper.step(in_bucket(batch, capacity(tokens), supervision), 1, statistics)
+        batch = in_bucket(batch, capacity(tokens), supervision)
+        # As captured, where the step's number is on the device, and as not.
+        for number in (1, torch.full((), 2, dtype=torch.int64, device=device)):
+            stepper.update(batch, number, statistics)
     model.eval()
     with torch.no_grad():
         model((batch.item_ids, batch.offsets))
     recommender = Recommender(model, batch_size=count)
     k = min(_K, model_config.num_items)
-    for histories in ([[1]], (items[0], offsets)):
-        recommender.recommend(histories, k)
+    asked = 1
+    while asked < count:  # the catalogue is shared out in other ways among few
+        recommender.recommend([[1]] * asked, k)
+        asked *= 2
+    recommender.recommend((items[0], offsets), k)

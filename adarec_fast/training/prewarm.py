@@ -35,14 +35,20 @@ def collect_run(
     train_config: TrainConfig,
     architecture: int,
     supervisions: Sequence[Supervision] | None = None,
+    *,
+    multiprocessors: int | None = None,
 ) -> Collected:
-    """The launches of a run (:func:`.exercise`) on a device of an architecture, 86 for sm_86."""
+    """The launches of a run (:func:`.exercise`) on a device of an architecture, 86 for sm_86.
+
+    How work is shared out depends on the device's ``multiprocessors``; None: those of the
+    architecture's common part.
+    """
     from ..kernels._prewarm import collecting
 
     small = model_config.replace(
         num_items=min(model_config.num_items, _COUNTED_ITEMS), backend="auto"
     )
-    with collecting(architecture) as collected:
+    with collecting(architecture, multiprocessors) as collected:
         exercise(small, train_config, _CPU, supervisions=supervisions)
     return collected
 
@@ -92,20 +98,26 @@ def prewarm(
         return False  # measured tiles are others
     if choose("encoder_layer", model_config.backend, "cuda") != "triton":
         return False
-    major, minor = torch.cuda.get_device_capability(device)
-    stamp = _stamp(model_config, train_config, 10 * major + minor)
+    card = torch.cuda.get_device_properties(device)
+    architecture, multiprocessors = 10 * card.major + card.minor, card.multi_processor_count
+    stamp = _stamp(model_config, train_config, architecture, multiprocessors)
     if stamp.exists():
         return False
     stamp.parent.mkdir(parents=True, exist_ok=True)
     with locked(stamp.with_suffix(".lock")):
         if stamp.exists():  # another process compiled them while this one waited
             return False
-        compile_run(collect_run(model_config, train_config, 10 * major + minor), progress)
+        collected = collect_run(
+            model_config, train_config, architecture, multiprocessors=multiprocessors
+        )
+        compile_run(collected, progress)
         stamp.touch()
     return True
 
 
-def _stamp(model_config: ADARecConfig, train_config: TrainConfig, architecture: int) -> Path:
+def _stamp(
+    model_config: ADARecConfig, train_config: TrainConfig, architecture: int, multiprocessors: int
+) -> Path:
     """A file that is there once the kernels of such a run are in triton's cache."""
     import triton
 
@@ -113,7 +125,7 @@ def _stamp(model_config: ADARecConfig, train_config: TrainConfig, architecture: 
     from ..kernels._prewarm import cache_folder
 
     told = json.dumps([
-        model_config.to_dict(), train_config.to_dict(), architecture, source_hash(),
-        triton.__version__, str(cache_folder()), torch.__version__,
+        model_config.to_dict(), train_config.to_dict(), architecture, multiprocessors,
+        source_hash(), triton.__version__, str(cache_folder()), torch.__version__,
     ])  # fmt: skip
     return cache_dir() / f"kernels-{hashlib.sha256(told.encode()).hexdigest()[:20]}.ready"
