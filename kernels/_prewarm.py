@@ -21,27 +21,31 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 import triton
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 from triton.backends.compiler import GPUTarget
 
 from ..ops._library import as_on_cuda
 from ._launch import Launch, recording
 
-_EMPTY = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
+_EMPTY = {
+    torch.empty, torch.empty_like, torch.empty_strided, Tensor.new_empty, Tensor.new_empty_strided,
+}  # fmt: skip
 
 
-class _Zeros(TorchDispatchMode):
-    """Memory that nobody writes here holds zeros: what follows may take them for depths or ids."""
+class _Zeros(TorchFunctionMode):
+    """Memory that nobody writes here holds zeros: what follows may take them for depths or ids.
 
-    def __torch_dispatch__(
+    A mode of functions and not of dispatch, below which autocast is not seen.
+    """
+
+    def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         made = func(*args, **(kwargs or {}))
-        if func.namespace == "aten" and func._opname in _EMPTY:
-            made.zero_()
-        return made
+        return made.zero_() if func in _EMPTY else made
 
 
 class Collected:
@@ -86,7 +90,8 @@ def _seen(parameter: Any, value: Any) -> Any:
 def collecting(architecture: int, multiprocessors: int | None = None) -> Iterator[Collected]:
     """Note the launches of what runs inside, as they would be on a device of an architecture.
 
-    ``multiprocessors`` as for :func:`.recording`. Everything inside lives on the CPU, ops choose as on CUDA, and results are zero.
+    ``multiprocessors`` as for :func:`.recording`. Everything inside lives on the CPU, ops choose as
+    on CUDA, and results are zero.
     """
     collected = Collected(architecture)
     with as_on_cuda(), recording(architecture, multiprocessors) as launches, _Zeros():

@@ -9,7 +9,6 @@ us of an RTX 3090 and 1 to 8 us of an H100, TF32 to IEEE; backward three times t
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor

@@ -235,6 +235,8 @@ class PretendCuda(TorchDispatchMode):
         self.default = dict(self.streams)
         self.host: dict[Stream, int] = {}
         self.capturing: Graph | None = None
+        # Autocast contexts that are in force: below a mode torch itself says that there are none.
+        self.autocasts: list[Any] = []
         self.capture_stream: Stream | None = None
         self.reads: list[Read] = []
         self.launches: list[Any] = []
@@ -477,7 +479,11 @@ class PretendCuda(TorchDispatchMode):
 
         name, _, suffix = func._schema.name.partition("::")[2].rpartition("_")
         run = implementation(name, args[-1])[0 if suffix == "fwd" else 1]
-        with self:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self)
+            if self.autocasts:
+                enabled, dtype = self.autocasts[-1]
+                stack.enter_context(torch.autocast("cuda", dtype=dtype, enabled=enabled))
             return run(*args[:-1])
 
     def launch_op(

@@ -177,6 +177,22 @@ def _uploading(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]
     return run
 
 
+def _noting_autocast(device: PretendCuda) -> dict[str, Any]:
+    real_enter, real_exit = torch.autocast.__enter__, torch.autocast.__exit__
+
+    def enter(self: Any) -> Any:
+        if self.device == "cuda":
+            device.autocasts.append((self._enabled, self.fast_dtype))
+        return real_enter(self)
+
+    def leave(self: Any, *raised: Any) -> Any:
+        if self.device == "cuda":
+            device.autocasts.pop()
+        return real_exit(self, *raised)
+
+    return {"__enter__": enter, "__exit__": leave}
+
+
 # ---------------------------------------------------------------------- Triton
 
 
@@ -292,6 +308,7 @@ def pretend_cuda(
     patches: list[tuple[Any, dict[str, Any]]] = [
         (torch.cuda, _replacements(device)), (torch, {"tensor": _uploading(torch.tensor)}),
         (torch.cuda.nvtx, {"range": lambda _: contextlib.nullcontext()}),
+        (torch.autocast, _noting_autocast(device)),
         (_foreach_utils, {"_foreach_supported_types": [torch.Tensor, torch.nn.Parameter, OnCuda]}),
     ]  # fmt: skip
     if values:

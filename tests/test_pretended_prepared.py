@@ -38,6 +38,7 @@ def _prepared(phase: str, architecture: int) -> frozenset[Any]:
 
 
 def _missing(device: PretendCuda, phase: str) -> list[str]:
+    """Asked for and not prepared; to be called when the device is left."""
     prepared = _prepared(phase, device.architecture)
     return sorted({
         f"{bound.kernel.__name__} {bound.arguments} {bound.options}"
@@ -56,8 +57,8 @@ def test_captured_steps(supervision: str, precision: str) -> None:
         for number in (1, 2, 3):
             for whole in histories("train", 2, every_position=supervision == "all"):
                 stepper.step(whole.to("cuda").as_batch(), number, statistics)
-        assert len(device.launches) > 60
-        assert _missing(device, "flows") == []
+    assert len(device.launches) > 60
+    assert _missing(device, "flows") == []
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -69,8 +70,8 @@ def test_requests(precision: str) -> None:
             asked = batch.part(0, users)
             for _ in range(3):
                 recommender.recommend((asked.item_ids, asked.offsets), 20)
-        assert len(device.launches) > 20
-        assert _missing(device, "flows") == []
+    assert len(device.launches) > 20
+    assert _missing(device, "flows") == []
 
 
 def test_ops() -> None:
@@ -80,4 +81,4 @@ def test_ops() -> None:
                 for drawn in dict.fromkeys((False, case.stochastic and case.training)):
                     with computing(precision, "cuda"):
                         case.run("triton", torch.float32, drawn)
-        assert _missing(device, "accuracy") == []
+    assert _missing(device, "accuracy") == []

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..reference.level_infonce import level_infonce as reference
+from ._autocast import Autocast
 from ._library import check_index, check_shape, choose, define, require, run
 
 _INPUTS = "Tensor z, Tensor depth, Tensor targets, float temperature"
@@ -95,6 +96,7 @@ class _LevelInfoNCE(torch.autograd.Function):
     def forward(ctx: Any, backend: str, z: Tensor, depth: Tensor, targets: Tensor,
                 temperature: float) -> tuple[Tensor, Tensor]:
         ctx.backend, ctx.temperature = backend, temperature
+        ctx.autocast = Autocast.current(z)
         loss, saved = torch.ops.adarec_fast.level_infonce_fwd(
             z, depth, targets, temperature, backend
         )
@@ -107,9 +109,10 @@ class _LevelInfoNCE(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: Tensor | None, _: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         if grad_loss is None:
             return (None,) * 5
-        d_z = torch.ops.adarec_fast.level_infonce_bwd(
-            grad_loss, *ctx.saved_tensors, ctx.temperature, ctx.backend
-        )
+        with ctx.autocast.restored():
+            d_z = torch.ops.adarec_fast.level_infonce_bwd(
+                grad_loss, *ctx.saved_tensors, ctx.temperature, ctx.backend
+            )
         return None, d_z, None, None, None
 
 
