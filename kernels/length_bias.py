@@ -118,9 +118,9 @@ def _length_bias_backward_kernel(
         tl.store(d_b2_ptr + at, d_b, mask=part < D)
         at = at[:, None] * D + dims[None, :]
         tl.store(d_w2_ptr + at, d_w, mask=(part < D)[:, None] & inside)
-        at = (slot.to(tl.int64) * tl.cdiv(D, CHUNK) + chunk) * D + dims
-        tl.store(d_w1_ptr + at, d_w1, mask=dims < D)
-        tl.store(d_b1_ptr + at, d_b1, mask=dims < D)
+        first = (slot.to(tl.int64) * tl.cdiv(D, CHUNK) + chunk) * D + dims
+        tl.store(d_w1_ptr + first, d_w1, mask=dims < D)
+        tl.store(d_b1_ptr + first, d_b1, mask=dims < D)
 
 
 def fwd(
