@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from helpers import APPROXIMATE
 
 from bench.triton_table import read
 
@@ -43,11 +44,13 @@ def _interpreter_trouble() -> str | None:
     )
 
 
-def _run(arguments: list[str], interpret: bool) -> None:
+def _run(arguments: list[str], interpret: bool, approximate: bool = False) -> None:
     trouble = _interpreter_trouble() if interpret else None
     if trouble is not None:
         pytest.skip(trouble)
-    environment = {**os.environ, "TRITON_INTERPRET": "1" if interpret else "0"}
+    environment = {
+        **os.environ, "TRITON_INTERPRET": str(int(interpret)), APPROXIMATE: str(int(approximate)),
+    }  # fmt: skip
     done = subprocess.run(
         [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True,
         check=False,
@@ -63,6 +66,14 @@ def test_interpreted(name: str) -> None:
     if os.environ.get("TRITON_INTERPRET") == "1":
         pytest.skip("this session is interpreted already and runs the file itself")
     _run(["-m", "pytest", "-q", f"tests/test_triton_{name}.py"], interpret=True)
+
+
+def test_interpreted_with_the_arithmetic_of_a_gpu() -> None:
+    """The rule that holds on CUDA, where a GPU's functions and sums are as bad as PTX allows."""
+    _run(
+        ["-m", "pytest", "-q", "tests/test_triton_tiles.py", "-k", "equals_the_float64"],
+        interpret=True, approximate=True,
+    )  # fmt: skip
 
 
 def test_noise_of_a_share_interpreted() -> None:
