@@ -57,7 +57,8 @@ for _kernel in ("hda_forward", "mlp_forward"):
 _rows("hda_forward", "tf32", d64=Tile(32, 64, 8, 2, 255))
 _rows("hda_forward", "tf32", 90, d256=Tile(16, 16, 8))
 _rows("hda_forward", "ieee", d32=Tile(32, 32, 8, 2, 128))
-_rows("hda_forward", "ieee", 86, 89, d256=Tile(16, 32, 8, 2, 255))
+_rows("hda_forward", "ieee", 86, 89, d64=Tile(32, 32, 8, 2, 255), d128=Tile(16, 32, 8, 2, 255),
+      d256=Tile(16, 32, 8, 2, 255))
 _rows("hda_forward", "ieee", 90, d128=Tile(16, 32, 8, 2, 255))
 _rows("mlp_forward", "ieee", 86, 89, d256=Tile(16, 16, 8, 2, 255))
 _rows("mlp_forward", "ieee", d64=Tile(32, 32, 8, 2, 255), d128=Tile(16, 32, 8, 2, 255))
@@ -79,7 +80,7 @@ _rows("hda_backward", "ieee", d256=Tile(8, 16, 16))
 _rows("hda_backward", "ieee", 90, d256=Tile(8, 16, 8, 2, 255))
 _rows("hda_backward", "tf32", d256=Tile(8, 16, 8, 2, 255))
 _rows("hda_backward", "tf32", 90, d256=Tile(8, 16, 8))
-_rows("hda_backward", "tf32", 80, 90, d128=Tile(16, 32, 8))
+_rows("hda_backward", "tf32", d128=Tile(16, 32, 8))
 _rows("hda_backward", "half", 80, d256=Tile(8, 16, 8, 2, 255))
 _rows("mlp_weights", "half", d32=Tile(32, 32, 8), d64=Tile(32, 32, 4), d128=Tile(16, 32, 8),
       d256=Tile(16, 16, 8))
@@ -103,11 +104,11 @@ _rows("sublayers_backward", "half", d64=Tile(32, 64, 8), d128=Tile(16, 32, 8, 1)
 _rows("sublayers_backward", "tf32", d64=Tile(32, 32, 8), d128=Tile(16, 32, 8),
       d256=Tile(16, 16, 8))
 _rows("sublayers_backward", "tf32", 86, 89, d64=Tile(32, 64, 8, 1))
-_rows("sublayers_backward", "ieee", d64=Tile(16, 32, 8), d128=Tile(16, 32, 8),
-      d256=Tile(8, 16, 16))
-_rows("sublayers_backward", "tf32", 80, 90, d256=Tile(8, 16, 8, 2, 255))
+_rows("sublayers_backward", "ieee", d64=Tile(16, 32, 8, 2, 255), d128=Tile(16, 32, 8),
+      d256=Tile(8, 16, 8, 2, 255))
+_rows("sublayers_backward", "ieee", 86, 89, d128=Tile(16, 16, 8, 2, 255))
+_rows("sublayers_backward", "tf32", d256=Tile(8, 16, 8, 2, 255))
 _rows("sublayers_backward", "half tf32", d32=Tile(16, 32, 8))
-_rows("sublayers_backward", "ieee", 90, d64=Tile(16, 32, 8, 2, 255), d256=Tile(8, 16, 8, 2, 255))
 # A chunk is a block of keys, and of queries where rows are keys. Sixteen rows of short sequences
 # need little more than their own tokens as keys: one block of 32. D is that of two heads.
 for _kernel in ("attention", "attention_queries", "attention_keys"):
@@ -117,8 +118,9 @@ for _kernel in ("attention", "attention_queries", "attention_keys"):
 _rows("attention", "tf32", d32=Tile(16, 32, 4, 2, 255), d64=Tile(16, 32, 4, 2, 168))
 _rows("attention", "ieee", d128=Tile(16, 32, 4, 3), d256=Tile(16, 32, 8))
 _rows("attention", "half", 90, d256=Tile(16, 32, 4, 2, 168))
-_rows("attention", "tf32", 90, d128=Tile(16, 32, 4, 2, 255))
+_rows("attention", "tf32", 86, 89, 90, d128=Tile(16, 32, 4, 2, 255))
 _rows("attention_keys", "half", 86, 89, 90, d256=Tile(16, 16, 4, 2, 168))
+_rows("attention_keys", "tf32", 86, 89, d256=Tile(16, 16, 8))
 _rows("attention_keys", "tf32", 90, d256=Tile(16, 32, 8))
 _rows("attention_keys", "ieee", 86, 89, d256=Tile(16, 32, 4, 1))
 _rows("attention_keys", "ieee", 90, d128=Tile(16, 32, 8), d256=Tile(16, 32, 8))
@@ -139,6 +141,7 @@ _rows("readout", "tf32", d32=Tile(16, 32, 2), d64=Tile(32, 64, 4, 2, 255),
 _rows("readout", "ieee", d32=Tile(16, 32, 2), d64=Tile(16, 32, 8, 2, 255),
       d128=Tile(16, 32, 8, 2, 255), d256=Tile(16, 32, 8))
 _rows("readout", "half", 80, d64=Tile(32, 64, 4, 1))
+_rows("readout", "ieee", 86, 89, d32=Tile(16, 32, 2, 2, 255))
 _rows("readout", "ieee", 90, d32=Tile(32, 32, 4), d256=Tile(16, 16, 8, 2, 255))
 _rows("readout_backward", "half", d32=Tile(16, 32, 2, 1), d64=Tile(32, 64, 4, 1),
       d128=Tile(16, 64, 4, 1, 255), d256=Tile(16, 64, 8, 1, 255))
@@ -146,33 +149,38 @@ _rows("readout_backward", "tf32", d32=Tile(16, 32, 4, 1), d64=Tile(32, 32, 8),
       d128=Tile(32, 32, 8, 1, 255), d256=Tile(16, 16, 8, 2, 255))
 _rows("readout_backward", "ieee", d32=Tile(16, 32, 4, 1), d64=Tile(32, 32, 8),
       d128=Tile(16, 32, 8, 2, 255), d256=Tile(16, 32, 8, 2, 255))
+_rows("readout_backward", "half", 86, 89, d64=Tile(32, 64, 8, 1))
+_rows("readout_backward", "ieee", 86, 89, d64=Tile(16, 32, 8, 2, 255))
 _rows("readout_backward", "half", 80, d64=Tile(32, 32, 4, 1))
 _rows("readout_backward", "half", 90, d64=Tile(32, 64, 8), d128=Tile(16, 64, 8, 1, 255))
 _rows("readout_backward", "tf32", 80, d256=Tile(16, 64, 8, 1, 255))
 _rows("readout_backward", "tf32", 80, 90, d32=Tile(16, 32, 2, 1))
 _rows("readout_backward", "tf32", 90, d64=Tile(32, 32, 4, 1))
-_rows("moe", "half", d64=Tile(16, 64, 4), d128=Tile(16, 32, 4), d256=Tile(16, 16, 8))
-_rows("moe", "tf32", d64=Tile(16, 64, 4), d128=Tile(16, 32, 4), d256=Tile(16, 32, 8))
-_rows("moe", "ieee", d64=Tile(16, 64, 4), d128=Tile(16, 16, 4), d256=Tile(16, 16, 8, 1, 255))
-_rows("moe", "half", 86, 89, d32=Tile(16, 64, 4, 2, 255), d64=Tile(16, 64, 4, 2, 255),
-      d256=Tile(16, 16, 8, 1))
-_rows("moe", "tf32", 86, 89, d32=Tile(16, 64, 4, 2, 255))
-_rows("moe", "ieee", 86, 89, d32=Tile(16, 64, 4, 2, 168), d64=Tile(16, 64, 4, 2, 168),
-      d128=Tile(16, 16, 8, 2, 255))
-_rows("moe", "half", 80, 90, d128=Tile(16, 32, 4, 2, 255))
-_rows("moe", "half", 90, d64=Tile(16, 64, 4, 2, 255))
-_rows("moe", "half", 80, 90, d256=Tile(16, 16, 8, 1, 255))
-_rows("moe", "ieee", 80, 90, d64=Tile(16, 64, 4, 2, 255))
-_rows("moe", "ieee", 90, d128=Tile(16, 16, 8, 2, 255), d256=Tile(16, 16, 8, 1))
+for _kernel in ("moe", "moe_weights"):
+    _rows(_kernel, "half", d64=Tile(16, 64, 4), d128=Tile(16, 32, 4), d256=Tile(16, 16, 8))
+    _rows(_kernel, "tf32", d64=Tile(16, 64, 4), d128=Tile(16, 32, 4), d256=Tile(16, 32, 8))
+    _rows(_kernel, "ieee", d64=Tile(16, 64, 4), d128=Tile(16, 16, 4), d256=Tile(16, 16, 8, 1, 255))
+    _rows(_kernel, "half", 86, 89, d32=Tile(16, 64, 4, 2, 255), d64=Tile(16, 64, 4, 2, 255),
+          d256=Tile(16, 16, 8, 1))
+    _rows(_kernel, "tf32", 86, 89, d32=Tile(16, 64, 4, 2, 255), d64=Tile(16, 64, 8),
+          d128=Tile(16, 32, 4, 2, 255))
+    _rows(_kernel, "ieee", 86, 89, d32=Tile(16, 64, 4, 2, 168), d64=Tile(16, 64, 4, 2, 168),
+          d128=Tile(16, 16, 8, 2, 255))
+    _rows(_kernel, "half", 80, 90, d128=Tile(16, 32, 4, 2, 255))
+    _rows(_kernel, "half", 90, d64=Tile(16, 64, 4, 2, 255))
+    _rows(_kernel, "half", 80, 90, d256=Tile(16, 16, 8, 1, 255))
+    _rows(_kernel, "ieee", 80, 90, d64=Tile(16, 64, 4, 2, 255))
+    _rows(_kernel, "ieee", 90, d128=Tile(16, 16, 8, 2, 255), d256=Tile(16, 16, 8, 1))
+_rows("moe_weights", "tf32", 86, 89, d256=Tile(16, 16, 8))
 # Where D is larger than the op's LARGEST, its other kernels run.
 _rows("fused_trajectory", "half", d64=Tile(32, 32, 8))
 _rows("fused_trajectory", "tf32", d64=Tile(32, 64, 8))
 _rows("fused_trajectory", "tf32", 86, 89, d64=Tile(32, 16, 8))
 _rows("fused_trajectory", "ieee", d64=Tile(16, 16, 8, 2, 255), d128=Tile(16, 16, 8, 2, 255))
 # The chunk is a tile of the catalogue.
-_rows("score_topk", _ALL, d64=Tile(16, 128, 4, 2, 168), d128=Tile(16, 128, 4, 2, 168),
-      d256=Tile(16, 128, 4, 2, 168))
-_rows("score_topk", "tf32", d256=Tile(16, 64, 4, 2, 168))
+_rows("score_topk", _ALL, d64=Tile(16, 128, 4, 2, 168), d128=Tile(16, 128, 4, 2, 255),
+      d256=Tile(16, 64, 4, 2, 255))
+_rows("score_topk", "half", d256=Tile(16, 128, 4, 2, 255))
 _rows("score_topk", "ieee", 80, d64=Tile(16, 64, 4), d128=Tile(16, 64, 4), d256=Tile(16, 64, 4))
 # The chunk is a tile of the catalogue; forward walks over chunks, backward over rows.
 _rows("cross_entropy", "half", d64=Tile(64, 32, 4), d128=Tile(64, 32, 4, 2, 255),
@@ -212,7 +220,8 @@ for _kernel in ("gru_scan", "gru_scan_backward"):
     _many = f"{_kernel}_many"
     _rows(_kernel, "half tf32", d32=Tile(8, 32, 2), d64=Tile(8, 64, 4))
     _rows(_many, "half tf32", d32=Tile(16, 32, 4), d64=Tile(16, 64, 8))
-    _rows(_kernel, "ieee", d32=Tile(4, 32, 2), d64=Tile(4, 64, 4), d128=Tile(8, 32, 8, 2, 255))
+    _rows(_kernel, "ieee", d32=Tile(4, 32, 2, 2, 128), d64=Tile(4, 64, 4),
+          d128=Tile(8, 32, 8, 2, 255))
     _rows(_many, "ieee", d32=Tile(16, 32, 4), d64=Tile(16, 64, 8), d128=Tile(16, 16, 8, 2, 255))
     for _name in (_kernel, _many):
         _rows(_name, _ALL, d256=Tile(8, 16, 8, 2, 255))
@@ -230,6 +239,7 @@ _rows("gru_gates", "tf32", 86, 89, d256=Tile(32, 32, 8))
 _rows("gru_gates", "ieee", 90, d128=Tile(32, 32, 8))
 _rows("gru_gates", "ieee", 80, d256=Tile(32, 32, 4, 2, 255))
 _rows("gru_weights", "half tf32", d64=Tile(32, 32, 4), d128=Tile(32, 32, 4), d256=Tile(16, 32, 8))
+_rows("gru_weights", "tf32", 86, 89, d32=Tile(32, 32, 4, 2, 128))
 _rows("gru_weights", "ieee", d64=Tile(16, 32, 4), d128=Tile(16, 32, 4), d256=Tile(16, 16, 8))
 _rows("gru_weights", "ieee", 90, d256=Tile(16, 16, 8, 2, 255))
 _rows("length_bias", _ALL, d64=Tile(16, 32, 4), d128=Tile(16, 32, 8), d256=Tile(16, 16, 8, 2, 255))

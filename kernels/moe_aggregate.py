@@ -326,8 +326,14 @@ def bwd(
     hidden = router_w1.shape[0]
     wide = {"dtype": torch.float32, "device": fine.device}
     tiles = triton.cdiv(rows, tile.rows)
-    chunks = triton.cdiv(hidden, tile.chunk)
-    slots = min(max(1, tiles), max(2, triton.cdiv(multiprocessors(fine.device), chunks)))
+    of_weights = _heuristics.tile(
+        "moe_weights", shape["BLOCK_D"], ops.kind, architecture(fine.device), rows
+    )
+    chunks = triton.cdiv(hidden, of_weights.chunk)
+    slots = min(
+        max(1, triton.cdiv(rows, of_weights.rows)),
+        max(2, triton.cdiv(multiprocessors(fine.device), chunks)),
+    )
     d_fine, d_coarse = torch.empty_like(fine), torch.empty_like(coarse)
     pooled = None if pooled is None else pooled.contiguous()
     d_pooled = fine.new_empty(0) if pooled is None else torch.empty_like(pooled)
@@ -349,14 +355,15 @@ def bwd(
         "d_z_fine_ptr": d_z_fine, "CONTENT": pooled is not None, **shape,
     }
 
-    def run(kernel: Any, *grid: int) -> None:
-        launch(kernel, grid, _only(kernel, **common), tile.options)
+    def run(kernel: Any, *grid: int, tile: _heuristics.Tile = tile) -> None:
+        given = {**common, "ROWS": tile.rows, "CHUNK": tile.chunk}
+        launch(kernel, grid, _only(kernel, **given), tile.options)
 
     run(_fuse_backward_kernel, tiles)
     run(_levels_backward_kernel, tiles)
     if pooled is not None:
         run(_pooled_backward_kernel, tiles, planes)
-    run(_router_weights_kernel, slots, chunks)
+    run(_router_weights_kernel, slots, chunks, tile=of_weights)
     # A row that does not exist has zeros in both.
     gate = Linear(z_coarse[None], d_before[None], gate_w, gate_b)
     linear_weights([gate], None, None, ops, parts)
