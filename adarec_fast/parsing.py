@@ -135,10 +135,13 @@ def _depths(
     all_levels = model.training and config.depth_gradient == "full"
     if config.depth == "adaptive":
         logits = model.depth_controller(embeddings, offsets, backend=config.backend)
-        by_token = {"offsets": offsets, "num_tokens": tokens} if rows is None else {}
+        # A mass for each row that h is wanted at: a token, or a sequence.
+        everywhere = rows is None
         chosen = model.depth_controller.choose(
-            logits, seed, all_levels=all_levels, backend=config.backend, **by_token
-        )
+            logits, seed, offsets=offsets if everywhere else None,
+            num_tokens=tokens if everywhere else None, all_levels=all_levels,
+            backend=config.backend,
+        )  # fmt: skip
         reading = _Reading(offsets, chosen.computed, rows, chosen.row_depth, chosen.mass)
         return logits, chosen.depth, reading
     depth = torch.full((offsets.shape[0] - 1,), config.max_depth, device=offsets.device)

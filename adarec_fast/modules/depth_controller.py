@@ -50,10 +50,7 @@ class DepthController(nn.Module):
         return length_bias(share, *self._length_weights())[0].to(dtype)
 
     def _length_weights(self) -> tuple[Tensor, ...]:
-        first, _, second = self.length_mlp
-        return (
-            first.weight, first.bias, second.weight, second.bias, self.length_w_ih, self.b_ih,
-        )  # fmt: skip
+        return (*self.length_mlp.parameters(), self.length_w_ih, self.b_ih)
 
     def choose(
         self,

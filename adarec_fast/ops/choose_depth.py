@@ -33,13 +33,13 @@ def _fake_forward(
     all_levels: bool, rows: int, backend: str,
 ) -> tuple[Tensor, ...]:
     batch, choices = logits.shape
-    whole = {"dtype": torch.int64}
+    whole = torch.int64
     wide = torch.promote_types(logits.dtype, torch.float32)
     by_token = offsets is not None
     return (
-        logits.new_empty(batch, **whole),
-        logits.new_empty(batch if all_levels else 0, **whole),
-        logits.new_empty(rows if by_token else 0, **whole),
+        logits.new_empty(batch, dtype=whole),
+        logits.new_empty(batch if all_levels else 0, dtype=whole),
+        logits.new_empty(rows if by_token else 0, dtype=whole),
         logits.new_empty(choices, rows if by_token else batch),
         logits.new_empty(0 if seed is None else batch, choices, dtype=wide),
     )

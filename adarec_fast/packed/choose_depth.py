@@ -16,7 +16,7 @@ def fwd(
     """``choose_depth_fwd`` of the op's schema."""
     # Noise in half precision would be infinite where a uniform number is rounded to one.
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    noise = None if seed is None else rng.gumbel(seed, *wide.shape, wide.dtype)
+    noise = None if seed is None else rng.gumbel(seed, wide.shape[0], wide.shape[1], wide.dtype)
     with torch.no_grad():
         depth, mass, soft = reference(wide, noise, temperature)
     computed = depth.new_empty(0)
