@@ -1,7 +1,7 @@
 """What a captured step should take on a GPU, said before anybody has measured it.
 
     python -m bench.predict                 ops and step, "train" and "large", as a table
-    python -m bench.predict --size 128 --gpu H100
+    python -m bench.predict --save          into bench/results/predicted.json, too
 
 A kernel's time is the busiest unit's (``bench.triton_model``) at a share of its peak, and no less
 than what a kernel in a graph costs that does nothing; what runs step by step adds its steps. The
@@ -14,16 +14,20 @@ from __future__ import annotations
 
 import argparse
 import functools
+import json
+import os
 from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .triton_examples import launches_of_op
 from .triton_model import LOADS, PEAKS, Load, units
 
+SAVED = Path(__file__).parent / "results" / "predicted.json"
 GPUS = ("RTX 3090", "H100")
 ARCHITECTURES = {"RTX 3090": 86, "H100": 90}
 PRECISIONS = {"ieee": "ieee", "tf32": "tf32", "bf16": "half"}
@@ -74,6 +78,8 @@ def predicted(
         gpu: one of ``GPUS``.
         backward: which pass.
     """
+    from .triton_examples import launches_of_op  # imports triton, which reading a file needs not
+
     kind = PRECISIONS[precision]
     _, times = units(op, load, size, kind, backward)
     count = launches_of_op(op, size, kind, ARCHITECTURES[gpu])[backward]
@@ -117,64 +123,93 @@ def rows(
         yield op, number, (forward, backward)
 
 
-def table(size: int, workload: str, gpus: tuple[str, ...]) -> list[list[str]]:
-    """Cells of a table of a step's ops and its sum: launches, then us by GPU and precision."""
-    columns = [(gpu, precision) for gpu in gpus for precision in PRECISIONS]
-    lines: list[list[str]] = []
-    by_column = [list(rows(workload, size, precision, gpu)) for gpu, precision in columns]
-    for at, (op, number, passes) in enumerate(by_column[-1]):
-        counts = [str(one.launches) for one in passes if one is not None]
-        times = [
-            " + ".join(f"{one.time:.0f}" for one in column[at][2] if one is not None)
-            for column in by_column
-        ]
-        name = op if number == 1 else f"{number} x {op}"
-        lines.append([name, " + ".join(counts), *times])
-    sums = [step(workload, size, precision, gpu) for gpu, precision in columns]
-    lines.append(["a step", str(sums[-1][0]), *(f"{time:.0f}" for _, time in sums)])
-    return lines
+def data(size: int = 64) -> dict[str, Any]:
+    """All predictions of a step: by workload, GPU and precision.
+
+    Of each op ``count``, how often it runs, and by pass ``launches``, ``us`` and what ``bound`` it.
+    """
+    found: dict[str, Any] = {}
+    for workload, gpu, precision in product(LOADS, GPUS, PRECISIONS):
+        launches, time = step(workload, size, precision, gpu)
+        ops = {}
+        for op, number, passes in rows(workload, size, precision, gpu):
+            ops[op] = {"count": number, "passes": {
+                name: {"launches": one.launches, "us": round(one.time, 1), "bound": one.bound}
+                for name, one in zip(("forward", "backward"), passes, strict=True)
+                if one is not None
+            }}  # fmt: skip
+        by_gpu = found.setdefault(workload, {}).setdefault(gpu, {})
+        by_gpu[precision] = {"launches": launches, "us": round(time, 1), "ops": ops}
+    return found
+
+
+def document() -> dict[str, Any]:
+    """What ``bench/results/predicted.json`` holds."""
+    return {
+        "command": "python -m bench.predict --save",
+        "shares of a peak": SHARES, "us of a launch": LEAST,
+        "predicted": {str(size): data(size) for size in (64, 128)},
+    }  # fmt: skip
+
+
+def table(predictions: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Heads and lines of a table of one workload of :func:`data`."""
+    columns = [(gpu, precision) for gpu in predictions for precision in predictions[gpu]]
+    first = predictions[columns[0][0]][columns[0][1]]
+    lines = []
+    for op, one in first["ops"].items():
+        cells = [op if one["count"] == 1 else f"{one['count']} x {op}"]
+        cells.append(" + ".join(str(p["launches"]) for p in one["passes"].values()))
+        for gpu, precision in columns:
+            passes = predictions[gpu][precision]["ops"][op]["passes"].values()
+            cells.append(" + ".join(f"{p['us']:.0f}" for p in passes))
+        lines.append(cells)
+    sums = (f"{predictions[gpu][precision]['us']:.0f}" for gpu, precision in columns)
+    lines.append(["a step", str(first["launches"]), *sums])
+    return ["op", "launches", *(f"{gpu}, {precision}" for gpu, precision in columns)], lines
+
+
+def foreseen(
+    card: str, subject: str, form: str | None, workload: str, size: int, direction: str,
+    precision: str,
+) -> float | None:
+    """Seconds that the file foresees for a row of a record, or None where it has no such row.
+
+    Args:
+        card: the GPU's name as torch has it.
+        subject, form: the op, and which of its cases.
+        workload, size, direction, precision: as rows have them.
+    """
+    gpu = next((known for known in GPUS if known in card), None)
+    document = json.loads(SAVED.read_text(encoding="utf-8"))["predicted"]
+    by_gpu = document.get(str(size), {}).get(workload, {}).get(gpu, {})
+    op = f"{subject}[last]" if form == "fine expert" else subject
+    one = by_gpu.get(precision, {}).get("ops", {}).get(op)
+    if one is None:
+        return None
+    wanted = ["forward"] if direction == "forward" else list(one["passes"])
+    return sum(float(one["passes"][name]["us"]) for name in wanted) * 1e-6
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the tables; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m bench.predict", description=__doc__)
-    parser.add_argument("--size", type=int, default=64, choices=(64, 128))
-    parser.add_argument("--gpu", nargs="+", default=list(GPUS), choices=GPUS)
+    parser.add_argument("--size", type=int, default=64, choices=(64, 128), help="D")
+    parser.add_argument("--save", action="store_true", help="write bench/results/predicted.json")
     chosen = parser.parse_args(arguments)
-    gpus = tuple(chosen.gpu)
-    for workload in LOADS:
+    for workload, predictions in data(chosen.size).items():
+        heads, lines = table(predictions)
         shown = Table(title=f"{workload}, D = {chosen.size}: predicted us, forward + backward")
-        for name in heads(gpus):
+        for name in heads:
             shown.add_column(name, justify="left" if name == "op" else "right")
-        for line in table(chosen.size, workload, gpus):
+        for line in lines:
             shown.add_row(*map(escape, line))
         Console().print(shown)
+    if chosen.save:
+        partial = SAVED.with_suffix(".partial")
+        partial.write_text(json.dumps(document(), indent=1) + "\n", encoding="utf-8")
+        os.replace(partial, SAVED)
     return 0
-
-
-def heads(gpus: tuple[str, ...]) -> list[str]:
-    """Names of :func:`table`'s columns."""
-    return ["op", "launches", *(f"{gpu} {p}" for gpu in gpus for p in PRECISIONS)]
-
-
-def as_data(size: int = 64) -> dict[str, Any]:
-    """All predictions of a step as a record has them: workload, GPU, precision, op, pass."""
-    return {
-        workload: {
-            gpu: {
-                precision: {
-                    "step_us": round(step(workload, size, precision, gpu)[1], 1),
-                    "ops": {
-                        op: [None if one is None else round(one.time, 1) for one in passes]
-                        for op, _, passes in rows(workload, size, precision, gpu)
-                    },
-                }
-                for precision in PRECISIONS
-            }
-            for gpu in GPUS
-        }
-        for workload in LOADS
-    }
 
 
 if __name__ == "__main__":

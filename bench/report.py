@@ -3,12 +3,13 @@
 A table stands between ``<!-- bench:NAME -->`` and ``<!-- /bench:NAME -->``. NAME is one of
 ``targets``, ``step``, ``ops``, ``phases`` with ``-cpu`` or ``-cuda`` behind it, and shows the
 newest result file of that device type; of a GPU, whose run may still be to come, a line that says
-so.
+so. ``predicted-train`` and ``predicted-large`` are of ``predicted.json``.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import sys
@@ -19,6 +20,7 @@ from typing import Any
 
 from . import records, summary
 from .harness import COMPILED, EAGER, PACKED
+from .predict import SAVED, table
 
 README = Path(__file__).parents[1] / "README.md"
 _BLOCK = re.compile(r"(<!-- bench:([\w-]+) -->\n)(.*?)(<!-- /bench:\2 -->)", re.DOTALL)
@@ -95,6 +97,19 @@ TABLES: dict[str, Callable[[Record], str]] = {
 }
 
 
+def predicted(workload: str) -> str:
+    """What the ops of a step should take on GPUs, before anybody has measured it.
+
+    Raises:
+        ReportError: no such workload.
+    """
+    document = json.loads(SAVED.read_text(encoding="utf-8"))
+    known = document["predicted"]["64"]
+    if workload not in known:
+        raise ReportError(f"bench:predicted-{workload} is unknown; choose from {', '.join(known)}")
+    return _table(*table(known[workload])) + f"\nus, forward + backward; `{document['command']}`.\n"
+
+
 def build(name: str, folder: Path) -> str:
     """The table of a marker.
 
@@ -102,6 +117,8 @@ def build(name: str, folder: Path) -> str:
         ReportError: an unknown name, or no result of the CPU.
     """
     kind, _, device = name.rpartition("-")
+    if kind == "predicted":
+        return predicted(device)
     if kind not in TABLES or device not in summary.TARGETS:
         known = ", ".join(f"{kind}-{device}" for kind in TABLES for device in summary.TARGETS)
         raise ReportError(f"bench:{name} is unknown; choose from {known}")

@@ -11,6 +11,7 @@ import torch
 
 from ...cell import shares
 from ...op_case import OpCase
+from ...predict import foreseen
 from ...workloads import WORKLOADS
 from ..phase import Results
 from ..timing import captured, device_seconds, spread
@@ -65,6 +66,10 @@ def _measure(
         "subject": case.name, "form": case.form, "workload": case.workload,
         "hidden_size": case.size, "direction": case.direction, "variant": backend,
         "precision": precision, "replayed": True, "ours": True, "seconds": seconds,
+        "predicted_seconds": foreseen(
+            torch.cuda.get_device_name(), case.name, case.form, case.workload, case.size,
+            case.direction, precision,
+        ),
         "flops": flops, "bytes": moved, "gflops": gflops, "gbps": gbps,
         **shares(gflops, gbps, {**peaks, "gflops": peaks.get(peak, peaks["gflops"])}),
     })  # fmt: skip

@@ -1,0 +1,57 @@
+"""Predicted times: what follows from the model, and the file that the README's table is made of."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import pytest
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("triton is not installed", allow_module_level=True)
+
+from adarec_fast.ops import OPS
+from bench import predict
+from bench.triton_model import LOADS, units
+
+
+def test_the_file_is_what_the_command_writes() -> None:
+    assert json.loads(predict.SAVED.read_text(encoding="utf-8")) == json.loads(
+        json.dumps(predict.document())
+    )
+
+
+def test_every_op_of_a_step_has_its_floor() -> None:
+    names = {op.partition("[")[0] for op, _, _ in predict.STEP}
+    # What a step runs in place of these, or serving alone.
+    elsewhere = {"mlp_expert", "level_pool", "dropout", "fused_trajectory", "score_topk"}
+    assert names | elsewhere == set(OPS) and not names & elsewhere
+    for op, _, _ in predict.STEP:
+        assert units(op, LOADS["train"], 64, "tf32", False)[1], op
+
+
+@pytest.mark.parametrize("op", ["hda_trajectory", "linear_cross_entropy", "encoder_layer[last]"])
+@pytest.mark.parametrize("backward", [False, True])
+def test_a_prediction_is_above_its_floor_and_grows(op: str, backward: bool) -> None:
+    for gpu in predict.GPUS:
+        for precision, kind in predict.PRECISIONS.items():
+            small, large = (
+                predict.predicted(op, LOADS[name], 64, precision, gpu, backward)
+                for name in ("train", "large")
+            )
+            assert small is not None and large is not None
+            assert small.launches == large.launches
+            assert predict.LEAST * small.launches <= small.time < large.time
+            assert max(units(op, LOADS["large"], 64, kind, backward)[1][gpu].values()) < large.time
+
+
+def test_a_row_of_a_record_has_its_prediction() -> None:
+    card = "NVIDIA H100 80GB HBM3"
+    found = predict.foreseen(card, "hda_trajectory", None, "train", 64, "forward", "tf32")
+    both = predict.foreseen(card, "hda_trajectory", None, "train", 64, "forward+backward", "tf32")
+    assert found is not None and both is not None and 1e-6 < found < both < 1e-3
+    last = predict.foreseen(card, "encoder_layer", "fine expert", "large", 64, "forward", "ieee")
+    whole = predict.foreseen(card, "encoder_layer", "backbone", "large", 64, "forward", "ieee")
+    assert last is not None and whole is not None and last != whole
+    assert predict.foreseen("A100", "hda_trajectory", None, "train", 64, "forward", "tf32") is None
+    assert predict.foreseen(card, "dropout", None, "train", 64, "forward", "tf32") is None
