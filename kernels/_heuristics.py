@@ -56,6 +56,7 @@ for _kernel in ("hda_forward", "mlp_forward"):
     _rows(_kernel, "ieee", d64=Tile(32, 32, 8), d128=Tile(16, 32, 8), d256=Tile(16, 32, 8))
 _rows("hda_forward", "tf32", d64=Tile(32, 64, 8, 2, 255))
 _rows("hda_forward", "tf32", 90, d256=Tile(16, 16, 8))
+_rows("hda_forward", "half", 86, 89, d32=Tile(32, 64, 8, 2, 255))
 _rows("hda_forward", "ieee", d32=Tile(32, 32, 8, 2, 128))
 _rows("hda_forward", "ieee", 86, 89, d64=Tile(32, 32, 8, 2, 255), d128=Tile(16, 32, 8, 2, 255),
       d256=Tile(16, 32, 8, 2, 255))
@@ -73,7 +74,9 @@ _rows("mlp_backward", "half", d256=Tile(8, 16, 8))
 _rows("mlp_backward", "half", 94, d64=Tile(32, 32, 8))
 _rows("mlp_backward", "half", 80, d128=Tile(16, 32, 8), d256=Tile(8, 16, 8, 2, 255))
 _rows("mlp_backward", "tf32", d128=Tile(16, 32, 8))
-_rows("mlp_backward", "ieee", 86, 89, d128=Tile(16, 16, 8, 2, 255))
+_rows("mlp_backward", "half", 86, 89, d128=Tile(16, 32, 8))
+_rows("mlp_backward", "tf32", 86, 89, d256=Tile(8, 16, 8, 2, 255))
+_rows("mlp_backward", "ieee", 86, 89, d64=Tile(16, 32, 8, 2, 255), d128=Tile(16, 16, 8, 2, 255))
 _rows("mlp_backward", "ieee", d256=Tile(8, 16, 8, 2, 255))
 # A float32 product holds whole rows of its operands: of eight rows sixteen warps spill nothing.
 _rows("hda_backward", "ieee", d256=Tile(8, 16, 16))
@@ -171,7 +174,8 @@ for _kernel in ("moe", "moe_weights"):
     _rows(_kernel, "half", 80, 90, d256=Tile(16, 16, 8, 1, 255))
     _rows(_kernel, "ieee", 80, 90, d64=Tile(16, 64, 4, 2, 255))
     _rows(_kernel, "ieee", 90, d128=Tile(16, 16, 8, 2, 255), d256=Tile(16, 16, 8, 1))
-_rows("moe_weights", "tf32", 86, 89, d256=Tile(16, 16, 8))
+_rows("moe_weights", "half", 86, 89, d256=Tile(16, 16, 8, 1, 255))
+_rows("moe_weights", "tf32", 86, 89, d256=Tile(16, 16, 8, 2, 255))
 # Where D is larger than the op's LARGEST, its other kernels run.
 _rows("fused_trajectory", "half", d64=Tile(32, 32, 8))
 _rows("fused_trajectory", "tf32", d64=Tile(32, 64, 8))
@@ -181,6 +185,7 @@ _rows("fused_trajectory", "ieee", d64=Tile(16, 16, 8, 2, 255), d128=Tile(16, 16,
 _rows("score_topk", _ALL, d64=Tile(16, 128, 4, 2, 168), d128=Tile(16, 128, 4, 2, 255),
       d256=Tile(16, 64, 4, 2, 255))
 _rows("score_topk", "half", d256=Tile(16, 128, 4, 2, 255))
+_rows("score_topk", "ieee", d128=Tile(16, 64, 8, 2, 128), d256=Tile(16, 64, 8))
 _rows("score_topk", "ieee", 80, d64=Tile(16, 64, 4), d128=Tile(16, 64, 4), d256=Tile(16, 64, 4))
 # The chunk is a tile of the catalogue; forward walks over chunks, backward over rows.
 _rows("cross_entropy", "half", d64=Tile(64, 32, 4), d128=Tile(64, 32, 4, 2, 255),
@@ -220,7 +225,7 @@ for _kernel in ("gru_scan", "gru_scan_backward"):
     _many = f"{_kernel}_many"
     _rows(_kernel, "half tf32", d32=Tile(8, 32, 2), d64=Tile(8, 64, 4))
     _rows(_many, "half tf32", d32=Tile(16, 32, 4), d64=Tile(16, 64, 8))
-    _rows(_kernel, "ieee", d32=Tile(4, 32, 2, 2, 128), d64=Tile(4, 64, 4),
+    _rows(_kernel, "ieee", d32=Tile(4, 32, 2, 2, 255), d64=Tile(4, 64, 4),
           d128=Tile(8, 32, 8, 2, 255))
     _rows(_many, "ieee", d32=Tile(16, 32, 4), d64=Tile(16, 64, 8), d128=Tile(16, 16, 8, 2, 255))
     for _name in (_kernel, _many):

@@ -13,7 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import launch
+from ._heuristics import AMD
+from ._launch import architecture, launch
 
 TOKENS = 1024  # of a step of a program; as many (user, level) and (read-out, level) pairs
 SLOTS = 128  # rows of partial sums, at most
@@ -165,10 +166,13 @@ def fwd(
     counts = torch.empty(slots, 2 * block, dtype=torch.int32, device=rec.device)
     common = {"logits_ptr": logits, "gates_ptr": gates, "sums_ptr": sums, "counts_ptr": counts,
               "error_ptr": error, "batch": batch, "LEVELS": levels, "BLOCK_K": block}
+    options = {"num_warps": 4}
+    if architecture(rec.device) not in AMD:
+        options["maxnreg"] = 64  # left alone, ptxas takes 48 for five levels and spills
     launch(_partials_kernel, (slots,), {
         **common, "offsets_ptr": offsets, "computed_ptr": computed, "depth_ptr": row_depth,
         "rows": rows, "TOKENS": TOKENS, "ROWS": pairs,
-    }, {"num_warps": 4})
+    }, options)
     total, count = rec.new_empty(()), rec.new_empty((), dtype=torch.float32)
     parts, gate = rec.new_empty(5), rec.new_empty(levels)
     launch(_total_kernel, (1,), {

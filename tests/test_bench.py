@@ -509,12 +509,5 @@ def test_report_without_markers_does_nothing(
     assert "nothing to rebuild" in capsys.readouterr().out
 
 
-def test_gpu_without_a_device_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    from bench import gpu
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert gpu.main([]) == 2
-
-
 def test_rounding_keeps_five_digits() -> None:
     assert json.dumps(records.rounded({"a": [1.23456789e-5, 3]})) == '{"a": [1.2346e-05, 3]}'

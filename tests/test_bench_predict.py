@@ -25,7 +25,8 @@ def test_every_op_of_a_step_has_its_floor() -> None:
     names = {op.partition("[")[0] for op, _, _ in predict.STEP}
     # What a step runs in place of these, or serving alone.
     elsewhere = {"mlp_expert", "level_pool", "dropout", "fused_trajectory", "score_topk"}
-    assert names | elsewhere == set(OPS) and not names & elsewhere
+    assert names | elsewhere == set(OPS)
+    assert not names & elsewhere
     for op, _, _ in predict.STEP:
         assert units(op, LOADS["train"], 64, "tf32", False)[1], op
 
@@ -39,7 +40,8 @@ def test_a_prediction_is_above_its_floor_and_grows(op: str, backward: bool) -> N
                 predict.predicted(op, LOADS[name], 64, precision, gpu, backward)
                 for name in ("train", "large")
             )
-            assert small is not None and large is not None
+            assert small is not None
+            assert large is not None
             assert small.launches == large.launches
             assert predict.LEAST * small.launches <= small.time < large.time
             assert max(units(op, LOADS["large"], 64, kind, backward)[1][gpu].values()) < large.time
@@ -49,9 +51,13 @@ def test_a_row_of_a_record_has_its_prediction() -> None:
     card = "NVIDIA H100 80GB HBM3"
     found = predict.foreseen(card, "hda_trajectory", None, "train", 64, "forward", "tf32")
     both = predict.foreseen(card, "hda_trajectory", None, "train", 64, "forward+backward", "tf32")
-    assert found is not None and both is not None and 1e-6 < found < both < 1e-3
+    assert found is not None
+    assert both is not None
+    assert 1e-6 < found < both < 1e-3
     last = predict.foreseen(card, "encoder_layer", "fine expert", "large", 64, "forward", "ieee")
     whole = predict.foreseen(card, "encoder_layer", "backbone", "large", 64, "forward", "ieee")
-    assert last is not None and whole is not None and last != whole
+    assert last is not None
+    assert whole is not None
+    assert last != whole
     assert predict.foreseen("A100", "hda_trajectory", None, "train", 64, "forward", "tf32") is None
     assert predict.foreseen(card, "dropout", None, "train", 64, "forward", "tf32") is None
