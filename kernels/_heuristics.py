@@ -153,7 +153,7 @@ _rows("readout_backward", "tf32", d32=Tile(16, 32, 4, 1), d64=Tile(32, 32, 8),
 _rows("readout_backward", "ieee", d32=Tile(16, 32, 4, 1), d64=Tile(32, 32, 8),
       d128=Tile(16, 32, 8, 2, 255), d256=Tile(16, 32, 8, 2, 255))
 _rows("readout_backward", "half", 86, 89, d64=Tile(32, 64, 8, 1))
-_rows("readout_backward", "ieee", 86, 89, d64=Tile(16, 32, 8, 2, 255))
+_rows("readout_backward", "ieee", 86, 89, d64=Tile(16, 32, 8, 2, 255), d256=Tile(16, 32, 8))
 _rows("readout_backward", "half", 80, d64=Tile(32, 32, 4, 1))
 _rows("readout_backward", "half", 90, d64=Tile(32, 64, 8), d128=Tile(16, 64, 8, 1, 255))
 _rows("readout_backward", "tf32", 80, d256=Tile(16, 64, 8, 1, 255))
@@ -185,7 +185,7 @@ _rows("fused_trajectory", "ieee", d64=Tile(16, 16, 8, 2, 255), d128=Tile(16, 16,
 _rows("score_topk", _ALL, d64=Tile(16, 128, 4, 2, 168), d128=Tile(16, 128, 4, 2, 255),
       d256=Tile(16, 64, 4, 2, 255))
 _rows("score_topk", "half", d256=Tile(16, 128, 4, 2, 255))
-_rows("score_topk", "ieee", d128=Tile(16, 64, 8, 2, 128), d256=Tile(16, 64, 8))
+_rows("score_topk", "ieee", d128=Tile(16, 64, 8, 2, 168), d256=Tile(16, 64, 8))
 _rows("score_topk", "ieee", 80, d64=Tile(16, 64, 4), d128=Tile(16, 64, 4), d256=Tile(16, 64, 4))
 # The chunk is a tile of the catalogue; forward walks over chunks, backward over rows.
 _rows("cross_entropy", "half", d64=Tile(64, 32, 4), d128=Tile(64, 32, 4, 2, 255),
