@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -197,13 +198,13 @@ def _controller(size: int) -> Iterator[Example]:
 
 
 def _choose(size: int) -> Iterator[Example]:
-    b, logits = _batch(size), torch.zeros(3, LEVELS)
-    for seed, offsets, every in (
+    b = _batch(size)
+    for levels, (seed, offsets, every) in product((LEVELS, 5), (
         (b["seed"], None, False), (b["seed"], b["offsets"], False), (b["seed"], None, True),
         (b["seed"], b["offsets"], True), (None, None, False), (None, b["offsets"], False),
-    ):
-        rows = 0 if offsets is None else 48
-        grad = torch.zeros(LEVELS, rows or 3)
+    )):  # fmt: skip
+        logits, rows = torch.zeros(3, levels), 0 if offsets is None else 48
+        grad = torch.zeros(levels, rows or 3)
         yield Example(
             [logits, seed, offsets, 0.5, every, rows],
             None if seed is None else [grad, logits, offsets, 0.5],
@@ -296,7 +297,7 @@ def _precision(kind: str) -> Iterator[None]:
 
 
 # Constants that tell a kernel's variants apart but are no flag.
-_NUMBERS = ("KEPT", "WIDTH", "LEVELS", "USERS")
+_NUMBERS = ("KEPT", "WIDTH", "LEVELS", "USERS", "CHOICES")
 # Tensors that a kernel may do without.
 _OPTIONAL = {
     "_attention_kernel": ("lse_ptr",), "_pool_kernel": ("content_ptr",),
