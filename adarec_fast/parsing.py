@@ -117,9 +117,8 @@ def parse(
 
 
 def finish(model: ADARec, user: Tensor, embeddings: Tensor) -> Tensor:
-    """What predicts under ``residual=True``: LayerNorm(E + h) ``[R, D]``."""
-    predicting: Tensor = model.output_norm(user + embeddings)
-    return predicting
+    """What predicts: h itself, or LayerNorm(E + h) of ``residual=True``, both ``[R, D]``."""
+    return model.output_norm(user + embeddings) if model.config.residual else user
 
 
 def _at(rows: Tensor | None, embeddings: Tensor) -> Tensor:
@@ -161,8 +160,7 @@ def _level_biases(model: ADARec) -> _Biases:
     config = model.config
     if config.diffusion and config.moe:
         table, denoiser, router = model.level_embedding.weight, model.denoiser, model.router
-        chosen = ops.choose("level_biases", config.backend, table.device.type, table.dtype)
-        if chosen == "triton":
+        if ops.has_kernel("level_biases", config.backend, table.device.type, table.dtype):
             found = ops.level_biases(
                 table, denoiser.level_w1, denoiser.b1, router.level_w1, router.b1,
                 backend=config.backend,
@@ -232,8 +230,8 @@ def _experts(
 
 def _pools_as_it_goes(model: ADARec, x0: Tensor) -> bool:
     """Whether there is a kernel for the coarse expert and its means: an op on CUDA alone."""
-    chosen = ops.choose("mlp_expert_pooled", model.config.backend, x0.device.type, x0.dtype)
-    return chosen == "triton" and isinstance(model.coarse_expert, MLPExpert)
+    there = ops.has_kernel("mlp_expert_pooled", model.config.backend, x0.device.type, x0.dtype)
+    return there and isinstance(model.coarse_expert, MLPExpert)
 
 
 def _fused(

@@ -129,7 +129,7 @@ def test_info_is_json_on_demand() -> None:
     shown = runner.invoke(app, ["info", "--json"])
     assert shown.exit_code == 0, shown.output
     facts = json.loads(shown.stdout)
-    assert set(facts) == {"versions", "machine", "compilers", "devices", "ops"}
+    assert set(facts) == {"versions", "machine", "compilers", "devices", "trouble", "ops"}
     for row in facts["ops"]:
         assert row["backend"] in row["available"]
         assert row["reason"]

@@ -82,7 +82,7 @@ class Machine:
         return [line for line in lines if word in line and "--dryrun" not in line]
 
     def build(self) -> Result:
-        return CliRunner().invoke(app, ["build"])
+        return CliRunner().invoke(app, ["build", "--no-kernels"])
 
 
 @pytest.fixture

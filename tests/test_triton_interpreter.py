@@ -65,13 +65,14 @@ def _run(arguments: list[str], interpret: bool, approximate: bool = False) -> No
 def test_interpreted(name: str) -> None:
     if os.environ.get("TRITON_INTERPRET") == "1":
         pytest.skip("this session is interpreted already and runs the file itself")
-    _run(["-m", "pytest", "-q", f"tests/test_triton_{name}.py"], interpret=True)
+    _run(["-m", "pytest", "-q", "-n", "2", f"tests/test_triton_{name}.py"], interpret=True)
 
 
 def test_interpreted_with_the_arithmetic_of_a_gpu() -> None:
     """The rule that holds on CUDA, where a GPU's functions and sums are as bad as PTX allows."""
     _run(
-        ["-m", "pytest", "-q", "tests/test_triton_tiles.py", "-k", "equals_the_float64"],
+        ["-m", "pytest", "-q", "-n", "2", "tests/test_triton_tiles.py", "-k",
+         "equals_the_float64"],
         interpret=True, approximate=True,
     )  # fmt: skip
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .. import ops
+from .. import ops, ragged
 from ..reference.length_bias import length_bias
 
 
@@ -33,9 +33,13 @@ class DepthController(nn.Module):
 
     def forward(self, embeddings: Tensor, offsets: Tensor, *, backend: str) -> Tensor:
         """Logits ``[B, T+1]`` (Eq. 1, 2) of packed embeddings ``[N, D]``."""
-        bias = ops.length_bias(
-            offsets, *self._length_weights(), max_length=self.max_length, backend=backend
-        ).to(embeddings.dtype)
+        weight = self.length_w_ih
+        if ops.has_kernel("length_bias", backend, weight.device.type, weight.dtype):
+            bias = ops.length_bias(
+                offsets, *self._length_weights(), max_length=self.max_length, backend=backend
+            ).to(embeddings.dtype)
+        else:
+            bias = self.length_bias(ragged.lengths(offsets), embeddings.dtype)
         return ops.depth_controller(
             embeddings, offsets, bias, self.w_ih, self.w_hh, self.b_hh, self.w_out, self.b_out,
             max_length=self.max_length, backend=backend,
