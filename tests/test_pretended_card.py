@@ -114,7 +114,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
     monkeypatch.setattr(_prewarm, "compile_all", compiled)
     # Kernels are collected on the CPU's own tensors, which test_prewarm.py does.
-    monkeypatch.setattr(prewarm, "collect_run", lambda *_: Collected(86))
+    monkeypatch.setattr(prewarm, "collect_run", lambda *_, **__: Collected(86))
 
 
 def _run(line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
