@@ -68,6 +68,7 @@ def test_interpreted(name: str) -> None:
     _run(["-m", "pytest", "-q", "-n", "2", f"tests/test_triton_{name}.py"], interpret=True)
 
 
+@pytest.mark.slow
 def test_interpreted_with_the_arithmetic_of_a_gpu() -> None:
     """The rule that holds on CUDA, where a GPU's functions and sums are as bad as PTX allows."""
     _run(
