@@ -6,6 +6,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+# Two threads of a busy machine must not spin for each other; read when torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import pytest
 import torch
 from helpers import APPROXIMATE, Backend, backends_for
@@ -13,10 +16,30 @@ from helpers_suite import OpSuite
 
 from adarec_fast.ops._library import collecting, unavailable
 
+# Each of them imports torch, and some start processes of their own.
+_MOST_PROCESSES = 8
+
 if os.environ.get(APPROXIMATE) == "1" and os.environ.get("TRITON_INTERPRET") == "1":
     import approximate
 
     approximate.patch()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Share the whole suite over the cores, where no part of it and no `-n` is asked for.
+
+    A file or two start sooner in one process, and a benchmark is timed in one (`bench/`, whose
+    command never comes here).
+    """
+    options = config.option
+    chosen = config.args_source == config.ArgsSource.ARGS or options.keyword or options.markexpr
+    if chosen or options.usepdb or options.collectonly or hasattr(config, "workerinput"):
+        return
+    if getattr(options, "numprocesses", 0) is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        options.numprocesses = min(cores or 1, _MOST_PROCESSES)
+        options.dist = "worksteal"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

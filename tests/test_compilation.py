@@ -34,7 +34,11 @@ TRACED: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize(("backend", "supervision"), [("reference", "prefix"), ("packed", "all")])
+@pytest.mark.parametrize(
+    ("backend", "supervision"),
+    # Tracing the reference takes a minute or two; the suites of the ops do so op by op.
+    [pytest.param("reference", "prefix", marks=pytest.mark.slow), ("packed", "all")],
+)
 def test_training_compiles_whole(backend: str, supervision: str) -> None:
     torch._dynamo.reset()
     model = ADARec(**TRACED, backend=backend, supervision=supervision)
@@ -61,16 +65,18 @@ def test_training_compiles_whole(backend: str, supervision: str) -> None:
         torch.testing.assert_close(gradient, model.denoiser.w1.grad, rtol=1e-4, atol=1e-7)
 
 
-def test_inference_compiles_whole() -> None:
+@pytest.mark.parametrize(
+    "backend", [pytest.param("reference", marks=pytest.mark.slow), "packed"]
+)
+def test_inference_compiles_whole(backend: str) -> None:
     torch._dynamo.reset()
-    model = ADARec(**TRACED, backend="reference").eval()
+    model = ADARec(**TRACED, backend=backend).eval()
     compiled = torch.compile(model, fullgraph=True, dynamic=True)
     histories = VALUES[:6], torch.tensor([0, 2, 3, 6])
     with torch.no_grad():
         torch.testing.assert_close(
             compiled(histories).user, model(histories).user, rtol=1e-4, atol=1e-5
         )
-
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -38,15 +38,24 @@ def guard(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_guard(tmp_path_factory.mktemp("guard"))
 
 
-@pytest.mark.parametrize("name", ["launches", "flows", "prepared", "count", "card"])
-def test_on_a_pretended_device(name: str, guard: Path) -> None:
+def _pretended(name: str, guard: Path, *options: str) -> None:
     environment = {
         **os.environ, "TRITON_INTERPRET": "0", "ADAREC_FAST_TESTS_PRETEND_CUDA": "1",
         "ADAREC_FAST_NO_EXT": "1",
     }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", _START, str(guard), "-q", "-p", "no:cacheprovider",
-         f"tests/test_pretended_{name}.py"],
+         f"tests/test_pretended_{name}.py", *options],
         cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-4000:]
+
+
+@pytest.mark.parametrize("name", ["launches", "flows", "prepared", "count", "card"])
+def test_on_a_pretended_device(name: str, guard: Path) -> None:
+    _pretended(name, guard)
+
+
+@pytest.mark.slow
+def test_every_variant_under_both_supervisions(guard: Path) -> None:
+    _pretended("launches", guard, "-m", "slow")

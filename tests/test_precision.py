@@ -195,8 +195,12 @@ SMALL = [
 
 @pytest.mark.parametrize("option", ["--precision", "--amp"])
 def test_train_takes_either_option(option: str, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    done = CliRunner().invoke(app, ["train", "--run-dir", str(folder), option, "bf16", *SMALL])
+    folder, data = tmp_path / "run", tmp_path / "few.txt"
+    data.write_text("".join(f"{u} {u} {u % 7 + 1} {u % 5 + 1} {u % 3 + 1}\n" for u in range(1, 31)))
+    done = CliRunner().invoke(
+        app,
+        ["train", "--data", str(data), "--run-dir", str(folder), option, "bf16", *SMALL],
+    )  # fmt: skip
     assert done.exit_code == 0, done.output
     run = load_run(folder)
     assert (run.model_config.precision, run.train_config.amp) == ("bf16", "off")

@@ -89,8 +89,16 @@ VARIANTS: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("options", VARIANTS, ids=str)
-@pytest.mark.parametrize("supervision", ["prefix", "all"])
+@pytest.mark.parametrize(
+    ("supervision", "options"),
+    # Every variant in one of the two here, in the other in a long sweep.
+    [
+        pytest.param(supervision, options, marks=[pytest.mark.slow] * ((number + turn) % 2))
+        for number, options in enumerate(VARIANTS)
+        for turn, supervision in enumerate(("prefix", "all"))
+    ],
+    ids=str,
+)
 def test_every_variant_can_be_launched(supervision: str, options: dict[str, Any]) -> None:
     with pretend_cuda(architecture=90) as device:
         model = _model(supervision=supervision, **options)

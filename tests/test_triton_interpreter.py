@@ -58,30 +58,38 @@ def _run(arguments: list[str], interpret: bool, approximate: bool = False) -> No
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-4000:]
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["philox", "product", "reduce", "model", "step", "tiles", "autotune", "fused_trajectory"],
-)
-def test_interpreted(name: str) -> None:
+def _interpreted(name: str, *options: str, approximate: bool = False) -> None:
     if os.environ.get("TRITON_INTERPRET") == "1":
         pytest.skip("this session is interpreted already and runs the file itself")
-    _run(["-m", "pytest", "-q", "-n", "2", f"tests/test_triton_{name}.py"], interpret=True)
+    _run(["-m", "pytest", "-q", f"tests/{name}.py", *options], interpret=True,
+         approximate=approximate)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", ["philox", "product", "reduce", "model", "step", "autotune", "fused_trajectory"]
+)
+def test_interpreted(name: str) -> None:
+    _interpreted(f"test_triton_{name}")
+
+
+@pytest.mark.parametrize("chosen", ["equals_the_float64", "not equals_the_float64"])
+def test_interpreted_tiles(chosen: str) -> None:
+    _interpreted("test_triton_tiles", "-k", chosen)
+
+
+@pytest.mark.slow
+def test_interpreted_with_every_variant_of_every_op() -> None:
+    _interpreted("test_triton_tiles", "-m", "slow", "-n", "2")
 
 
 @pytest.mark.slow
 def test_interpreted_with_the_arithmetic_of_a_gpu() -> None:
     """The rule that holds on CUDA, where a GPU's functions and sums are as bad as PTX allows."""
-    _run(
-        ["-m", "pytest", "-q", "-n", "2", "tests/test_triton_tiles.py", "-k",
-         "equals_the_float64"],
-        interpret=True, approximate=True,
-    )  # fmt: skip
+    _interpreted("test_triton_tiles", "-k", "equals_the_float64", "-n", "2", approximate=True)
 
 
 def test_noise_of_a_share_interpreted() -> None:
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        pytest.skip("this session is interpreted already and runs the file itself")
-    _run(["-m", "pytest", "-q", "tests/test_noise_places.py", "-k", "triton"], interpret=True)
+    _interpreted("test_noise_places", "-k", "triton")
 
 
 @measured

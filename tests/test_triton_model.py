@@ -24,8 +24,8 @@ from adarec_fast.data import Batch
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize(
     "options",
-    [{}, {"router": "level"}, {"supervision": "all"}, {"lambda_cont": 0.0}],
-    ids=lambda options: "-".join(map(str, options.values())) or "default",
+    [{"router": "level"}, {"supervision": "all", "lambda_cont": 0.0}],  # more: test_triton_step.py
+    ids=lambda options: "-".join(map(str, options.values())),
 )
 def test_a_models_step_is_that_of_packed(
     options: dict[str, Any], monkeypatch: pytest.MonkeyPatch

@@ -50,8 +50,11 @@ def _step(backend: str, supervision: str, options: dict[str, Any]) -> dict[str, 
 
 
 @pytest.mark.usefixtures("poisoned")
-@pytest.mark.parametrize("supervision", ["prefix", "all"])
-@pytest.mark.parametrize("options", [{}, {"residual": True, "depth_gradient": "full"}], ids=str)
+@pytest.mark.parametrize(
+    ("supervision", "options"),
+    [("prefix", {}), ("all", {"residual": True, "depth_gradient": "full"})],
+    ids=["prefix", "all-residual-full"],
+)
 def test_a_step_is_that_of_plain_pytorch(
     supervision: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
