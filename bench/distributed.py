@@ -3,7 +3,7 @@
 Times gloo's collectives by size, and training steps (B = 256, T = 8, D = 64; dropout and noise on)
 of one process and of two workers, whole and with a split item table, every process with one
 thread. Two workers share the batch, so they are to be compared with the one process; on a machine
-of two cores nothing else may run. The modelled costs of larger runs in the README start here.
+of two cores nothing else may run. docs/many-devices.md models larger runs from here.
 """
 
 from __future__ import annotations

@@ -41,8 +41,13 @@ def make(session: Session, command: list[str]) -> dict[str, Any]:
     }
 
 
+def file_name(record: dict[str, Any]) -> str:
+    """What a record's file is called."""
+    return f"{record['slug']}-{record['date'][:10]}.json"
+
+
 def _path(record: dict[str, Any], folder: Path) -> Path:
-    return folder / f"{record['slug']}-{record['date'][:10]}.json"
+    return folder / file_name(record)
 
 
 def joined(record: dict[str, Any], folder: Path) -> dict[str, Any]:

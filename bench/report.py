@@ -1,9 +1,15 @@
-"""Rebuild the README's tables from the committed results: ``python -m bench.report [--check]``.
+"""Rebuild the pages' tables and the picture of them: ``python -m bench.report [--check]``.
 
-A table stands between ``<!-- bench:NAME -->`` and ``<!-- /bench:NAME -->``. NAME is one of
-``targets``, ``step``, ``ops``, ``phases`` with ``-cpu`` or ``-cuda`` behind it, and shows the
-newest result file of that device type; of a GPU, whose run may still be to come, a line that says
-so. ``predicted-train`` and ``predicted-large`` are of ``predicted.json``.
+A table stands between ``<!-- bench:NAME -->`` and ``<!-- /bench:NAME -->`` in README.md,
+bench/README.md or a page of adarec_fast/docs. NAME is one of
+
+    targets, speed, step, ops, phases   with ``-cpu`` or ``-cuda`` behind it: the newest record of
+                                        that device type; of a GPU, whose run may still be to come,
+                                        a line that says so
+    predicted-train, predicted-large    of ``predicted.json``
+    quality, serving, ...               of the newest result of its kind (:mod:`bench.tables`)
+
+``adarec_fast/docs/speed.svg`` is drawn of the same record as ``speed-cpu`` (:mod:`bench.picture`).
 """
 
 from __future__ import annotations
@@ -14,15 +20,17 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from . import records, summary
+from . import picture, records, summary, tables
 from .harness import COMPILED, EAGER, PACKED
 from .predict import SAVED, table
+from .tables import markdown
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "adarec_fast" / "docs"
 _BLOCK = re.compile(r"(<!-- bench:([\w-]+) -->\n)(.*?)(<!-- /bench:\2 -->)", re.DOTALL)
 _MARKER = re.compile(r"<!-- /?bench:([\w-]+) -->")
 _BASELINES = (EAGER, COMPILED, PACKED)
@@ -33,9 +41,11 @@ class ReportError(ValueError):
     """A marker that cannot be filled; the message names it."""
 
 
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] + ["--:"] * (len(header) - 1), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+def pages() -> Iterator[Path]:
+    """The pages that have a table."""
+    for page in (ROOT / "README.md", ROOT / "bench" / "README.md", *sorted(DOCS.glob("*.md"))):
+        if page.exists() and _MARKER.search(page.read_text(encoding="utf-8")):
+            yield page
 
 
 def _source(record: Record) -> str:
@@ -54,10 +64,10 @@ def targets(record: Record) -> str:
         for judged in summary.judge(comparison, record["device"]):
             reached, verdict = str(judged).rsplit(": ", 1)
             rows.append([comparison.name, reached, verdict])
-    return _table(["what", "reached of target", ""], rows) + _source(record)
+    return markdown(["what", "reached of target", ""], rows) + _source(record)
 
 
-def _times(record: Record, wanted: Callable[[str], bool]) -> str:
+def _times(record: Record, wanted: Callable[[str], bool], below: Callable[[Record], str]) -> str:
     rows = []
     for comparison in summary.comparisons(record["rows"]):
         ours = comparison.ours
@@ -71,7 +81,14 @@ def _times(record: Record, wanted: Callable[[str], bool]) -> str:
             "–" if ours.get("share_of_roofline") is None else f"{ours['share_of_roofline']:.0%}",
         ])  # fmt: skip
     header = ["what", "ours", *(f"{name}, over ours" for name in _BASELINES), "of the roofline"]
-    return _table(header, rows) + _source(record)
+    return markdown(header, rows) + below(record)
+
+
+def speed(record: Record) -> str:
+    """The whole model's times, with the result file's name in the place of its commands."""
+    return _times(record, lambda subject: subject in _WHOLE, lambda record: tables.source(
+        record, f"bench/results/{records.file_name(record)}"
+    ))  # fmt: skip
 
 
 def phases(record: Record) -> str:
@@ -81,7 +98,7 @@ def phases(record: Record) -> str:
          phase.get("summary") or ""]
         for name, phase in record.get("phases", {}).items()
     ]  # fmt: skip
-    return _table(["phase", "ended", "took", ""], rows) + _source(record)
+    return markdown(["phase", "ended", "took", ""], rows) + _source(record)
 
 
 _WHOLE = ("training step", "recommend", "Beauty epoch")
@@ -91,8 +108,9 @@ _NOT_YET = (
 )
 TABLES: dict[str, Callable[[Record], str]] = {
     "targets": targets,
-    "step": lambda record: _times(record, lambda subject: subject in _WHOLE),
-    "ops": lambda record: _times(record, lambda subject: subject not in _WHOLE),
+    "speed": speed,
+    "step": lambda record: _times(record, lambda subject: subject in _WHOLE, _source),
+    "ops": lambda record: _times(record, lambda subject: subject not in _WHOLE, _source),
     "phases": phases,
 }
 
@@ -107,7 +125,25 @@ def predicted(workload: str) -> str:
     known = document["predicted"]["64"]
     if workload not in known:
         raise ReportError(f"bench:predicted-{workload} is unknown; choose from {', '.join(known)}")
-    return _table(*table(known[workload])) + f"\nus, forward + backward; `{document['command']}`.\n"
+    below = f"\nus, forward + backward; `{document['command']}`.\n"
+    return markdown(*table(known[workload])) + below
+
+
+def result(name: str, folder: Path) -> str:
+    """The table of the newest result file of a kind.
+
+    Raises:
+        ReportError: there is none.
+    """
+    beginning, make = tables.TABLES[name]
+    found = {
+        path: json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted(folder.glob(f"{beginning}*.json"))
+    }
+    if not found:
+        raise ReportError(f"bench:{name}: {folder} has no {beginning}*.json")
+    newest = max(found, key=lambda path: found[path]["date"])
+    return make(found[newest], f"bench/results/{newest.name}")
 
 
 def build(name: str, folder: Path) -> str:
@@ -116,11 +152,14 @@ def build(name: str, folder: Path) -> str:
     Raises:
         ReportError: an unknown name, or no result of the CPU.
     """
+    if name in tables.TABLES:
+        return result(name, folder)
     kind, _, device = name.rpartition("-")
     if kind == "predicted":
         return predicted(device)
     if kind not in TABLES or device not in summary.TARGETS:
-        known = ", ".join(f"{kind}-{device}" for kind in TABLES for device in summary.TARGETS)
+        known = ", ".join([f"{kind}-{device}" for kind in TABLES for device in summary.TARGETS]
+                          + ["predicted-train", "predicted-large", *tables.TABLES])  # fmt: skip
         raise ReportError(f"bench:{name} is unknown; choose from {known}")
     record = records.newest(device, folder)
     if record is None and device == "cuda":
@@ -131,7 +170,7 @@ def build(name: str, folder: Path) -> str:
 
 
 def run(readme: Path, folder: Path, *, check: bool) -> int:
-    """Rebuild, or with ``check`` only compare; the exit status: 1 if the README differs.
+    """Rebuild, or with ``check`` only compare; the exit status: 1 if the page differs.
 
     Raises:
         ReportError: a marker that cannot be filled, or that has no end.
@@ -152,13 +191,37 @@ def run(readme: Path, folder: Path, *, check: bool) -> int:
     if check:
         print(f"{readme.name} differs from the results; run python -m bench.report")
         return 1
-    handle, temporary = tempfile.mkstemp(dir=readme.parent, prefix=f".{readme.name}.")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(rebuilt)
-    os.chmod(temporary, readme.stat().st_mode & 0o777)
-    os.replace(temporary, readme)
+    _replace(readme, rebuilt)
     print(f"{readme.name}: {len(paired)} tables rebuilt")
     return 0
+
+
+def draw(path: Path, folder: Path, *, check: bool) -> int:
+    """Draw the picture again, or with ``check`` only compare; 1 if it differs.
+
+    Raises:
+        ReportError: no result of the CPU.
+    """
+    record = records.newest("cpu", folder)
+    if record is None:
+        raise ReportError(f"{path.name}: {folder} has no result of a cpu run")
+    drawn = picture.draw(record)
+    if path.exists() and path.read_text(encoding="utf-8") == drawn:
+        return 0
+    if check:
+        print(f"{path.name} differs from the results; run python -m bench.report")
+        return 1
+    _replace(path, drawn)
+    print(f"{path.name} drawn")
+    return 0
+
+
+def _replace(path: Path, text: str) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.chmod(temporary, path.stat().st_mode & 0o777 if path.exists() else 0o644)
+    os.replace(temporary, path)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -166,14 +229,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; fail if it differs")
     options = parser.parse_args(arguments)
-    if not README.exists():
-        print("there is no README.md, nothing to rebuild")
-        return 0
     try:
-        return run(README, records.FOLDER, check=options.check)
+        done = [run(page, records.FOLDER, check=options.check) for page in pages()]
+        done.append(draw(DOCS / "speed.svg", records.FOLDER, check=options.check))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    return max(done)
 
 
 if __name__ == "__main__":

@@ -227,7 +227,7 @@ def _once(port: int, requests: Sequence[bytes], clients: int, seconds: float) ->
 
 
 def table(record: dict[str, Any]) -> str:
-    """A result as Markdown."""
+    """A result as Markdown; ``python -m bench.report`` puts it into a page."""
     lines = [
         "| clients | mode | requests/s | p50 | p99 | mean batch |",
         "| --: | --- | --: | --: | --: | --: |",

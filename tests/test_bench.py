@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -465,8 +467,32 @@ def test_a_later_run_of_the_day_keeps_what_it_did_not_measure(tmp_path: Path) ->
     assert records.joined(other, tmp_path) == other
 
 
-def test_the_readme_shows_the_committed_results() -> None:
-    assert report.run(report.README, records.FOLDER, check=True) == 0
+def test_the_pages_show_the_committed_results(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = {page.relative_to(report.ROOT).as_posix() for page in report.pages()}
+    assert {"README.md", "bench/README.md", "adarec_fast/docs/choosing-a-model.md"} <= shown
+    assert report.main(["--check"]) == 0, capsys.readouterr().out
+
+
+def test_every_table_stands_on_a_page() -> None:
+    marked = {
+        name for page in report.pages()
+        for name in re.findall(r"<!-- bench:([\w-]+) -->", page.read_text(encoding="utf-8"))
+    }  # fmt: skip
+    assert marked >= {*report.tables.TABLES, "targets-cpu", "speed-cpu", "step-cpu", "ops-cpu"}
+    assert marked >= {"step-cuda", "predicted-train", "predicted-large"}
+
+
+def test_the_picture_follows_the_record(results: Path, tmp_path: Path) -> None:
+    path = tmp_path / "speed.svg"
+    assert report.draw(path, results, check=True) == 1
+    assert not path.exists()
+    assert report.draw(path, results, check=False) == 0
+    assert report.draw(path, results, check=True) == 0
+    drawn = ElementTree.fromstring(path.read_text(encoding="utf-8"))
+    shapes = [child.tag.rpartition("}")[2] for child in drawn]
+    assert shapes.count("rect") > 1
+    path.write_text("<svg/>")
+    assert report.draw(path, results, check=True) == 1
 
 
 def test_report_rebuilds_and_checks(results: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Predicted times: what follows from the model, and the file that the README's table is made of."""
+"""Predicted times: what follows from the model, and the file that a page's table is made of."""
 
 from __future__ import annotations
 

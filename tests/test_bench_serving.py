@@ -1,4 +1,4 @@
-"""The load figures of the service: how they are taken, and that the README shows them."""
+"""The load figures of the service: how they are taken, and that a page shows them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_load_is_measured_in_both_modes(
         assert (row["mean_batch"] == 1) == (row["mode"] == "one at a time" or row["clients"] == 1)
 
 
-def test_the_readme_shows_the_newest_figures() -> None:
+def test_the_page_shows_the_newest_figures() -> None:
     found = [json.loads(path.read_text()) for path in records.FOLDER.glob("serving-*.json")]
     newest = max(found, key=lambda record: record["date"])
-    assert serving.table(newest) in (ROOT / "README.md").read_text()
+    assert serving.table(newest) in (ROOT / "bench" / "README.md").read_text()

@@ -37,7 +37,7 @@ _DEVICE_TYPE = torch.autograd.DeviceType
 
 def commands() -> list[str]:
     """The page's, in order."""
-    blocks = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
+    blocks = re.findall(r"```sh needs=gpu\n(.*?)```", PAGE, re.DOTALL)
     return [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
 
 

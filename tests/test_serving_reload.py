@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -179,6 +180,31 @@ def test_a_watched_folder_is_tried_once_for_each_change(tmp_path: Path) -> None:
         assert wait_for_reloads(where, 2)["reload"]["error"] is None
         assert service.model.epoch == 2
     assert signature(service.source) is not None
+
+
+def test_closing_waits_for_a_model_that_is_being_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread inside torch when the interpreter ends is an abort."""
+    make_run(tmp_path / "run")
+    for ends in (True, False):
+        begun, gate = threading.Event(), threading.Event()
+
+        def slow(source: Any, begun: Any = begun, gate: Any = gate) -> Any:
+            begun.set()
+            gate.wait(20)
+            return load(source)
+
+        service = make_service(tmp_path / "run", shutdown_timeout=1)
+        monkeypatch.setattr("adarec_fast.serving.reload.load", slow)
+        service.start()
+        service.reloader.request()
+        assert begun.wait(20)
+        if ends:
+            threading.Timer(0.1, gate.set).start()
+        assert service.close() == ends
+        assert gate.is_set() == ends
+        gate.set()
 
 
 # ---------------------------------------------------------------------- the process

@@ -1,4 +1,4 @@
-"""Training by several processes that torchrun started; see the README's "Many devices"."""
+"""Training by several processes that torchrun started; see docs/many-devices.md."""
 
 from __future__ import annotations
 

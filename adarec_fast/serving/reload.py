@@ -70,9 +70,19 @@ class Reloader:
         self._asked.set()
 
     def close(self) -> None:
-        """End, without waiting for a model that is being loaded."""
+        """Load nothing more; :meth:`wait` for what is being loaded."""
         self._closing = True
         self._asked.set()
+
+    def wait(self, timeout: float) -> bool:
+        """Whether a closed reloader has ended within ``timeout`` seconds.
+
+        A process that ends while a thread is inside torch is aborted by the C++ runtime.
+        """
+        if self._thread.ident is None:
+            return True
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         while True:

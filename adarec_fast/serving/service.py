@@ -52,10 +52,15 @@ class Service:
         self.reloader.start()
 
     def close(self) -> bool:
-        """Compute what is queued and end; whether that was done within ``shutdown_timeout``."""
+        """Compute what is queued and end; whether that was done within ``shutdown_timeout``.
+
+        A model that is being loaded is waited for as long, though nobody will get it.
+        """
         self.ending = True
+        until = time.monotonic() + self.config.shutdown_timeout
         self.reloader.close()
-        return self.batcher.close(self.config.shutdown_timeout)
+        done = self.batcher.close(self.config.shutdown_timeout)
+        return self.reloader.wait(max(0.0, until - time.monotonic())) and done
 
     @property
     def ready(self) -> bool:

@@ -1,0 +1,143 @@
+"""Markdown tables of results that are no benchmark records: quality, serving, workers, exports.
+
+Each function takes a result file's content and its path in the repository, and gives the table with
+a line below that says where it is from; :mod:`bench.report` puts both into a page.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from adarec_fast.experiments.paper import METRICS, TABLE1, TABLE2
+
+from . import serving as load
+
+Record = dict[str, Any]
+_HELD = ("HR@5", "NDCG@5", "HR@20", "NDCG@20")
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """A table, its first column to the left and the others to the right."""
+    lines = [header, ["---"] + ["--:"] * (len(header) - 1), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def source(record: Record, path: str) -> str:
+    """A line below a table: what it was measured on, and the file."""
+    machine = record["machine"]
+    if not isinstance(machine, str):
+        gpu = f"{machine['gpu']}, " if "gpu" in machine else ""
+        machine = f"{gpu}{machine['cpu']}, {machine['cores']} cores"
+    return f"\n{machine}; torch {record['versions']['torch']}; {record['date']}; `{path}`.\n"
+
+
+def _share(value: float) -> str:
+    """A metric as the literature prints it: .0631."""
+    return f"{value:.4f}".removeprefix("0")
+
+
+def _quality(
+    record: Record, path: str, metrics: tuple[str, ...], sparse: tuple[str, ...]
+) -> str:
+    def cells(found: dict[str, float], names: tuple[str, ...]) -> list[str]:
+        return [_share(found[name]) if name in found else "" for name in names]
+
+    rows = [
+        [run["name"], f"`{run['supervision']}`", *cells(run["test"], metrics),
+         *cells(run["test_sparse"], sparse),
+         *([f"{run['best_epoch']} of {run['epochs_run']}"] if sparse else [])]
+        for run in record["runs"]
+    ]  # fmt: skip
+    empty = ["" for _ in (*sparse, *sparse[:1])]
+    rows += [
+        [name, "", *cells(found, metrics), *empty]
+        for name, found in record["baselines"].items()
+    ]
+    paper, few = (
+        dict(zip(METRICS, table["Beauty"]["ADARec"], strict=True)) for table in (TABLE1, TABLE2)
+    )
+    rows.append(
+        ["ADARec, the paper", "not said", *cells(paper, metrics), *cells(few, sparse), *empty[:1]]
+    )
+    header = ["Beauty, test", "examples", *metrics, *(f"sparse {name}" for name in sparse)]
+    return markdown([*header, "best epoch"] if sparse else header, rows) + source(record, path)
+
+
+def quality(record: Record, path: str) -> str:
+    """The two figures of a run that most papers lead with."""
+    return _quality(record, path, _HELD[2:], ())
+
+
+def quality_full(record: Record, path: str) -> str:
+    """All users and sparse ones, and the epochs that it took."""
+    return _quality(record, path, _HELD, _HELD[2:])
+
+
+def serving(record: Record, path: str) -> str:
+    """Requests a second and latencies."""
+    return load.table(record) + "\n"
+
+
+def workers(record: Record, path: str) -> str:
+    """A step's time by catalogue: one process, and two with the whole or the split item table."""
+    times = {
+        (row["items"], row["workers"], row["table"]): row["seconds"] for row in record["steps"]
+    }
+    kinds = {
+        "one process": (1, "whole"), "two workers, whole table": (2, "whole"),
+        "two workers, split table": (2, "split"),
+    }  # fmt: skip
+    rows = [
+        [f"{items:,}", *(f"{times[(items, *kind)] * 1e3:.0f} ms" for kind in kinds.values())]
+        for items in dict.fromkeys(row["items"] for row in record["steps"])
+    ]
+    return markdown(["items", *kinds], rows) + source(record, path)
+
+
+def table4(record: Record, path: str) -> str:
+    """The paper's ablation, its figures beside ours."""
+    metrics = _HELD[2:]
+    rows = [
+        [row["row"], *(cell for name in metrics for cell in (
+            f"{row[name]['paper']:.4f}", f"{row[name]['mean']:.4f}±{row[name]['std']:.4f}"
+        ))]
+        for row in record["tables"]["table4"]["rows"]
+    ]  # fmt: skip
+    header = [f"{name}, {whose}" for name in metrics for whose in ("paper", "here")]
+    return markdown(["", *header], rows) + source(record, path)
+
+
+def export(record: Record, path: str) -> str:
+    """Sizes, latencies and what an approximate index loses, by format."""
+    rows = []
+    for name, found in record["formats"].items():
+        files = {
+            file: size for file, size in found["bytes"].items()
+            if file not in ("items.json", "index.faiss")
+        }  # fmt: skip
+        how = ", all items scored in torch" if "index" in found else ""
+        rows.append([
+            f"`{name}`", ", ".join(files), ", ".join(f"{n / 2**20:.1f}" for n in files.values()),
+            f"{found['check']['latency_ms']:#.2g} ms{how}", "1" if how else "",
+        ])  # fmt: skip
+        if "index" in found:
+            index = found["index"]
+            search, exact = index["latency_ms"], index["exact_latency_ms"]
+            rows.append([
+                "", f"{index['file']} ({index['factory']}, {index['search']})",
+                f"{found['bytes'][index['file']] / 2**20:.1f}",
+                f"{search:#.2g} ms a search; exact {exact:#.2g} ms", f"{index['recall']:.3f}",
+            ])  # fmt: skip
+    header = ["format", "file", "MiB", "one user, median", "recall@20 against exact search"]
+    return markdown(header, rows) + source(record, path)
+
+
+# Marker: the beginning of the result files' names, and the table that the newest of them gives.
+TABLES = {
+    "quality": ("beauty-", quality),
+    "quality-full": ("beauty-", quality_full),
+    "serving": ("serving-", serving),
+    "workers": ("distributed-", workers),
+    "table4": ("reproduce-", table4),
+    "export": ("export-", export),
+}
