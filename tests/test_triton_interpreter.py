@@ -78,8 +78,9 @@ def test_interpreted_tiles(chosen: str) -> None:
 
 
 @pytest.mark.slow
-def test_interpreted_with_every_variant_of_every_op() -> None:
-    _interpreted("test_triton_tiles", "-m", "slow", "-n", "2")
+@pytest.mark.parametrize("name", ["tiles", "fused_trajectory"])
+def test_interpreted_with_every_variant_of_every_op(name: str) -> None:
+    _interpreted(f"test_triton_{name}", "-m", "slow", "-n", "2")
 
 
 @pytest.mark.slow
