@@ -30,8 +30,8 @@ from adarec_fast import ADARec, TrainConfig
 from adarec_fast.data import TrainingBatches
 from adarec_fast.distributed import Workers, join
 from adarec_fast.distributed.batches import SharedBatches
-from adarec_fast.distributed.stepper import split_items
 from adarec_fast.training.captured import make_stepper
+from adarec_fast.training.shared_step import split_items
 from adarec_fast.training.statistics import EpochStatistics
 
 from . import records

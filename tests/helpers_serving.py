@@ -19,7 +19,7 @@ import uvicorn
 
 from adarec_fast import ADARec, InteractionData, TrainConfig, synthetic
 from adarec_fast.cli.recommend import recommend_for
-from adarec_fast.pretrained import write
+from adarec_fast.models.pretrained import write
 from adarec_fast.serving import ServeConfig, Service, Source
 from adarec_fast.serving.server import address, listen, server_settings
 from adarec_fast.training import run_folder

@@ -89,7 +89,7 @@ def test_why_a_step_is_not_captured() -> None:
 
 
 def test_where_triton_runs_steps_are_captured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_library, "_triton_missing", lambda: None)
+    monkeypatch.setitem(_library._MISSING, "triton", lambda: None)
     for options in ({}, {"supervision": "all"}, {"fused_trajectory": True}):
         assert why_not(ADARec(**MODEL, **options), torch.device("cuda")) is None
 

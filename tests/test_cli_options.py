@@ -10,16 +10,17 @@ import torch
 from typer.testing import CliRunner
 
 from adarec_fast.cli import app
-from adarec_fast.cli.options import (
+from adarec_fast.config import ConfigError, TrainConfig
+from adarec_fast.data.configured import load_data
+from adarec_fast.models.adarec.config import ADARecConfig
+from adarec_fast.training.values import (
     SECTIONS,
     Values,
     known_keys,
-    load_data,
     place,
     read_assignments,
     read_config,
 )
-from adarec_fast.config import ADARecConfig, ConfigError, TrainConfig
 
 runner = CliRunner()
 

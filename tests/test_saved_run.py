@@ -39,7 +39,7 @@ def test_loads_and_ranks_as_it_did(saved: Path) -> None:
 
 
 def test_evaluates_as_it_did(saved: Path) -> None:
-    from adarec_fast.evaluation import evaluate
+    from adarec_fast.ranking.evaluation import evaluate
 
     run = load_run(saved)
     result = evaluate(run.model, run.split, "test")

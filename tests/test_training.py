@@ -16,8 +16,8 @@ from rich.console import Console
 
 from adarec_fast import BackendError, ConfigError, synthetic
 from adarec_fast.data import InteractionData, Split, Vocabulary
-from adarec_fast.evaluation import evaluate
-from adarec_fast.pretrained import CheckpointError
+from adarec_fast.models.pretrained import CheckpointError
+from adarec_fast.ranking.evaluation import evaluate
 from adarec_fast.training import (
     PlainReporter,
     RichReporter,

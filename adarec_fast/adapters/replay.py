@@ -11,8 +11,8 @@ import torch
 
 from ..config import ConfigError, TrainConfig
 from ..data import DataError, InteractionData, load
-from ..frames import recommendation_frame
-from ..model import ADARec
+from ..models.adarec.model import ADARec
+from ..ranking.frames import recommendation_frame
 from ..training import load_run, train
 
 

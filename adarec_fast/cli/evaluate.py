@@ -17,7 +17,7 @@ from rich.text import Text
 from .console import command, err, out
 
 if TYPE_CHECKING:
-    from ..evaluation import EvaluationResult, Scorer
+    from ..ranking.evaluation import EvaluationResult, Scorer
 
 
 class Part(str, enum.Enum):
@@ -51,9 +51,9 @@ def evaluate(
     device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, ...")] = "auto",
 ) -> None:
     """Rank the whole catalogue for every user: HR, NDCG, MRR, for all and for sparse users."""
-    from ..baselines import MarkovChain, Popularity
-    from ..evaluation import evaluate as run_evaluation
-    from ..model import ADARec
+    from ..models.adarec.model import ADARec
+    from ..models.counting import MarkovChain, Popularity
+    from ..ranking.evaluation import evaluate as run_evaluation
     from ..training import load_run
     from ..training.loop import resolve_device
 

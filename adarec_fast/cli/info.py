@@ -140,7 +140,8 @@ def _compile_kernels(
     import torch
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from ..config import ADARecConfig, TrainConfig
+    from ..config import TrainConfig
+    from ..models.adarec.config import ADARecConfig
     from ..ops._toolkit import device_architectures
     from ..training.prewarm import collect_run, compile_run
 

@@ -19,7 +19,7 @@ from .console import command, err, out
 
 if TYPE_CHECKING:
     from ..data import Split, Vocabulary
-    from ..model import ADARec
+    from ..models.adarec.model import ADARec
 
 _SHOWN_HISTORY = 5
 
@@ -104,7 +104,7 @@ def recommend(
     if k is None:
         k = min(20, len(run.data.items))
     if file is not None:
-        from ..frames import write_recommendations
+        from ..ranking.frames import write_recommendations
 
         rows = write_recommendations(
             run.model, run.data, file, format="csv" if output is Output.CSV else "parquet", k=k,
@@ -157,7 +157,7 @@ def recommend_for(
     """
     import torch
 
-    from ..recommender import Recommender
+    from ..ranking.recommender import Recommender
 
     if k > len(items):
         raise ConfigError(f"k={k} is more than the catalogue holds; at most {len(items)}")

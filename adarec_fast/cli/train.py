@@ -11,18 +11,12 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from ..config import ADARecConfig, ConfigError, TrainConfig
+from ..config import ConfigError, DataConfig, TrainConfig
+from ..models.adarec.config import ADARecConfig
+from ..training.values import Values, read_assignments, read_config, renamed
 from .console import INTERRUPTED, command, err, out
 from .evaluate import report
-from .options import (
-    DataConfig,
-    Values,
-    config_options,
-    load_data,
-    read_assignments,
-    read_config,
-    renamed,
-)
+from .options import config_options
 from .recommend import samples
 
 # Two minutes on two cores; the fields' own defaults are for real data.
@@ -59,6 +53,7 @@ def train(
     Without options it trains on synthetic data, in under two minutes on two cores. Values are
     taken from, each overriding those before: defaults, --config, options, --set.
     """
+    from ..data.configured import load_data
     from ..distributed import join, speaks
     from ..training import make_reporter
     from ..training import train as run_training
@@ -147,7 +142,7 @@ def _stored(run_dir: Path) -> Values:
 
 def _conclude(folder: Path, config: TrainConfig) -> None:
     """Test the best epoch, and show what the model does for a few users."""
-    from ..evaluation import evaluate
+    from ..ranking.evaluation import evaluate
     from ..training import load_run
     from ..training.loop import resolve_device
 

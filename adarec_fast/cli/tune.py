@@ -37,7 +37,8 @@ def tune(
     """
     import torch
 
-    from ..config import ADARecConfig, TrainConfig
+    from ..config import TrainConfig
+    from ..models.adarec.config import ADARecConfig
     from ..ops import BackendError
     from ..ops._library import implementation
     from ..training.exercise import exercise

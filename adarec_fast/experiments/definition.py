@@ -23,10 +23,11 @@ from typing import Any
 
 import yaml
 
-from ..cli.options import SECTIONS, DataConfig, Values, from_mapping, place
-from ..config import ADARecConfig, ConfigError, TrainConfig, read_mapping
+from ..config import ConfigError, DataConfig, TrainConfig, read_mapping
+from ..models.adarec.config import ADARecConfig
 from ..training.checkpoint import read_json, write_atomically
 from ..training.errors import RunFolderError
+from ..training.values import SECTIONS, Values, from_mapping, place
 
 DEFINITION, RESULT, LOCKS = "sweep.json", "result.json", ".locks"
 _FORMAT = 1

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..cli.options import load_data
-from ..config import ADARecConfig, TrainConfig
+from ..config import TrainConfig
+from ..data.configured import load_data
+from ..models.adarec.config import ADARecConfig
 from ..training import Reporter, StepProgress, TrainingPlan, train
 from ..training.metrics_log import read_metrics
 from .definition import Sweep, run_name, without_seeds

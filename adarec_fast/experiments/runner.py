@@ -18,11 +18,12 @@ from typing import Any, Literal
 
 import torch
 
-from ..cli.options import DataConfig, load_data
-from ..config import ADARecConfig, TrainConfig
+from ..config import DataConfig, TrainConfig
 from ..data import InteractionData
-from ..evaluation import evaluate
-from ..recommender import Recommender
+from ..data.configured import load_data
+from ..models.adarec.config import ADARecConfig
+from ..ranking.evaluation import evaluate
+from ..ranking.recommender import Recommender
 from ..training import Reporter, Run, TrainingDiverged, load_run, train
 from ..training.checkpoint import read_json, write_atomically
 from ..training.errors import RunFolderError

@@ -27,10 +27,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..config import ConfigError
-from ..pretrained import ITEMS
+from ..models.pretrained import ITEMS
 from ..training import Run
 from ..training.checkpoint import save_checkpoint
 from ..training.run_folder import locked
+from ..version import __version__
 from . import index as ann
 from .check import TOLERANCE, Outcome, Request, check, requests, sample
 from .errors import ExportError
@@ -297,8 +298,6 @@ class _Work:
         return described
 
     def _describe(self) -> None:
-        from .. import __version__
-
         config = self.run.model.config
         self.about |= {
             "export": self.format,

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..histories import pack_lists
-from ..model import ADARec
-from ..parsing import parse
+from ..models.adarec.model import ADARec
+from ..models.adarec.parsing import parse
 from .errors import ExportError
 
 # Batches of one, of few and of many, in turn.

@@ -13,10 +13,11 @@ from torch._higher_order_ops import while_loop
 
 from .. import ragged
 from ..config import ConfigError
-from ..model import ADARec
-from ..modules import SASRecEncoder, TransformerLayer
-from ..modules.router import mean_of_levels
-from ..parsing import finish
+from ..models.adarec.model import ADARec
+from ..models.adarec.parsing import finish
+from ..models.adarec.router import mean_of_levels
+from ..models.encoders.sasrec import SASRecEncoder
+from ..models.encoders.transformer_layer import TransformerLayer
 from ..reference.encoder_layer import encoder_layer
 from ..reference.hda_trajectory import hda_trajectory
 from ..reference.level_pool import level_pool

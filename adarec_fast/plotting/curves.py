@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..config import ADARecConfig
+from ..models.adarec.config import ADARecConfig
 from .style import COLOURS, MARKERS, mark_best, new_figure, whole_epochs
 
 if TYPE_CHECKING:

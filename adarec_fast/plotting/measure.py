@@ -13,8 +13,8 @@ from torch import Tensor
 from .. import ops
 from ..config import ConfigError
 from ..data import EvaluationBatch, EvaluationBatches, Split
-from ..model import ADARec
-from ..parsing import encode
+from ..models.adarec.model import ADARec
+from ..models.adarec.parsing import encode
 from ..training import Run
 
 

@@ -14,7 +14,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from .. import __version__
+from ..version import __version__
 from .edge import Edge
 from .errors import ErrorBody, RequestError, shown
 from .requests import Recommendations, RequestFields, read_body, read_query

@@ -14,8 +14,8 @@ import torch
 
 from ..config import Supervision, TrainConfig
 from ..data import Batch
-from ..model import ADARec
-from ..modules import ForeignBackbone
+from ..models.adarec.model import ADARec
+from ..models.encoders.foreign import ForeignBackbone
 from ..ops import synchronising
 from .optimization import Stepper
 from .statistics import EpochStatistics
@@ -129,7 +129,7 @@ def make_stepper(
 ) -> Stepper:
     """Captured steps where they are possible; workers that share batches take plain ones."""
     if shared is not None:
-        from ..distributed.stepper import DistributedStepper
+        from .shared_step import DistributedStepper
 
         return DistributedStepper(model, config, shared)
     kind = Stepper if why_not(model, device) else CapturedStepper

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
-from ..config import ADARecConfig, Supervision, TrainConfig
+from ..config import Supervision, TrainConfig
 from ..data import Batch
-from ..model import ADARec
-from ..recommender import Recommender
+from ..models.adarec.config import ADARecConfig
+from ..models.adarec.model import ADARec
+from ..ranking.recommender import Recommender
 from .captured import capacity, in_bucket
 from .optimization import Stepper
 from .statistics import EpochStatistics

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from ..config import ADARecConfig, ConfigError, TrainConfig, training_precision
+from ..config import ConfigError, TrainConfig, training_precision
 from ..data import InteractionData
 from ..distributed.workers import Workers, join
+from ..models.adarec.config import ADARecConfig
 from ..ops import choose
 from ..ops._driver import cards, why_no_cuda
 from . import run_folder

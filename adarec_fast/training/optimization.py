@@ -10,14 +10,14 @@ from torch import Tensor
 
 from .. import ops
 from ..config import TrainConfig, training_precision
-from ..model import ADARec
+from ..models.adarec.model import ADARec
+from ..models.pretrained import CheckpointError
 from ..precision import computing
-from ..pretrained import CheckpointError
 from .progress import check_state_tensor
 from .statistics import EpochStatistics
 
 if TYPE_CHECKING:
-    from ..model import LossOutput
+    from ..models.base import LossOutput
 
 _ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
 

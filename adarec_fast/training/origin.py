@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..config import ADARecConfig, TrainConfig
-from ..pretrained import CheckpointError
+from ..config import TrainConfig
+from ..models.adarec.config import ADARecConfig
+from ..models.pretrained import CheckpointError
 from .checkpoint import read_json
 
 # A resumed run must see the same batches and take the same steps; these may change.

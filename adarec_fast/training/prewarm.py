@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..config import ADARecConfig, Supervision, TrainConfig
+from ..config import Supervision, TrainConfig
+from ..models.adarec.config import ADARecConfig
 from ..ops._library import choose
 from ..ops.extension import cache_dir, locked
 from .errors import CompilationFailed

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..config import ADARecConfig, TrainConfig
+from ..config import TrainConfig
 from ..data import InteractionData
-from ..pretrained import CheckpointError
+from ..models.adarec.config import ADARecConfig
+from ..models.pretrained import CheckpointError
 from . import run_folder
 from .origin import FREE_FIELDS
 

@@ -33,10 +33,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
-from ..config import ADARecConfig, ConfigError, Precision, TrainConfig
+from ..config import ConfigError, Precision, TrainConfig
 from ..data import DataError, InteractionData, PlantedLabels, Split, Vocabulary
-from ..model import ADARec
-from ..pretrained import CheckpointError, read_weights
+from ..models.adarec.config import ADARecConfig
+from ..models.adarec.model import ADARec
+from ..models.pretrained import CheckpointError, read_weights
+from ..version import __version__
 from .checkpoint import (
     disk_errors,
     find_checkpoint,
@@ -300,8 +302,6 @@ def write_environment(run_dir: Path, device: torch.device, command: Sequence[str
 
 def describe_environment(device: torch.device, command: Sequence[str]) -> dict[str, Any]:
     """What a figure depends on: versions, machine, threads, commit, command."""
-    from .. import __version__
-
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "adarec_fast": __version__,

@@ -11,7 +11,7 @@ from .. import ops
 
 if TYPE_CHECKING:
     from ..distributed import Workers
-    from ..model import LossOutput
+    from ..models.base import LossOutput
 
 # In this order in every tensor below; the first five are summed as losses.
 WATCHED = ("rec", "deno", "cont", "expl", "total", "gradient norm")

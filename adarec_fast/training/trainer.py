@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor
 
-from ..config import ADARecConfig, TrainConfig
+from ..config import TrainConfig
 from ..data import InteractionData, Split, TrainingBatches
 from ..distributed.workers import Agreement, saving_seconds
-from ..evaluation import evaluate
-from ..model import ADARec
-from ..pretrained import CheckpointError, write
+from ..models.adarec.config import ADARecConfig
+from ..models.adarec.model import ADARec
+from ..models.pretrained import CheckpointError, write
+from ..ranking.evaluation import evaluate
 from . import run_folder
 from .captured import make_stepper
 from .checkpoint import (
@@ -33,7 +34,7 @@ from .errors import TrainingDiverged
 from .metrics_log import MetricsLog
 from .origin import check_origin, describe_origin
 from .progress import EarlyStoppingState, Progress, check_state_tensor
-from .reporter import Reporter, TrainingPlan
+from .reporter import Reporter, StepProgress, TrainingPlan
 from .result import Status, TrainResult
 from .resume import check_same_run
 from .signals import StopSignals
@@ -138,7 +139,7 @@ class Trainer:
                 saving_seconds(size, config.worker_timeout, config.save_timeout)
             )
         if self.workers is not None and self.config.shard_items:
-            from ..distributed.stepper import split_items
+            from .shared_step import split_items
 
             split_items(model, self.workers)
         self.model = model.to(self.device).train()
@@ -245,7 +246,7 @@ class Trainer:
 
     def _one_epoch(self, stop_at: int | None, signals: StopSignals) -> Status | None:
         """The rest of the epoch in progress; None if it was completed."""
-        clock = Clock(self)
+        clock = Clock(*self._means())
         for batch in self.batches.epoch(self.epoch, self.batch):
             self.stepper.step(batch, self.step + 1, self.statistics)
             self.step += 1
@@ -254,14 +255,36 @@ class Trainer:
             periodic = self.config.checkpoint_every
             due = bool(periodic) and self.step % periodic == 0
             if ended or due or self.batch % self.config.log_every == 0:
-                clock.read()
+                self._read(clock)
             if ended or due:
                 self.save("last")
             if ended:
                 return ended
-        clock.read()
+        self._read(clock)
         self._end_epoch()
         return self._asked_to_end(stop_at, signals)
+
+    def _means(self) -> tuple[dict[str, float], int]:
+        """What a progress line shows of the epoch so far, and its examples. Waits."""
+        means = self.statistics.read()
+        return {name: means[name] for name in ("loss", "mean_depth")}, self.statistics.examples
+
+    def _read(self, clock: Clock) -> None:
+        """Wait for the device, stop if something is not finite, and report."""
+        self.raise_if_diverged()
+        stretch = clock.read(*self._means())
+        self.epoch_seconds += stretch.seconds
+        if stretch.examples:
+            self.reporter.step(
+                StepProgress(
+                    epoch=self.epoch + 1,
+                    batch=self.batch,
+                    step=self.step,
+                    loss=stretch.means["loss"],
+                    examples_per_second=stretch.examples / stretch.seconds,
+                    mean_depth=stretch.means["mean_depth"],
+                )
+            )
 
     def _asked_to_end(self, stop_at: int | None, signals: StopSignals) -> Status | None:
         received = signals.received is not None

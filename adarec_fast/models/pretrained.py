@@ -8,15 +8,17 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .config import ADARecConfig, ConfigError, Precision, read_mapping
-from .data import Vocabulary
-from .model import ADARec
+from ..config import ConfigError, Precision, read_mapping
+from ..data import Vocabulary
+from .adarec.config import ADARecConfig
+from .registry import model_type
 
 WEIGHTS, CONFIG, ITEMS = "model.safetensors", "config.json", "items.json"
 # Names and shapes of 256 layers and of Adam's state for them take about 2 MB.
@@ -27,7 +29,7 @@ class CheckpointError(RuntimeError):
     """A saved model that is missing, damaged, or of another catalogue."""
 
 
-def save(model: ADARec, folder: Path) -> None:
+def save(model: Any, folder: Path) -> None:
     """Write a model's folder whole, or leave what was there.
 
     The files go to a temporary folder beside it first; the old folder is put aside for the moment
@@ -60,7 +62,7 @@ def save(model: ADARec, folder: Path) -> None:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write(model: ADARec, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
+def write(model: Any, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
     """Write the files into an existing folder, in place, each flushed to the disk.
 
     ``state`` replaces the model's own, of which a worker may have a part only.
@@ -83,7 +85,7 @@ def load(
     backend: str | None = None,
     precision: Precision | None = None,
     backbone: nn.Module | None = None,
-) -> ADARec:
+) -> Any:
     """Read a model's folder, in evaluation mode.
 
     Args:
@@ -106,9 +108,9 @@ def load(
     state = read_weights(folder / WEIGHTS)
     # The shapes that the configuration asks for are compared before any memory is taken for them.
     with torch.device("meta"):
-        skeleton = ADARec(config, backbone=backbone)
+        skeleton = model_type("adarec")(config, backbone=backbone)
     check_weights(skeleton, state, folder / WEIGHTS)
-    model = ADARec(config, backbone=backbone)
+    model = model_type("adarec")(config, backbone=backbone)
     model.load_state_dict(state)
     items = folder / ITEMS
     if items.exists():

@@ -1,6 +1,6 @@
 """Two baselines without learning, ranked by the same code as the models.
 
-Both learn from training histories alone and implement :class:`adarec_fast.evaluation.Scorer`.
+Both learn from training histories alone and are scorers of :mod:`adarec_fast.ranking.evaluation`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .data import EvaluationBatch, Split
+from ..data import EvaluationBatch, Split
 
 
 class Popularity:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import ops, ragged
+from ... import ops, ragged
 
 
 class Router(nn.Module):

@@ -11,27 +11,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import losses, ops, ragged, rng
-from .config import ADARecConfig, Precision
-from .data import Batch, Vocabulary
-from .histories import History, check_histories, pack_lists
-from .modules import (
-    Denoiser,
-    DepthController,
-    ForeignBackbone,
-    MLPExpert,
-    Router,
-    SASRecEncoder,
-    TransformerLayer,
-)
-from .modules.experts import initialise
-from .outputs import ADARecOutput, Hierarchy, LossOutput, Parsed
+from ... import ops, ragged, rng
+from ...config import Precision
+from ...data import Batch, Vocabulary
+from ...histories import History, check_histories, pack_lists
+from ...precision import computing, ranking
+from ..base import LossOutput, initialise
+from ..encoders.foreign import ForeignBackbone
+from ..encoders.sasrec import SASRecEncoder
+from ..encoders.transformer_layer import TransformerLayer
+from . import losses
+from .config import ADARecConfig
+from .depth_controller import DepthController
+from .diffusion import Denoiser
+from .experts import MLPExpert
+from .outputs import ADARecOutput, Hierarchy, Parsed
 from .parsing import parse
-from .precision import computing, ranking
+from .router import Router
 
 if TYPE_CHECKING:
-    from .distributed.items import ShardedItems
-    from .distributed.share import Share
+    from ...distributed.items import ShardedItems
+    from ...distributed.share import Share
 
 
 class ADARec(nn.Module):
@@ -40,7 +40,7 @@ class ADARec(nn.Module):
     Args:
         config: the whole configuration, or None to give its fields as ``options``.
         backbone: an encoder to use instead of the built-in SASRec one; see
-            :class:`adarec_fast.modules.ForeignBackbone` for what it is called with.
+            :class:`adarec_fast.models.encoders.ForeignBackbone` for what it is called with.
         options: fields of :class:`ADARecConfig`, e.g. ``num_items=12101, max_depth=8``.
 
     Raises:
@@ -335,9 +335,9 @@ class ADARec(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``model.safetensors``, ``config.json`` and, if known, ``items.json``.
 
-        See :func:`adarec_fast.pretrained.save`.
+        See :func:`adarec_fast.models.pretrained.save`.
         """
-        from .pretrained import save
+        from ..pretrained import save
 
         save(self, Path(folder))
 
@@ -353,9 +353,9 @@ class ADARec(nn.Module):
     ) -> ADARec:
         """Load what :meth:`save_pretrained` wrote, in evaluation mode.
 
-        See :func:`adarec_fast.pretrained.load`.
+        See :func:`adarec_fast.models.pretrained.load`.
         """
-        from .pretrained import load
+        from ..pretrained import load
 
         return load(
             Path(folder), device=device, backend=backend, precision=precision, backbone=backbone

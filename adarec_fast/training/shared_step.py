@@ -8,14 +8,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..config import TrainConfig
 from ..data import Batch
-from ..model import ADARec
-from ..modules import ForeignBackbone
-from ..outputs import LossOutput
-from ..training.optimization import Stepper
-from .batches import SharedBatches
-from .items import ShardedItems
-from .share import Share, SharedBatch
-from .workers import Workers
+from ..distributed.batches import SharedBatches
+from ..distributed.items import ShardedItems
+from ..distributed.share import Share, SharedBatch
+from ..distributed.workers import Workers
+from ..models.adarec.model import ADARec
+from ..models.base import LossOutput
+from ..models.encoders.foreign import ForeignBackbone
+from .optimization import Stepper
 
 TABLE = "item_embedding.weight"
 

@@ -10,21 +10,22 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from . import ops, ragged
-from .config import ADARecConfig
-from .outputs import LossOutput, Parsed
-from .reference.objective import (
+from ... import ops, ragged
+from ...reference.objective import (
     denoising_loss,
     depth_entropy,
     exploration_loss,
     weighted_sum,
 )
+from ..base import LossOutput
+from .config import ADARecConfig
+from .outputs import Parsed
 
 __all__ = ["denoising_loss", "depth_entropy", "exploration_loss", "objective"]
 
 if TYPE_CHECKING:
-    from .distributed.items import ShardedItems
-    from .distributed.share import Share
+    from ...distributed.items import ShardedItems
+    from ...distributed.share import Share
 
 
 def objective(

@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import ragged, rng
-from .model import ADARec
-from .modules import SASRecEncoder, TransformerLayer
-from .ops import choose, has_kernel
-from .ops._library import implementation
+from ... import ragged, rng
+from ...ops import choose, has_kernel
+from ...ops._library import implementation
+from ...precision import computing
+from ..encoders.sasrec import SASRecEncoder
+from ..encoders.transformer_layer import TransformerLayer
 from .parsing import finish
-from .precision import computing
+from .parts import Parts
 
 
 class Plan:
@@ -26,7 +27,7 @@ class Plan:
     ``ADARec.forward`` (tested).
     """
 
-    def __init__(self, model: ADARec) -> None:
+    def __init__(self, model: Parts) -> None:
         config, encoder = model.config, model.backbone
         assert isinstance(encoder, SASRecEncoder)
         device, dtype = model.item_embedding.weight.device, model.item_embedding.weight.dtype
@@ -86,7 +87,7 @@ class Plan:
             )  # fmt: skip
 
     @staticmethod
-    def suits(model: ADARec) -> bool:
+    def suits(model: Parts) -> bool:
         """Whether this is the paper's whole model on the built-in encoder, run by our ops."""
         config, weight = model.config, model.item_embedding.weight
         names = (

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import ops
-from ..config import Schedule
+from ... import ops
+from .config import Schedule
 
 # DDPM (Ho, Jain and Abbeel 2020, section 4): 1000 steps, betas linear from 1e-4 to 0.02.
 _DDPM_STEPS = 1000

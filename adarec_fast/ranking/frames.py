@@ -10,11 +10,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .config import ConfigError
-from .data import DataError, InteractionData
-from .data.flat import gather_ranges
-from .data.tables import import_polars
-from .model import ADARec
+from ..config import ConfigError
+from ..data import DataError, InteractionData
+from ..data.flat import gather_ranges
+from ..data.tables import import_polars
+from ..models.adarec.model import ADARec
 from .recommender import Recommender
 
 FrameKind = Literal["polars", "pandas"]

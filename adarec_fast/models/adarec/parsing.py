@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from . import ops, ragged
-from .modules import ForeignBackbone, MLPExpert, SASRecEncoder
-from .modules.router import mean_of_levels
+from ... import ops, ragged
+from ..encoders.foreign import ForeignBackbone
+from ..encoders.sasrec import SASRecEncoder
+from .experts import MLPExpert
 from .outputs import Parsed
-
-if TYPE_CHECKING:
-    from .model import ADARec
+from .parts import Parts
+from .router import mean_of_levels
 
 
 class _Reading(NamedTuple):
@@ -33,13 +33,13 @@ class _Biases(NamedTuple):
     router: Tensor | None
 
 
-def encode(model: ADARec, values: Tensor, offsets: Tensor, seed: Tensor | None = None) -> Tensor:
+def encode(model: Parts, values: Tensor, offsets: Tensor, seed: Tensor | None = None) -> Tensor:
     """E ``[N, D]``: the backbone's representation of every item of every history."""
     return _encode(model, values, offsets, seed)[0]
 
 
 def _encode(
-    model: ADARec, values: Tensor, offsets: Tensor, seed: Tensor | None
+    model: Parts, values: Tensor, offsets: Tensor, seed: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """E, and the item table for the loss where that is not the parameter itself."""
     backbone, items, backend = model.backbone, model.item_embedding, model.config.backend
@@ -56,7 +56,7 @@ def _encode(
 
 
 def parse(
-    model: ADARec,
+    model: Parts,
     values: Tensor,
     offsets: Tensor,
     seed: Tensor | None,
@@ -116,7 +116,7 @@ def parse(
     )  # fmt: skip
 
 
-def finish(model: ADARec, user: Tensor, embeddings: Tensor) -> Tensor:
+def finish(model: Parts, user: Tensor, embeddings: Tensor) -> Tensor:
     """What predicts: h itself, or LayerNorm(E + h) of ``residual=True``, both ``[R, D]``."""
     return model.output_norm(user + embeddings) if model.config.residual else user
 
@@ -127,7 +127,7 @@ def _at(rows: Tensor | None, embeddings: Tensor) -> Tensor:
 
 
 def _depths(
-    model: ADARec, embeddings: Tensor, offsets: Tensor, rows: Tensor | None, seed: Tensor | None
+    model: Parts, embeddings: Tensor, offsets: Tensor, rows: Tensor | None, seed: Tensor | None
 ) -> tuple[Tensor | None, Tensor, _Reading]:
     """ADC, Eq. 1 to 3: the depth's logits ``[B, T+1]``, T_u ``[B]``, and what follows from it."""
     config, tokens = model.config, embeddings.shape[0]
@@ -155,7 +155,7 @@ def _depths(
     return None, depth, _Reading(offsets, computed, rows, row_depth, mass)
 
 
-def _level_biases(model: ADARec) -> _Biases:
+def _level_biases(model: Parts) -> _Biases:
     """Both layers over the levels' embeddings at once, where there is a kernel for that."""
     config = model.config
     if config.diffusion and config.moe:
@@ -170,7 +170,7 @@ def _level_biases(model: ADARec) -> _Biases:
 
 
 def _hierarchy(
-    model: ADARec,
+    model: Parts,
     embeddings: Tensor,
     reading: _Reading,
     noise_seed: Tensor | None,
@@ -190,7 +190,7 @@ def _hierarchy(
 
 
 def _experts(
-    model: ADARec,
+    model: Parts,
     x0: Tensor,
     reading: _Reading,
     seed: Tensor | None,
@@ -228,14 +228,14 @@ def _experts(
     return aggregate, pooled
 
 
-def _pools_as_it_goes(model: ADARec, x0: Tensor) -> bool:
+def _pools_as_it_goes(model: Parts, x0: Tensor) -> bool:
     """Whether there is a kernel for the coarse expert and its means: an op on CUDA alone."""
     there = ops.has_kernel("mlp_expert_pooled", model.config.backend, x0.device.type, x0.dtype)
     return there and isinstance(model.coarse_expert, MLPExpert)
 
 
 def _fused(
-    model: ADARec,
+    model: Parts,
     embeddings: Tensor,
     reading: _Reading,
     seed: Tensor | None,
@@ -258,7 +258,7 @@ def _fused(
     )  # fmt: skip
 
 
-def _pool(model: ADARec, levels: Tensor, reading: _Reading, *, causal: bool = False) -> Tensor:
+def _pool(model: Parts, levels: Tensor, reading: _Reading, *, causal: bool = False) -> Tensor:
     return ops.level_pool(
         levels, reading.offsets, reading.computed, causal=causal,
         max_length=model.config.max_length, backend=model.config.backend,

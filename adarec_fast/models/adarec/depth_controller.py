@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .. import ops, ragged
-from ..reference.length_bias import length_bias
+from ... import ops, ragged
+from ...reference.length_bias import length_bias
 
 
 class DepthController(nn.Module):

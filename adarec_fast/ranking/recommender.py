@@ -9,13 +9,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import ops, ragged
-from .histories import History, check_histories, pack_lists
-from .model import ADARec
-from .ops import choose, synchronising
-from .ops._library import implementation, on_cuda
-from .plan import Plan
-from .precision import computing, ranking
+from .. import ops, ragged
+from ..histories import History, check_histories, pack_lists
+from ..models.adarec.model import ADARec
+from ..models.adarec.plan import Plan
+from ..ops import choose, synchronising
+from ..ops._library import implementation, on_cuda
+from ..precision import computing, ranking
 from .replays import Pinned, Request, Shape, buckets, packed, unpacked
 
 Parse = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]

@@ -7,14 +7,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..data import EvaluationBatch
-from ..evaluation import SeenMask, candidates_before, mask_unreachable, seen_rows
-from .items import ShardedItems
+from ..distributed.items import ShardedItems
+from .ranks import SeenMask, candidates_before, mask_unreachable, seen_rows
 
 
 def sharded_target_ranks(
     scores: Tensor, batch: EvaluationBatch, seen_mask: SeenMask, items: ShardedItems
 ) -> Tensor:
-    """:func:`adarec_fast.evaluation.target_ranks` of scores ``[B, n + 1]`` of each worker's items.
+    """:func:`.ranks.target_ranks` of scores ``[B, n + 1]`` of each worker's items.
 
     Every worker counts the candidates before the target among its own.
     """

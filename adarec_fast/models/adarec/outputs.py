@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from .ops import Aggregate
+from ...ops import Aggregate
+from ..base import LossOutput
 
 
 class Hierarchy(NamedTuple):
@@ -15,29 +16,6 @@ class Hierarchy(NamedTuple):
     levels: Tensor
     offsets: Tensor
     depth: Tensor
-
-
-class LossOutput(NamedTuple):
-    """A batch's losses and what the training log shows of them. All but ``total`` is detached.
-
-    Attributes:
-        total: L_tot of Eq. 12, a scalar with gradient.
-        parts: ``rec``, ``deno``, ``cont``, ``expl``: scalars before their weights.
-        depth: ``[B]`` int64, T_u.
-        gate: ``[T+1]``, mean g_k over the examples that reach level k; nan where none does.
-        depth_entropy: entropy of the noise-free depth softmax, nats.
-        denoising_error: mean (eps_theta - eps)^2, the same number as ``parts["deno"]``.
-        examples: of a worker's share of a batch: B of the whole batch, whose means all values
-            are but ``depth``; the gradient of ``total`` is the share's part of it.
-    """
-
-    total: Tensor
-    parts: dict[str, Tensor]
-    depth: Tensor
-    gate: Tensor
-    depth_entropy: Tensor
-    denoising_error: Tensor
-    examples: int | None = None
 
 
 class ADARecOutput(NamedTuple):
