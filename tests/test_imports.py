@@ -87,7 +87,7 @@ def upward(graph: dict[str, set[str]]) -> list[str]:
 def circles(graph: dict[str, set[str]]) -> list[str]:
     """Files that reach themselves, each circle once, by its shortest way around."""
     found = {}
-    for start in graph:
+    for start in sorted(graph):
         ways, seen = [[start]], {start}
         while ways:
             way = ways.pop(0)
