@@ -79,7 +79,7 @@ def expected(
     """Items, scores and depth as `adarec-fast recommend` gives them."""
     indices = data.items.encode(history).tolist()
     (answer,) = recommend_for(model, data.items, [None], [indices], k, exclude_seen)
-    return answer.items, answer.scores, answer.depth
+    return answer.items, answer.scores, int(answer.diagnostics["depth"])
 
 
 @contextlib.contextmanager

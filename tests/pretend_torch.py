@@ -27,7 +27,7 @@ from torch.utils import _foreach_utils
 from torch.utils._pytree import tree_map_only
 
 from adarec_fast.kernels._launch import MULTIPROCESSORS
-from adarec_fast.models.adarec import plan
+from adarec_fast.models.encoders import plan
 from adarec_fast.ops import _library, _triton
 from adarec_fast.ranking import recommender
 

@@ -41,7 +41,7 @@ def _train(
 ) -> tuple[Stepper, EpochStatistics, dict[str, Tensor]]:
     model = ADARec(**MODEL, supervision=supervision, **options).to(device).train()
     stepper = kind(model, TrainConfig(batch_size=20), torch.device(device))
-    statistics, number = EpochStatistics(3, torch.device(device)), 0
+    statistics, number = EpochStatistics(model.diagnostics(), torch.device(device)), 0
     for epoch in range(epochs):
         for batch in _batches(supervision, device).epoch(epoch):
             number += 1

@@ -12,6 +12,7 @@ from . import (
     evaluate,
     export,
     info,
+    models,
     plot,
     recommend,
     reproduce,
@@ -55,6 +56,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("recommend")(recommend.recommend)
 app.command("serve")(serve.serve)
 app.command("export")(export.export)
+app.command("models")(models.models)
 app.add_typer(data.app, name="data")
 app.command("plot", rich_help_panel=_EXPERIMENTS)(plot.plot)
 app.command("sweep", rich_help_panel=_EXPERIMENTS)(sweep.sweep)

@@ -1,9 +1,9 @@
 """Command-line options made from the configurations' fields, and where their values come from.
 
-Every field of :class:`DataConfig`, ``ADARecConfig`` and ``TrainConfig`` is an option of ``train``
-with the field's own description, so names, help, defaults and checks are written once. Values are
-taken from, each overriding those before: the fields' defaults, the data set's (``synthetic`` is
-small), the configuration file, options.
+Every field of ``DataConfig``, ``TrainConfig`` and the models' configurations is an option of
+``train`` with the field's own description, so names, help, defaults and checks are written once.
+Values are taken from, each overriding those before: the fields' defaults, the data set's
+(``synthetic`` is small), the configuration file, options.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import typer
 from pydantic.fields import FieldInfo
 
 from ..config import _Base
-from ..training.values import SECTIONS, known_keys, place
+from ..models.registry import DEFAULT
+from ..training.values import KIND, fields, known_keys, place
 from .console import with_signature
 
 _PANELS = {"data": "Data", "model": "Model", "train": "Training"}
@@ -36,9 +37,10 @@ def config_options(
         generated: dict[str, inspect.Parameter] = {}
         for section in sections:
             for name in known_keys(section):
-                if name not in without:
-                    info = SECTIONS[section].model_fields[name]
-                    generated[name] = _parameter(name, info, _PANELS[section])
+                if name == KIND:
+                    generated[name] = _model_parameter()
+                elif name not in without:
+                    generated[name] = _parameter(name, fields(section)[name], _PANELS[section])
 
         @functools.wraps(function)
         def wrapper(**options: Any) -> None:
@@ -105,6 +107,17 @@ def _parameter(name: str, info: FieldInfo, panel: str) -> inspect.Parameter:
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
     )
+
+
+def _model_parameter() -> inspect.Parameter:
+    option = typer.Option(
+        "--model", metavar="NAME", show_default=False, rich_help_panel="Model",
+        help=f"kind of model, see adarec-fast models [dim]({DEFAULT})[/]",
+    )  # fmt: skip
+    return inspect.Parameter(
+        KIND, inspect.Parameter.KEYWORD_ONLY, default=None,
+        annotation=Annotated[Union[str, None], option],  # noqa: UP007
+    )  # fmt: skip
 
 
 def _inner(annotation: Any) -> Any:

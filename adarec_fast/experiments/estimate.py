@@ -11,7 +11,7 @@ from typing import Any
 
 from ..config import TrainConfig
 from ..data.configured import load_data
-from ..models.adarec.config import ADARecConfig
+from ..models.registry import create_config
 from ..training import Reporter, StepProgress, TrainingPlan, train
 from ..training.metrics_log import read_metrics
 from .definition import Sweep, run_name, without_seeds
@@ -82,7 +82,7 @@ def probe(sweep: Sweep, combination: Mapping[str, Any]) -> float:
 
     with tempfile.TemporaryDirectory() as temporary:
         train(
-            ADARecConfig.create(**{**values.model, "num_items": data.num_items}),
+            create_config({**values.model, "num_items": data.num_items}),
             TrainConfig.create(**{**values.train, "log_every": 3}),
             data,
             Path(temporary) / "probe",

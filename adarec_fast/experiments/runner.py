@@ -21,7 +21,7 @@ import torch
 from ..config import DataConfig, TrainConfig
 from ..data import InteractionData
 from ..data.configured import load_data
-from ..models.adarec.config import ADARecConfig
+from ..models.registry import create_config
 from ..ranking.evaluation import evaluate
 from ..ranking.recommender import Recommender
 from ..training import Reporter, Run, TrainingDiverged, load_run, train
@@ -159,7 +159,7 @@ def _one(
     }
     try:
         done = train(
-            ADARecConfig.create(**{**values.model, "num_items": data.num_items}),
+            create_config({**values.model, "num_items": data.num_items}),
             TrainConfig.create(**values.train),
             data,
             run_dir,
@@ -204,10 +204,10 @@ def measure(run: Run) -> dict[str, Any]:
         "valid": best["valid"],
         "test": tested.overall,
         "test_sparse": tested.sparse,
-        "mean_depth": tested.mean_depth,
+        **{name: v for name, v in tested.diagnostics.items() if isinstance(v, float)},
         "seconds_per_epoch": statistics.median(line["seconds"] for line in run.history),
         "milliseconds_per_user": latency(run),
-        "device": str(run.model.item_embedding.weight.device),
+        "device": str(run.model.device),
         "threads": torch.get_num_threads(),
     }
 

@@ -8,17 +8,17 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..config import ConfigError, Precision, read_mapping
+from ..config import ConfigError, ModelConfig, Precision, read_mapping
 from ..data import Vocabulary
-from .adarec.config import ADARecConfig
-from .registry import model_type
+from .base import SequenceModel
+from .registry import DEFAULT, create_config, described, model_type
 
 WEIGHTS, CONFIG, ITEMS = "model.safetensors", "config.json", "items.json"
 # Names and shapes of 256 layers and of Adam's state for them take about 2 MB.
@@ -29,7 +29,7 @@ class CheckpointError(RuntimeError):
     """A saved model that is missing, damaged, or of another catalogue."""
 
 
-def save(model: Any, folder: Path) -> None:
+def save(model: SequenceModel, folder: Path) -> None:
     """Write a model's folder whole, or leave what was there.
 
     The files go to a temporary folder beside it first; the old folder is put aside for the moment
@@ -62,14 +62,15 @@ def save(model: Any, folder: Path) -> None:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write(model: Any, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
+def write(model: SequenceModel, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
     """Write the files into an existing folder, in place, each flushed to the disk.
 
     ``state`` replaces the model's own, of which a worker may have a part only.
     """
     state = model.state_dict() if state is None else state
     save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / WEIGHTS)
-    (folder / CONFIG).write_text(model.config.to_json(), encoding="utf-8")
+    text = json.dumps(described(model.config), indent=2) + "\n"
+    (folder / CONFIG).write_text(text, encoding="utf-8")
     if model.item_vocabulary is not None:
         text = json.dumps(model.item_vocabulary.to_json())
         (folder / ITEMS).write_text(text, encoding="utf-8")
@@ -85,7 +86,8 @@ def load(
     backend: str | None = None,
     precision: Precision | None = None,
     backbone: nn.Module | None = None,
-) -> Any:
+    kind: str | None = None,
+) -> SequenceModel:
     """Read a model's folder, in evaluation mode.
 
     Args:
@@ -94,23 +96,23 @@ def load(
         backend: replaces the saved choice of backend.
         precision: replaces the saved one of the products.
         backbone: the foreign encoder, freshly built, if the model was saved with one.
+        kind: the name of the model that it must be; None: any.
 
     Raises:
-        CheckpointError: a missing, truncated or tampered file, weights that do not fit the
-            configuration or are not finite, or a vocabulary of another catalogue.
+        CheckpointError: a missing, truncated or tampered file, a model of another kind or of a
+            package that is not there, weights that do not fit the configuration or are not finite,
+            or a vocabulary of another catalogue.
     """
-    try:
-        config = ADARecConfig.create(**read_mapping(folder / CONFIG))
-    except ConfigError as error:
-        raise CheckpointError(f"{folder}: {error}") from None
+    config = read_config(folder, kind)
     changes = {"backend": backend, "precision": precision}
     config = config.replace(**{name: new for name, new in changes.items() if new is not None})
     state = read_weights(folder / WEIGHTS)
+    make, options = model_type(config.system), {} if backbone is None else {"backbone": backbone}
     # The shapes that the configuration asks for are compared before any memory is taken for them.
     with torch.device("meta"):
-        skeleton = model_type("adarec")(config, backbone=backbone)
+        skeleton = make(config, **options)
     check_weights(skeleton, state, folder / WEIGHTS)
-    model = model_type("adarec")(config, backbone=backbone)
+    model = make(config, **options)
     model.load_state_dict(state)
     items = folder / ITEMS
     if items.exists():
@@ -124,6 +126,53 @@ def load(
                 f"{config.num_items}: the two are not of one catalogue"
             )
     return model.to(device).eval()
+
+
+def read_config(folder: Path, kind: str | None = None) -> ModelConfig:
+    """The configuration in a model's folder; see :func:`load`."""
+    try:
+        values = read_mapping(folder / CONFIG)
+        found = values.get("model", DEFAULT)
+        if kind is not None and found != kind:
+            raise ConfigError(
+                f"a model of the kind {found!r}, not {kind!r}; load it with "
+                "adarec_fast.models.pretrained.load, or by its own class"
+            )
+        return create_config(values)
+    except ConfigError as error:
+        raise CheckpointError(f"{folder}: {error}") from None
+
+
+_Model = TypeVar("_Model", bound=SequenceModel)
+
+
+class Pretrained(SequenceModel):
+    """What a model's class mixes in to read and write folders by its own methods."""
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``model.safetensors``, ``config.json`` and, if known, ``items.json``.
+
+        See :func:`save`.
+        """
+        save(self, Path(folder))
+
+    @classmethod
+    def from_pretrained(
+        cls: type[_Model],
+        folder: str | Path,
+        *,
+        device: torch.device | str = "cpu",
+        backend: str | None = None,
+        precision: Precision | None = None,
+        backbone: nn.Module | None = None,
+    ) -> _Model:
+        """Load what :meth:`save_pretrained` wrote, in evaluation mode. See :func:`load`."""
+        model: Any = load(
+            Path(folder), device=device, backend=backend, precision=precision, backbone=backbone,
+            kind=cls.config_type.system,
+        )  # fmt: skip
+        found: _Model = model
+        return found
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from ..clustering import kmeans, normalized_mutual_info
 from ..data import EvaluationBatch, EvaluationBatches, PlantedLabels, Split
-from ..models.adarec.model import ADARec
+from ..models.base import SequenceModel
 from .ranks import METRICS, UNREACHABLE, SeenMask, ranking_metrics, target_ranks
+from .sharded import sharded_target_ranks
 
 if TYPE_CHECKING:
     from ..distributed import Workers
@@ -57,13 +58,12 @@ class EvaluationResult:
         overall: ``"HR@5"``, ``"NDCG@5"``, ``"MRR@5"``, ``"Recall@5"``, ...: means over users.
         sparse: the same over the sparse users; None if there are none.
         ranks: int64 [num_users] on the CPU, in the order of ``users``.
-        mean_depth: mean of T_u; None for a scorer.
-        depth_share: [T+1], share of users at each depth; None for a scorer.
-        gate: [T+1], mean g_k over the users that reach level k, None where none does; None for a
-            scorer and without HP-MoE.
+        diagnostics: what the model told of itself, by name; of an ADARec ``mean_depth``,
+            ``depth_share`` and ``gate``. They can be read as attributes, too.
         nmi: on planted data, ``"coarse/theme"`` and ``"fine/subtheme"``: normalised mutual
             information of clusters of the representations with users' planted intents.
         seconds: time taken.
+        notes: the diagnostics in words, a line each.
     """
 
     name: str
@@ -76,17 +76,23 @@ class EvaluationResult:
     overall: dict[str, float]
     sparse: dict[str, float] | None
     ranks: Tensor
-    mean_depth: float | None
-    depth_share: list[float] | None
-    gate: list[float | None] | None
+    diagnostics: dict[str, Any]
     nmi: dict[str, float] | None
     seconds: float
+    notes: tuple[str, ...] = ()
+
+    def __getattr__(self, name: str) -> Any:
+        told = self.__dict__.get("diagnostics", {})
+        if name in told:
+            return told[name]
+        raise AttributeError(f"an evaluation of {self.__dict__.get('name')} has no {name!r}")
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able values of every field but ``ranks``."""
+        """JSON-able values of every field but ``ranks`` and ``notes``, diagnostics among them."""
         values = {**vars(self), "ks": list(self.ks)}
-        del values["ranks"]
-        return values
+        for name in ("ranks", "notes"):
+            del values[name]
+        return values | values.pop("diagnostics")
 
     @staticmethod
     def columns(ks: Sequence[int] = (5, 10, 20)) -> tuple[str, ...]:
@@ -121,8 +127,8 @@ def evaluate(
     """Rank the whole catalogue for every user, a chunk of users at a time.
 
     Args:
-        model: an :class:`ADARec` (evaluated in evaluation mode, its mode is restored), or a
-            :class:`Scorer`.
+        model: a :class:`~adarec_fast.models.base.SequenceModel` (evaluated in evaluation mode, its
+            mode is restored), or a :class:`Scorer`.
         split: leave-one-out split of the catalogue that the model knows.
         part: which held-out item to predict.
         ks: cut-offs.
@@ -145,7 +151,7 @@ def evaluate(
         raise ValueError(f"seen_mask={seen_mask!r} must be 'neg-inf', 'official' or 'off'")
     if not ks or any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in ks):
         raise ValueError(f"ks={tuple(ks)!r} must be one or more ints of at least 1")
-    if isinstance(model, ADARec):
+    if isinstance(model, SequenceModel):
         if model.config.num_items != split.num_items:
             raise ValueError(
                 f"the model knows {model.config.num_items} items, the split has "
@@ -153,13 +159,13 @@ def evaluate(
             )
         scorer: Scorer = _ModelScorer(model)
         max_length = model.config.max_length
-        device = device or model.item_embedding.weight.device
+        device = device or model.device
     elif isinstance(model, Scorer):
         scorer, device = model, device or "cpu"
         max_length = max(1, int(split.data.lengths.max()))
     else:
         raise ValueError(
-            f"model is a {type(model).__name__}; it must be an ADARec, or have a name and "
+            f"model is a {type(model).__name__}; it must be a SequenceModel, or have a name and "
             "scores(batch)"
         )
     chosen = torch.arange(split.num_users) if users is None else users.cpu()
@@ -198,10 +204,14 @@ def evaluate(
         )
     sparse = split.sparse_users()[chosen]
     overall = ranking_metrics(rank, ks)
-    depth: dict[str, Any] = {"mean_depth": None, "depth_share": None, "gate": None}
+    told: dict[str, Any] = {}
+    notes: list[str] = []
     nmi = None
-    if isinstance(scorer, _ModelScorer) and isinstance(model, ADARec):
-        depth = scorer.depths(sharing)
+    if isinstance(scorer, _ModelScorer) and isinstance(model, SequenceModel):
+        if sharing is not None:
+            for part_of_users in scorer.observer.sums():
+                sharing.sum(part_of_users)
+        told, notes = scorer.observer.read(), scorer.observer.notes()
         labels = split.data.labels
         if intents and labels is not None and workers is None:
             nmi = _planted_intents(model, batches, labels)
@@ -216,92 +226,55 @@ def evaluate(
         overall=overall,
         sparse=ranking_metrics(rank[sparse], ks) if bool(sparse.any()) else None,
         ranks=rank,
+        diagnostics=told,
         nmi=nmi,
         seconds=time.perf_counter() - begun,
-        **depth,
+        notes=tuple(notes),
     )
 
 
 class _ModelScorer:
-    """Scores of an :class:`ADARec`, and the depths and gates it used on the way."""
+    """Scores of a model, and what it tells on the way."""
 
-    def __init__(self, model: ADARec) -> None:
+    def __init__(self, model: SequenceModel) -> None:
         self.name = type(model).__name__
-        self._model = model
-        levels, device = model.config.num_levels, model.item_embedding.weight.device
-        self._counts = torch.zeros(levels, dtype=torch.float64, device=device)
-        self._gates = torch.zeros(levels, dtype=torch.float64, device=device)
-        self._has_gates = True
+        self._items = model.sharded
+        self.observer = model.diagnostics().observer()
 
     @property
     def whole_table(self) -> bool:
         """Whether this process has all items, not one worker's part of them."""
-        return isinstance(self._model.item_embedding, nn.Embedding)
+        return self._items is None
 
     def ranks(self, batch: EvaluationBatch, seen_mask: SeenMask) -> Tensor:
         """Ranks of the targets in the whole catalogue."""
-        scores, items = self.scores(batch), self._model.item_embedding
-        if isinstance(items, nn.Embedding):
+        scores = self.scores(batch)
+        if self._items is None:
             return target_ranks(scores, batch, seen_mask)
-        from .sharded import sharded_target_ranks
-
-        return sharded_target_ranks(scores, batch, seen_mask, items)
+        return sharded_target_ranks(scores, batch, seen_mask, self._items)
 
     def scores(self, batch: EvaluationBatch) -> Tensor:
-        output = self._model((batch.item_ids, batch.offsets), return_gates=True)
-        ones = torch.ones_like(output.depth, dtype=torch.float64)
-        self._counts.index_add_(0, output.depth, ones)
-        if output.gates is None:
-            self._has_gates = False
-        else:
-            levels = torch.arange(output.gates.shape[0], device=output.depth.device)
-            reached = levels[:, None] <= output.depth
-            self._gates += torch.where(reached, output.gates.double(), 0.0).sum(1)
-        return self._model.score(output.user)
-
-    def depths(self, workers: Workers | None) -> dict[str, Any]:
-        """``mean_depth``, ``depth_share`` and ``gate`` of an :class:`EvaluationResult`.
-
-        ``workers``: each of them saw a part of the users.
-        """
-        if workers is not None:
-            workers.sum(self._counts)
-            workers.sum(self._gates)
-        counts = self._counts.cpu()
-        users = counts.sum()
-        reached = counts.flip(0).cumsum(0).flip(0).tolist()
-        gates = self._gates.tolist()
-        return {
-            "mean_depth": float((counts * torch.arange(counts.numel())).sum() / users),
-            "depth_share": (counts / users).tolist(),
-            "gate": [
-                total / number if number else None
-                for total, number in zip(gates, reached, strict=True)
-            ]
-            if self._has_gates
-            else None,
-        }
+        return self.observer.scores(batch)
 
 
 def _planted_intents(
-    model: ADARec, batches: EvaluationBatches, labels: PlantedLabels
-) -> dict[str, float]:
-    """Whether coarse and fine representations recover users' planted themes and sub-themes."""
-    fine, coarse, users = [], [], []
+    model: SequenceModel, batches: EvaluationBatches, labels: PlantedLabels
+) -> dict[str, float] | None:
+    """Whether vectors that the model names recover users' planted themes and sub-themes."""
+    told = model.diagnostics()
+    vectors: dict[str, list[Tensor]] = {}
+    users = []
     for batch in batches:
-        found = model.representations((batch.item_ids, batch.offsets))
-        fine.append(found["fine"].float())
-        coarse.append(found["coarse"].float())
+        for name, points in told.intents(batch.item_ids, batch.offsets).items():
+            vectors.setdefault(name, []).append(points.float())
         users.append(batch.users)
     chosen = torch.cat(users).cpu()
     result = {}
-    for name, parts, planted in (
-        ("coarse/theme", coarse, labels.user_theme),
-        ("fine/subtheme", fine, labels.user_subtheme),
-    ):
+    for name, parts in vectors.items():
+        planted: Tensor = getattr(labels, f"user_{name.partition('/')[2]}")
         label = planted[chosen]
         # Cosine geometry, as that of Eq. 6.
         points = nn.functional.normalize(torch.cat(parts), dim=1)
         clusters = kmeans(points, min(int(label.unique().numel()), points.shape[0]))
         result[name] = normalized_mutual_info(clusters, label)
-    return result
+    return result or None

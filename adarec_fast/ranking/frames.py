@@ -14,7 +14,7 @@ from ..config import ConfigError
 from ..data import DataError, InteractionData
 from ..data.flat import gather_ranges
 from ..data.tables import import_polars
-from ..models.adarec.model import ADARec
+from ..models.base import SequenceModel
 from .recommender import Recommender
 
 FrameKind = Literal["polars", "pandas"]
@@ -22,7 +22,7 @@ COLUMNS = ("user", "item", "score", "rank")
 
 
 def recommendation_frames(
-    model: ADARec,
+    model: SequenceModel,
     data: InteractionData,
     *,
     k: int = 20,
@@ -71,7 +71,7 @@ def recommendation_frames(
     )
 
 
-def recommendation_frame(model: ADARec, data: InteractionData, **options: Any) -> Any:
+def recommendation_frame(model: SequenceModel, data: InteractionData, **options: Any) -> Any:
     """All of :func:`recommendation_frames` as one frame, which takes its options."""
     kind = options.get("kind", "polars")
     frames = list(recommendation_frames(model, data, **options))
@@ -83,7 +83,7 @@ def recommendation_frame(model: ADARec, data: InteractionData, **options: Any) -
 
 
 def write_recommendations(
-    model: ADARec, data: InteractionData, path: Path, *, format: Literal["parquet", "csv"],
+    model: SequenceModel, data: InteractionData, path: Path, *, format: Literal["parquet", "csv"],
     **options: Any,
 ) -> int:
     """Write :func:`recommendation_frames` to a file, chunk by chunk, and give the number of rows.

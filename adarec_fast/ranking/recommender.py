@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .. import ops, ragged
+from ..data import EvaluationBatch
 from ..histories import History, check_histories, pack_lists
-from ..models.adarec.model import ADARec
-from ..models.adarec.plan import Plan
+from ..models.base import Plan, SequenceModel
 from ..ops import choose, synchronising
 from ..ops._library import implementation, on_cuda
 from ..precision import computing, ranking
 from .replays import Pinned, Request, Shape, buckets, packed, unpacked
-
-Parse = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 _capturing = threading.Lock()
 
@@ -26,15 +24,28 @@ _capturing = threading.Lock()
 class Ranking(NamedTuple):
     """The k best items of B users.
 
+    Diagnostics can be read as attributes: ``ranking.depth`` is ``ranking.diagnostics["depth"]``.
+
     Attributes:
         items: int64 ``[B, k]``.
         scores: ``[B, k]``, falling; -inf behind the last item that may be recommended.
-        depth: int64 ``[B]``, T_u.
+        diagnostics: what the model tells of each user, ``[B]`` by name; of an ADARec ``depth``,
+            T_u.
     """
 
     items: Tensor
     scores: Tensor
-    depth: Tensor
+    diagnostics: Mapping[str, Tensor] = {}
+
+    def __getattr__(self, name: str) -> Tensor:
+        if name in self.diagnostics:
+            return self.diagnostics[name]
+        raise AttributeError(f"this ranking has no {name!r}")
+
+    def first(self, users: int) -> Ranking:
+        """Of so many users alone."""
+        told = {name: tensor[:users] for name, tensor in self.diagnostics.items()}
+        return Ranking(self.items[:users], self.scores[:users], told)
 
 
 class _Replay(NamedTuple):
@@ -44,13 +55,15 @@ class _Replay(NamedTuple):
         request: on the device, what the graph reads.
         graph: None before it was captured.
         whole: what the graph writes last: ``found``, packed.
-        found: items, depths and scores as the graph has them.
+        found: items, diagnostics and scores as the graph has them.
+        names: of the diagnostics.
     """
 
     request: Request
     graph: torch.cuda.CUDAGraph | None = None
     whole: Tensor | None = None
     found: tuple[Tensor, ...] = ()
+    names: tuple[str, ...] = ()
 
 
 class Recommender:
@@ -68,21 +81,22 @@ class Recommender:
         ValueError: ``batch_size`` is under 1.
     """
 
-    def __init__(self, model: ADARec, *, batch_size: int = 1024) -> None:
+    def __init__(self, model: SequenceModel, *, batch_size: int = 1024) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1")
         self.model = model.eval()
         self.batch_size = batch_size
-        config, weight = model.config, model.item_embedding.weight
+        config, weight = model.config, model.table()
         self._device, self._items = weight.device, weight.detach()
         with torch.inference_mode(), computing(config.precision, self._device.type):
-            self._parse: Parse = Plan(model) if Plan.suits(model) else self._general
+            planned = model.plan() if model.by_products else None
+        self._represent: Plan = model.explain if planned is None else planned
         chosen = choose("score_topk", config.backend, self._device.type, weight.dtype)
         self._topk = None
         if chosen != "reference":
             self._topk = implementation("score_topk", chosen).fwd
         self._replays: dict[tuple[int, ...], _Replay] | None = None
-        if on_cuda(self._device) and isinstance(self._parse, Plan) and not synchronising(
+        if on_cuda(self._device) and planned is not None and not synchronising(
             config.backend, "cuda", weight.dtype
         ):
             self._replays = {}
@@ -149,7 +163,11 @@ class Recommender:
             )
             for i in range(len(bounds) - 1)
         ]
-        return Ranking(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+        return Ranking(
+            torch.cat([part.items for part in parts]),
+            torch.cat([part.scores for part in parts]),
+            {n: torch.cat([part.diagnostics[n] for part in parts]) for n in parts[0].diagnostics},
+        )
 
     def _chunk(
         self,
@@ -183,7 +201,11 @@ class Recommender:
     def _rank(
         self, values: Tensor, offsets: Tensor, seen: Tensor, seen_offsets: Tensor, k: int
     ) -> Ranking:
-        user, depth = self._parse(values, offsets)
+        if not self.model.by_products:
+            return self._best(self._own_scores(values, offsets), seen, seen_offsets, k, {})
+        user, told = self._represent(values, offsets)
+        if user.dim() == 3:
+            return self._best(self.model.score(user), seen, seen_offsets, k, told)
         with ranking(self.model.config.precision, self._device.type):
             if self._topk is None:
                 scores, items = ops.score_topk(
@@ -193,12 +215,30 @@ class Recommender:
                 scores, items = self._topk(
                     user, self._items, seen, seen_offsets, k, float("-inf")
                 )
-        return Ranking(items, scores, depth)
+        return Ranking(items, scores, told)
 
-    def _general(self, values: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-        """Any model, through its ``forward``."""
-        output = self.model((values, offsets))
-        return output.user, output.depth
+    def _own_scores(self, values: Tensor, offsets: Tensor) -> Tensor:
+        """Of a model that scores otherwise than by products."""
+        users = torch.arange(offsets.shape[0] - 1, device=values.device)
+        return self.model.scores(
+            EvaluationBatch(
+                item_ids=values, offsets=offsets, targets=torch.zeros_like(users), users=users,
+                seen_values=values, seen_offsets=offsets,
+            )
+        )
+
+    def _best(
+        self, scores: Tensor, seen: Tensor, seen_offsets: Tensor, k: int,
+        told: Mapping[str, Tensor],
+    ) -> Ranking:
+        """Of scores ``[B, V+1]``; ties go to the lower index."""
+        rows = ragged.sequence_ids(seen_offsets, seen.shape[0])
+        # What belongs to nobody goes to column 0, which is no candidate.
+        columns = torch.where(rows < scores.shape[0], seen, 0)
+        scores[rows.clamp(max=scores.shape[0] - 1), columns] = float("-inf")
+        scores[:, 0] = float("-inf")
+        best = scores[:, 1:].sort(dim=1, descending=True, stable=True)
+        return Ranking(best.indices[:, :k] + 1, best.values[:, :k], told)
 
     # ------------------------------------------------------------------ CUDA graphs
 
@@ -214,7 +254,7 @@ class Recommender:
             words = torch.empty(shape.words, dtype=torch.int64, device=self._device)
             known = self._replays[key] = _Replay(Request.of(words, shape))
             self._put(known.request, request, shape)
-            return _first(self._rank(*known.request.tensors, k), users)
+            return self._rank(*known.request.tensors, k).first(users)
         self._put(known.request, request, shape)
         if known.graph is None:
             known = self._replays[key] = self._captured(known.request, k)
@@ -222,8 +262,8 @@ class Recommender:
         assert known.whole is not None
         known.graph.replay()
         # The next request overwrites the graph's own result.
-        items, depth, scores = unpacked(known.whole.clone(), known.found)
-        return _first(Ranking(items, scores, depth), users)
+        items, *told, scores = unpacked(known.whole.clone(), known.found)
+        return Ranking(items, scores, dict(zip(known.names, told, strict=True))).first(users)
 
     def _put(
         self, target: Request, request: tuple[Tensor, Tensor, Tensor, Tensor], shape: Shape
@@ -244,15 +284,12 @@ class Recommender:
         with _capturing, torch.cuda.graph(
             graph, self._pool, self._stream, capture_error_mode="thread_local"
         ):
-            items, scores, depth = self._rank(*request.tensors, k)
-            found = items, depth, scores
+            ranking = self._rank(*request.tensors, k)
+            told = ranking.diagnostics
+            # The widest numbers first, so that all lie aligned.
+            found = ranking.items, *told.values(), ranking.scores
             whole = packed(found)
-        return _Replay(request, graph, whole, found)
-
-
-def _first(ranking: Ranking, users: int) -> Ranking:
-    """Less the users that only filled up."""
-    return Ranking(*(tensor[:users] for tensor in ranking))
+        return _Replay(request, graph, whole, found, tuple(told))
 
 
 def _packed_exclusions(
@@ -273,20 +310,20 @@ def _packed_exclusions(
 class _Ranker(nn.Module):
     """What :func:`exportable` returns."""
 
-    def __init__(self, model: ADARec, k: int) -> None:
+    def __init__(self, model: SequenceModel, k: int) -> None:
         super().__init__()
         self.model, self.k = model, k
 
     def forward(self, values: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-        user = self.model((values, offsets)).user
+        user = self.model.represent(values, offsets)
         scores, items = ops.score_topk(
-            user, self.model.item_embedding.weight, values, offsets, self.k,
+            user, self.model.table(), values, offsets, self.k,
             backend=self.model.config.backend,
         )
         return items, scores
 
 
-def exportable(model: ADARec, *, k: int = 20) -> nn.Module:
+def exportable(model: SequenceModel, *, k: int = 20) -> nn.Module:
     """The inference graph alone, for ``torch.export`` and ``torch.compile(fullgraph=True)``.
 
     Args:

@@ -9,43 +9,39 @@ from torch.nn.parallel import DistributedDataParallel
 from ..config import TrainConfig
 from ..data import Batch
 from ..distributed.batches import SharedBatches
-from ..distributed.items import ShardedItems
 from ..distributed.share import Share, SharedBatch
-from ..distributed.workers import Workers
-from ..models.adarec.model import ADARec
-from ..models.base import LossOutput
-from ..models.encoders.foreign import ForeignBackbone
+from ..models.base import LossOutput, SequenceModel
 from .optimization import Stepper
-
-TABLE = "item_embedding.weight"
 
 
 class DistributedStepper(Stepper):
     """A :class:`Stepper` whose gradients are summed over workers by torch's DDP.
 
     Args:
-        model: the same on all workers, or with its item table split by :func:`split_items`.
+        model: the same on all workers, or with its item table split by its ``split_items``.
         config: as for :class:`Stepper`.
         batches: the shares that the steps are taken on.
     """
 
-    def __init__(self, model: ADARec, config: TrainConfig, batches: SharedBatches) -> None:
+    def __init__(self, model: SequenceModel, config: TrainConfig, batches: SharedBatches) -> None:
         workers = batches.workers
         super().__init__(model, config, workers.device)
         self._workers = workers
-        self._items = (
-            model.item_embedding if isinstance(model.item_embedding, ShardedItems) else None
-        )
+        self._items = model.sharded
+        self._table = ""
+        if self._items is not None:
+            names = {id(p): name for name, p in model.named_parameters()}
+            self._table = names[id(self._items.weight)]
         losses = _Losses(model)
         # Every worker advances the noise seed alike, and its rows of a split table are its own.
         ignored = [name for name, _ in losses.named_buffers()]
         if self._items is not None:
-            ignored.append(f"model.{TABLE}")
+            ignored.append(f"model.{self._table}")
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(losses, ignored)
         self._parallel = DistributedDataParallel(
             losses,
             process_group=workers.group,
-            find_unused_parameters=batches.some_are_empty or _leaves_some_unused(model),
+            find_unused_parameters=batches.some_are_empty or model.leaves_some_unused,
         )
         self._parallel.register_comm_hook(workers.group, _sum)
 
@@ -54,6 +50,9 @@ class DistributedStepper(Stepper):
             self._items.most_tokens = batch.share.most_tokens
         output: LossOutput = self._parallel(batch.batch, batch.share)
         return output
+
+    def examples(self, batch: SharedBatch) -> int:
+        return super().examples(batch.batch)
 
     def gradient_norm(self, gradients: list[Tensor]) -> Tensor:
         if self._items is None:
@@ -66,7 +65,7 @@ class DistributedStepper(Stepper):
     def model_state(self) -> dict[str, Tensor]:
         state = super().model_state()
         if self._items is not None:
-            state[TABLE] = self._items.whole(state[TABLE])
+            state[self._table] = self._items.whole(state[self._table])
         return state
 
     def state_tensors(self) -> dict[str, Tensor]:
@@ -84,13 +83,14 @@ class DistributedStepper(Stepper):
         super().load_state_tensors(tensors, where)
 
     def _split_names(self, tensors: dict[str, Tensor]) -> list[str]:
-        return [n for n in tensors if n.startswith(f"adam/{TABLE}/") and tensors[n].dim() == 2]
+        prefix = f"adam/{self._table}/"
+        return [n for n in tensors if n.startswith(prefix) and tensors[n].dim() == 2]
 
 
 class _Losses(nn.Module):
     """DDP works on ``forward``; this one is the training loss."""
 
-    def __init__(self, model: ADARec) -> None:
+    def __init__(self, model: SequenceModel) -> None:
         super().__init__()
         self.model = model
 
@@ -98,21 +98,8 @@ class _Losses(nn.Module):
         return self.model.loss(batch, share)
 
 
-def _leaves_some_unused(model: ADARec) -> bool:
-    """Whether a step may leave a parameter without a gradient, which DDP must look for."""
-    config = model.config
-    no_levels = config.augmented and not config.diffusion and not config.moe
-    return no_levels or isinstance(model.backbone, ForeignBackbone)
-
-
 def _sum(group: dist.ProcessGroup, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
     """DDP's own hook would average, but the losses are weighted so that gradients add up."""
     work = dist.all_reduce(bucket.buffer(), group=group, async_op=True)
     future: torch.futures.Future[Tensor] = work.get_future().then(lambda done: done.value()[0])
     return future
-
-
-def split_items(model: ADARec, workers: Workers) -> None:
-    """Leave each worker its part of the item table."""
-    table = model.item_embedding.weight.detach()
-    model.item_embedding = ShardedItems(table, workers).train(model.training)

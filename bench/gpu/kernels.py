@@ -79,7 +79,7 @@ def _noting(collected: Collected) -> Iterator[None]:
         )
 
     users = [
-        "adarec_fast.ops._library", "adarec_fast.models.adarec.plan",
+        "adarec_fast.ops._library", "adarec_fast.models.encoders.plan",
         "adarec_fast.ranking.recommender",
     ]  # fmt: skip
     with contextlib.ExitStack() as stack:

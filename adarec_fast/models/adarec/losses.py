@@ -79,7 +79,9 @@ def objective(
         backend=_backend(config, rec),
     )  # fmt: skip
     parts = {"rec": found.rec, "deno": found.deno, "cont": found.cont, "expl": found.expl}
-    return LossOutput(found.total, parts, parsed.depth, found.gate, found.entropy, found.deno)
+    return LossOutput(
+        found.total, parts, {}, _shown(parsed, found.gate, found.entropy, found.deno)
+    )
 
 
 def _backend(config: ADARecConfig, rec: Tensor) -> str:
@@ -105,23 +107,31 @@ def _of_whole_batch(
         deno = denoising_loss(parsed.error, offsets, parsed.computed, config.hidden_size)
     if parsed.logits is not None:
         expl = exploration_loss(parsed.logits)
-    parts, gate = share.of_whole_batch(
+    parts, (gates, reached) = share.of_whole_batch(
         {"rec": rec, "deno": deno, "cont": zero if cont is None else cont, "expl": expl},
         counts,
         *gate_sums(parsed, config.num_levels),
     )
     rec, deno, cont, expl = parts.values()
+    gate = gates / reached
     if parsed.logits is not None:
         entropy = -expl.detach()
     return LossOutput(
         weighted_sum(rec, deno, cont, expl, weights),
         {name: part.detach() for name, part in parts.items()},
-        parsed.depth,
-        gate,
-        entropy,
-        deno.detach(),
+        {},
+        _shown(parsed, gate, entropy, deno.detach()),
         share.examples,
     )
+
+
+def _shown(parsed: Parsed, gate: Tensor, entropy: Tensor, error: Tensor) -> dict[str, Tensor]:
+    """The diagnostics of a step: T_u ``[B]``; mean g_k ``[T+1]`` over the examples that reach level
+    k, nan where none does; the entropy of the noise-free depth softmax, in nats; the mean
+    (eps_theta - eps)^2, the same number as the part ``deno``."""
+    return {
+        "depth": parsed.depth, "gate": gate, "depth_entropy": entropy, "denoising_error": error,
+    }  # fmt: skip
 
 
 def _counts(

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ... import ops, ragged, rng
-from ...config import Precision
-from ...data import Batch, Vocabulary
-from ...histories import History, check_histories, pack_lists
-from ...precision import computing, ranking
-from ..base import LossOutput, initialise
+from ... import ragged, rng
+from ...data import Batch
+from ...histories import History
+from ...precision import computing
+from ..base import LossOutput, Plan, Represented, UserGraph, initialise
+from ..embedded import EmbeddingModel
 from ..encoders.foreign import ForeignBackbone
 from ..encoders.sasrec import SASRecEncoder
 from ..encoders.transformer_layer import TransformerLayer
+from ..pretrained import Pretrained
 from . import losses
+from . import plan as serving
 from .config import ADARecConfig
 from .depth_controller import DepthController
+from .diagnostics import ADARecDiagnostics
 from .diffusion import Denoiser
 from .experts import MLPExpert
 from .outputs import ADARecOutput, Hierarchy, Parsed
@@ -30,11 +29,10 @@ from .parsing import parse
 from .router import Router
 
 if TYPE_CHECKING:
-    from ...distributed.items import ShardedItems
     from ...distributed.share import Share
 
 
-class ADARec(nn.Module):
+class ADARec(Pretrained, EmbeddingModel):
     """Adaptive Diffusion Augmentation for Recommendation (AAAI 2026).
 
     Args:
@@ -47,7 +45,8 @@ class ADARec(nn.Module):
         ConfigError: an unknown field, or a value out of range.
     """
 
-    noise_seed: Tensor
+    config_type = ADARecConfig
+    config: ADARecConfig
 
     def __init__(
         self,
@@ -56,17 +55,12 @@ class ADARec(nn.Module):
         backbone: nn.Module | None = None,
         **options: Any,
     ) -> None:
-        super().__init__()
         if config is None:
             config = ADARecConfig.create(**options)
         elif options:
             config = config.replace(**options)
-        self.config = config
-        self.item_vocabulary: Vocabulary | None = None
         size = config.hidden_size
-        self.item_embedding: nn.Embedding | ShardedItems = nn.Embedding(
-            config.num_items + 1, size, padding_idx=0
-        )
+        super().__init__(config, size)
         self.backbone: SASRecEncoder | ForeignBackbone
         if backbone is None:
             self.backbone = SASRecEncoder(config)
@@ -90,7 +84,7 @@ class ADARec(nn.Module):
             self.router = Router(size, content=config.router == "content")
         if config.residual:
             self.output_norm = nn.LayerNorm(size, eps=config.layer_norm_eps)
-        self.register_buffer("noise_seed", rng.spread_seed(config.seed))
+        self._add_noise_seed()
         self._initialise()
 
     def _transformer(self, stream: int) -> TransformerLayer:
@@ -183,13 +177,6 @@ class ADARec(nn.Module):
             output,
         )
 
-    def _next_seed(self, place: Tensor | None = None) -> Tensor | None:
-        if not self.training:
-            return None
-        seed = rng.at_place(self.noise_seed, place)
-        self.noise_seed += 1
-        return seed
-
     def _sampled(self, values: Tensor, offsets: Tensor) -> Tensor:
         """Mean of h over S noisy trajectories, at the evaluation depth and without dropout."""
         total = None
@@ -225,12 +212,7 @@ class ADARec(nn.Module):
     ) -> tuple[Parsed, LossOutput]:
         config = self.config
         everywhere = config.supervision == "all"
-        expected = values.shape[0] if everywhere else offsets.shape[0] - 1
-        if targets.shape != (expected,):
-            raise ValueError(
-                f"targets has shape {list(targets.shape)}; supervision={config.supervision!r} "
-                f"takes [{expected}], one target a {'position' if everywhere else 'history'}"
-            )
+        self._check_targets(values, offsets, targets)
         contrast = config.lambda_cont > 0 and config.augmented
         seed = self._next_seed(None if share is None else share.place)
         parsed = parse(
@@ -243,57 +225,34 @@ class ADARec(nn.Module):
 
     # ------------------------------------------------------------------ use
 
-    def score(self, user: Tensor) -> Tensor:
-        """Logits ``[B, num_items + 1]`` of users ``[B, D]``; column 0, padding, is -inf."""
-        scores = F.linear(user, self.item_embedding.weight)
-        scores[:, 0] = float("-inf")
-        return scores
+    def represent(self, values: Tensor, offsets: Tensor) -> Tensor:
+        return self((values, offsets)).user
 
-    @torch.no_grad()
-    def recommend(
-        self,
-        item_ids: History | Sequence[Sequence[int]],
-        lengths: Tensor | None = None,
-        *,
-        k: int = 20,
-        exclude_seen: bool = True,
-        seen: tuple[Tensor, Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """The k best items of every user, in evaluation mode whatever the module's mode.
+    def explain(self, values: Tensor, offsets: Tensor) -> Represented:
+        output = self((values, offsets))
+        return Represented(output.user, {"depth": output.depth})
 
-        Who asks often asks a :class:`adarec_fast.Recommender`.
+    def plan(self) -> Plan | None:
+        return serving.Plan(self) if serving.Plan.suits(self) else None
 
-        Args:
-            item_ids: histories as in :meth:`forward`, or a list of lists of ids.
-            lengths: as in :meth:`forward`.
-            k: how many; at most num_items.
-            exclude_seen: leave out what a history holds. If fewer than k items remain, the rest
-                of a row scores -inf.
-            seen: jagged (values, offsets) of what to leave out instead of the histories.
+    def user_graph(self) -> UserGraph:
+        from .graph import ADARecGraph  # torch.export's parts take a second to import
 
-        Returns:
-            items int64 ``[B, k]`` and their scores ``[B, k]``, falling.
-        """
-        device = self.item_embedding.weight.device
-        if not isinstance(item_ids, (Tensor, tuple)):
-            item_ids = pack_lists(item_ids, device)
-        values, offsets = check_histories(
-            item_ids, lengths, num_items=self.config.num_items, crop=None
-        )
-        with self._evaluating():
-            user = self(ragged.keep_last(values, offsets, self.config.max_length)).user
-        if not exclude_seen:
-            seen = values[:0], torch.zeros_like(offsets)
-        mask, mask_offsets = seen if seen is not None else (values, offsets)
-        table, backend = self.item_embedding, self.config.backend
-        with ranking(self.config.precision, device.type):
-            if isinstance(table, nn.Embedding):
-                scores, items = ops.score_topk(
-                    user, table.weight, mask, mask_offsets, k, backend=backend
-                )
-            else:
-                scores, items = table.topk(user, mask, mask_offsets, k, backend)
-        return items, scores
+        return ADARecGraph(self)
+
+    def diagnostics(self) -> ADARecDiagnostics:
+        return ADARecDiagnostics(self)
+
+    def why_not_captured(self) -> str | None:
+        if isinstance(self.backbone, ForeignBackbone):
+            return "a backbone from outside may wait for the device"
+        return None
+
+    @property
+    def leaves_some_unused(self) -> bool:
+        config = self.config
+        no_levels = config.augmented and not config.diffusion and not config.moe
+        return no_levels or isinstance(self.backbone, ForeignBackbone)
 
     @torch.no_grad()
     def representations(self, item_ids: History) -> dict[str, Tensor]:
@@ -311,52 +270,3 @@ class ADARec(nn.Module):
             "fine": parsed.user if fused is None else fused.fine,
             "coarse": parsed.user if fused is None else fused.coarse,
         }
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        """Evaluation mode for a while. Setting the mode walks over all modules: only if needed."""
-        if not self.training:
-            yield
-            return
-        self.eval()
-        try:
-            yield
-        finally:
-            self.train()
-
-    def _histories(self, item_ids: History, lengths: Tensor | None) -> ragged.Jagged:
-        config = self.config
-        return check_histories(
-            item_ids, lengths, num_items=config.num_items, crop=config.max_length
-        )
-
-    # ------------------------------------------------------------------ files
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``model.safetensors``, ``config.json`` and, if known, ``items.json``.
-
-        See :func:`adarec_fast.models.pretrained.save`.
-        """
-        from ..pretrained import save
-
-        save(self, Path(folder))
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        folder: str | Path,
-        *,
-        device: torch.device | str = "cpu",
-        backend: str | None = None,
-        precision: Precision | None = None,
-        backbone: nn.Module | None = None,
-    ) -> ADARec:
-        """Load what :meth:`save_pretrained` wrote, in evaluation mode.
-
-        See :func:`adarec_fast.models.pretrained.load`.
-        """
-        from ..pretrained import load
-
-        return load(
-            Path(folder), device=device, backend=backend, precision=precision, backbone=backbone
-        )

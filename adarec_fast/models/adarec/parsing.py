@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ... import ops, ragged
-from ..encoders.foreign import ForeignBackbone
-from ..encoders.sasrec import SASRecEncoder
+from ..encoders.encode import encode as encode_items
 from .experts import MLPExpert
 from .outputs import Parsed
 from .parts import Parts
@@ -42,17 +41,8 @@ def _encode(
     model: Parts, values: Tensor, offsets: Tensor, seed: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """E, and the item table for the loss where that is not the parameter itself."""
-    backbone, items, backend = model.backbone, model.item_embedding, model.config.backend
-    if (
-        isinstance(backbone, SASRecEncoder)
-        and isinstance(items, nn.Embedding)
-        and ops.has_kernel("embedding", backend, values.device.type, items.weight.dtype)
-    ):
-        return backbone.of_items(values, items.weight, offsets, seed=seed, backend=backend)
-    embedded = items(values)
-    if isinstance(backbone, ForeignBackbone):
-        return backbone(values, embedded, offsets), None
-    return backbone(embedded, offsets, seed=seed, backend=backend), None
+    items, backend = model.item_embedding, model.config.backend
+    return encode_items(model.backbone, items, values, offsets, seed, backend)
 
 
 def parse(

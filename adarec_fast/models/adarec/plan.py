@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ... import ragged, rng
-from ...ops import choose, has_kernel
-from ...ops._library import implementation
 from ...precision import computing
+from ..base import Represented
+from ..encoders.plan import EncoderPlan, layer_arguments
 from ..encoders.sasrec import SASRecEncoder
 from ..encoders.transformer_layer import TransformerLayer
 from .parsing import finish
@@ -22,56 +18,41 @@ from .parts import Parts
 class Plan:
     """From item ids to h in evaluation mode: the model's ops with their arguments bound once.
 
-    For one user the ops themselves take a third of the time that modules, checks and dispatch
-    take; here the histories were checked and the weights are known. The numbers are those of
-    ``ADARec.forward`` (tested).
+    See :class:`EncoderPlan` for why. The numbers are those of ``ADARec.forward`` (tested).
     """
 
     def __init__(self, model: Parts) -> None:
         config, encoder = model.config, model.backbone
         assert isinstance(encoder, SASRecEncoder)
         device, dtype = model.item_embedding.weight.device, model.item_embedding.weight.dtype
-        self._backend, self._device, self._dtype = config.backend, device, dtype
-        self._encoder, self._config = encoder, config
-        self._items = model.item_embedding.weight.detach()
-        # Row max_length - n of this one belongs to the first token of n. Not for a graph, whose
-        # input has rows behind the last token.
-        self._alone = device.type == "cpu"
-        self._positions = encoder.position.weight.detach().flip(0)
-        self._norm = (config.hidden_size,), encoder.norm.weight, encoder.norm.bias, encoder.eps
-        self._embedding = None
-        if has_kernel("embedding", config.backend, device.type, dtype):
-            self._embedding = self._op("embedding")
-            self._embedding_weights = (
-                self._items, encoder.position.weight, *self._norm[1:], 0.0, None
-            )  # fmt: skip
-        self._layer = self._op("encoder_layer")
-        self._layers = [self._layer_arguments(layer) for layer in encoder.layers]
+        self._device, self._config = device, config
+        self._encode = EncoderPlan(encoder, model.item_embedding.weight, config.backend)
+        self._layer = self._encode.layer
         controller = model.depth_controller
         lengths = torch.arange(config.max_length + 1, device=device)
         self._length_bias = controller.length_bias(lengths, dtype)
-        self._controller = self._op("depth_controller")
+        self._controller = self._encode.op("depth_controller")
         self._controller_weights = (
             controller.w_ih, controller.w_hh, controller.b_hh, controller.w_out, controller.b_out,
             config.max_length,
         )  # fmt: skip
         table, denoiser, router = model.level_embedding.weight, model.denoiser, model.router
-        self._trajectory = self._op("hda_trajectory")
+        self._trajectory = self._encode.op("hda_trajectory")
         self._denoiser_weights = (
             denoiser.alpha_bar, denoiser.w1, denoiser.level_bias(table), denoiser.w2, denoiser.b2,
             None, None,
         )  # fmt: skip
-        self._fine = self._layer_arguments(model.fine_expert)
+        self._fine = layer_arguments(model.fine_expert)
         coarse = model.coarse_expert
         if isinstance(coarse, TransformerLayer):
-            self._coarse, self._coarse_weights = self._layer, self._layer_arguments(coarse)
+            self._coarse, self._coarse_weights = self._layer, layer_arguments(coarse)
         else:
-            self._coarse = self._op("mlp_expert")
+            self._coarse = self._encode.op("mlp_expert")
             self._coarse_weights = (
                 *coarse.weights(), coarse.eps, 0.0, None, rng.STREAM_COARSE_MLP,
             )  # fmt: skip
-        self._pool = self._op("level_pool")
-        self._aggregate = self._op("moe_aggregate")
+        self._pool = self._encode.op("level_pool")
+        self._aggregate = self._encode.op("moe_aggregate")
         self._router_weights = router.weights(table)
         self._content = router.content
         # m_k of levels up to the depth; those beyond are not read.
@@ -79,7 +60,7 @@ class Plan:
         self._model = model
         self._fused = None
         if config.fused_trajectory:
-            self._fused = self._op("fused_trajectory")
+            self._fused = self._encode.op("fused_trajectory")
             self._fused_inputs = (
                 denoiser.alpha_bar, *denoiser.weights(table), *model.fine_expert.weights(),
                 *coarse.weights(), *self._router_weights, None, None, None, config.num_heads,
@@ -90,40 +71,25 @@ class Plan:
     def suits(model: Parts) -> bool:
         """Whether this is the paper's whole model on the built-in encoder, run by our ops."""
         config, weight = model.config, model.item_embedding.weight
-        names = (
-            "encoder_layer", "depth_controller", "hda_trajectory", "mlp_expert", "level_pool",
-            "moe_aggregate", *(("fused_trajectory",) if config.fused_trajectory else ()),
+        ops = (
+            "depth_controller", "hda_trajectory", "mlp_expert", "level_pool", "moe_aggregate",
+            *(("fused_trajectory",) if config.fused_trajectory else ()),
         )  # fmt: skip
         return (
             isinstance(model.backbone, SASRecEncoder)
             and (config.depth, config.diffusion, config.moe) == ("adaptive", True, True)
             and config.evaluation_samples == 0
-            and all(
-                choose(name, config.backend, weight.device.type, weight.dtype) != "reference"
-                for name in names
-            )
+            and EncoderPlan.suits(config.backend, weight, *ops)
         )
 
-    def _op(self, name: str) -> Callable[..., Any]:
-        chosen = choose(name, self._backend, self._device.type, self._dtype)
-        return implementation(name, chosen).fwd
-
-    def _layer_arguments(self, layer: nn.Module) -> tuple[Any, ...]:
-        """All that follows x, offsets and depth, less ``last_only`` and ``max_length``."""
-        assert isinstance(layer, TransformerLayer)
-        return (*layer.weights(), layer.heads, layer.eps, 0.0, 0.0, None, layer.stream)
-
-    def __call__(self, values: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, values: Tensor, offsets: Tensor) -> Represented:
         """h ``[B, D]`` and T_u ``[B]`` of packed histories of at most ``max_length`` items."""
         with computing(self._config.precision, self._device.type):
-            return self._run(values, offsets)
+            user, depth = self._run(values, offsets)
+        return Represented(user, {"depth": depth})
 
     def _run(self, values: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-        longest = self._config.max_length
-        x = self._embed(values, offsets)[None]
-        for weights in self._layers:
-            x = self._layer(x, offsets, None, *weights, False, longest)
-        embeddings = x[0]
+        embeddings = self._encode(values, offsets)
         bias = self._length_bias[offsets[1:] - offsets[:-1]]
         logits, _ = self._controller(embeddings, offsets, bias, *self._controller_weights)
         depth = logits.argmax(-1)
@@ -135,18 +101,6 @@ class Plan:
         if self._config.residual:
             user = finish(self._model, user, embeddings[ragged.last_tokens(offsets)])
         return user, depth
-
-    def _embed(self, values: Tensor, offsets: Tensor) -> Tensor:
-        """What the first layer reads ``[N, D]``."""
-        if self._embedding is not None:
-            return self._embedding(values, offsets, *self._embedding_weights)
-        tokens = values.shape[0]
-        x = F.embedding(values, self._items)
-        if self._alone and offsets.shape[0] == 2:
-            x = x + self._positions[self._config.max_length - tokens :]
-        else:
-            x = x + self._encoder.positions(offsets, tokens)
-        return F.layer_norm(x, *self._norm)
 
     def _stages(
         self, embeddings: Tensor, offsets: Tensor, depth: Tensor, mass: Tensor
