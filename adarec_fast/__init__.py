@@ -7,16 +7,18 @@ submodules are loaded when they are first used, so ``adarec-fast --help`` does n
 import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from .config import ADARecConfig, ConfigError, TrainConfig
-    from .data import DataError, InteractionData, Split, TrainingBatches, load, synthetic
-    from .model import ADARec
-    from .ops import BackendError
-    from .outputs import ADARecOutput, Hierarchy, LossOutput
-    from .pretrained import CheckpointError
-    from .recommender import Ranking, Recommender
+from .version import __version__ as __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from .config import ConfigError, TrainConfig
+    from .data import DataError, InteractionData, Split, TrainingBatches, load, synthetic
+    from .models.adarec.config import ADARecConfig
+    from .models.adarec.model import ADARec
+    from .models.adarec.outputs import ADARecOutput, Hierarchy
+    from .models.base import LossOutput
+    from .models.pretrained import CheckpointError
+    from .ops import BackendError
+    from .ranking.recommender import Ranking, Recommender
 
 __all__ = [
     "ADARec",
@@ -39,18 +41,18 @@ __all__ = [
 ]
 
 _HOME = {
-    "ADARec": "model",
-    "ADARecConfig": "config",
-    "ADARecOutput": "outputs",
+    "ADARec": "models.adarec.model",
+    "ADARecConfig": "models.adarec.config",
+    "ADARecOutput": "models.adarec.outputs",
     "BackendError": "ops",
-    "CheckpointError": "pretrained",
+    "CheckpointError": "models.pretrained",
     "ConfigError": "config",
     "DataError": "data",
-    "Hierarchy": "outputs",
+    "Hierarchy": "models.adarec.outputs",
     "InteractionData": "data",
-    "LossOutput": "outputs",
-    "Ranking": "recommender",
-    "Recommender": "recommender",
+    "LossOutput": "models.base",
+    "Ranking": "ranking.recommender",
+    "Recommender": "ranking.recommender",
     "Split": "data",
     "TrainConfig": "config",
     "TrainingBatches": "data",

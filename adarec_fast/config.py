@@ -1,4 +1,4 @@
-"""Validated configurations: the model's (:class:`ADARecConfig`) and the training run's.
+"""Validated configurations: what all models' have, and the training run's.
 
 Both are frozen pydantic models. Unknown keys are errors that suggest the right key, values out of
 range name the field and what would be right, and both go to JSON or YAML and back unchanged.
@@ -11,13 +11,11 @@ import json
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .documents import LARGEST, DocumentError, parse_json, parse_yaml, read_text, shown
 
-Schedule = Literal["respaced", "direct"]
 Supervision = Literal["prefix", "all"]
-DepthGradient = Literal["truncated", "full"]
 Precision = Literal["ieee", "tf32", "bf16"]
 Backend = Literal["auto", "reference", "packed", "cpp", "triton", "cuda"]
 
@@ -66,57 +64,37 @@ class _Base(BaseModel):
         return type(self).create(**{**self.model_dump(), **changes})
 
 
-class ADARecConfig(_Base):
-    """What the model is. Symbols are the paper's: D hidden size, T the greatest depth T_max."""
+class DataConfig(_Base):
+    """Which interactions a run learns from, and what is done to them first."""
+
+    data: str = Field("synthetic", description="file of interactions, or synthetic")
+    format: Literal["auto", "sequences", "pairs", "inter", "csv", "tsv", "jsonl", "parquet"] = (
+        Field("auto", description="format of the file; auto tells it by the content")
+    )
+    user_column: str | None = Field(None, description="column of the user ids")
+    item_column: str | None = Field(None, description="column of the item ids")
+    time_column: str | None = Field(None, description="column to sort each history by")
+    k_core: int = Field(0, ge=0, description="keep users and items with so many interactions")
+    deduplicate: Literal["off", "consecutive", "all"] = Field(
+        "off", description="drop repeats of an item in a history: adjacent ones, or all"
+    )
+    min_length: int = Field(3, ge=3, description="drop users with fewer interactions")
+    truncate: int | None = Field(
+        None, ge=1, description="cut histories to their last so many training items"
+    )
+
+
+class ModelConfig(_Base):
+    """What every model's configuration says; each kind of model adds its own fields."""
+
+    # The name of the kind of model, as in ``--model NAME`` and in saved files.
+    system: ClassVar[str] = ""
 
     num_items: int = Field(
         ge=1, lt=2**31, description="items in the catalogue; ids are 1..num_items"
     )
-    hidden_size: int = Field(64, ge=1, le=65_536, description="D, size of every representation")
-    num_layers: int = Field(
-        2, ge=0, le=256, description="Transformer layers of the built-in backbone"
-    )
-    num_heads: int = Field(2, ge=1, description="attention heads, backbone and experts")
-    feedforward_multiplier: int = Field(4, ge=1, le=64, description="feed-forward size over D")
     max_length: int = Field(50, ge=1, le=65_535, description="longest history read, in items")
-    dropout: float = Field(0.5, ge=0.0, lt=1.0, description="hidden dropout probability")
-    attention_dropout: float = Field(0.5, ge=0.0, lt=1.0, description="dropout on attention")
-    layer_norm_eps: float = Field(1e-5, gt=0.0, description="added to LayerNorm's variance")
-
-    max_depth: int = Field(4, ge=1, le=64, description="T_max, greatest diffusion depth")
-    schedule: Schedule = Field("respaced", description="noise schedule, see modules.diffusion")
     supervision: Supervision = Field("prefix", description="an example a prefix, or a position")
-    depth_gradient: DepthGradient = Field(
-        "truncated", description="levels computed in training: up to T_u, or all"
-    )
-    gumbel_temperature: float = Field(0.5, gt=0.0, description="tau_gs of Eq. 3")
-    contrastive_temperature: float = Field(0.07, gt=0.0, description="tau of Eq. 6")
-    coarse_expert: Literal["mlp", "transformer"] = Field("mlp", description="E_coar")
-    evaluation_samples: int = Field(
-        0, ge=0, description="S noisy trajectories averaged at evaluation; 0: one without noise"
-    )
-
-    lambda_deno: float = Field(0.1, ge=0.0, description="weight of L_deno in Eq. 12")
-    lambda_cont: float = Field(0.1, ge=0.0, description="weight of L_cont in Eq. 12; 0 removes it")
-    lambda_expl: float = Field(0.01, ge=0.0, description="weight of L_expl in Eq. 12")
-
-    depth: Literal["adaptive", "fixed"] = Field(
-        "adaptive", description="ADC, or the fixed depth T_max for everybody (Table 4)"
-    )
-    diffusion: bool = Field(True, description="HDA; without it every level is E itself (Table 4)")
-    moe: bool = Field(True, description="HP-MoE; without it the mean of the levels (Table 4)")
-    router: Literal["content", "level"] = Field(
-        "content", description="Eq. 7, or the level embedding alone (Table 4)"
-    )
-    residual: bool = Field(
-        False, description="not in the paper: LayerNorm(E + h_u) after Eq. 11"
-    )
-
-    fused_trajectory: bool = Field(
-        False,
-        description="keep no level in memory: one kernel at inference on CUDA, and a backward "
-        "pass that computes the levels again, some tokens at a time",
-    )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of the weights and of the noise")
     backend: Backend = Field("auto", description="who runs the ops, see adarec_fast.ops")
     precision: Precision = Field(
@@ -124,37 +102,6 @@ class ADARecConfig(_Base):
         description="products, in training and ever after: ieee float32, tf32 on a GPU's tensor "
         "cores (on a CPU float32), or bf16, bfloat16 autocast",
     )
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> ADARecConfig:
-        if self.hidden_size % self.num_heads:
-            raise ValueError(
-                f"hidden_size={self.hidden_size} is not divisible by num_heads={self.num_heads}; "
-                f"choose a multiple of {self.num_heads}"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _fusion_has_all_its_parts(self) -> ADARecConfig:
-        if self.fused_trajectory and not (
-            self.diffusion and self.moe and self.coarse_expert == "mlp"
-        ):
-            raise ValueError(
-                f"fused_trajectory=True needs diffusion=True, moe=True and coarse_expert='mlp'; "
-                f"got diffusion={self.diffusion}, moe={self.moe}, "
-                f"coarse_expert={self.coarse_expert!r}"
-            )
-        return self
-
-    @property
-    def num_levels(self) -> int:
-        """T + 1, levels 0..T of a full hierarchy."""
-        return self.max_depth + 1
-
-    @property
-    def augmented(self) -> bool:
-        """Whether anything of ADARec is on; if not, the model is its backbone."""
-        return self.depth == "adaptive" or self.diffusion or self.moe
 
 
 class TrainConfig(_Base):
@@ -194,7 +141,7 @@ class TrainConfig(_Base):
     )  # fmt: skip
 
 
-def training_precision(model: ADARecConfig, train: TrainConfig) -> Precision:
+def training_precision(model: ModelConfig, train: TrainConfig) -> Precision:
     """How a training step multiplies: the model's ``precision``, or what ``amp`` says of old runs.
 
     Those trained under ``amp`` and evaluate in float32, as they always did.

@@ -30,7 +30,6 @@ from adarec_fast import ADARec, TrainConfig
 from adarec_fast.data import TrainingBatches
 from adarec_fast.distributed import Workers, join
 from adarec_fast.distributed.batches import SharedBatches
-from adarec_fast.distributed.stepper import split_items
 from adarec_fast.training.captured import make_stepper
 from adarec_fast.training.statistics import EpochStatistics
 
@@ -86,9 +85,9 @@ def step(items: int, workers: Workers | None, split: bool) -> float:
     if workers is not None:
         shared = SharedBatches(batches, workers, gather_negatives=True)
         if split:
-            split_items(model, workers)
+            model.split_items(workers)
     stepper = make_stepper(model.train(), TrainConfig(), torch.device("cpu"), shared)
-    sums = EpochStatistics(model.config.num_levels, torch.device("cpu"), workers)
+    sums = EpochStatistics(model.diagnostics(), torch.device("cpu"), workers)
     given = cycle((shared or batches).epoch(0))
     result = _median(lambda: stepper.step(next(given), 1, sums), _STEPS)
     assert sums.diverged() is None

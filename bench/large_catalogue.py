@@ -47,7 +47,7 @@ def _spread(batch: Histories, items: int, generator: torch.Generator) -> Histori
 def train(model: ADARec, items: int, generator: torch.Generator) -> dict[str, Any]:
     """Seconds of each step and the peak of memory; the first step allocates Adam's state."""
     stepper = Stepper(model.train(), TrainConfig(), torch.device("cpu"))
-    statistics = EpochStatistics(model.config.num_levels, torch.device("cpu"))
+    statistics = EpochStatistics(model.diagnostics(), torch.device("cpu"))
     seconds = []
     for number, data in enumerate(histories("train", _STEPS), start=1):
         batch: Batch = _spread(data, items, generator).as_batch()

@@ -64,7 +64,7 @@ class Steps:
         if self.training:
             target = torch.device(device)
             self._stepper = Stepper(model.train(), TrainConfig(), target)
-            self._statistics = EpochStatistics(model.config.num_levels, target)
+            self._statistics = EpochStatistics(model.diagnostics(), target)
             self._batches = [batch.as_batch() for batch in self.data]
         else:
             model.eval()
@@ -90,7 +90,7 @@ class Steps:
         stepper = make_stepper(model, TrainConfig(), device)
         if type(stepper) is Stepper:
             return None
-        sums = EpochStatistics(model.config.num_levels, device)
+        sums = EpochStatistics(model.diagnostics(), device)
         return lambda: stepper.step(self._batches[0], 1, sums)
 
 

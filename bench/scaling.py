@@ -95,7 +95,7 @@ def step_of(axis: str, value: int, device: str) -> Callable[[], None]:
     )
     model = model.to(device).train()
     stepper = make_stepper(model, TrainConfig(), torch.device(device))
-    sums = EpochStatistics(model.config.num_levels, torch.device(device))
+    sums = EpochStatistics(model.diagnostics(), torch.device(device))
     return lambda: stepper.step(batch, 1, sums)
 
 

@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 
 from adarec_fast import ADARec, Recommender, TrainConfig, synthetic
-from adarec_fast.pretrained import write
+from adarec_fast.models.pretrained import write
 from adarec_fast.training import load_run, run_folder
 from adarec_fast.training.checkpoint import save_checkpoint
 from adarec_fast.training.origin import describe_origin

@@ -9,8 +9,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 from adarec_fast import ops
+from adarec_fast.ops.fused_trajectory import separate
 from adarec_fast.reference.fused_trajectory import TrajectoryInputs
-from adarec_fast.reference.fused_trajectory import fused_trajectory as separate
 
 from .cell import Cell
 from .harness import PACKED, Prepared

@@ -9,7 +9,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 from adarec_fast import ops
-from adarec_fast.modules.diffusion import alpha_bar_schedule
+from adarec_fast.models.adarec.diffusion import alpha_bar_schedule
 from adarec_fast.reference.hda_trajectory import hda_trajectory as reference
 
 from .baselines import packed

@@ -81,7 +81,7 @@ class TrainingStep(ModelCase):
         device = torch.device(self.device)
         settings = TrainConfig.create(gradient_clip=_CLIP, learning_rate=_LEARNING_RATE)
         stepper = make_stepper(module, settings, device)
-        statistics = EpochStatistics(module.config.num_levels, device)
+        statistics = EpochStatistics(module.diagnostics(), device)
         batches = itertools.cycle([batch.as_batch() for batch in self.data])
 
         def step() -> None:

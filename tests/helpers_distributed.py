@@ -26,9 +26,9 @@ from adarec_fast.data import Split, TrainingBatches
 from adarec_fast.distributed import Workers, join
 from adarec_fast.distributed.batches import SharedBatches
 from adarec_fast.distributed.items import ShardedItems
-from adarec_fast.distributed.stepper import split_items
-from adarec_fast.evaluation import evaluate
+from adarec_fast.ranking.evaluation import evaluate
 from adarec_fast.training import Reporter, train, trainer
+from adarec_fast.training.shared_step import split_items
 
 DATA = synthetic(num_users=61, num_items=57, num_themes=3, subthemes_per_theme=2, seed=2)
 MODEL: dict[str, Any] = {

@@ -19,7 +19,7 @@ import uvicorn
 
 from adarec_fast import ADARec, InteractionData, TrainConfig, synthetic
 from adarec_fast.cli.recommend import recommend_for
-from adarec_fast.pretrained import write
+from adarec_fast.models.pretrained import write
 from adarec_fast.serving import ServeConfig, Service, Source
 from adarec_fast.serving.server import address, listen, server_settings
 from adarec_fast.training import run_folder
@@ -79,7 +79,7 @@ def expected(
     """Items, scores and depth as `adarec-fast recommend` gives them."""
     indices = data.items.encode(history).tolist()
     (answer,) = recommend_for(model, data.items, [None], [indices], k, exclude_seen)
-    return answer.items, answer.scores, answer.depth
+    return answer.items, answer.scores, int(answer.diagnostics["depth"])
 
 
 @contextlib.contextmanager

@@ -26,9 +26,10 @@ from pretend_cuda import (
 from torch.utils import _foreach_utils
 from torch.utils._pytree import tree_map_only
 
-from adarec_fast import plan, recommender
 from adarec_fast.kernels._launch import MULTIPROCESSORS
-from adarec_fast.ops import _library
+from adarec_fast.models.encoders import plan
+from adarec_fast.ops import _library, _triton
+from adarec_fast.ranking import recommender
 
 # What autograd asks of a device type, for two devices with one stream each. To be loaded before
 # libtorch, whose build for CPUs would answer that there is no accelerator.
@@ -327,7 +328,7 @@ def pretend_cuda(
         for owner, new in patches:
             for name, value in new.items():
                 setattr(owner, name, value)
-        _library._triton_missing.cache_clear()
+        _triton.missing.cache_clear()
         with device:
             yield device
     finally:
@@ -335,4 +336,4 @@ def pretend_cuda(
             for name, value in old.items():
                 setattr(owner, name, value)
         torch.__future__.set_overwrite_module_params_on_conversion(replacing)
-        _library._triton_missing.cache_clear()
+        _triton.missing.cache_clear()

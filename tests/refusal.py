@@ -11,7 +11,7 @@ from typing import Any
 
 from adarec_fast import ConfigError
 from adarec_fast.data import DataError
-from adarec_fast.pretrained import CheckpointError
+from adarec_fast.models.pretrained import CheckpointError
 from adarec_fast.training import RunFolderError
 
 OURS = (CheckpointError, RunFolderError, ConfigError, DataError)

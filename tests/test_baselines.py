@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adarec_fast.baselines import MarkovChain, Popularity
 from adarec_fast.data import EvaluationBatches, InteractionData, Split, Vocabulary, load
-from adarec_fast.evaluation import Scorer, evaluate
+from adarec_fast.models.counting import MarkovChain, Popularity
+from adarec_fast.ranking.evaluation import Scorer, evaluate
 
 BEAUTY = Path(os.environ.get("ADAREC_FAST_DATA", ".")) / "Beauty.txt"
 

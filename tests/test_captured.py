@@ -41,7 +41,7 @@ def _train(
 ) -> tuple[Stepper, EpochStatistics, dict[str, Tensor]]:
     model = ADARec(**MODEL, supervision=supervision, **options).to(device).train()
     stepper = kind(model, TrainConfig(batch_size=20), torch.device(device))
-    statistics, number = EpochStatistics(3, torch.device(device)), 0
+    statistics, number = EpochStatistics(model.diagnostics(), torch.device(device)), 0
     for epoch in range(epochs):
         for batch in _batches(supervision, device).epoch(epoch):
             number += 1
@@ -89,7 +89,7 @@ def test_why_a_step_is_not_captured() -> None:
 
 
 def test_where_triton_runs_steps_are_captured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_library, "_triton_missing", lambda: None)
+    monkeypatch.setitem(_library._MISSING, "triton", lambda: None)
     for options in ({}, {"supervision": "all"}, {"fused_trajectory": True}):
         assert why_not(ADARec(**MODEL, **options), torch.device("cuda")) is None
 

@@ -14,7 +14,7 @@ import torch
 from helpers_disk import mounted
 from safetensors.torch import load_file, save_file
 
-from adarec_fast.pretrained import CheckpointError
+from adarec_fast.models.pretrained import CheckpointError
 from adarec_fast.training import checkpoint
 from adarec_fast.training.checkpoint import (
     MANIFEST,

@@ -10,16 +10,18 @@ import torch
 from typer.testing import CliRunner
 
 from adarec_fast.cli import app
-from adarec_fast.cli.options import (
+from adarec_fast.config import ConfigError, TrainConfig
+from adarec_fast.data.configured import load_data
+from adarec_fast.models.adarec.config import ADARecConfig
+from adarec_fast.training.values import (
     SECTIONS,
     Values,
+    fields,
     known_keys,
-    load_data,
     place,
     read_assignments,
     read_config,
 )
-from adarec_fast.config import ADARecConfig, ConfigError, TrainConfig
 
 runner = CliRunner()
 
@@ -115,15 +117,16 @@ def test_data_values_are_checked(tmp_path: Path) -> None:
 def test_every_field_is_an_option_with_help() -> None:
     shown = runner.invoke(app, ["train", "--help"], env={"COLUMNS": "200"}, color=False)
     assert shown.exit_code == 0
-    for section, config in SECTIONS.items():
-        for name in known_keys(section):
+    for section in SECTIONS:
+        for name, info in fields(section).items():
             assert f"--{name.replace('_', '-')}" in shown.output
-            description = config.model_fields[name].description
+            description = info.description
             assert description
             if name != "seed":
                 assert description[:40].split(" (")[0] in shown.output
     assert "--num-items" not in shown.output
-    assert set(known_keys("model")) | {"num_items"} == set(ADARecConfig.model_fields)
+    assert "--model " in shown.output
+    assert {*known_keys("model"), "num_items"} == {*ADARecConfig.model_fields, "model"}
 
 
 def test_an_unknown_option_is_a_usage_error_that_suggests() -> None:

@@ -18,8 +18,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from adarec_fast.cli import app, train
-from adarec_fast.config import ADARecConfig, TrainConfig
+from adarec_fast.config import TrainConfig
 from adarec_fast.data import load, synthetic, write_csv
+from adarec_fast.models.adarec.config import ADARecConfig
 
 TINY = [
     "--hidden-size", "8", "--num-layers", "1", "--max-depth", "2", "--batch-size", "64",

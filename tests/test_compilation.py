@@ -12,7 +12,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from adarec_fast import ADARec, Recommender
 from adarec_fast.data import Batch
-from adarec_fast.recommender import exportable
+from adarec_fast.ranking.recommender import exportable
 
 SMALL: dict[str, Any] = {
     "num_items": 40,

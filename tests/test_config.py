@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from adarec_fast.config import ADARecConfig, ConfigError, TrainConfig, read_mapping
+from adarec_fast.config import ConfigError, TrainConfig, read_mapping
+from adarec_fast.models.adarec.config import ADARecConfig
 
 
 def test_defaults_are_the_papers_where_it_speaks() -> None:
@@ -51,7 +52,7 @@ def test_round_trip(tmp_path: Path, suffix: str) -> None:
             {"num_items": 3, "hiden_size": 64},
             "unknown key 'hiden_size', did you mean 'hidden_size'",
         ),
-        ({"num_items": 3, "zzz": 1}, "unknown key 'zzz'; known: num_items, hidden_size"),
+        ({"num_items": 3, "zzz": 1}, "unknown key 'zzz'; known: num_items, max_length"),
         ({"num_items": 3, "dropout": float("nan")}, "dropout=nan"),
         ({"num_items": 3, "lambda_cont": -0.1}, "lambda_cont=-0.1"),
     ],

@@ -16,7 +16,7 @@ import torch
 
 from adarec_fast import ConfigError, TrainConfig, synthetic
 from adarec_fast.distributed.workers import saving_seconds
-from adarec_fast.evaluation import EvaluationResult
+from adarec_fast.ranking.evaluation import EvaluationResult
 from adarec_fast.training import load_run, train
 from adarec_fast.training.metrics_log import flatten, read_metrics
 

@@ -10,7 +10,7 @@ import torch
 
 from adarec_fast import ADARecConfig, TrainConfig, synthetic
 from adarec_fast.config import ConfigError
-from adarec_fast.ops import _driver, _library
+from adarec_fast.ops import _driver, _library, _triton
 from adarec_fast.ops._driver import Card, cards, why_no_cuda, why_no_launcher
 from adarec_fast.training import train
 from adarec_fast.training.loop import resolve_device
@@ -121,12 +121,12 @@ def test_without_a_compiler_the_kernels_fall_back_with_a_word(
     pytest.importorskip("triton")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    _library._triton_missing.cache_clear()
+    _triton.missing.cache_clear()
     try:
         with pytest.warns(RuntimeWarning, match="plain PyTorch runs instead: there is no gcc"):
             choice = _library.explain("level_pool", "auto", "cuda")
     finally:
-        _library._triton_missing.cache_clear()
+        _triton.missing.cache_clear()
     assert choice.backend == "packed"
     assert "install gcc" in choice.reason
 

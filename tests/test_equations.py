@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from adarec_fast import losses, rng
-from adarec_fast.modules import DepthController
+from adarec_fast import rng
+from adarec_fast.models.adarec import losses
+from adarec_fast.models.adarec.depth_controller import DepthController
 from adarec_fast.reference.depth_controller import depth_controller
 from adarec_fast.reference.encoder_layer import encoder_layer
 from adarec_fast.reference.hda_trajectory import hda_trajectory

@@ -15,7 +15,7 @@ from torch import Tensor
 from adarec_fast import ADARec, synthetic
 from adarec_fast.clustering import kmeans, normalized_mutual_info
 from adarec_fast.data import EvaluationBatch, EvaluationBatches, InteractionData, Split, Vocabulary
-from adarec_fast.evaluation import (
+from adarec_fast.ranking.evaluation import (
     UNREACHABLE,
     EvaluationResult,
     evaluate,

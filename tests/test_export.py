@@ -20,7 +20,7 @@ from adarec_fast import ADARec, ConfigError, Split, TrainConfig, synthetic
 from adarec_fast.cli import app
 from adarec_fast.export import Exported, ExportError, ExportOptions, export_run, formats
 from adarec_fast.export.check import Request, check, requests, sample
-from adarec_fast.export.graph import RankingModel, UserModel, capture
+from adarec_fast.export.graph import RankingModel, capture
 from adarec_fast.training import Run, load_run, train
 
 SIZES = {"hidden_size": 16, "num_layers": 1, "max_length": 6, "max_depth": 2}
@@ -91,7 +91,7 @@ def assert_ranks_like(model: ADARec, answer: Callable[..., tuple[Tensor, ...]]) 
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
 def test_the_graph_is_the_model(options: dict[str, Any]) -> None:
     model = make_model(50, **options)
-    users = UserModel(model)
+    users = model.user_graph()
     with torch.no_grad():
         for ids, _ in shapes(50)[5::6]:
             torch.testing.assert_close(users(ids), model(ids).user, rtol=1e-5, atol=1e-6)
@@ -99,9 +99,11 @@ def test_the_graph_is_the_model(options: dict[str, Any]) -> None:
 
 def test_models_that_cannot_be_exported_are_named() -> None:
     with pytest.raises(ConfigError, match="evaluation_samples=2 draws noise"):
-        UserModel(make_model(9, evaluation_samples=2))
+        make_model(9, evaluation_samples=2).user_graph()
     with pytest.raises(ConfigError, match="backbone of your own"):
-        UserModel(ADARec(num_items=9, hidden_size=8, backbone=nn.GRU(8, 8, batch_first=True)))
+        ADARec(
+            num_items=9, hidden_size=8, backbone=nn.GRU(8, 8, batch_first=True)
+        ).user_graph()
     with pytest.raises(ConfigError, match=r"k=10 must lie in 1\.\.9"):
         RankingModel(make_model(9), k=10, exclude_seen=True)
 
@@ -303,7 +305,8 @@ def test_the_check(items: list[int], scores: list[float], passes: bool) -> None:
 def test_the_check_sees_every_length_and_batch(run: Run) -> None:
     histories = sample(run.data.values, run.data.offsets, 70, 50, 6)
     assert len(histories) == 60 + 6
-    given = list(requests(run.model, histories, exclude_seen=True, max_batch=64))
+    ranking = RankingModel(run.model, k=3, exclude_seen=True)
+    given = list(requests(ranking, histories, exclude_seen=True, max_batch=64))
     assert [len(request.item_ids) for request in given] == [1, 3, 62]
     assert max(request.item_ids.shape[1] for request in given) == 6
     # What is older than the model reads is left out all the same.
@@ -334,7 +337,9 @@ def test_what_is_missing_is_named(
 
 def test_a_length_of_one_item(tmp_path: Path) -> None:
     model = make_model(9, max_length=1)
-    program = capture(RankingModel(model, k=3, exclude_seen=False), max_batch=8).module()
+    program = capture(
+        RankingModel(model, k=3, exclude_seen=False), model.config.max_length, max_batch=8
+    ).module()
     for users in (1, 8):
         ids = torch.arange(1, users + 1)[:, None]
         assert torch.equal(program(ids)[0], model.recommend(ids, k=3, exclude_seen=False)[0])

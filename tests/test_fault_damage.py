@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from adarec_fast import ADARec, ConfigError, TrainConfig, synthetic
-from adarec_fast.pretrained import CheckpointError
+from adarec_fast.models.pretrained import CheckpointError
 from adarec_fast.training import RunFolderError, load_run, metrics_log, train
 from adarec_fast.training.run_folder import read_config
 

@@ -16,10 +16,11 @@ import torch
 from helpers_disk import mounted
 from typer.testing import CliRunner
 
-from adarec_fast import TrainConfig, pretrained, synthetic
+from adarec_fast import TrainConfig, synthetic
 from adarec_fast.cli import app
 from adarec_fast.data import write_csv
-from adarec_fast.pretrained import CheckpointError
+from adarec_fast.models import pretrained
+from adarec_fast.models.pretrained import CheckpointError
 from adarec_fast.training import RunFolderError, checkpoint, load_run, metrics_log, train
 from adarec_fast.training.checkpoint import (
     find_checkpoint,

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from refusal import refusal
 
 from adarec_fast import ConfigError, TrainConfig
-from adarec_fast.cli.options import read_assignments, read_config
-from adarec_fast.config import ADARecConfig, read_mapping
+from adarec_fast.config import read_mapping
 from adarec_fast.data import DataError, Vocabulary
 from adarec_fast.documents import DEEPEST, DocumentError, parse_json, parse_yaml, shown
+from adarec_fast.models.adarec.config import ADARecConfig
+from adarec_fast.training.values import read_assignments, read_config
 
 LAUGHS = "a0: &a0 [lol]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 30)

@@ -20,10 +20,10 @@ from refusal import refusal
 from safetensors.torch import save
 
 from adarec_fast import ADARec, TrainConfig, synthetic
-from adarec_fast.cli.options import read_config
 from adarec_fast.data import load
 from adarec_fast.training import load_run, metrics_log, train
 from adarec_fast.training.checkpoint import MANIFEST, STATE_TENSORS, STATE_VALUES, _sha256
+from adarec_fast.training.values import read_config
 
 DATA = synthetic(num_users=40, num_items=60, num_themes=3, subthemes_per_theme=2, seed=2)
 MODEL: dict[str, Any] = {

@@ -9,7 +9,11 @@ from typer.testing import CliRunner
 
 from adarec_fast import ADARec, ConfigError, InteractionData, TrainConfig, synthetic
 from adarec_fast.cli import app
-from adarec_fast.frames import recommendation_frame, recommendation_frames, write_recommendations
+from adarec_fast.ranking.frames import (
+    recommendation_frame,
+    recommendation_frames,
+    write_recommendations,
+)
 from adarec_fast.training import train
 
 polars = pytest.importorskip("polars")

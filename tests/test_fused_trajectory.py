@@ -19,8 +19,8 @@ from adarec_fast import ADARec, ConfigError, Recommender, rng
 from adarec_fast.data import Batch as TrainingBatch
 from adarec_fast.ops import LayerWeights, Trajectory, fused_trajectory
 from adarec_fast.ops._library import unavailable
+from adarec_fast.ops.fused_trajectory import separate
 from adarec_fast.packed._parts import PART_TOKENS
-from adarec_fast.reference import fused_trajectory as reference
 from adarec_fast.reference.fused_trajectory import TrajectoryInputs
 
 needs_cpp = pytest.mark.skipif(
@@ -253,7 +253,7 @@ def step_memory(folder: Path, fused: bool) -> int:
     batch = Batch((8,) * 512, (8,) * 512, size=16, max_depth=8, max_length=8)
     case = build(batch, noise="seed", dropout=(0.5, 0.5), contrast=True)
     if not fused:
-        case = replace(case, function=separate)
+        case = replace(case, function=by_separate_ops)
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as profile:
@@ -265,11 +265,11 @@ def step_memory(folder: Path, fused: bool) -> int:
     return max(held) - held[0]
 
 
-def separate(**arguments: Any) -> tuple[Tensor, ...]:
+def by_separate_ops(**arguments: Any) -> tuple[Tensor, ...]:
     """The same from the separate ops of a backend."""
     backend = arguments.pop("backend")
     given = [arguments[name] for name in TrajectoryInputs._fields]
-    return tuple(reference.fused_trajectory(TrajectoryInputs(*given), backend))
+    return tuple(separate(TrajectoryInputs(*given), backend))
 
 
 def test_a_step_needs_less_than_half_the_memory(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from helpers import assert_close_to_float64
 
 from adarec_fast import ADARec, ConfigError, rng
 from adarec_fast.data import Batch
-from adarec_fast.parsing import parse
+from adarec_fast.models.adarec.parsing import parse
 
 SMALL: dict[str, Any] = {
     "num_items": 40,

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from adarec_fast import ADARec, rng
-from adarec_fast.modules import DepthController, SASRecEncoder, alpha_bar_schedule
+from adarec_fast.models.adarec.depth_controller import DepthController
+from adarec_fast.models.adarec.diffusion import alpha_bar_schedule
+from adarec_fast.models.encoders.sasrec import SASRecEncoder
 
 VALUES = torch.tensor([3, 4, 9, 1, 2, 7])
 OFFSETS = torch.tensor([0, 2, 3, 6])

@@ -18,19 +18,19 @@ import pytest
 import torch
 from test_sweep import MODEL, PACKAGE, TRAIN, adarec
 
-from adarec_fast.cli.options import Values
 from adarec_fast.clustering import kmeans, normalized_mutual_info
 from adarec_fast.config import ConfigError, TrainConfig
 from adarec_fast.data import InteractionData, synthetic, write_csv
-from adarec_fast.evaluation import evaluate
 from adarec_fast.experiments import Group, Sweep, run_sweep
-from adarec_fast.parsing import encode
+from adarec_fast.models.adarec.parsing import encode
 from adarec_fast.plotting import PICTURES, RunPictures, _short, plot_run
 from adarec_fast.plotting.hierarchy import length_bins
 from adarec_fast.plotting.measure import levels, sample_users
 from adarec_fast.plotting.sensitivity import sensitivity
 from adarec_fast.plotting.style import COLOURS, look
+from adarec_fast.ranking.evaluation import evaluate
 from adarec_fast.training import Run, load_run, train
+from adarec_fast.training.values import Values
 
 pytest.importorskip("matplotlib", reason="pictures need adarec_fast[viz]")
 pytest.importorskip("sklearn", reason="pictures need adarec_fast[viz]")

@@ -14,14 +14,15 @@ from typer.testing import CliRunner
 
 from adarec_fast import ADARec, Recommender, TrainConfig
 from adarec_fast.cli import app
-from adarec_fast.cli.options import Values, renamed
-from adarec_fast.config import ADARecConfig, ConfigError, Precision, training_precision
+from adarec_fast.config import ConfigError, Precision, training_precision
 from adarec_fast.data import Batch
+from adarec_fast.models.adarec.config import ADARecConfig
 from adarec_fast.ops._autocast import Autocast
 from adarec_fast.precision import chosen, computing, of_float32, ranking
 from adarec_fast.training import load_run
 from adarec_fast.training.optimization import Stepper
 from adarec_fast.training.origin import describe_origin
+from adarec_fast.training.values import Values, renamed
 
 CPU = torch.device("cpu")
 HISTORIES = [[1, 2, 3], [4], [5, 6, 7, 8]]

@@ -27,7 +27,7 @@ def launches(supervision: str) -> dict[str, int]:
     with pretend_cuda(architecture=90) as device:
         made = model(64, supervision, "tf32", "cuda").train()
         stepper = CapturedStepper(made, TrainConfig(), CUDA)
-        statistics = EpochStatistics(stepper.model.config.num_levels, CUDA)
+        statistics = EpochStatistics(stepper.model.diagnostics(), CUDA)
         batch = histories("train", every_position=supervision == "all")[0].to("cuda").as_batch()
         for number in (1, 2):
             stepper.step(batch, number, statistics)

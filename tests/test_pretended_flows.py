@@ -41,7 +41,7 @@ def _train(kind: type[Stepper], supervision: str, options: dict[str, Any]) -> di
             *Split(DATA).inputs("train"), supervision=supervision, batch_size=8, max_length=10,
             seed=0, device=place,
         )  # fmt: skip
-        statistics = EpochStatistics(model.config.num_levels, place)
+        statistics = EpochStatistics(model.diagnostics(), place)
         chosen = [*batches.epoch(0)][:4] + [*batches.epoch(0)][-1:]
         device.reads.clear()
         for number, batch in enumerate(chosen, start=1):

@@ -40,7 +40,7 @@ def _one_step(model: ADARec, device: PretendCuda) -> None:
         max_length=50, seed=0, device=CUDA,
     )  # fmt: skip
     batch = next(batches.epoch(0))
-    statistics = EpochStatistics(model.config.num_levels, CUDA)
+    statistics = EpochStatistics(model.diagnostics(), CUDA)
     device.reads.clear()
     device.uploads.clear()
     stepper.step(batch, 1, statistics)

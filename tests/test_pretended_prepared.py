@@ -53,7 +53,7 @@ def test_captured_steps(supervision: str, precision: str) -> None:
         stepper = CapturedStepper(
             model(64, supervision, precision, "cuda").train(), TrainConfig(), CUDA
         )
-        statistics = EpochStatistics(stepper.model.config.num_levels, CUDA)
+        statistics = EpochStatistics(stepper.model.diagnostics(), CUDA)
         for number in (1, 2, 3):
             for whole in histories("train", 2, every_position=supervision == "all"):
                 stepper.step(whole.to("cuda").as_batch(), number, statistics)

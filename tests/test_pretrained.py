@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from adarec_fast import ADARec, CheckpointError, pretrained
+from adarec_fast import ADARec, CheckpointError
 from adarec_fast.data import Vocabulary
+from adarec_fast.models import pretrained
 
 
 @pytest.fixture

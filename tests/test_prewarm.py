@@ -18,10 +18,11 @@ if importlib.util.find_spec("triton") is None:
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("an interpreted kernel is not compiled", allow_module_level=True)
 
-from adarec_fast.config import ADARecConfig, TrainConfig
+from adarec_fast.config import TrainConfig
 from adarec_fast.kernels import _heuristics, _prewarm
 from adarec_fast.kernels._heuristics import choosing
 from adarec_fast.kernels._prewarm import Collected, Compiled, collecting, compile_all
+from adarec_fast.models.adarec.config import ADARecConfig
 from adarec_fast.ops import OPS, _library, choose, dropout, extension, linear_cross_entropy
 from adarec_fast.rng import STREAM_EMBEDDING, as_seed
 from adarec_fast.training import CompilationFailed, PlainReporter, RichReporter
@@ -94,7 +95,7 @@ def test_a_kernel_that_does_not_compile_is_told_and_spoils_no_other(cache: Path)
 def cuda(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As much of a device as is asked before anything is compiled."""
     monkeypatch.setenv("ADAREC_FAST_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(_library, "_triton_missing", lambda: None)
+    monkeypatch.setitem(_library._MISSING, "triton", lambda: None)
     card = SimpleNamespace(major=8, minor=6, multi_processor_count=82)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
 

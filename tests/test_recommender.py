@@ -9,9 +9,9 @@ import torch
 from helpers import assert_close_to_float64, gpu_device
 
 from adarec_fast import ADARec, Recommender
+from adarec_fast.models.adarec.plan import Plan
 from adarec_fast.ops._library import collecting
-from adarec_fast.plan import Plan
-from adarec_fast.replays import Request, buckets, packed, unpacked
+from adarec_fast.ranking.replays import Request, buckets, packed, unpacked
 
 SMALL: dict[str, Any] = {
     "num_items": 90, "hidden_size": 16, "num_layers": 2, "max_length": 6, "max_depth": 4,

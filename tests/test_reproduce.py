@@ -28,7 +28,7 @@ from adarec_fast.experiments import Sweep, paper, summarise
 from adarec_fast.experiments.definition import RESULT, run_name
 from adarec_fast.experiments.render import csv_text, markdown, rich_table
 from adarec_fast.experiments.tables import TABLES, Row, data_set_of, fill, get_table
-from adarec_fast.model import ADARec
+from adarec_fast.models.adarec.model import ADARec
 from adarec_fast.ops._library import unavailable
 
 TINY = [

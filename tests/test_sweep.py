@@ -17,7 +17,6 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from adarec_fast.cli import app
-from adarec_fast.cli.options import Values
 from adarec_fast.config import ConfigError
 from adarec_fast.data import synthetic, write_csv
 from adarec_fast.experiments import (
@@ -30,6 +29,7 @@ from adarec_fast.experiments import (
 )
 from adarec_fast.experiments.definition import RESULT, run_name
 from adarec_fast.training.run_folder import locked
+from adarec_fast.training.values import Values
 
 PACKAGE = Path(__file__).resolve().parent.parent
 TIMES = ("seconds_per_epoch", "milliseconds_per_user")

@@ -95,7 +95,7 @@ def _training(
         *SPLIT.inputs("train"), supervision=supervision, batch_size=8, max_length=10, seed=0,
         device=device,
     )  # fmt: skip
-    return stepper, EpochStatistics(3, torch.device(device)), batches.epoch(0)
+    return stepper, EpochStatistics(model.diagnostics(), torch.device(device)), batches.epoch(0)
 
 
 VARIANTS = [

@@ -16,8 +16,8 @@ from rich.console import Console
 
 from adarec_fast import BackendError, ConfigError, synthetic
 from adarec_fast.data import InteractionData, Split, Vocabulary
-from adarec_fast.evaluation import evaluate
-from adarec_fast.pretrained import CheckpointError
+from adarec_fast.models.pretrained import CheckpointError
+from adarec_fast.ranking.evaluation import evaluate
 from adarec_fast.training import (
     PlainReporter,
     RichReporter,
@@ -310,7 +310,8 @@ def test_reports(tmp_path: Path) -> None:
     expected = sorted({*range(2, per_epoch + 1, 2), per_epoch})
     assert [p.batch for p in recorder.steps if p.epoch == 1] == expected
     assert result.steps == 2 * per_epoch
-    assert all(p.examples_per_second > 0 and 0 <= p.mean_depth <= 2 for p in recorder.steps)
+    assert all(p.examples_per_second > 0 for p in recorder.steps)
+    assert all(0 <= p.means["mean_depth"] <= 2 for p in recorder.steps)
     first = [p for p in recorder.steps if p.epoch == 1]
     sizes = [64 * 2] * (len(first) - 1)
     sizes.append(recorder.plan.num_examples - sum(sizes))
@@ -320,7 +321,7 @@ def test_reports(tmp_path: Path) -> None:
 
 def test_plain_and_rich_output(done: TrainResult) -> None:
     plan = TrainingPlan(Path("run"), 2, 4, 200, 1, 0, "cpu", 1000)
-    progress = StepProgress(1, 2, 2, 3.25, 100.0, 1.5)
+    progress = StepProgress(1, 2, 2, 3.25, 100.0, {"mean_depth": 1.5})
     text = io.StringIO()
     terminal = Console(file=io.StringIO(), force_terminal=True, width=200)
     plain, rich = make_reporter(Console(file=text)), make_reporter(terminal)

@@ -104,7 +104,7 @@ def test_a_bad_step_freezes_the_weights(monkeypatch: pytest.MonkeyPatch) -> None
     poison(monkeypatch, 3, "cont")
     model = ADARec(num_items=DATA.num_items, **MODEL).train()
     stepper = Stepper(model, config(), torch.device("cpu"))
-    statistics = EpochStatistics(3, torch.device("cpu"))
+    statistics = EpochStatistics(model.diagnostics(), torch.device("cpu"))
     split = Split(DATA)
     batches = TrainingBatches(*split.inputs("train"), batch_size=32, max_length=10, seed=0)
     weights = []

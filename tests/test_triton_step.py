@@ -40,7 +40,7 @@ def _step(backend: str, supervision: str, options: dict[str, Any]) -> dict[str, 
         *Split(DATA).inputs("train"), supervision=supervision, batch_size=6, max_length=8, seed=0,
         device=place,
     )  # fmt: skip
-    statistics = EpochStatistics(model.config.num_levels, place)
+    statistics = EpochStatistics(model.diagnostics(), place)
     batch = next(batches.epoch(0))
     batch = in_bucket(batch, capacity(batch.item_ids.shape[0]), supervision)
     stepper.step(batch, 1, statistics)

@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import ADARecConfig, ConfigError
+from ..config import ConfigError
 from ..data import Batch
-from ..model import ADARec
+from ..models.adarec.config import ADARecConfig
+from ..models.adarec.model import ADARec
 
 # RecBole fills these from its own settings; the rest keep ADARec's names.
 _RENAMED = {

@@ -11,8 +11,8 @@ import torch
 
 from ..config import ConfigError, TrainConfig
 from ..data import DataError, InteractionData, load
-from ..frames import recommendation_frame
-from ..model import ADARec
+from ..models.base import SequenceModel
+from ..ranking.frames import recommendation_frame
 from ..training import load_run, train
 
 
@@ -35,7 +35,7 @@ class ADARecRePlay:
         self.run_dir = run_dir
         self.train_config = TrainConfig.create(**(train or {}))
         self.model_options = model
-        self.model: ADARec | None = None
+        self.model: SequenceModel | None = None
 
     def fit(self, dataset: Any) -> None:
         """Train on a ``replay.data.Dataset`` of pandas or polars frames.
@@ -125,7 +125,7 @@ def _interactions(dataset: Any, *, min_length: int) -> InteractionData:
     )  # fmt: skip
 
 
-def _known(data: InteractionData, model: ADARec) -> InteractionData:
+def _known(data: InteractionData, model: SequenceModel) -> InteractionData:
     """The same histories in the model's own item indices, without items it does not know."""
     vocabulary = model.item_vocabulary
     assert vocabulary is not None

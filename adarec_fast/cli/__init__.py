@@ -6,12 +6,13 @@ from typing import Annotated
 
 import typer
 
-from .. import __version__
+from ..version import __version__
 from . import (
     data,
     evaluate,
     export,
     info,
+    models,
     plot,
     recommend,
     reproduce,
@@ -55,6 +56,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("recommend")(recommend.recommend)
 app.command("serve")(serve.serve)
 app.command("export")(export.export)
+app.command("models")(models.models)
 app.add_typer(data.app, name="data")
 app.command("plot", rich_help_panel=_EXPERIMENTS)(plot.plot)
 app.command("sweep", rich_help_panel=_EXPERIMENTS)(sweep.sweep)

@@ -19,8 +19,9 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from ..training.values import Values
 from .console import command, err, out
-from .options import Values, config_options, load_data
+from .options import config_options
 
 app = typer.Typer(no_args_is_help=True, help="Download, look at or generate interaction data.")
 
@@ -89,6 +90,7 @@ def inspect(
 ) -> None:
     """Show sizes, density, history lengths, and what preprocessing dropped."""
     from ..data import inspect as describe
+    from ..data.configured import load_data
 
     facts = describe(load_data(chosen.data | {"data": str(path)}))
     if as_json:

@@ -6,7 +6,7 @@ import enum
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
@@ -17,7 +17,7 @@ from rich.text import Text
 from .console import command, err, out
 
 if TYPE_CHECKING:
-    from ..evaluation import EvaluationResult, Scorer
+    from ..ranking.evaluation import EvaluationResult
 
 
 class Part(str, enum.Enum):
@@ -51,15 +51,14 @@ def evaluate(
     device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, ...")] = "auto",
 ) -> None:
     """Rank the whole catalogue for every user: HR, NDCG, MRR, for all and for sparse users."""
-    from ..baselines import MarkovChain, Popularity
-    from ..evaluation import evaluate as run_evaluation
-    from ..model import ADARec
+    from ..models.counting import MarkovChain, Popularity
+    from ..ranking.evaluation import evaluate as run_evaluation
     from ..training import load_run
     from ..training.loop import resolve_device
 
     run = load_run(run_dir, device=resolve_device(device))
     mask = run.train_config.seen_mask if seen_mask is None else seen_mask.value
-    models: list[ADARec | Scorer] = [run.model]
+    models: list[Any] = [run.model]
     if baselines:
         models += [Popularity(run.split), MarkovChain(run.split)]
     with err.status("ranking the catalogue"):
@@ -81,7 +80,7 @@ def evaluate(
 
 
 def report(results: Sequence[EvaluationResult]) -> RenderableType:
-    """Metrics of several models side by side, then what the first one's depths and gates were."""
+    """Metrics of several models side by side, then what the first one tells of itself."""
     first = results[0]
     title = (
         f"{first.part}: {first.num_users:,} users, {first.num_sparse:,} of them sparse; "
@@ -101,15 +100,7 @@ def report(results: Sequence[EvaluationResult]) -> RenderableType:
             name = f"{metric}@{k}"
             values = (f"{metrics[name]:.4f}" for metrics in columns)
             table.add_row(name, *values, end_section=k == first.ks[-1])
-    notes = []
-    if first.depth_share is not None:
-        shares = "  ".join(f"{k}: {share:.0%}" for k, share in enumerate(first.depth_share))
-        notes.append(f"depth, share of users   {shares}  (mean {first.mean_depth:.2f})")
-    if first.gate is not None:
-        gates = "  ".join(
-            f"{k}: {'-' if gate is None else f'{gate:.2f}'}" for k, gate in enumerate(first.gate)
-        )
-        notes.append(f"gate to the fine expert {gates}")
+    notes = list(first.notes)
     if first.nmi is not None:
         nmi = "  ".join(f"{name}: {value:.2f}" for name, value in first.nmi.items())
         notes.append(f"NMI with planted labels {nmi}")

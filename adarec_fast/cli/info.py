@@ -140,7 +140,8 @@ def _compile_kernels(
     import torch
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from ..config import ADARecConfig, TrainConfig
+    from ..config import TrainConfig
+    from ..models.registry import create_config
     from ..ops._toolkit import device_architectures
     from ..training.prewarm import collect_run, compile_run
 
@@ -150,9 +151,9 @@ def _compile_kernels(
     if importlib.util.find_spec("triton") is None:
         err.print("adarec_fast: no kernels were compiled: triton is not installed")
         return
-    config = ADARecConfig.create(
-        num_items=12_101, hidden_size=hidden_size, max_depth=max_depth
-    )  # the catalogue's size matters little: see collect_run
+    config = create_config({
+        "num_items": 12_101, "hidden_size": hidden_size, "max_depth": max_depth
+    })  # the catalogue's size matters little: see collect_run
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
                TimeElapsedColumn())  # fmt: skip
     with Progress(*columns, console=err) as progress:

@@ -19,7 +19,7 @@ from .console import command, err, out
 
 if TYPE_CHECKING:
     from ..data import Split, Vocabulary
-    from ..model import ADARec
+    from ..models.base import SequenceModel
 
 _SHOWN_HISTORY = 5
 
@@ -38,7 +38,7 @@ class Recommendation(NamedTuple):
 
     user: str | int | None
     history: list[str | int]
-    depth: int
+    diagnostics: dict[str, int | float]
     items: list[str | int]
     scores: list[float]
 
@@ -47,7 +47,7 @@ class Recommendation(NamedTuple):
         return {
             "user": self.user,
             "history": self.history,
-            "depth": self.depth,
+            **self.diagnostics,
             "items": [{"item": item, "score": score} for item, score in ranked],
         }
 
@@ -104,7 +104,7 @@ def recommend(
     if k is None:
         k = min(20, len(run.data.items))
     if file is not None:
-        from ..frames import write_recommendations
+        from ..ranking.frames import write_recommendations
 
         rows = write_recommendations(
             run.model, run.data, file, format="csv" if output is Output.CSV else "parquet", k=k,
@@ -143,7 +143,7 @@ def recommend(
 
 
 def recommend_for(
-    model: ADARec,
+    model: SequenceModel,
     items: Vocabulary,
     users: list[str | int | None],
     histories: list[list[int]],
@@ -157,12 +157,13 @@ def recommend_for(
     """
     import torch
 
-    from ..recommender import Recommender
+    from ..ranking.recommender import Recommender
 
     if k > len(items):
         raise ConfigError(f"k={k} is more than the catalogue holds; at most {len(items)}")
     ranking = Recommender(model).recommend(histories, k, exclude_seen=exclude_seen)
-    chosen, scores, depths = ranking.items, ranking.scores, ranking.depth.tolist()
+    chosen, scores = ranking.items, ranking.scores
+    told = {name: tensor.tolist() for name, tensor in ranking.diagnostics.items()}
     answers = []
     for row, user in enumerate(users):
         left = torch.isfinite(scores[row])
@@ -170,7 +171,7 @@ def recommend_for(
             Recommendation(
                 user,
                 items.decode(histories[row]),
-                depths[row],
+                {name: column[row] for name, column in told.items()},
                 items.decode(chosen[row][left]),
                 scores[row][left].tolist(),
             )
@@ -178,8 +179,8 @@ def recommend_for(
     return answers
 
 
-def samples(model: ADARec, split: Split, count: int = 5, k: int = 5) -> Table:
-    """A few test users: history, chosen depth, recommendations, and the item that came next."""
+def samples(model: SequenceModel, split: Split, count: int = 5, k: int = 5) -> Table:
+    """A few test users: history, the model's diagnostics, recommendations, and what came next."""
     users = _spread(split.num_users, count)
     values, offsets = split.inputs("test")
     histories = [values[int(offsets[u]) : int(offsets[u + 1])].tolist() for u in users]
@@ -190,7 +191,8 @@ def samples(model: ADARec, split: Split, count: int = 5, k: int = 5) -> Table:
     table = Table(box=box.SIMPLE_HEAD, title="Some users of the test set", title_justify="left")
     table.add_column("user", no_wrap=True)
     table.add_column("history, latest last", overflow="fold", ratio=3)
-    table.add_column("depth", justify="right")
+    for name in answers[0].diagnostics if answers else ():
+        table.add_column(name, justify="right")
     table.add_column("recommended", overflow="fold", ratio=3)
     table.add_column("next was", overflow="fold")
     for answer, target in zip(answers, truth, strict=True):
@@ -204,7 +206,7 @@ def samples(model: ADARec, split: Split, count: int = 5, k: int = 5) -> Table:
         table.add_row(
             escape(str(answer.user)),
             ", ".join(shown),
-            str(answer.depth),
+            *map(_number, answer.diagnostics.values()),
             ", ".join(ranked),
             escape(str(target)),
         )
@@ -215,8 +217,9 @@ def _heading(answer: Recommendation) -> str:
     who = "a new user" if answer.user is None else f"user {escape(str(answer.user))}"
     latest = ", ".join(escape(str(item)) for item in answer.history[-_SHOWN_HISTORY:])
     older = "… " if len(answer.history) > _SHOWN_HISTORY else ""
+    told = "".join(f"{name} {_number(value)}, " for name, value in answer.diagnostics.items())
     return (
-        f"[bold]{who}[/], depth {answer.depth}, {len(answer.history)} items, latest last: "
+        f"[bold]{who}[/], {told}{len(answer.history)} items, latest last: "
         f"{older}{latest}"
     )
 
@@ -229,6 +232,10 @@ def _ranking(answer: Recommendation) -> Table:
     for rank, (item, score) in enumerate(zip(answer.items, answer.scores, strict=True), 1):
         table.add_row(str(rank), escape(str(item)), f"{score:.3f}")
     return table
+
+
+def _number(value: int | float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.2f}"
 
 
 def _spread(size: int, count: int) -> list[int]:

@@ -11,8 +11,8 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from ..config import ConfigError
+from ..training.values import Values, place, read_assignments, read_config
 from .console import RUN_FAILED, command, err, out
-from .options import Values, place, read_assignments, read_config
 from .sweep import conclude, progress
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..config import ConfigError
+from ..training.values import Values, read_assignments
 from .console import INTERRUPTED, RUN_FAILED, command, err, out
-from .options import Values, config_options, read_assignments
+from .options import config_options
 from .train import SYNTHETIC
 
 if TYPE_CHECKING:

@@ -11,18 +11,12 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from ..config import ADARecConfig, ConfigError, TrainConfig
+from ..config import ConfigError, DataConfig, TrainConfig
+from ..models.registry import DEFAULT, create_config, described
+from ..training.values import Values, known_keys, read_assignments, read_config, renamed
 from .console import INTERRUPTED, command, err, out
 from .evaluate import report
-from .options import (
-    DataConfig,
-    Values,
-    config_options,
-    load_data,
-    read_assignments,
-    read_config,
-    renamed,
-)
+from .options import config_options
 from .recommend import samples
 
 # Two minutes on two cores; the fields' own defaults are for real data.
@@ -59,28 +53,40 @@ def train(
     Without options it trains on synthetic data, in under two minutes on two cores. Values are
     taken from, each overriding those before: defaults, --config, options, --set.
     """
+    from ..data.configured import load_data
     from ..distributed import join, speaks
     from ..training import make_reporter
     from ..training import train as run_training
 
-    given = Values() if config is None else read_config(config)
-    given = given.update(chosen).update(read_assignments(assignments or []))
+    given = Values() if config is None else read_config(config, chosen.system)
+    given = given.update(chosen)
+    given = given.update(read_assignments(assignments or [], given.system))
     if resume:
         if run_dir is None:
             raise ConfigError("--resume needs --run-dir, the folder of the run to go on with")
-        given = _stored(run_dir).update(given)
+        stored = _stored(run_dir)
+        if given.system not in (None, stored.system):
+            raise ConfigError(
+                f"--model {given.system}: the run in {run_dir} is of the model {stored.system}; "
+                "resume it without --model"
+            )
+        given = stored.update(given)
     else:
         given = renamed(given)
     if not resume and given.data.get("data", "synthetic") == "synthetic":
-        smaller = {**SYNTHETIC.model, **SYNTHETIC.train}
-        kept = {n: v for n, v in smaller.items() if n not in {**given.model, **given.train}}
-        given = SYNTHETIC.update(given)
+        known = known_keys("model", given.system or DEFAULT)
+        smaller = Values(
+            model={n: v for n, v in SYNTHETIC.model.items() if n in known}, train=SYNTHETIC.train
+        )
+        named = {**given.model, **given.train}
+        kept = {n: v for n, v in {**smaller.model, **smaller.train}.items() if n not in named}
+        given = smaller.update(given)
         shown = " ".join(f"{name}={value}" for name, value in kept.items())
         if speaks():
             out.print(f"synthetic data; smaller defaults for it: {shown or 'none left'}")
     train_config = TrainConfig.create(**given.train)
     data = load_data(given.data)
-    model_config = ADARecConfig.create(**{**given.model, "num_items": data.num_items})
+    model_config = create_config({**given.model, "num_items": data.num_items})
     source = DataConfig.create(**given.data).to_dict()
     if source["data"] != "synthetic":
         source["data"] = str(Path(source["data"]).resolve())
@@ -140,14 +146,14 @@ def _stored(run_dir: Path) -> Values:
 
     model_config, train_config, about = read_run_config(run_dir)
     source: dict[str, Any] = about.get("source") or {}
-    model = model_config.to_dict()
+    model = described(model_config)
     del model["num_items"]
     return Values(data=dict(source), model=model, train=train_config.to_dict())
 
 
 def _conclude(folder: Path, config: TrainConfig) -> None:
     """Test the best epoch, and show what the model does for a few users."""
-    from ..evaluation import evaluate
+    from ..ranking.evaluation import evaluate
     from ..training import load_run
     from ..training.loop import resolve_device
 

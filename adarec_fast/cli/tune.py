@@ -37,7 +37,8 @@ def tune(
     """
     import torch
 
-    from ..config import ADARecConfig, TrainConfig
+    from ..config import TrainConfig
+    from ..models.registry import create_config
     from ..ops import BackendError
     from ..ops._library import implementation
     from ..training.exercise import exercise
@@ -48,10 +49,10 @@ def tune(
 
     os.environ[_autotune.ENVIRONMENT] = "1"
     implementation.cache_clear()
-    config = ADARecConfig.create(
-        num_items=num_items, hidden_size=hidden_size, max_depth=max_depth,
-        precision=precision.value,
-    )  # fmt: skip
+    config = create_config({
+        "num_items": num_items, "hidden_size": hidden_size, "max_depth": max_depth,
+        "precision": precision.value,
+    })  # fmt: skip
     training = TrainConfig.create(batch_size=batch_size)
     device = torch.device("cuda")
     with err.status("measuring; most of the time goes into compiling"):

@@ -1,6 +1,6 @@
 """A worker's share of a batch, and what makes the shares' losses those of the whole batch.
 
-Every part of Eq. 12 is a mean: over targets, over tokens times levels, over pairs, over users. The
+Every part of a loss is a mean: over targets, over tokens times levels, over pairs, over users. The
 mean over the whole batch is not the mean of the shares' means, since these count differently. So
 each share's mean is weighted by its count over the whole count, and gradients are added up over
 workers, not averaged.
@@ -41,40 +41,34 @@ class Share(NamedTuple):
     gather_negatives: bool
 
     def of_whole_batch(
-        self,
-        means: Mapping[str, Tensor],
-        counts: Mapping[str, Tensor],
-        gate_sums: Tensor,
-        gate_counts: Tensor,
-    ) -> tuple[dict[str, Tensor], Tensor]:
+        self, means: Mapping[str, Tensor], counts: Mapping[str, Tensor], *further: Tensor
+    ) -> tuple[dict[str, Tensor], list[Tensor]]:
         """Losses with the value of the whole batch and the gradient of this share.
 
         Args:
             means: each loss, a mean over this share, or over the whole batch.
-            counts: how many things each was averaged over in this share; what has none is of the
-                whole batch already, and keeps its gradient.
-            gate_sums: ``[K]``, sum of g_k over this share's rows that reach level k.
-            gate_counts: ``[K]``, their number.
+            counts: how many things each was averaged over in this share, at least one of them;
+                what has none is of the whole batch already, and keeps its gradient.
+            further: 1-dim tensors to add up over workers by the way.
 
         Returns:
-            The losses, and the mean gates ``[K]`` of the whole batch. Added over workers, the
-            gradients are the whole batch's.
+            The losses, and the further sums, float64. Added over workers, the gradients are the
+            whole batch's.
         """
         names = list(counts)
         number = torch.stack([counts[name] for name in names]).double()
         mean = torch.stack([means[name].detach().double() for name in names])
-        levels = gate_sums.shape[0]
         # One small sum over workers; nothing here waits for the device.
-        packed = torch.cat([mean * number, number, gate_sums.double(), gate_counts.double()])
-        sums, numbers, gates, reached = self.workers.sum(packed).split(
-            [len(names), len(names), levels, levels]
+        packed = torch.cat([mean * number, number, *(tensor.double() for tensor in further)])
+        sums, numbers, *rest = self.workers.sum(packed).split(
+            [len(names), len(names), *(tensor.shape[0] for tensor in further)]
         )
         whole, weight = sums / numbers.clamp(min=1), number / numbers.clamp(min=1)
         result = dict(means)
         for index, name in enumerate(names):
             share = means[name] * weight[index].to(means[name].dtype)
             result[name] = share + (whole[index].to(share.dtype) - share).detach()
-        return result, gates / reached
+        return result, rest
 
     def gather(self, tensor: Tensor, most: int) -> Tensor:
         """Rows of all shares ``[W * most, ...]`` of this share's ``[n, ...]``; zeros fill up.

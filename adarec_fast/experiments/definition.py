@@ -23,10 +23,11 @@ from typing import Any
 
 import yaml
 
-from ..cli.options import SECTIONS, DataConfig, Values, from_mapping, place
-from ..config import ADARecConfig, ConfigError, TrainConfig, read_mapping
+from ..config import ConfigError, DataConfig, TrainConfig, read_mapping
+from ..models.registry import DEFAULT, create_config, described
 from ..training.checkpoint import read_json, write_atomically
 from ..training.errors import RunFolderError
+from ..training.values import SECTIONS, Values, from_mapping, known_keys, place
 
 DEFINITION, RESULT, LOCKS = "sweep.json", "result.json", ".locks"
 _FORMAT = 1
@@ -73,7 +74,7 @@ class Sweep:
             seen[name] = combination
             values = self.values(combination)
             DataConfig.create(**values.data)
-            ADARecConfig.create(**{"num_items": 1, **values.model})
+            create_config({"num_items": 1, **values.model})
             TrainConfig.create(**values.train)
 
     @classmethod
@@ -99,16 +100,23 @@ class Sweep:
                 raise ConfigError(f"{', '.join(both)}: in the grid and in a combination; choose")
             for point in itertools.product(*grid.values()):
                 made.append({**given, **dict(zip(grid, point, strict=True))})
-        return cls(_resolved(base or Values()), tuple(_plain(combination) for combination in made))
+        base = _resolved(base or Values())
+        return cls(base, tuple(_plain(combination, base.system) for combination in made))
 
     def values(self, combination: Mapping[str, Any]) -> Values:
-        """The base with a combination on top."""
-        return self.base.update(place(combination))
+        """The base with a combination on top; of another model, what both know of the base."""
+        own = place(combination, system=self.base.system)
+        base = self.base
+        if own.system not in (None, base.system or DEFAULT):
+            known = known_keys("model", own.system)
+            shared = {name: value for name, value in base.model.items() if name in known}
+            base = Values(base.data, shared, base.train)
+        return base.update(own)
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able, with every default written out, so that a later version's cannot creep in."""
         data = DataConfig.create(**self.base.data).to_dict()
-        model = ADARecConfig.create(**{"num_items": 1, **self.base.model}).to_dict()
+        model = described(create_config({"num_items": 1, **self.base.model}))
         del model["num_items"]
         return {
             "format": _FORMAT,
@@ -176,10 +184,10 @@ class Sweep:
         before, now = old.to_json()["base"], self.to_json()["base"]
         for section in SECTIONS:
             for key, value in now[section].items():
-                if key not in _FREE[section] and before[section][key] != value:
+                if key not in _FREE[section] and before[section].get(key) != value:
                     raise SweepError(
                         f"{str(folder)!r} holds another sweep: {section}.{key} is "
-                        f"{before[section][key]!r} there and {value!r} now; go on with the old "
+                        f"{before[section].get(key)!r} there and {value!r} now; go on with the old "
                         "value or choose another folder"
                     )
 
@@ -200,23 +208,26 @@ def run_name(combination: Mapping[str, Any]) -> str:
     return name
 
 
-def _plain(combination: Mapping[str, Any]) -> dict[str, Any]:
+def _plain(combination: Mapping[str, Any], system: str | None) -> dict[str, Any]:
     """A combination's values as the configurations hold them: ``"1e-3"`` becomes 0.001.
+
+    ``system``: the model, where the combination does not name it.
 
     Raises:
         ConfigError: a key is unknown, or a value out of range.
     """
-    placed = _resolved(place(combination))
-    configs = {
-        "data": DataConfig.create(**placed.data),
-        "model": ADARecConfig.create(**{"num_items": 1, **placed.model}),
-        "train": TrainConfig.create(**placed.train),
+    placed = _resolved(place(combination, system=system))
+    model = {"num_items": 1, "model": system or DEFAULT, **placed.model}
+    values = {
+        "data": DataConfig.create(**placed.data).to_dict(),
+        "model": described(create_config(model)),
+        "train": TrainConfig.create(**placed.train).to_dict(),
     }
     result = {}
     for key in combination:
         section, _, name = key.rpartition(".")
         home = section or next(home for home in SECTIONS if name in placed.section(home))
-        result[key] = configs[home].to_dict()[name]
+        result[key] = values[home][name]
     return result
 
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..cli.options import load_data
-from ..config import ADARecConfig, TrainConfig
+from ..config import TrainConfig
+from ..data.configured import load_data
+from ..models.registry import create_config
 from ..training import Reporter, StepProgress, TrainingPlan, train
 from ..training.metrics_log import read_metrics
 from .definition import Sweep, run_name, without_seeds
@@ -81,7 +82,7 @@ def probe(sweep: Sweep, combination: Mapping[str, Any]) -> float:
 
     with tempfile.TemporaryDirectory() as temporary:
         train(
-            ADARecConfig.create(**{**values.model, "num_items": data.num_items}),
+            create_config({**values.model, "num_items": data.num_items}),
             TrainConfig.create(**{**values.train, "log_every": 3}),
             data,
             Path(temporary) / "probe",

@@ -18,11 +18,12 @@ from typing import Any, Literal
 
 import torch
 
-from ..cli.options import DataConfig, load_data
-from ..config import ADARecConfig, TrainConfig
+from ..config import DataConfig, TrainConfig
 from ..data import InteractionData
-from ..evaluation import evaluate
-from ..recommender import Recommender
+from ..data.configured import load_data
+from ..models.registry import create_config
+from ..ranking.evaluation import evaluate
+from ..ranking.recommender import Recommender
 from ..training import Reporter, Run, TrainingDiverged, load_run, train
 from ..training.checkpoint import read_json, write_atomically
 from ..training.errors import RunFolderError
@@ -158,7 +159,7 @@ def _one(
     }
     try:
         done = train(
-            ADARecConfig.create(**{**values.model, "num_items": data.num_items}),
+            create_config({**values.model, "num_items": data.num_items}),
             TrainConfig.create(**values.train),
             data,
             run_dir,
@@ -203,10 +204,10 @@ def measure(run: Run) -> dict[str, Any]:
         "valid": best["valid"],
         "test": tested.overall,
         "test_sparse": tested.sparse,
-        "mean_depth": tested.mean_depth,
+        **{name: v for name, v in tested.diagnostics.items() if isinstance(v, float)},
         "seconds_per_epoch": statistics.median(line["seconds"] for line in run.history),
         "milliseconds_per_user": latency(run),
-        "device": str(run.model.item_embedding.weight.device),
+        "device": str(run.model.device),
         "threads": torch.get_num_threads(),
     }
 

@@ -27,15 +27,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..config import ConfigError
-from ..pretrained import ITEMS
+from ..models.base import UserGraph
+from ..models.pretrained import ITEMS
 from ..training import Run
 from ..training.checkpoint import save_checkpoint
 from ..training.run_folder import locked
+from ..version import __version__
 from . import index as ann
 from .check import TOLERANCE, Outcome, Request, check, requests, sample
 from .errors import ExportError
 from .formats import PROGRAMS, Format, Program, require
-from .graph import RankingModel, UserModel, capture
+from .graph import RankingModel, capture
 
 __all__ = ["ExportError", "ExportFormat", "ExportOptions", "Exported", "export_run"]
 
@@ -135,6 +137,11 @@ def export_run(
                     require(package, "onnx", f"the format {program}")
         if format == "ann":
             ann.import_faiss()
+    if not run.model.by_products:
+        raise ConfigError(
+            f"{type(run.model).__name__} scores items otherwise than by products of vectors, and "
+            "an export needs vectors"
+        )
     ranking = RankingModel(run.model, k=options.k, exclude_seen=options.exclude_seen)
     config = run.model.config
     histories = sample(
@@ -142,7 +149,7 @@ def export_run(
     )
     given = list(
         requests(
-            run.model, histories, exclude_seen=options.exclude_seen, max_batch=options.max_batch
+            ranking, histories, exclude_seen=options.exclude_seen, max_batch=options.max_batch
         )
     )
     made = []
@@ -170,7 +177,7 @@ class _Work:
         self.captured = captured
         self.run, self.format, self.options = run, format, options
         self.ranking, self.given = ranking, given
-        self.device = run.model.item_embedding.weight.device
+        self.device = run.model.device
         self.outcome: Outcome | None = None
         self.index: ann.IndexOutcome | None = None
         self.about: dict[str, Any] = {}
@@ -216,7 +223,7 @@ class _Work:
     def _fill_embeddings(self, folder: Path) -> None:
         model, options = self.run.model, self.options
         dtype = _DTYPES[options.dtype]
-        table = model.item_embedding.weight.detach()[1:].cpu().to(dtype).contiguous()
+        table = model.table().detach()[1:].cpu().to(dtype).contiguous()
         save_file({"embeddings": table}, folder / EMBEDDINGS)
         stored = load_file(folder / EMBEDDINGS)["embeddings"].float()
         files = [EMBEDDINGS, ITEMS]
@@ -239,7 +246,7 @@ class _Work:
             return best.indices + 1, best.values
 
         self._compare(answer, dtype)
-        size = model.config.hidden_size
+        size = table.shape[1]
         self.about |= {
             "files": files,
             "inputs": self._inputs(seen=False),
@@ -267,18 +274,20 @@ class _Work:
         }  # fmt: skip
 
     def _write(
-        self, kept: Format, module: UserModel | RankingModel, path: Path
+        self, kept: Format, module: UserGraph | RankingModel, path: Path
     ) -> Callable[..., tuple[Tensor, ...]]:
         ranks = isinstance(module, RankingModel)
         if ranks not in self.captured:
-            self.captured[ranks] = capture(module, max_batch=self.options.max_batch)
+            self.captured[ranks] = capture(
+                module, self.run.model.config.max_length, max_batch=self.options.max_batch
+            )
         kept.write(self.captured[ranks], path)
         return kept.load(path, self.device)
 
     def _compare(
         self, answer: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], dtype: torch.dtype
     ) -> None:
-        items = self.run.model.item_embedding.weight
+        items = self.run.model.table()
         self.outcome = check(self.format, answer, self.given, items, self.options.k, dtype)
         self.about["check"] = {**asdict(self.outcome), "tolerance": TOLERANCE[dtype]}
 
@@ -297,8 +306,6 @@ class _Work:
         return described
 
     def _describe(self) -> None:
-        from .. import __version__
-
         config = self.run.model.config
         self.about |= {
             "export": self.format,

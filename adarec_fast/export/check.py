@@ -13,16 +13,13 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..histories import pack_lists
-from ..model import ADARec
-from ..parsing import parse
 from .errors import ExportError
+from .graph import RankingModel
 
 # Batches of one, of few and of many, in turn.
 _BATCHES = (1, 3, 64)
 # Two scores are equal within this share of |h| max |item|, the size of the terms they sum up.
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3}
-# Two depths whose logits differ by less are a tie that rounding decides.
-_DEPTH_TIE = 1e-5
 _TIMED = 50
 
 Answer = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -79,27 +76,27 @@ def sample(values: Tensor, offsets: Tensor, count: int, num_items: int, max_leng
 
 @torch.no_grad()
 def requests(
-    model: ADARec, histories: Sequence[Sequence[int]], *, exclude_seen: bool, max_batch: int
+    ranking: RankingModel,
+    histories: Sequence[Sequence[int]],
+    *,
+    exclude_seen: bool,
+    max_batch: int,
 ) -> Iterator[Request]:
     """The histories in batches of 1, 3 and 64 users, with the model's own scores."""
-    model = model.eval()
-    device, limit = model.item_embedding.weight.device, model.config.max_length
+    model = ranking.model
+    device, limit = model.device, model.config.max_length
     sizes, start = itertools.cycle(_BATCHES), 0
     while start < len(histories):
         part = histories[start : start + min(next(sizes), max_batch)]
         start += len(part)
         cut = [history[-limit:] for history in part]
         values, offsets = pack_lists(cut, device)
-        parsed = parse(model, values, offsets, None, "last")
-        scores = model.score(parsed.user)
+        user, clear = ranking.user_model.settled(values, offsets)
+        scores = model.score(user)
         seen = _padded(part).to(device)
         if exclude_seen:
             scores.scatter_(1, seen, float("-inf"))
-        clear = torch.ones(len(part), dtype=torch.bool, device=device)
-        if parsed.logits is not None and parsed.logits.shape[1] > 1:
-            best = parsed.logits.topk(2, dim=-1).values
-            clear = best[:, 0] - best[:, 1] > _DEPTH_TIE
-        yield Request(_padded(cut).to(device), seen, parsed.user, scores, clear)
+        yield Request(_padded(cut).to(device), seen, user, scores, clear)
 
 
 @torch.no_grad()

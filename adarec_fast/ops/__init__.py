@@ -1,5 +1,7 @@
 """Public ops, one file each; ``backend=`` and ``ADAREC_FAST_BACKEND`` choose who runs them."""
 
+from .. import packed as _packed  # noqa: F401  (fills its place in the table, as the next two do)
+from . import _triton, extension  # noqa: F401
 from ._library import (
     BACKENDS,
     OPS,

@@ -12,17 +12,19 @@ Backends:
     cpp         the C++ extension (CPU).
     triton      the kernels (CUDA, or any device under TRITON_INTERPRET=1).
     cuda        the CUDA extension.
+
+Each of them fills its place in a table (:func:`provide`): ``packed/__init__.py``, and
+``_triton.py`` and ``extension.py`` beside this file.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -71,6 +73,9 @@ class OpInfo(NamedTuple):
 
 
 OPS: dict[str, OpInfo] = {}
+# What :func:`provide` fills: how to load an op (None: any op) of a backend, and what it lacks.
+_LOADERS: dict[tuple[str | None, str], Callable[[str], Implementation]] = {}
+_MISSING: dict[str, Callable[[], str | None]] = {}
 
 
 def define(
@@ -119,23 +124,35 @@ def _runner(name: str, suffix: str) -> Callable[..., Any]:
 @functools.cache
 def implementation(name: str, backend: str) -> Implementation:
     """Load a backend's code for an op. Raises BackendError if it cannot be had."""
-    if backend == "packed":
-        module = importlib.import_module(f"adarec_fast.packed.{name}")
-        return Implementation(module.fwd, getattr(module, "bwd", _no_backward))
-    if backend == "triton":
-        module = importlib.import_module(f"adarec_fast.kernels.{name}")
-        found = Implementation(module.fwd, getattr(module, "bwd", _no_backward))
-        autotune = importlib.import_module("adarec_fast.kernels._autotune")
-        return Implementation(*map(autotune.tuned, found)) if autotune.enabled() else found
-    if (name, backend) == ("fused_trajectory", "cpp"):
-        from ..packed.fused_trajectory import in_parts
+    load = _LOADERS.get((name, backend)) or _LOADERS.get((None, backend))
+    if load is None:
+        raise BackendError(f"backend {backend!r} has no code behind the op {name}")
+    return load(name)
 
-        return in_parts(backend)
-    if backend in ("cpp", "cuda"):
-        from . import extension
 
-        return Implementation(*extension.functions(name, backend))
-    raise BackendError(f"backend {backend!r} has no code behind the op {name}")
+def provide(
+    backend: str,
+    load: Callable[[str], Implementation],
+    missing: Callable[[], str | None] | None = None,
+    *,
+    op: str | None = None,
+) -> None:
+    """Fill a backend's place in the table.
+
+    Args:
+        backend: its name.
+        load: from an op's name to the code behind it; called once an op, when it first runs.
+        missing: why the backend cannot be used here, or None; asked whenever it might be chosen.
+        op: the one op that ``load`` is for, in the place of what the backend has for all.
+    """
+    _LOADERS[op, backend] = load
+    if missing is not None:
+        _MISSING[backend] = missing
+
+
+def of_module(module: ModuleType) -> Implementation:
+    """A module's ``fwd`` and, where the op has a gradient, ``bwd``."""
+    return Implementation(module.fwd, getattr(module, "bwd", _no_backward))
 
 
 def _no_backward(*_: Any) -> Any:
@@ -179,39 +196,16 @@ def unavailable(
     if dtype == torch.float64 and backend != "packed":
         return "computes in float32, not float64"
     # The interpreter runs the kernels on CPU tensors, which is how they are tested.
-    interpreted = backend == "triton" and _interpreting() and backend in info.cuda
+    interpreted = backend == "triton" and interpreting() and backend in info.cuda
     if backend not in info.backends(device) and not interpreted:
         return f"not written for {device}"
-    if backend == "packed":
-        return None
-    if backend == "triton":
-        return _triton_missing()
-    from . import extension
-
-    return extension.unavailable(backend)
+    missing = _MISSING.get(backend)
+    return None if missing is None else missing()
 
 
-def _interpreting() -> bool:
+def interpreting() -> bool:
+    """Whether triton's interpreter runs the kernels."""
     return os.environ.get("TRITON_INTERPRET") == "1"
-
-
-@functools.cache
-def _triton_missing() -> str | None:
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed"
-    if _interpreting():
-        return None
-    if not torch.cuda.is_available():
-        return "no CUDA device"
-    from ._driver import why_no_launcher
-
-    reason = why_no_launcher()
-    if reason is not None:  # a card is there, and the slow fallback would run on it unseen
-        warnings.warn(
-            f"adarec_fast: the triton kernels are not used, plain PyTorch runs instead: {reason}",
-            RuntimeWarning, stacklevel=2,
-        )  # fmt: skip
-    return reason
 
 
 def choose(name: str, backend: str, device: str, dtype: torch.dtype = torch.float32) -> str:

@@ -37,6 +37,7 @@ from typing import Any, NamedTuple
 import torch
 
 from . import _toolkit
+from ._library import Implementation, provide
 from ._toolkit import ExtensionError as ExtensionError
 from ._toolkit import NotForThisMachine as NotForThisMachine
 
@@ -455,3 +456,7 @@ def functions(name: str, backend: str) -> tuple[Callable[..., Any], Callable[...
 
 def _no_backward(*_: Any) -> Any:
     raise ExtensionError("this op has no gradient")
+
+
+provide("cpp", lambda name: Implementation(*functions(name, "cpp")), lambda: unavailable("cpp"))
+provide("cuda", lambda name: Implementation(*functions(name, "cuda")), lambda: unavailable("cuda"))

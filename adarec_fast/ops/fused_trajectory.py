@@ -13,11 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..reference.fused_trajectory import Trajectory, TrajectoryInputs
-from ..reference.fused_trajectory import fused_trajectory as reference
+from .. import ragged, rng
+from ..reference.fused_trajectory import Trajectory, TrajectoryInputs, row_depths
 from ._autocast import Autocast
 from ._library import check_index, check_seed, check_shape, choose, define, require, run
-from .encoder_layer import LayerWeights
+from .encoder_layer import LayerWeights, encoder_layer
+from .hda_trajectory import hda_trajectory
+from .level_pool import level_pool
+from .mlp_expert import mlp_expert
+from .moe_aggregate import moe_aggregate
 
 _OPTIONAL = ("noise_seed", "noise", "seed")
 _SCALARS = {
@@ -169,8 +173,41 @@ def fused_trajectory(
     _check(inputs)
     chosen = choose("fused_trajectory", backend, embeddings.device.type, embeddings.dtype)
     if chosen == "reference":
-        return reference(inputs, "reference")
+        return separate(inputs, "reference")
     return Trajectory(*run(_FusedTrajectory, "fused_trajectory", chosen, *inputs))
+
+
+def separate(inputs: TrajectoryInputs, backend: str) -> Trajectory:
+    """The separate ops of a backend, one after the other, each level of each stage in memory."""
+    i = inputs
+    tokens, last = i.embeddings.shape[0], i.last_only
+    shared: dict[str, Any] = {"max_length": i.max_length, "backend": backend}
+    x0, error = hda_trajectory(
+        i.embeddings, i.offsets, i.depth, i.alpha_bar, *i.denoiser, seed=i.noise_seed,
+        noise=i.noise, **shared,
+    )
+    fine = encoder_layer(
+        x0, i.offsets, i.depth, LayerWeights(*i.fine), heads=i.heads, eps=i.eps,
+        attention_dropout=i.attention_dropout, hidden_dropout=i.hidden_dropout, seed=i.seed,
+        stream=rng.STREAM_FINE_EXPERT, last_only=last, **shared,
+    )
+    coarse = mlp_expert(
+        x0, i.offsets, i.depth, *i.coarse, eps=i.eps, hidden_dropout=i.hidden_dropout,
+        seed=i.seed, last_only=last and not i.contrast, **shared,
+    )
+    pooled = coarse.new_empty(0)
+    if i.contrast:
+        pooled = level_pool(coarse, i.offsets, i.depth, **shared)
+        if last:
+            coarse = coarse[:, ragged.last_tokens(i.offsets)]
+    content = None
+    if i.content:
+        content = level_pool(x0, i.offsets, i.depth, causal=not last, **shared)
+    aggregate = moe_aggregate(
+        fine, coarse, content, row_depths(i.depth, i.offsets, tokens, last), i.level_mass,
+        *i.router, backend=backend,
+    )
+    return Trajectory(aggregate.user, error, *aggregate[1:], pooled)
 
 
 def _check(inputs: TrajectoryInputs) -> None:

@@ -54,7 +54,7 @@ class RunPictures:
 
     def losses(self) -> Figure:
         """Loss parts over epochs."""
-        return curves.losses(self.run.history, self.run.model_config)
+        return curves.losses(self.run.history, self.run.model.diagnostics().labels())
 
     def metrics(self) -> Figure:
         """Validation metrics over epochs."""
@@ -64,14 +64,15 @@ class RunPictures:
 
     def depth(self) -> Figure:
         """Depths by history length."""
-        return hierarchy.depth_by_length(self._depths, self.run.model_config.max_depth)
+        return hierarchy.depth_by_length(self._depths, measure.adarec(self.run).config.max_depth)
 
     def gate(self) -> Figure:
         """Gate by level."""
-        if not self.run.model_config.moe:
+        config = measure.adarec(self.run).config
+        if not config.moe:
             raise ConfigError("gate: the model was trained with moe=False and has none")
         return hierarchy.gate_by_level(
-            self._depths, self.run.history, self.run.model_config.max_depth
+            self._depths, self.run.history, config.max_depth
         )
 
     def tsne(self) -> Figure:

@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..config import ADARecConfig
+from ..models.base import Label
 from .style import COLOURS, MARKERS, mark_best, new_figure, whole_epochs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_PARTS = (
-    ("rec", r"$\mathcal{L}_{rec}$, cross entropy (Eq. 13)", "nats"),
-    ("deno", r"$\mathcal{L}_{deno}$, squared error of the noise", "share of variance"),
-    ("cont", r"$\mathcal{L}_{cont}$, InfoNCE (Eq. 6)", "nats"),
-    ("expl", r"$\mathcal{L}_{expl}$, negative depth entropy", "nats"),
-)
 
+def losses(history: list[dict[str, Any]], labels: Mapping[str, Label]) -> Figure:
+    """Each part of the loss before its weight, mean over an epoch's examples.
 
-def losses(history: list[dict[str, Any]], config: ADARecConfig) -> Figure:
-    """Each part of Eq. 12 before its weight, mean over an epoch's examples.
-
-    Parts that the configuration switches off are left out.
+    Args:
+        history: the lines of ``metrics.jsonl``.
+        labels: of the parts to show, see :meth:`adarec_fast.models.base.Diagnostics.labels`.
     """
-    off = set()
-    if not config.diffusion:
-        off.add("deno")
-    if config.lambda_cont == 0 or not config.augmented:
-        off.add("cont")
-    if config.depth != "adaptive":
-        off.add("expl")
-    shown = [part for part in _PARTS if part[0] not in off]
+    shown = [(name, label.title, label.unit) for name, label in labels.items()]
     columns = min(len(shown), 2)
     rows = -(-len(shown) // columns)
     figure = new_figure(2.1 * rows if rows > 1 else 2.6, 3.5 * columns)
@@ -40,8 +29,7 @@ def losses(history: list[dict[str, Any]], config: ADARecConfig) -> Figure:
         axes = figure.add_subplot(rows, columns, number + 1)
         values = [line[f"loss_{name}"] for line in history]
         axes.plot(epochs, values, color=COLOURS[0], marker=_marker(epochs))
-        weight = "" if name == "rec" else f", weight {getattr(config, f'lambda_{name}'):g}"
-        axes.set(title=title + weight, ylabel=unit)
+        axes.set(title=title, ylabel=unit)
         mark_best(axes, best)
         whole_epochs(axes)
         if number == 0 and best is not None:

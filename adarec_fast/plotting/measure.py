@@ -13,8 +13,8 @@ from torch import Tensor
 from .. import ops
 from ..config import ConfigError
 from ..data import EvaluationBatch, EvaluationBatches, Split
-from ..model import ADARec
-from ..parsing import encode
+from ..models.adarec.model import ADARec
+from ..models.adarec.parsing import encode
 from ..training import Run
 
 
@@ -34,6 +34,17 @@ class Depths:
     depth: Tensor
     probabilities: Tensor | None
     gates: Tensor | None
+
+
+def adarec(run: Run) -> ADARec:
+    """The run's model, for pictures of what only an ADARec has.
+
+    Raises:
+        ConfigError: it is of another kind.
+    """
+    if not isinstance(run.model, ADARec):
+        raise ConfigError(f"{type(run.model).__name__} has no depths, levels and gates to draw")
+    return run.model
 
 
 def sample_users(split: Split, number: int, *, seed: int, sparse: bool = False) -> Tensor:
@@ -62,7 +73,7 @@ def sample_users(split: Split, number: int, *, seed: int, sparse: bool = False) 
 @torch.no_grad()
 def depths(run: Run) -> Depths:
     """Depth, its distribution and the gates of every user of the test set."""
-    model = run.model
+    model = adarec(run)
     depth, probabilities, gates = [], [], []
     for batch in _batches(run, None):
         output = model((batch.item_ids, batch.offsets), return_gates=True)
@@ -87,11 +98,17 @@ def depths(run: Run) -> Depths:
 
 @torch.no_grad()
 def representations(run: Run, users: Tensor) -> dict[str, Tensor]:
-    """Unit vectors [U, D] on the CPU: ``user`` (h_u) and, with HP-MoE, ``coarse`` (z_coar)."""
+    """Unit vectors [U, D] on the CPU: ``user`` and, of HP-MoE, ``coarse`` (z_coar)."""
     parts: dict[str, list[Tensor]] = {}
+    model = run.model
     for batch in _batches(run, users):
-        found = run.model.representations((batch.item_ids, batch.offsets))
-        for name in ("user", "coarse") if run.model.config.moe else ("user",):
+        if isinstance(model, ADARec):
+            found = model.representations((batch.item_ids, batch.offsets))
+            names = ("user", "coarse") if model.config.moe else ("user",)
+        else:
+            vectors = model.represent(batch.item_ids, batch.offsets)
+            found, names = {"user": vectors.flatten(1)}, ("user",)
+        for name in names:
             parts.setdefault(name, []).append(_unit(found[name]))
     return {name: torch.cat(part) for name, part in parts.items()}
 
@@ -108,7 +125,8 @@ def levels(run: Run, users: Tensor) -> dict[str, Tensor]:
     Raises:
         ConfigError: the model has no diffusion, so that all levels are the same.
     """
-    model, config = run.model, run.model.config
+    model = adarec(run)
+    config = model.config
     if not config.diffusion:
         raise ConfigError("this model was trained with diffusion=False: all its levels are alike")
     parts: dict[str, list[Tensor]] = {}
@@ -136,14 +154,13 @@ def _unit(points: Tensor) -> Tensor:
 
 
 def _batches(run: Run, users: Tensor | None) -> Iterator[EvaluationBatch]:
-    model: ADARec = run.model
     return iter(
         EvaluationBatches(
             run.split,
             "test",
             batch_size=run.train_config.evaluation_batch_size,
-            max_length=model.config.max_length,
+            max_length=run.model.config.max_length,
             users=users,
-            device=model.item_embedding.weight.device,
+            device=run.model.device,
         )
     )

@@ -1,4 +1,8 @@
-"""Eq. 4, 5 and 7 to 11 at once: from E to h, as the composition of the ops it stands for."""
+"""Eq. 4, 5 and 7 to 11 at once: what goes in and comes out, from E to h.
+
+The op's reference is the composition of the references of the ops that it stands for, see
+:func:`adarec_fast.ops.fused_trajectory.separate`.
+"""
 
 from __future__ import annotations
 
@@ -111,38 +115,3 @@ def row_depths(depth: Tensor, offsets: Tensor, tokens: int, last_only: bool) -> 
     if last_only:
         return depth
     return ragged.row_of_tokens(depth + 1, offsets, tokens) - 1
-
-
-def fused_trajectory(inputs: TrajectoryInputs, backend: str) -> Trajectory:
-    """The separate ops of a backend, one after the other, each level of each stage in memory."""
-    from .. import ops
-
-    i = inputs
-    tokens, last = i.embeddings.shape[0], i.last_only
-    shared: dict[str, Any] = {"max_length": i.max_length, "backend": backend}
-    x0, error = ops.hda_trajectory(
-        i.embeddings, i.offsets, i.depth, i.alpha_bar, *i.denoiser, seed=i.noise_seed,
-        noise=i.noise, **shared,
-    )
-    fine = ops.encoder_layer(
-        x0, i.offsets, i.depth, ops.LayerWeights(*i.fine), heads=i.heads, eps=i.eps,
-        attention_dropout=i.attention_dropout, hidden_dropout=i.hidden_dropout, seed=i.seed,
-        stream=rng.STREAM_FINE_EXPERT, last_only=last, **shared,
-    )
-    coarse = ops.mlp_expert(
-        x0, i.offsets, i.depth, *i.coarse, eps=i.eps, hidden_dropout=i.hidden_dropout,
-        seed=i.seed, last_only=last and not i.contrast, **shared,
-    )
-    pooled = coarse.new_empty(0)
-    if i.contrast:
-        pooled = ops.level_pool(coarse, i.offsets, i.depth, **shared)
-        if last:
-            coarse = coarse[:, ragged.last_tokens(i.offsets)]
-    content = None
-    if i.content:
-        content = ops.level_pool(x0, i.offsets, i.depth, causal=not last, **shared)
-    aggregate = ops.moe_aggregate(
-        fine, coarse, content, row_depths(i.depth, i.offsets, tokens, last), i.level_mass,
-        *i.router, backend=backend,
-    )
-    return Trajectory(aggregate.user, error, *aggregate[1:], pooled)

@@ -14,13 +14,13 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from .. import __version__
+from ..version import __version__
 from .edge import Edge
 from .errors import ErrorBody, RequestError, shown
 from .requests import Recommendations, RequestFields, read_body, read_query
 from .service import Service
 
-_ABOUT = """Recommendations from a trained ADARec model, by the id of a known user or by any
+_ABOUT = """Recommendations from a trained model, by the id of a known user or by any
 history. Ids are those of the training data. Requests that come together are computed together."""
 
 

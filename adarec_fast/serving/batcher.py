@@ -27,11 +27,11 @@ _log = logging.getLogger(__name__)
 
 
 class Answer(NamedTuple):
-    """The best items of one history: external ids, falling scores, and T_u."""
+    """The best items of one history: external ids, falling scores, and what the model tells."""
 
     items: list[int | str]
     scores: list[float]
-    depth: int
+    diagnostics: dict[str, float]
 
 
 @dataclass(slots=True, eq=False)
@@ -184,7 +184,8 @@ def rank(jobs: list[Job]) -> list[Answer]:
     ranking = model.recommender.recommend(
         histories, k, exclude_seen=exclude_seen, exclude=exclude if any(exclude) else None
     )
-    scores, depth = ranking.scores.cpu(), ranking.depth.tolist()
+    scores = ranking.scores.cpu()
+    told = {name: tensor.tolist() for name, tensor in ranking.diagnostics.items()}
     left = torch.isfinite(scores).sum(1).tolist()
     counts = [min(job.k, n) for job, n in zip(jobs, left, strict=True)]
     chosen = ranking.items.cpu().numpy()
@@ -193,7 +194,8 @@ def rank(jobs: list[Job]) -> list[Answer]:
     names, values, start = model.items.decode(flat), scores.tolist(), 0
     answers = []
     for row, n in enumerate(counts):
-        answers.append(Answer(names[start : start + n], values[row][:n], depth[row]))
+        own = {name: column[row] for name, column in told.items()}
+        answers.append(Answer(names[start : start + n], values[row][:n], own))
         start += n
     return answers
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from ..config import ConfigError
 from ..data import DataError
+from ..models.pretrained import CheckpointError
 from ..ops import BackendError
-from ..pretrained import CheckpointError
 from ..training import RunFolderError
 from .metrics import Metrics
 from .served import ServedModel, Source, load, signature

@@ -59,11 +59,12 @@ class Item(BaseModel):
 
 
 class Recommendations(BaseModel):
-    """What one history leads to."""
+    """What one history leads to; a model may tell more of it, as an ADARec does its depth."""
+
+    model_config = ConfigDict(extra="allow")
 
     user: int | str | None = Field(description="the user asked for, null for a history")
     model: str = Field(description="which weights answered: the start of their SHA-256")
-    depth: int = Field(description="levels of the intent hierarchy, T_u")
     history_length: int = Field(description="items of the history that the catalogue knows")
     ignored: list[int | str] = Field(description="items of the request that it does not know")
     items: list[Item] = Field(description="best first; fewer than k where no more are left")

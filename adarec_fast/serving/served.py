@@ -11,8 +11,8 @@ from typing import Literal, NamedTuple
 import torch
 
 from ..data import InteractionData, Vocabulary
-from ..pretrained import WEIGHTS, CheckpointError
-from ..recommender import Recommender
+from ..models.pretrained import WEIGHTS, CheckpointError
+from ..ranking.recommender import Recommender
 from ..training import load_run
 from ..training.checkpoint import MANIFEST, find_checkpoint, read_json
 from ..training.errors import RunFolderError

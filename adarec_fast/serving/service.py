@@ -115,7 +115,7 @@ class Service:
         return {
             "user": user,
             "model": model.id,
-            "depth": answer.depth,
+            **answer.diagnostics,
             "history_length": len(history),
             "ignored": ignored or [],
             "items": [

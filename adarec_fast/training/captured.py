@@ -14,8 +14,7 @@ import torch
 
 from ..config import Supervision, TrainConfig
 from ..data import Batch
-from ..model import ADARec
-from ..modules import ForeignBackbone
+from ..models.base import SequenceModel
 from ..ops import synchronising
 from .optimization import Stepper
 from .statistics import EpochStatistics
@@ -41,14 +40,14 @@ def in_bucket(batch: Batch, tokens: int, supervision: Supervision) -> Batch:
     return batch._replace(item_ids=torch.cat([batch.item_ids, spare]), targets=targets)
 
 
-def why_not(model: ADARec, device: torch.device) -> str | None:
+def why_not(model: SequenceModel, device: torch.device) -> str | None:
     """Why a step of this model cannot be captured on a device, or None if it can."""
     if device.type != "cuda":
         return f"{device.type} has no CUDA graphs"
-    if isinstance(model.backbone, ForeignBackbone):
-        return "a backbone from outside may wait for the device"
-    config = model.config
-    waiting = synchronising(config.backend, device.type)
+    why = model.why_not_captured()
+    if why is not None:
+        return why
+    waiting = synchronising(model.config.backend, device.type)
     if waiting:
         return f"no kernel runs {', '.join(waiting)} here, and plain PyTorch waits for the device"
     return None
@@ -71,7 +70,7 @@ class CapturedStepper(Stepper):
 
     capturable = True
 
-    def __init__(self, model: ADARec, config: TrainConfig, device: torch.device) -> None:
+    def __init__(self, model: SequenceModel, config: TrainConfig, device: torch.device) -> None:
         super().__init__(model, config, device)
         self._stream = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
@@ -125,11 +124,14 @@ def _fill(static: Batch, batch: Batch) -> None:
 
 
 def make_stepper(
-    model: ADARec, config: TrainConfig, device: torch.device, shared: SharedBatches | None = None
+    model: SequenceModel,
+    config: TrainConfig,
+    device: torch.device,
+    shared: SharedBatches | None = None,
 ) -> Stepper:
     """Captured steps where they are possible; workers that share batches take plain ones."""
     if shared is not None:
-        from ..distributed.stepper import DistributedStepper
+        from .shared_step import DistributedStepper
 
         return DistributedStepper(model, config, shared)
     kind = Stepper if why_not(model, device) else CapturedStepper

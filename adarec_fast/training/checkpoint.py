@@ -30,7 +30,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..documents import DocumentError, parse_json, read_text, shown
-from ..pretrained import CheckpointError, read_weights
+from ..models.pretrained import CheckpointError, read_weights
 
 MANIFEST = "manifest.json"
 STATE_TENSORS, STATE_VALUES = "training_state.safetensors", "training_state.json"

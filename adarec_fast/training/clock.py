@@ -1,50 +1,51 @@
-"""How fast a run goes, and how its loss does, between two readings of the device."""
+"""How fast a run goes, and how its means do, between two readings of the device."""
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import NamedTuple
 
-from .reporter import StepProgress
 
-if TYPE_CHECKING:
-    from .trainer import Trainer
+class Stretch(NamedTuple):
+    """What happened between two readings.
+
+    Attributes:
+        seconds: of the wall's clock, above 0.
+        examples: trained on.
+        means: over these examples.
+    """
+
+    seconds: float
+    examples: int
+    means: dict[str, float]
 
 
 class Clock:
-    """Time and means between two readings of the statistics, within one epoch of one call."""
+    """Time and means between two readings of an epoch's running means, within one call.
 
-    def __init__(self, training: Trainer) -> None:
-        self._training = training
+    Args:
+        means: of the epoch so far, by name.
+        examples: how many they are over.
+    """
+
+    def __init__(self, means: Mapping[str, float], examples: int) -> None:
         self._time = time.perf_counter()
-        self._examples = training.statistics.examples
-        self._loss_sum, self._depth_sum = self._sums()
+        self._examples = examples
+        self._sums = _sums(means, examples)
 
-    def _sums(self) -> tuple[float, float]:
-        means = self._training.statistics.read()
-        examples = self._training.statistics.examples
-        return means["loss"] * examples, means["mean_depth"] * examples
+    def read(self, means: Mapping[str, float], examples: int) -> Stretch:
+        """The stretch since the last reading, whose end these means and examples are."""
+        now, sums = time.perf_counter(), _sums(means, examples)
+        fresh = examples - self._examples
+        stretch = Stretch(
+            max(now - self._time, 1e-9),
+            fresh,
+            {name: (value - self._sums[name]) / max(fresh, 1) for name, value in sums.items()},
+        )
+        self._time, self._examples, self._sums = now, examples, sums
+        return stretch
 
-    def read(self) -> None:
-        """Wait for the device, stop if something is not finite, and report."""
-        training = self._training
-        training.raise_if_diverged()
-        loss_sum, depth_sum = self._sums()
-        now = time.perf_counter()
-        seconds = max(now - self._time, 1e-9)
-        training.epoch_seconds += seconds
-        examples = training.statistics.examples - self._examples
-        if examples:
-            training.reporter.step(
-                StepProgress(
-                    epoch=training.epoch + 1,
-                    batch=training.batch,
-                    step=training.step,
-                    loss=(loss_sum - self._loss_sum) / examples,
-                    examples_per_second=examples / seconds,
-                    mean_depth=(depth_sum - self._depth_sum) / examples,
-                )
-            )
-        self._time = now
-        self._examples = training.statistics.examples
-        self._loss_sum, self._depth_sum = loss_sum, depth_sum
+
+def _sums(means: Mapping[str, float], examples: int) -> dict[str, float]:
+    return {name: value * examples for name, value in means.items()}

@@ -1,7 +1,7 @@
 """What can go wrong while training; every message says what would be right.
 
 A checkpoint that cannot be written, or that is incomplete, altered or of something else, is an
-:class:`adarec_fast.pretrained.CheckpointError`.
+:class:`adarec_fast.models.pretrained.CheckpointError`.
 """
 
 from __future__ import annotations

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
-from ..config import ADARecConfig, Supervision, TrainConfig
+from ..config import ModelConfig, Supervision, TrainConfig
 from ..data import Batch
-from ..model import ADARec
-from ..recommender import Recommender
+from ..models import registry
+from ..ranking.recommender import Recommender
 from .captured import capacity, in_bucket
 from .optimization import Stepper
 from .statistics import EpochStatistics
@@ -20,7 +20,7 @@ _K = 20
 
 
 def exercise(
-    model_config: ADARecConfig,
+    model_config: ModelConfig,
     train_config: TrainConfig,
     device: torch.device,
     *,
@@ -44,18 +44,18 @@ def exercise(
     tokens = int(offsets[-1])
     items = torch.randint(1, model_config.num_items + 1, (2, tokens), generator=draw)
     for supervision in supervisions or (model_config.supervision,):
-        model = ADARec(model_config.replace(supervision=supervision)).to(device).train()
+        model = registry.build(model_config.replace(supervision=supervision)).to(device).train()
         targets = items[1] if supervision == "all" else items[1, :count]
         batch = Batch(items[0], offsets, targets, torch.arange(count)).to(device)
         stepper = Stepper(model, train_config, device)
-        statistics = EpochStatistics(model_config.num_levels, device)
+        statistics = EpochStatistics(model.diagnostics(), device)
         batch = in_bucket(batch, capacity(tokens), supervision)
         # As captured, where the step's number is on the device, and as not.
         for number in (1, torch.full((), 2, dtype=torch.int64, device=device)):
             stepper.update(batch, number, statistics)
     model.eval()
     with torch.no_grad():
-        model((batch.item_ids, batch.offsets))
+        model.represent(batch.item_ids, batch.offsets)
     recommender = Recommender(model, batch_size=count)
     k = min(_K, model_config.num_items)
     asked = 1

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from ..config import ADARecConfig, ConfigError, TrainConfig, training_precision
+from ..config import ConfigError, ModelConfig, TrainConfig, training_precision
 from ..data import InteractionData
 from ..distributed.workers import Workers, join
+from ..models.registry import create_config, described
 from ..ops import choose
 from ..ops._driver import cards, why_no_cuda
 from . import run_folder
@@ -25,7 +26,7 @@ from .trainer import Trainer
 
 
 def train(
-    model_config: Mapping[str, Any] | ADARecConfig,
+    model_config: Mapping[str, Any] | ModelConfig,
     train_config: TrainConfig,
     data: InteractionData,
     run_dir: str | Path,
@@ -50,7 +51,8 @@ def train(
     the first one writes and reports.
 
     Args:
-        model_config: the model, or its fields; ``num_items`` may be left out of a mapping.
+        model_config: the model's configuration, or its fields, where ``model`` names the kind (an
+            ADARec without it) and ``num_items`` may be left out.
         train_config: how to train it.
         data: the interactions; histories of at least 3 items.
         run_dir: where everything is written, see :mod:`adarec_fast.training.run_folder`.
@@ -125,7 +127,7 @@ def train(
 
 def _check_workers(
     workers: Workers,
-    config: ADARecConfig,
+    config: ModelConfig,
     train_config: TrainConfig,
     data: InteractionData,
     run_dir: Path,
@@ -135,7 +137,7 @@ def _check_workers(
     """All workers must have been started alike."""
     workers.check_same(
         {
-            **{f"model.{name}": value for name, value in config.to_dict().items()},
+            **{f"model.{name}": value for name, value in described(config).items()},
             **{f"train.{name}": value for name, value in train_config.to_dict().items()},
             "data": run_folder.fingerprint(data),
             "run_dir": str(run_dir.absolute()),
@@ -170,11 +172,11 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def _model_config(given: Mapping[str, Any] | ADARecConfig, data: InteractionData) -> ADARecConfig:
-    if isinstance(given, ADARecConfig):
+def _model_config(given: Mapping[str, Any] | ModelConfig, data: InteractionData) -> ModelConfig:
+    if isinstance(given, ModelConfig):
         config = given
     else:
-        config = ADARecConfig.create(**{"num_items": data.num_items, **given})
+        config = create_config({"num_items": data.num_items, **given})
     if config.num_items != data.num_items:
         raise ConfigError(
             f"num_items={config.num_items}, but {data.name} has {data.num_items} items; "

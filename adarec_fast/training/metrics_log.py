@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..documents import DocumentError, parse_json
-from ..pretrained import CheckpointError
+from ..models.pretrained import CheckpointError
 from .checkpoint import disk_errors, write_atomically
 
 JSONL, CSV, TENSORBOARD = "metrics.jsonl", "metrics.csv", "tensorboard"

@@ -10,14 +10,13 @@ from torch import Tensor
 
 from .. import ops
 from ..config import TrainConfig, training_precision
-from ..model import ADARec
+from ..models.pretrained import CheckpointError
 from ..precision import computing
-from ..pretrained import CheckpointError
 from .progress import check_state_tensor
 from .statistics import EpochStatistics
 
 if TYPE_CHECKING:
-    from ..model import LossOutput
+    from ..models.base import LossOutput, SequenceModel
 
 _ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
 
@@ -37,7 +36,7 @@ class Stepper:
     # Whether Adam keeps its step where a CUDA graph can advance it.
     capturable = False
 
-    def __init__(self, model: ADARec, config: TrainConfig, device: torch.device) -> None:
+    def __init__(self, model: SequenceModel, config: TrainConfig, device: torch.device) -> None:
         self.model = model
         self.config = config
         self.device = device
@@ -72,6 +71,10 @@ class Stepper:
         """The losses of a batch, with gradient."""
         return self.model.loss(batch)
 
+    def examples(self, batch: Any) -> int:
+        """Examples of a batch that this process computes."""
+        return int(batch.offsets.shape[0]) - 1
+
     def gradient_norm(self, gradients: list[Tensor]) -> Tensor:
         """The norm of all gradients as one vector."""
         if self._kernels and _plain(gradients):
@@ -87,7 +90,7 @@ class Stepper:
         output.total.backward()
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         norm = self.gradient_norm(gradients)
-        found_inf = statistics.add(output, norm, number)
+        found_inf = statistics.add(output, norm, number, self.examples(batch))
         if self._kernels and _plain(gradients) and _plain(self._parameters):
             self._adam(gradients, norm, found_inf)
             return

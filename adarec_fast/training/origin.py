@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..config import ADARecConfig, TrainConfig
-from ..pretrained import CheckpointError
+from ..config import ModelConfig, TrainConfig
+from ..models.pretrained import CheckpointError
+from ..models.registry import DEFAULT
 from .checkpoint import read_json
 
 # A resumed run must see the same batches and take the same steps; these may change.
@@ -34,7 +35,7 @@ def run_identity(path: Path) -> str | None:
 
 
 def describe_origin(
-    path: Path, model_config: ADARecConfig, train_config: TrainConfig
+    path: Path, model_config: ModelConfig, train_config: TrainConfig
 ) -> dict[str, Any]:
     """What a checkpoint's manifest says about where it is from.
 
@@ -45,7 +46,10 @@ def describe_origin(
     """
     # Defaults are left out, so that a field that a later version adds changes nothing.
     settings = {
-        "model": model_config.model_dump(mode="json", exclude_defaults=True, exclude={"backend"}),
+        "model": {
+            **({} if model_config.system == DEFAULT else {"model": model_config.system}),
+            **model_config.model_dump(mode="json", exclude_defaults=True, exclude={"backend"}),
+        },
         "train": train_config.model_dump(
             mode="json", exclude_defaults=True, exclude=set(FREE_FIELDS)
         ),
@@ -61,7 +65,7 @@ def check_origin(
     path: Path,
     folder: Path,
     manifest: Mapping[str, Any],
-    model_config: ADARecConfig,
+    model_config: ModelConfig,
     train_config: TrainConfig,
 ) -> None:
     """Compare a checkpoint with the run whose ``config.json`` is ``path``.

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..config import ADARecConfig, Supervision, TrainConfig
+from ..config import ModelConfig, Supervision, TrainConfig
+from ..models.registry import described
 from ..ops._library import choose
 from ..ops.extension import cache_dir, locked
 from .errors import CompilationFailed
@@ -31,7 +32,7 @@ _COUNTED_ITEMS = 1 << 17  # a larger catalogue has the kernels of this one, and 
 
 
 def collect_run(
-    model_config: ADARecConfig,
+    model_config: ModelConfig,
     train_config: TrainConfig,
     architecture: int,
     supervisions: Sequence[Supervision] | None = None,
@@ -79,7 +80,7 @@ def compile_run(collected: Collected, progress: Progress, *, elsewhere: bool = F
 
 
 def prewarm(
-    model_config: ADARecConfig, train_config: TrainConfig, device: torch.device, progress: Progress
+    model_config: ModelConfig, train_config: TrainConfig, device: torch.device, progress: Progress
 ) -> bool:
     """Compile a run's kernels for a CUDA device, unless that was done before.
 
@@ -116,7 +117,7 @@ def prewarm(
 
 
 def _stamp(
-    model_config: ADARecConfig, train_config: TrainConfig, architecture: int, multiprocessors: int
+    model_config: ModelConfig, train_config: TrainConfig, architecture: int, multiprocessors: int
 ) -> Path:
     """A file that is there once the kernels of such a run are in triton's cache."""
     import triton
@@ -125,7 +126,7 @@ def _stamp(
     from ..kernels._prewarm import cache_folder
 
     told = json.dumps([
-        model_config.to_dict(), train_config.to_dict(), architecture, multiprocessors,
+        described(model_config), train_config.to_dict(), architecture, multiprocessors,
         source_hash(), triton.__version__, str(cache_folder()), torch.__version__,
     ])  # fmt: skip
     return cache_dir() / f"kernels-{hashlib.sha256(told.encode()).hexdigest()[:20]}.ready"

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, dtype
 
 from ..config import ConfigError, _Base
-from ..pretrained import CheckpointError
+from ..models.pretrained import CheckpointError
 
 
 class EarlyStoppingState(_Base):

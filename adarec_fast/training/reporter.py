@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from .result import TrainResult
 
 
+# Means by such names are shown while training runs; parts of the loss have the other.
+SHOWN, _PART = "mean_", "loss_"
+
+
 @dataclass(frozen=True)
 class TrainingPlan:
     """What a run is about to do. Counts of epochs and steps are of the whole run."""
@@ -39,7 +43,7 @@ class StepProgress:
         step: steps of the whole run that are done.
         loss: mean total loss.
         examples_per_second: rate since the last report.
-        mean_depth: mean of T_u.
+        means: what else the model tells, by names ``mean_...``.
     """
 
     epoch: int
@@ -47,7 +51,7 @@ class StepProgress:
     step: int
     loss: float
     examples_per_second: float
-    mean_depth: float
+    means: Mapping[str, float]
 
 
 class Reporter:
@@ -105,7 +109,7 @@ class PlainReporter(Reporter):
 
 
 class RichReporter(Reporter):
-    """A progress bar over each epoch with loss, examples a second, mean depth and the time left.
+    """A progress bar over each epoch: loss, examples a second, the model's means, the time left.
 
     Args:
         console: a rich console, standard output by default.
@@ -157,7 +161,7 @@ class RichReporter(Reporter):
             completed=progress.batch,
             status=(
                 f"loss {progress.loss:.4f}  {rate:,.0f} examples/s  "
-                f"depth {progress.mean_depth:.2f}  ETA {_clock(left)} (run: at most "
+                f"{_shown(progress.means)}ETA {_clock(left)} (run: at most "
                 f"{_clock(run_left)})"
             ),
         )
@@ -189,10 +193,8 @@ def make_reporter(console: Console | None = None) -> Reporter:
 def epoch_line(metrics: Mapping[str, Any], epochs: int, is_best: bool) -> str:
     """One epoch in one line of plain text."""
     text = (
-        f"epoch {metrics['epoch']}/{epochs}  loss {metrics['loss']:.4f}"
-        f" (rec {metrics['loss_rec']:.4f} deno {metrics['loss_deno']:.4f}"
-        f" cont {metrics['loss_cont']:.4f} expl {metrics['loss_expl']:.4f})"
-        f"  depth {metrics['mean_depth']:.2f}  {metrics['examples_per_second']:,.0f} examples/s"
+        f"epoch {metrics['epoch']}/{epochs}  loss {metrics['loss']:.4f}{_parts(metrics)}"
+        f"  {_shown(metrics)}{metrics['examples_per_second']:,.0f} examples/s"
         f"  {metrics['seconds']:.1f} s"
     )
     valid = metrics.get("valid")
@@ -200,6 +202,23 @@ def epoch_line(metrics: Mapping[str, Any], epochs: int, is_best: bool) -> str:
         text += f"  valid NDCG@20 {valid['NDCG@20']:.4f} HR@20 {valid['HR@20']:.4f}"
         text += " (best)" if is_best else ""
     return text
+
+
+def _parts(metrics: Mapping[str, Any]) -> str:
+    """The parts of the loss, where there are several."""
+    found = {n.removeprefix(_PART): v for n, v in metrics.items() if n.startswith(_PART)}
+    if len(found) < 2:
+        return ""
+    return " (" + " ".join(f"{name} {value:.4f}" for name, value in found.items()) + ")"
+
+
+def _shown(values: Mapping[str, Any]) -> str:
+    """What else the model tells of an epoch or of a stretch of it."""
+    return "".join(
+        f"{name.removeprefix(SHOWN)} {value:.2f}  "
+        for name, value in values.items()
+        if name.startswith(SHOWN)
+    )
 
 
 def _introduction(plan: TrainingPlan) -> str:

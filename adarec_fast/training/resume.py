@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..config import ADARecConfig, TrainConfig
+from ..config import ModelConfig, TrainConfig
 from ..data import InteractionData
-from ..pretrained import CheckpointError
+from ..models.pretrained import CheckpointError
+from ..models.registry import described
 from . import run_folder
 from .origin import FREE_FIELDS
 
 
 def check_same_run(
     run_dir: Path,
-    model_config: ADARecConfig,
+    model_config: ModelConfig,
     train_config: TrainConfig,
     data: InteractionData,
     data_fingerprint: str,
@@ -25,13 +26,13 @@ def check_same_run(
     """
     old_model, old_train, about = run_folder.read_config(run_dir)
     for section, before, now, free in (
-        ("model", old_model.to_dict(), model_config.to_dict(), ("backend",)),
+        ("model", described(old_model), described(model_config), ("backend",)),
         ("train", old_train.to_dict(), train_config.to_dict(), FREE_FIELDS),
     ):
         for field, value in now.items():
-            if field not in free and before[field] != value:
+            if field not in free and before.get(field) != value:
                 raise CheckpointError(
-                    f"{run_dir / run_folder.CONFIG}: {section}.{field} is {before[field]!r} "
+                    f"{run_dir / run_folder.CONFIG}: {section}.{field} is {before.get(field)!r} "
                     f"there and {value!r} now; resume with the old value or start another run"
                 )
     if about.get("fingerprint") != data_fingerprint:

@@ -33,10 +33,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
-from ..config import ADARecConfig, ConfigError, Precision, TrainConfig
+from ..config import ConfigError, ModelConfig, Precision, TrainConfig
 from ..data import DataError, InteractionData, PlantedLabels, Split, Vocabulary
-from ..model import ADARec
-from ..pretrained import CheckpointError, read_weights
+from ..models.base import SequenceModel
+from ..models.pretrained import CheckpointError, load, read_weights
+from ..models.registry import create_config, described
+from ..version import __version__
 from .checkpoint import (
     disk_errors,
     find_checkpoint,
@@ -71,10 +73,10 @@ class Run:
 
     path: Path
     which: str
-    model: ADARec
+    model: SequenceModel
     data: InteractionData
     split: Split
-    model_config: ADARecConfig
+    model_config: ModelConfig
     train_config: TrainConfig
     history: list[dict[str, Any]]
     source: dict[str, Any]
@@ -110,7 +112,7 @@ def load_run(
         hint = "; which='last' may exist" if which == "best" else ""
         raise RunFolderError(f"{run_dir / which}: no such checkpoint yet{hint}")
     check_origin(run_dir / CONFIG, folder, verify_checkpoint(folder), model_config, train_config)
-    model = ADARec.from_pretrained(folder, device=device, backend=backend, precision=precision)
+    model = load(folder, device=device, backend=backend, precision=precision)
     if model.item_vocabulary is None:
         raise CheckpointError(f"{folder / 'items.json'}: no such file; a run's model has one")
     data = read_data(run_dir, model.item_vocabulary)
@@ -168,7 +170,7 @@ def locked(run_dir: Path) -> Iterator[None]:
 
 def write_config(
     run_dir: Path,
-    model_config: ADARecConfig,
+    model_config: ModelConfig,
     train_config: TrainConfig,
     data: InteractionData,
     source: Mapping[str, Any] | None,
@@ -176,7 +178,7 @@ def write_config(
     """Write ``config.json``; a new run gets a random identity, an old one keeps its own."""
     path = run_dir / CONFIG
     run = run_identity(path) if path.exists() else uuid.uuid4().hex
-    described = {
+    about = {
         "name": data.name,
         "users": data.num_users,
         "items": data.num_items,
@@ -186,14 +188,14 @@ def write_config(
     }
     values = {
         "run": run,
-        "model": model_config.to_dict(),
+        "model": described(model_config),
         "train": train_config.to_dict(),
-        "data": described,
+        "data": about,
     }
     write_atomically(path, json.dumps(values, indent=2) + "\n")
 
 
-def read_config(run_dir: Path) -> tuple[ADARecConfig, TrainConfig, dict[str, Any]]:
+def read_config(run_dir: Path) -> tuple[ModelConfig, TrainConfig, dict[str, Any]]:
     """Inverse of :func:`write_config`; the last is the ``"data"`` part.
 
     Raises:
@@ -213,7 +215,7 @@ def read_config(run_dir: Path) -> tuple[ADARecConfig, TrainConfig, dict[str, Any
     if not (source is None or isinstance(source, dict)):
         raise CheckpointError(f"{path}: data.source must be an object or null")
     try:
-        model_config = ADARecConfig.create(**values["model"])
+        model_config = create_config(values["model"])
         return model_config, TrainConfig.create(**values["train"]), values["data"]
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from None
@@ -300,8 +302,6 @@ def write_environment(run_dir: Path, device: torch.device, command: Sequence[str
 
 def describe_environment(device: torch.device, command: Sequence[str]) -> dict[str, Any]:
     """What a figure depends on: versions, machine, threads, commit, command."""
-    from .. import __version__
-
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "adarec_fast": __version__,

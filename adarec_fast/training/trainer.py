@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor
 
-from ..config import ADARecConfig, TrainConfig
+from ..config import ModelConfig, TrainConfig
 from ..data import InteractionData, Split, TrainingBatches
 from ..distributed.workers import Agreement, saving_seconds
-from ..evaluation import evaluate
-from ..model import ADARec
-from ..pretrained import CheckpointError, write
+from ..models import registry
+from ..models.pretrained import CheckpointError, load, write
+from ..ranking.evaluation import evaluate
 from . import run_folder
 from .captured import make_stepper
 from .checkpoint import (
@@ -33,7 +33,7 @@ from .errors import TrainingDiverged
 from .metrics_log import MetricsLog
 from .origin import check_origin, describe_origin
 from .progress import EarlyStoppingState, Progress, check_state_tensor
-from .reporter import Reporter, TrainingPlan
+from .reporter import SHOWN, Reporter, StepProgress, TrainingPlan
 from .result import Status, TrainResult
 from .resume import check_same_run
 from .signals import StopSignals
@@ -60,7 +60,7 @@ class Trainer:
 
     def __init__(
         self,
-        model_config: ADARecConfig,
+        model_config: ModelConfig,
         config: TrainConfig,
         data: InteractionData,
         run_dir: Path,
@@ -94,7 +94,6 @@ class Trainer:
             self.shared = SharedBatches(batches, workers, gather_negatives=gather)
         self.batches: TrainingBatches | SharedBatches = self.shared or batches
         self.stopping = EarlyStopping(config.patience)
-        self.statistics = EpochStatistics(model_config.num_levels, device, workers)
         self.epoch = 0  # completed epochs
         self.batch = 0  # batches done of the epoch in progress
         self.step = 0
@@ -113,7 +112,8 @@ class Trainer:
         self.data_fingerprint = run_folder.fingerprint(self.data)
         if folder is None:
             torch.manual_seed(self.model_config.seed)
-            model = ADARec(self.model_config)
+            model = registry.build(self.model_config)
+            model.prepare(self.split)
             model.item_vocabulary = self.data.items
         else:
             check_same_run(
@@ -127,7 +127,7 @@ class Trainer:
                     f"{self.data.items.fingerprint()}; resume with the data of {self.run_dir}"
                 )
             check_origin(self._config_path, folder, manifest, self.model_config, self.config)
-            model = ADARec.from_pretrained(folder, backend=self.model_config.backend)
+            model = load(folder, backend=self.model_config.backend)
         self.num_parameters = sum(p.numel() for p in model.parameters())
         if self.workers is not None:
             weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
@@ -138,10 +138,9 @@ class Trainer:
                 saving_seconds(size, config.worker_timeout, config.save_timeout)
             )
         if self.workers is not None and self.config.shard_items:
-            from ..distributed.stepper import split_items
-
-            split_items(model, self.workers)
+            model.split_items(self.workers)
         self.model = model.to(self.device).train()
+        self.statistics = EpochStatistics(model.diagnostics(), self.device, self.workers)
         self.stepper = make_stepper(self.model, self.config, self.device, self.shared)
         self.log: MetricsLog | None = None
         self._finite_step = -1  # the last one whose weights were looked at
@@ -245,7 +244,9 @@ class Trainer:
 
     def _one_epoch(self, stop_at: int | None, signals: StopSignals) -> Status | None:
         """The rest of the epoch in progress; None if it was completed."""
-        clock = Clock(self)
+        if self.batch == 0:
+            self.model.begin_epoch(self.epoch)
+        clock = Clock(*self._means())
         for batch in self.batches.epoch(self.epoch, self.batch):
             self.stepper.step(batch, self.step + 1, self.statistics)
             self.step += 1
@@ -254,14 +255,37 @@ class Trainer:
             periodic = self.config.checkpoint_every
             due = bool(periodic) and self.step % periodic == 0
             if ended or due or self.batch % self.config.log_every == 0:
-                clock.read()
+                self._read(clock)
             if ended or due:
                 self.save("last")
             if ended:
                 return ended
-        clock.read()
+        self._read(clock)
         self._end_epoch()
         return self._asked_to_end(stop_at, signals)
+
+    def _means(self) -> tuple[dict[str, float], int]:
+        """What a progress line shows of the epoch so far, and its examples. Waits."""
+        found = self.statistics.read()
+        means = {n: v for n, v in found.items() if n == "loss" or n.startswith(SHOWN)}
+        return means, self.statistics.examples
+
+    def _read(self, clock: Clock) -> None:
+        """Wait for the device, stop if something is not finite, and report."""
+        self.raise_if_diverged()
+        stretch = clock.read(*self._means())
+        self.epoch_seconds += stretch.seconds
+        if stretch.examples:
+            self.reporter.step(
+                StepProgress(
+                    epoch=self.epoch + 1,
+                    batch=self.batch,
+                    step=self.step,
+                    loss=stretch.means.pop("loss"),
+                    examples_per_second=stretch.examples / stretch.seconds,
+                    means=stretch.means,
+                )
+            )
 
     def _asked_to_end(self, stop_at: int | None, signals: StopSignals) -> Status | None:
         received = signals.received is not None
@@ -314,9 +338,7 @@ class Trainer:
         metrics["valid"] = result.overall
         if result.sparse is not None:
             metrics["valid_sparse"] = result.sparse
-        metrics["valid_mean_depth"] = result.mean_depth
-        metrics["valid_depth_share"] = result.depth_share
-        metrics["valid_gate"] = result.gate
+        metrics |= {f"valid_{name}": value for name, value in result.diagnostics.items()}
         metrics["valid_seconds"] = time.perf_counter() - begun
         metrics["best"] = self.stopping.update(result.overall["NDCG@20"], number)
         return bool(metrics["best"])

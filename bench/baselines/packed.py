@@ -17,8 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adarec_fast import ADARec, losses, ragged, rng
-from adarec_fast.modules import MLPExpert, SASRecEncoder, TransformerLayer
+from adarec_fast import ADARec, ragged, rng
+from adarec_fast.models.adarec import losses
+from adarec_fast.models.adarec.experts import MLPExpert
+from adarec_fast.models.encoders.sasrec import SASRecEncoder
+from adarec_fast.models.encoders.transformer_layer import TransformerLayer
 from adarec_fast.packed import (
     depth_controller,
     encoder_layer,

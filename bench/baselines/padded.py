@@ -15,9 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adarec_fast import ADARec, losses
-from adarec_fast.config import ADARecConfig
-from adarec_fast.modules import MLPExpert, SASRecEncoder, TransformerLayer
+from adarec_fast import ADARec
+from adarec_fast.models.adarec import losses
+from adarec_fast.models.adarec.config import ADARecConfig
+from adarec_fast.models.adarec.experts import MLPExpert
+from adarec_fast.models.encoders.sasrec import SASRecEncoder
+from adarec_fast.models.encoders.transformer_layer import TransformerLayer
 from adarec_fast.ragged import reached_levels
 from adarec_fast.reference.depth_controller import depth_controller
 from adarec_fast.reference.encoder_layer import drop, encoder_layer

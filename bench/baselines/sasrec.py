@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adarec_fast import ADARec, ragged
-from adarec_fast.modules import SASRecEncoder, TransformerLayer
+from adarec_fast.models.encoders.sasrec import SASRecEncoder
+from adarec_fast.models.encoders.transformer_layer import TransformerLayer
 
 from .packed import cross_entropy
 

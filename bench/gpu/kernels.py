@@ -78,7 +78,10 @@ def _noting(collected: Collected) -> Iterator[None]:
             *(_both(collected, a, b) for a, b in zip(found, plain, strict=True))
         )
 
-    users = ["adarec_fast.ops._library", "adarec_fast.plan", "adarec_fast.recommender"]
+    users = [
+        "adarec_fast.ops._library", "adarec_fast.models.encoders.plan",
+        "adarec_fast.ranking.recommender",
+    ]  # fmt: skip
     with contextlib.ExitStack() as stack:
         for module in users:
             stack.enter_context(mock.patch(f"{module}.implementation", implementation))

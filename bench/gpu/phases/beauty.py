@@ -16,7 +16,7 @@ import torch
 
 from adarec_fast import ADARecConfig, TrainConfig
 from adarec_fast.data import InteractionData, Split, load
-from adarec_fast.evaluation import evaluate
+from adarec_fast.ranking.evaluation import evaluate
 from adarec_fast.training import Reporter, load_run, train
 from adarec_fast.training.exercise import exercise
 

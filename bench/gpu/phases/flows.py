@@ -50,7 +50,7 @@ def _train(
     """Weights after some steps on batches of two shapes."""
     place = torch.device(device)
     stepper = kind(model(_SIZE, supervision, precision, device).train(), TrainConfig(), place)
-    statistics = EpochStatistics(stepper.model.config.num_levels, place)
+    statistics = EpochStatistics(stepper.model.diagnostics(), place)
     data = histories("train", 2, every_position=supervision == "all")
     batches = itertools.cycle([b.to(device).as_batch() for b in data])
     for number, batch in zip(range(1, steps + 1), batches, strict=False):

@@ -43,7 +43,7 @@ def _stepper(device: str, workload: str, precision: str) -> Callable[[], object]
     place = torch.device(device)
     made = model(_SIZE, "prefix", precision, device).train()
     stepper = CapturedStepper(made, TrainConfig(), place)
-    statistics = EpochStatistics(made.config.num_levels, place)
+    statistics = EpochStatistics(made.diagnostics(), place)
     batch = histories(workload)[0].to(device).as_batch()
     numbers = itertools.count(1)
     return lambda: stepper.step(batch, next(numbers), statistics)

@@ -74,7 +74,7 @@ def _step(
     place = torch.device(device)
     made = model(_SIZE, supervision, precision, device).train()
     stepper = kind(made, TrainConfig(), place)
-    statistics = EpochStatistics(made.config.num_levels, place)
+    statistics = EpochStatistics(made.diagnostics(), place)
     count = 4 if workload == "train" else 2
     data = histories(workload, count, every_position=supervision == "all")
     batches = itertools.cycle([batch.to(device).as_batch() for batch in data])
@@ -138,7 +138,7 @@ def _epoch(results: Results, device: str, precision: str) -> None:
         max_length=MAX_LENGTH,
     )  # fmt: skip
     stepper = CapturedStepper(made, TrainConfig(), place)
-    statistics = EpochStatistics(made.config.num_levels, place)
+    statistics = EpochStatistics(made.diagnostics(), place)
     rounds = []
     for epoch in range(4):
         torch.cuda.synchronize()

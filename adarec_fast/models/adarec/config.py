@@ -1,0 +1,92 @@
+"""ADARec's configuration."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from ...config import ModelConfig
+
+Schedule = Literal["respaced", "direct"]
+DepthGradient = Literal["truncated", "full"]
+
+
+class ADARecConfig(ModelConfig):
+    """What the model is. Symbols are the paper's: D hidden size, T the greatest depth T_max."""
+
+    system: ClassVar[str] = "adarec"
+
+    hidden_size: int = Field(64, ge=1, le=65_536, description="D, size of every representation")
+    num_layers: int = Field(
+        2, ge=0, le=256, description="Transformer layers of the built-in backbone"
+    )
+    num_heads: int = Field(2, ge=1, description="attention heads, backbone and experts")
+    feedforward_multiplier: int = Field(4, ge=1, le=64, description="feed-forward size over D")
+    dropout: float = Field(0.5, ge=0.0, lt=1.0, description="hidden dropout probability")
+    attention_dropout: float = Field(0.5, ge=0.0, lt=1.0, description="dropout on attention")
+    layer_norm_eps: float = Field(1e-5, gt=0.0, description="added to LayerNorm's variance")
+
+    max_depth: int = Field(4, ge=1, le=64, description="T_max, greatest diffusion depth")
+    schedule: Schedule = Field("respaced", description="noise schedule, see models/adarec")
+    depth_gradient: DepthGradient = Field(
+        "truncated", description="levels computed in training: up to T_u, or all"
+    )
+    gumbel_temperature: float = Field(0.5, gt=0.0, description="tau_gs of Eq. 3")
+    contrastive_temperature: float = Field(0.07, gt=0.0, description="tau of Eq. 6")
+    coarse_expert: Literal["mlp", "transformer"] = Field("mlp", description="E_coar")
+    evaluation_samples: int = Field(
+        0, ge=0, description="S noisy trajectories averaged at evaluation; 0: one without noise"
+    )
+
+    lambda_deno: float = Field(0.1, ge=0.0, description="weight of L_deno in Eq. 12")
+    lambda_cont: float = Field(0.1, ge=0.0, description="weight of L_cont in Eq. 12; 0 removes it")
+    lambda_expl: float = Field(0.01, ge=0.0, description="weight of L_expl in Eq. 12")
+
+    depth: Literal["adaptive", "fixed"] = Field(
+        "adaptive", description="ADC, or the fixed depth T_max for everybody (Table 4)"
+    )
+    diffusion: bool = Field(True, description="HDA; without it every level is E itself (Table 4)")
+    moe: bool = Field(True, description="HP-MoE; without it the mean of the levels (Table 4)")
+    router: Literal["content", "level"] = Field(
+        "content", description="Eq. 7, or the level embedding alone (Table 4)"
+    )
+    residual: bool = Field(
+        False, description="not in the paper: LayerNorm(E + h_u) after Eq. 11"
+    )
+
+    fused_trajectory: bool = Field(
+        False,
+        description="keep no level in memory: one kernel at inference on CUDA, and a backward "
+        "pass that computes the levels again, some tokens at a time",
+    )
+    @model_validator(mode="after")
+    def _heads_divide(self) -> ADARecConfig:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} is not divisible by num_heads={self.num_heads}; "
+                f"choose a multiple of {self.num_heads}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _fusion_has_all_its_parts(self) -> ADARecConfig:
+        if self.fused_trajectory and not (
+            self.diffusion and self.moe and self.coarse_expert == "mlp"
+        ):
+            raise ValueError(
+                f"fused_trajectory=True needs diffusion=True, moe=True and coarse_expert='mlp'; "
+                f"got diffusion={self.diffusion}, moe={self.moe}, "
+                f"coarse_expert={self.coarse_expert!r}"
+            )
+        return self
+
+    @property
+    def num_levels(self) -> int:
+        """T + 1, levels 0..T of a full hierarchy."""
+        return self.max_depth + 1
+
+    @property
+    def augmented(self) -> bool:
+        """Whether anything of ADARec is on; if not, the model is its backbone."""
+        return self.depth == "adaptive" or self.diffusion or self.moe

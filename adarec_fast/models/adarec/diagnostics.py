@@ -1,0 +1,154 @@
+"""What ADARec tells of itself: depths, gates, and the parts of Eq. 12."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ... import ops
+from ...data import EvaluationBatch
+from ..base import Diagnostics, Label, LossOutput, Observer
+
+if TYPE_CHECKING:
+    from .parts import Parts
+
+_SCALARS = (
+    "loss_rec", "loss_deno", "loss_cont", "loss_expl", "loss", "gradient_norm",
+    "depth_entropy", "denoising_error",
+)  # fmt: skip
+_LABELS = {
+    "rec": Label(r"$\mathcal{L}_{rec}$, cross entropy (Eq. 13)", "nats"),
+    "deno": Label(r"$\mathcal{L}_{deno}$, squared error of the noise", "share of variance"),
+    "cont": Label(r"$\mathcal{L}_{cont}$, InfoNCE (Eq. 6)", "nats"),
+    "expl": Label(r"$\mathcal{L}_{expl}$, negative depth entropy", "nats"),
+}
+
+
+class ADARecDiagnostics(Diagnostics):
+    """Sums of an epoch: float64 ``[8 + 3 (T + 1)]``: losses by ``parts`` and in all, gradient norm,
+    depth entropy and denoising error, each weighted by examples; examples of each depth; sums of
+    the gate of each level over the examples that reach it; their number."""
+
+    parts = ("rec", "deno", "cont", "expl")
+
+    def labels(self) -> dict[str, Label]:
+        config = self.model.config
+        there = {
+            "deno": config.diffusion,
+            "cont": config.lambda_cont != 0 and config.augmented,
+            "expl": config.depth == "adaptive",
+        }
+        found = {}
+        for name, label in _LABELS.items():
+            if there.get(name, True):
+                weight = "" if name == "rec" else f", weight {getattr(config, f'lambda_{name}'):g}"
+                found[name] = label._replace(title=label.title + weight)
+        return found
+
+    @property
+    def size(self) -> int:
+        return len(_SCALARS) + 3 * int(self.model.config.num_levels)
+
+    def add(
+        self,
+        sums: Tensor,
+        bad_step: Tensor,
+        bad_parts: Tensor,
+        output: LossOutput,
+        gradient_norm: Tensor,
+        examples: int,
+        step: int | Tensor,
+    ) -> Tensor:
+        values = [
+            *(output.parts[name] for name in self.parts), output.total, gradient_norm,
+            output.depth_entropy, output.denoising_error,
+        ]  # fmt: skip
+        # A kernel where there is one; else plain PyTorch, which needs no op around it.
+        fused = ops.has_kernel("epoch_statistics", "auto", sums.device.type)
+        return ops.epoch_statistics(
+            sums, bad_step, bad_parts, values, output.depth.detach(), output.gate, step,
+            backend="auto" if fused else "reference",
+        )  # fmt: skip
+
+    def means(self, sums: list[float], examples: int) -> dict[str, Any]:
+        """``gate`` holds None at levels that no example reached."""
+        result: dict[str, Any] = {
+            name: value / examples for name, value in zip(_SCALARS, sums, strict=False)
+        }
+        levels = self.model.config.num_levels
+        rest = sums[len(_SCALARS) :]
+        counts, gates, reached = rest[:levels], rest[levels : 2 * levels], rest[2 * levels :]
+        result["mean_depth"] = sum(k * count for k, count in enumerate(counts)) / examples
+        result["depth_share"] = [count / examples for count in counts]
+        result["gate"] = [
+            total / number if number else None for total, number in zip(gates, reached, strict=True)
+        ]
+        return result
+
+    def observer(self) -> DepthObserver:
+        return DepthObserver(self.model)
+
+    def intents(self, values: Tensor, offsets: Tensor) -> dict[str, Tensor]:
+        found = self.model.representations((values, offsets))
+        return {"coarse/theme": found["coarse"], "fine/subtheme": found["fine"]}
+
+
+class DepthObserver(Observer):
+    """Depths and gates that users were scored with."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        parts: Parts = model
+        levels, device = parts.config.num_levels, parts.item_embedding.weight.device
+        self._counts = torch.zeros(levels, dtype=torch.float64, device=device)
+        self._gates = torch.zeros(levels, dtype=torch.float64, device=device)
+        self._has_gates = True
+
+    def scores(self, batch: EvaluationBatch) -> Tensor:
+        output = self.model((batch.item_ids, batch.offsets), return_gates=True)
+        ones = torch.ones_like(output.depth, dtype=torch.float64)
+        self._counts.index_add_(0, output.depth, ones)
+        if output.gates is None:
+            self._has_gates = False
+        else:
+            levels = torch.arange(output.gates.shape[0], device=output.depth.device)
+            reached = levels[:, None] <= output.depth
+            self._gates += torch.where(reached, output.gates.double(), 0.0).sum(1)
+        scores: Tensor = self.model.score(output.user)
+        return scores
+
+    def sums(self) -> list[Tensor]:
+        return [self._counts, self._gates]
+
+    def read(self) -> dict[str, Any]:
+        """``mean_depth``; ``depth_share`` ``[T+1]``, share of users at each depth; ``gate``
+        ``[T+1]``, mean g_k over the users that reach level k, None where none does, or None
+        without HP-MoE."""
+        counts = self._counts.cpu()
+        users = counts.sum()
+        reached = counts.flip(0).cumsum(0).flip(0).tolist()
+        gate = None
+        if self._has_gates:
+            gate = [
+                total / number if number else None
+                for total, number in zip(self._gates.tolist(), reached, strict=True)
+            ]
+        return {
+            "mean_depth": float((counts * torch.arange(counts.numel())).sum() / users),
+            "depth_share": (counts / users).tolist(),
+            "gate": gate,
+        }
+
+    def notes(self) -> list[str]:
+        found = self.read()
+        shares = "  ".join(f"{k}: {share:.0%}" for k, share in enumerate(found["depth_share"]))
+        lines = [f"depth, share of users   {shares}  (mean {found['mean_depth']:.2f})"]
+        if found["gate"] is not None:
+            gates = "  ".join(
+                f"{k}: {'-' if gate is None else f'{gate:.2f}'}"
+                for k, gate in enumerate(found["gate"])
+            )
+            lines.append(f"gate to the fine expert {gates}")
+        return lines

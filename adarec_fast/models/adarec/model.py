@@ -1,0 +1,272 @@
+"""ADARec, the drop-in module: Eq. 1 to 13 over packed histories."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ... import ragged, rng
+from ...data import Batch
+from ...histories import History
+from ...precision import computing
+from ..base import LossOutput, Plan, Represented, UserGraph, initialise
+from ..embedded import EmbeddingModel
+from ..encoders.foreign import ForeignBackbone
+from ..encoders.sasrec import SASRecEncoder
+from ..encoders.transformer_layer import TransformerLayer
+from ..pretrained import Pretrained
+from . import losses
+from . import plan as serving
+from .config import ADARecConfig
+from .depth_controller import DepthController
+from .diagnostics import ADARecDiagnostics
+from .diffusion import Denoiser
+from .experts import MLPExpert
+from .outputs import ADARecOutput, Hierarchy, Parsed
+from .parsing import parse
+from .router import Router
+
+if TYPE_CHECKING:
+    from ...distributed.share import Share
+
+
+class ADARec(Pretrained, EmbeddingModel):
+    """Adaptive Diffusion Augmentation for Recommendation (AAAI 2026).
+
+    Args:
+        config: the whole configuration, or None to give its fields as ``options``.
+        backbone: an encoder to use instead of the built-in SASRec one; see
+            :class:`adarec_fast.models.encoders.ForeignBackbone` for what it is called with.
+        options: fields of :class:`ADARecConfig`, e.g. ``num_items=12101, max_depth=8``.
+
+    Raises:
+        ConfigError: an unknown field, or a value out of range.
+    """
+
+    config_type = ADARecConfig
+    config: ADARecConfig
+
+    def __init__(
+        self,
+        config: ADARecConfig | None = None,
+        *,
+        backbone: nn.Module | None = None,
+        **options: Any,
+    ) -> None:
+        if config is None:
+            config = ADARecConfig.create(**options)
+        elif options:
+            config = config.replace(**options)
+        size = config.hidden_size
+        super().__init__(config, size)
+        self.backbone: SASRecEncoder | ForeignBackbone
+        if backbone is None:
+            self.backbone = SASRecEncoder(config)
+        else:
+            self.backbone = ForeignBackbone(backbone, size, config.max_length)
+        if config.augmented:
+            self.level_embedding = nn.Embedding(config.num_levels, size)
+        if config.depth == "adaptive":
+            self.depth_controller = DepthController(
+                size, config.max_depth, config.max_length, config.gumbel_temperature
+            )
+        if config.diffusion:
+            self.denoiser = Denoiser(size, config.max_depth, config.schedule)
+        if config.moe:
+            self.fine_expert = self._transformer(rng.STREAM_FINE_EXPERT)
+            self.coarse_expert: MLPExpert | TransformerLayer = (
+                self._transformer(rng.STREAM_COARSE_EXPERT)
+                if config.coarse_expert == "transformer"
+                else MLPExpert(size, eps=config.layer_norm_eps, hidden_dropout=config.dropout)
+            )
+            self.router = Router(size, content=config.router == "content")
+        if config.residual:
+            self.output_norm = nn.LayerNorm(size, eps=config.layer_norm_eps)
+        self._add_noise_seed()
+        self._initialise()
+
+    def _transformer(self, stream: int) -> TransformerLayer:
+        config = self.config
+        return TransformerLayer(
+            config.hidden_size,
+            config.num_heads,
+            config.feedforward_multiplier * config.hidden_size,
+            eps=config.layer_norm_eps,
+            attention_dropout=config.attention_dropout,
+            hidden_dropout=config.dropout,
+            stream=stream,
+        )
+
+    def _initialise(self) -> None:
+        generator = torch.Generator().manual_seed(self.config.seed)
+        for name, child in self.named_children():
+            # A foreign encoder brings weights of its own.
+            if not (name == "backbone" and isinstance(child, ForeignBackbone)):
+                initialise(child, generator)
+        with torch.no_grad():
+            self.item_embedding.weight[0].zero_()
+
+    # ------------------------------------------------------------------ forward
+
+    def forward(
+        self,
+        item_ids: History,
+        lengths: Tensor | None = None,
+        *,
+        targets: Tensor | None = None,
+        return_hierarchy: bool = False,
+        return_gates: bool = False,
+    ) -> ADARecOutput:
+        """Represent users by their histories.
+
+        In training mode depths are sampled and noise and dropout drawn (from ``noise_seed``, which
+        advances by one); in evaluation mode the result is deterministic, or the mean over
+        ``evaluation_samples`` noisy trajectories.
+
+        Args:
+            item_ids: int64 ``[B, L]``, padded with 0 on the left or on the right, or a jagged pair
+                (values ``[N]``, offsets ``[B+1]``). Ids are 1..num_items; of longer histories the
+                last ``max_length`` items are read.
+            lengths: optional int64 ``[B]`` for the padded form; must agree with the padding.
+            targets: the items asked for, as in :class:`adarec_fast.data.Batch`; gives the losses.
+            return_hierarchy: also return the levels.
+            return_gates: also return g_k.
+
+        Raises:
+            ValueError: a shape, dtype, length or id that does not fit, naming the argument.
+        """
+        with computing(self.config.precision, self.noise_seed.device.type):
+            return self._forward(item_ids, lengths, targets, return_hierarchy, return_gates)
+
+    def _forward(
+        self,
+        item_ids: History,
+        lengths: Tensor | None,
+        targets: Tensor | None,
+        return_hierarchy: bool,
+        return_gates: bool,
+    ) -> ADARecOutput:
+        values, offsets = self._histories(item_ids, lengths)
+        if targets is not None:
+            parsed, output = self._loss(values, offsets, targets, hierarchy=return_hierarchy)
+            user = parsed.user
+            if self.config.supervision == "all":
+                user = user[ragged.last_tokens(offsets)]
+        else:
+            output = None
+            parsed = parse(
+                self, values, offsets, self._next_seed(), "last", hierarchy=return_hierarchy
+            )
+            user = parsed.user
+            if not self.training and self.config.evaluation_samples:
+                user = self._sampled(values, offsets)
+        gates = parsed.aggregate.gates if parsed.aggregate is not None else None
+        if gates is not None and gates.shape[1] != user.shape[0]:
+            gates = gates[:, ragged.last_tokens(offsets)]
+        hierarchy = None
+        if return_hierarchy:
+            assert parsed.levels is not None
+            hierarchy = Hierarchy(parsed.levels, offsets, parsed.computed)
+        return ADARecOutput(
+            user,
+            parsed.depth,
+            hierarchy,
+            gates if return_gates else None,
+            output,
+        )
+
+    def _sampled(self, values: Tensor, offsets: Tensor) -> Tensor:
+        """Mean of h over S noisy trajectories, at the evaluation depth and without dropout."""
+        total = None
+        for sample in range(self.config.evaluation_samples):
+            seed = rng.spread_seed(self.config.seed).to(values.device) + sample
+            user = parse(self, values, offsets, None, "last", noise_seed=seed).user
+            total = user if total is None else total + user
+        assert total is not None
+        return total / self.config.evaluation_samples
+
+    # ------------------------------------------------------------------ losses
+
+    def loss(self, batch: Batch, share: Share | None = None) -> LossOutput:
+        """Eq. 12 on a training batch, with each of its parts.
+
+        Args:
+            batch: packed histories of at most ``max_length`` items, on the model's device, with
+                targets ``[B]`` under ``supervision="prefix"`` or ``[N]`` under ``"all"``.
+            share: where ``batch`` lies in a batch that several workers share; the losses are then
+                the whole batch's, and the gradients of all workers add up to its own.
+        """
+        with computing(self.config.precision, self.noise_seed.device.type):
+            return self._loss(batch.item_ids, batch.offsets, batch.targets, share)[1]
+
+    def _loss(
+        self,
+        values: Tensor,
+        offsets: Tensor,
+        targets: Tensor,
+        share: Share | None = None,
+        *,
+        hierarchy: bool = False,
+    ) -> tuple[Parsed, LossOutput]:
+        config = self.config
+        everywhere = config.supervision == "all"
+        self._check_targets(values, offsets, targets)
+        contrast = config.lambda_cont > 0 and config.augmented
+        seed = self._next_seed(None if share is None else share.place)
+        parsed = parse(
+            self, values, offsets, seed, "all" if everywhere else "last", contrast=contrast,
+            hierarchy=hierarchy,
+        )  # fmt: skip
+        return parsed, losses.objective(
+            self.config, parsed, self.item_embedding, offsets, targets, share
+        )
+
+    # ------------------------------------------------------------------ use
+
+    def represent(self, values: Tensor, offsets: Tensor) -> Tensor:
+        return self((values, offsets)).user
+
+    def explain(self, values: Tensor, offsets: Tensor) -> Represented:
+        output = self((values, offsets))
+        return Represented(output.user, {"depth": output.depth})
+
+    def plan(self) -> Plan | None:
+        return serving.Plan(self) if serving.Plan.suits(self) else None
+
+    def user_graph(self) -> UserGraph:
+        from .graph import ADARecGraph  # torch.export's parts take a second to import
+
+        return ADARecGraph(self)
+
+    def diagnostics(self) -> ADARecDiagnostics:
+        return ADARecDiagnostics(self)
+
+    def why_not_captured(self) -> str | None:
+        if isinstance(self.backbone, ForeignBackbone):
+            return "a backbone from outside may wait for the device"
+        return None
+
+    @property
+    def leaves_some_unused(self) -> bool:
+        config = self.config
+        no_levels = config.augmented and not config.diffusion and not config.moe
+        return no_levels or isinstance(self.backbone, ForeignBackbone)
+
+    @torch.no_grad()
+    def representations(self, item_ids: History) -> dict[str, Tensor]:
+        """``user`` h, ``fine`` z_fin and ``coarse`` z_coar, each ``[B, D]``, in evaluation mode.
+
+        Without HP-MoE the two are the user representation itself.
+        """
+        values, offsets = self._histories(item_ids, None)
+        precision = computing(self.config.precision, self.noise_seed.device.type)
+        with self._evaluating(), precision:
+            parsed = parse(self, values, offsets, None, "last")
+        fused = parsed.aggregate
+        return {
+            "user": parsed.user,
+            "fine": parsed.user if fused is None else fused.fine,
+            "coarse": parsed.user if fused is None else fused.coarse,
+        }

@@ -1,0 +1,350 @@
+"""What a sequential model is to the rest of the package: a map from a history to a vector, and a
+table of item vectors.
+
+Training, evaluation, recommendation, serving, export and the command line use
+:class:`SequenceModel` and nothing of a model's own. What only some models have (depths, gates)
+reaches logs, answers and pictures through :class:`Diagnostics`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config import ConfigError, ModelConfig
+from ..data import Batch, EvaluationBatch, Split, Vocabulary
+
+if TYPE_CHECKING:
+    from ..distributed import Workers
+    from ..distributed.items import ShardedItems
+    from ..distributed.share import Share
+
+
+class LossOutput(NamedTuple):
+    """A batch's losses and what the training log shows of them. All but ``total`` is detached.
+
+    Diagnostics can be read as attributes: ``output.depth`` is ``output.diagnostics["depth"]``.
+
+    Attributes:
+        total: what is minimised, a scalar with gradient.
+        parts: its parts by name, scalars before their weights in ``total``.
+        weights: of a part, how much a batch counts in the mean over an epoch, such as the number
+            of things that the part is a mean of: an int, or 0-dim on the device. A part that is
+            left out counts by examples.
+        diagnostics: further tensors by name, of fixed shapes.
+        examples: of a worker's share of a batch: B of the whole batch, whose means all values
+            are; the gradient of ``total`` is the share's part of it.
+    """
+
+    total: Tensor
+    parts: dict[str, Tensor]
+    weights: Mapping[str, int | Tensor] = {}
+    diagnostics: Mapping[str, Tensor] = {}
+    examples: int | None = None
+
+    def __getattr__(self, name: str) -> Tensor:
+        return _named(self, self.diagnostics, name)
+
+
+class Represented(NamedTuple):
+    """Users as vectors ``[B, D']`` or ``[B, K, D']``, and what a model tells of each, ``[B]``."""
+
+    vectors: Tensor
+    diagnostics: Mapping[str, Tensor] = {}
+
+
+# From checked, packed histories of at most max_length items (values, offsets).
+Plan = Callable[[Tensor, Tensor], Represented]
+
+
+class UserGraph(nn.Module):
+    """A model's inference in ATen's own ops alone, for export.
+
+    ``forward``: ``[B, D']`` of int64 ``[B, L]``, 1 <= L <= max_length, padded with 0 on the right.
+    """
+
+    def settled(self, values: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+        """The model's own vectors ``[B, D']`` of packed histories, to hold the graph's to; and
+        bool ``[B]``, False where rounding decides between two quite different vectors."""
+        raise NotImplementedError
+
+
+class Label(NamedTuple):
+    """How a picture names a part of the loss, and in which unit it is."""
+
+    title: str
+    unit: str
+
+
+_LABELS = {"rec": Label("cross entropy", "nats")}
+
+
+class Diagnostics:
+    """What a model tells of itself beside vectors; this one tells of its loss alone.
+
+    Attributes:
+        parts: of the loss, in the order of the log.
+    """
+
+    parts: tuple[str, ...] = ("rec",)
+
+    def __init__(self, model: SequenceModel) -> None:
+        self.model: Any = model
+
+    def labels(self) -> dict[str, Label]:
+        """The parts of the loss that are not switched off, for pictures."""
+        return {name: _LABELS.get(name, Label(name, "")) for name in self.parts}
+
+    # ------------------------------------------------------------------ training
+
+    @property
+    def watched(self) -> tuple[str, ...]:
+        """What must be finite in every step."""
+        return (*self.parts, "total", "gradient norm")
+
+    @property
+    def size(self) -> int:
+        """float64 numbers that the running sums of an epoch are."""
+        return 2 * len(self.parts) + 2
+
+    def add(
+        self,
+        sums: Tensor,
+        bad_step: Tensor,
+        bad_parts: Tensor,
+        output: LossOutput,
+        gradient_norm: Tensor,
+        examples: int,
+        step: int | Tensor,
+    ) -> Tensor:
+        """Add a step to the running sums, in place and without waiting for the device.
+
+        Args:
+            sums: float64 ``[size]``.
+            bad_step: int64 0-dim, the first step with a watched value that is not finite, -1
+                before.
+            bad_parts: bool ``[W]``, which of that step's watched values were not.
+            output: what ``loss`` returned.
+            gradient_norm: 0-dim, before clipping.
+            examples: of the batch, or of this worker's share of it.
+            step: this step's number, or int64 0-dim on the device.
+
+        Returns:
+            Float32 0-dim: 1 if this or an earlier step was not finite, else 0.
+        """
+        values = [*(output.parts[name] for name in self.parts), output.total, gradient_norm]
+        watched = torch.stack([value.detach().double() for value in values])
+        not_finite = ~torch.isfinite(watched)
+        first = (bad_step < 0) & not_finite.any()
+        bad_step.copy_(torch.where(first, step, bad_step))
+        bad_parts.copy_(torch.where(first, not_finite, bad_parts))
+        weights = torch.full((self.size - len(self.parts),), float(examples), device=sums.device,
+                             dtype=torch.float64)  # fmt: skip
+        for place, name in enumerate(self.parts):
+            if name in output.weights:
+                weights[place] = output.weights[name]
+        sums += torch.cat([watched * weights, weights[: len(self.parts)]])
+        return (bad_step >= 0).float()
+
+    def means(self, sums: list[float], examples: int) -> dict[str, Any]:
+        """The running sums as a line of the log: ``loss``, its parts, ``gradient_norm``, and what
+        else the model tells; a name ``mean_...`` is shown while training runs."""
+        parts = len(self.parts)
+        weights = sums[parts + 2 :]
+        result: dict[str, Any] = {
+            f"loss_{name}": value / max(weight, 1e-300)
+            for name, value, weight in zip(self.parts, sums, weights, strict=False)
+        }
+        result["loss"] = sums[parts] / examples
+        result["gradient_norm"] = sums[parts + 1] / examples
+        return result
+
+    # ------------------------------------------------------------------ evaluation
+
+    def observer(self) -> Observer:
+        """What scores users in an evaluation and gathers what the model tells of them."""
+        return Observer(self.model)
+
+    def intents(self, values: Tensor, offsets: Tensor) -> dict[str, Tensor]:
+        """Vectors ``[B, D']`` that planted intents should be found in, by ``NAME/LABEL``, where
+        LABEL is ``theme`` or ``subtheme``."""
+        return {}
+
+
+class Observer:
+    """Scores users, and gathers what the model tells of them; this one gathers nothing."""
+
+    def __init__(self, model: SequenceModel) -> None:
+        self.model: Any = model
+
+    def scores(self, batch: EvaluationBatch) -> Tensor:
+        """``[B, V+1]``, as :meth:`SequenceModel.scores`."""
+        scores: Tensor = self.model.scores(batch)
+        return scores
+
+    def sums(self) -> list[Tensor]:
+        """What workers that each saw a part of the users add up in place, before reading."""
+        return []
+
+    def read(self) -> dict[str, Any]:
+        """JSON-able values by name, over all users seen."""
+        return {}
+
+    def notes(self) -> list[str]:
+        """The same in words, a line each, to stand under a table of metrics."""
+        return []
+
+
+class SequenceModel(nn.Module):
+    """A sequential model. A kind of model sets ``config_type``, takes its configuration as the
+    first argument and fills in :meth:`loss`, :meth:`represent` and :meth:`table`.
+
+    Attributes:
+        source: of the model, for lists: its paper.
+        config: the validated configuration.
+        item_vocabulary: external ids, or None.
+        memory: None; item-to-item weights that every ranking adds are to come.
+    """
+
+    config_type: ClassVar[type[ModelConfig]]
+    source: ClassVar[str] = ""
+    config: ModelConfig
+    item_vocabulary: Vocabulary | None = None
+    memory: None = None
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(itertools.chain(self.parameters(), self.buffers())).device
+
+    # ------------------------------------------------------------------ training
+
+    def prepare(self, split: Split) -> None:
+        """Called once before training, on the CPU: counts, similarity tables, first stages."""
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Called before an epoch, from 0: a pure function of (seed, epoch, weights)."""
+
+    def loss(self, batch: Batch, share: Share | None = None) -> LossOutput:
+        """The losses of a training batch, without waiting for the device.
+
+        Args:
+            batch: packed histories of at most ``max_length`` items, on the model's device, with
+                targets ``[B]`` under ``supervision="prefix"`` or ``[N]`` under ``"all"``. Rows
+                behind the last token are capacity: item 0, target 0.
+            share: where ``batch`` lies in a batch that several workers share; the losses are then
+                the whole batch's, and the gradients of all workers add up to its own.
+        """
+        raise NotImplementedError
+
+    def why_not_captured(self) -> str | None:
+        """Why a step on CUDA cannot become a graph, or None: it never waits for the device."""
+        return f"{type(self).__name__} does not say that its steps never wait for the device"
+
+    @property
+    def leaves_some_unused(self) -> bool:
+        """Whether a step may leave a parameter without a gradient, which workers must look for."""
+        return True
+
+    # ------------------------------------------------------------------ vectors
+
+    def represent(self, values: Tensor, offsets: Tensor) -> Tensor:
+        """Users ``[B, D']``, or ``[B, K, D']``, in the module's mode.
+
+        The score of item i is the largest of the K products with ``table()[i]``.
+
+        Args:
+            values: int64 ``[N]``, item ids 1..num_items, checked.
+            offsets: int64 ``[B+1]``; histories of 1..max_length items.
+        """
+        raise NotImplementedError
+
+    def table(self) -> Tensor:
+        """Items ``[V+1, D']``, row 0 padding; a bias is a column of it."""
+        raise NotImplementedError
+
+    def score(self, vectors: Tensor) -> Tensor:
+        """Logits ``[B, V+1]`` of users as of :meth:`represent`; column 0, padding, is -inf."""
+        scores = F.linear(vectors, self.table())
+        scores[..., 0] = float("-inf")
+        return scores.amax(1) if scores.dim() == 3 else scores
+
+    def scores(self, batch: EvaluationBatch) -> Tensor:
+        """``[B, V+1]`` of a batch of users. A model that scores otherwise than by products
+        overrides this; what needs vectors (an index of items, captured serving) then refuses it.
+        """
+        return self.score(self.represent(batch.item_ids, batch.offsets))
+
+    @property
+    def by_products(self) -> bool:
+        """Whether scores are products of :meth:`represent` and :meth:`table`."""
+        return type(self).scores is SequenceModel.scores
+
+    # ------------------------------------------------------------------ use
+
+    def diagnostics(self) -> Diagnostics:
+        """What the model tells of itself."""
+        return Diagnostics(self)
+
+    def explain(self, values: Tensor, offsets: Tensor) -> Represented:
+        """:meth:`represent`, with what the model tells of each user."""
+        return Represented(self.represent(values, offsets))
+
+    def plan(self) -> Plan | None:
+        """:meth:`explain` in evaluation mode with every argument bound once, for serving; it never
+        waits for the device where the ops do not. None: there is none for this configuration."""
+        return None
+
+    def user_graph(self) -> UserGraph:
+        """The inference graph for export, of the model in evaluation mode.
+
+        Raises:
+            ConfigError: there is none for this model or configuration.
+        """
+        raise ConfigError(f"{type(self).__name__} has no graph that could be exported")
+
+    # ------------------------------------------------------------------ a split item table
+
+    @property
+    def sharded(self) -> ShardedItems | None:
+        """The item table where it is split over workers; ``table()`` is then this worker's part."""
+        return None
+
+    def split_items(self, workers: Workers) -> None:
+        """Leave each worker its part of the item table.
+
+        Raises:
+            ConfigError: the model has none that can be split.
+        """
+        raise ConfigError(
+            f"shard_items=True: {type(self).__name__} has no item table that can be split; leave "
+            "it off (--no-shard-items)"
+        )
+
+
+def _named(owner: object, diagnostics: Mapping[str, Tensor], name: str) -> Tensor:
+    """A diagnostic as an attribute."""
+    if name in diagnostics:
+        return diagnostics[name]
+    raise AttributeError(f"{type(owner).__name__} has no attribute {name!r}")
+
+
+def initialise(module: nn.Module, generator: torch.Generator, scale: float = 0.02) -> None:
+    """Normal(0, scale) matrices, zero biases, unit LayerNorms, as SASRec's public code does."""
+    for name, parameter in module.named_parameters():
+        with torch.no_grad():
+            if parameter.dim() >= 2 or name.endswith("router_w2"):
+                parameter.normal_(0.0, scale, generator=generator)
+            elif "norm" in name and name.endswith("weight"):
+                parameter.fill_(1.0)
+            else:
+                parameter.zero_()

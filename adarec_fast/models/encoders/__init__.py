@@ -1,0 +1,7 @@
+"""Encoders: whatever turns a history into E, one D-vector a valid token."""
+
+from .foreign import ForeignBackbone
+from .sasrec import SASRecEncoder
+from .transformer_layer import TransformerLayer
+
+__all__ = ["ForeignBackbone", "SASRecEncoder", "TransformerLayer"]

@@ -1,0 +1,44 @@
+"""From items to E, by whatever encoder a model has."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from ... import ops
+from .foreign import ForeignBackbone
+from .sasrec import SASRecEncoder
+
+if TYPE_CHECKING:
+    from ...distributed.items import ShardedItems
+
+
+def encode(
+    backbone: SASRecEncoder | ForeignBackbone,
+    items: nn.Embedding | ShardedItems,
+    values: Tensor,
+    offsets: Tensor,
+    seed: Tensor | None,
+    backend: str,
+) -> tuple[Tensor, Tensor | None]:
+    """E ``[N, D]``, and the item table for the loss where that is not the parameter itself.
+
+    Args:
+        backbone: the encoder.
+        items: the item table ``[V+1, D]``.
+        values: int64 ``[N]``, item ids.
+        offsets: int64 ``[B+1]``.
+        seed: of dropout; None draws none.
+        backend: who runs the ops.
+    """
+    if (
+        isinstance(backbone, SASRecEncoder)
+        and isinstance(items, nn.Embedding)
+        and ops.has_kernel("embedding", backend, values.device.type, items.weight.dtype)
+    ):
+        return backbone.of_items(values, items.weight, offsets, seed=seed, backend=backend)
+    embedded = items(values)
+    if isinstance(backbone, ForeignBackbone):
+        return backbone(values, embedded, offsets), None
+    return backbone(embedded, offsets, seed=seed, backend=backend), None

@@ -1,0 +1,83 @@
+"""An encoder from outside in the place of a built-in one."""
+
+from __future__ import annotations
+
+import inspect
+
+import torch
+from torch import Tensor, nn
+
+from ... import ragged
+
+
+class ForeignBackbone(nn.Module):
+    """Any encoder in the place of the built-in one.
+
+    What it is called with follows from the names of its ``forward``'s parameters:
+
+    * ``item_ids``: int64 ids instead of item embeddings;
+    * ``offsets``: packed input, ``[N, D]`` (or ids ``[N]``) with int64 ``offsets [B+1]``;
+      otherwise padded on the right, ``[B, L, D]`` (or ids ``[B, L]``);
+    * ``src_key_padding_mask``, ``key_padding_mask`` or ``padding_mask``: bool ``[B, L]``, True at
+      padding; ``lengths``: int64 ``[B]``;
+    * ``mask`` (torch's TransformerEncoder): the causal mask ``[L, L]``, True where forbidden.
+
+    It returns ``[B, L, D]`` or ``[N, D]``, or a tuple whose first entry is that (nn.GRU with
+    ``batch_first=True``).
+    """
+
+    _PADDING_NAMES = ("src_key_padding_mask", "key_padding_mask", "padding_mask")
+
+    def __init__(self, module: nn.Module, size: int, max_length: int) -> None:
+        super().__init__()
+        self.module = module
+        self.size, self.max_length = size, max_length
+        parameters = inspect.signature(module.forward).parameters
+        self._names = frozenset(parameters)
+        known = {"item_ids", "offsets", "lengths", "mask", *self._PADDING_NAMES}
+        unknown = [
+            name for name, parameter in list(parameters.items())[1:]
+            if name not in known and parameter.default is parameter.empty
+            and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        ]  # fmt: skip
+        if unknown:
+            raise ValueError(
+                f"backbone: forward asks for {', '.join(unknown)}, which nothing here gives it; "
+                f"beside its first parameter it may ask for {', '.join(sorted(known))}"
+            )
+        if isinstance(module, nn.RNNBase) and not module.batch_first:
+            raise ValueError("backbone: build the recurrent network with batch_first=True")
+
+    def forward(self, item_ids: Tensor, embedded: Tensor, offsets: Tensor) -> Tensor:
+        """E ``[N, D]`` of packed ids ``[N]`` and their embeddings ``[N, D]``."""
+        tokens = embedded.shape[0]
+        given = item_ids if "item_ids" in self._names else embedded
+        options: dict[str, Tensor] = {}
+        if "offsets" in self._names:
+            options["offsets"] = offsets
+        else:
+            given = ragged.to_padded(given, offsets, self.max_length)
+            valid = ragged.padding_mask(offsets, self.max_length)
+            options.update({n: ~valid for n in self._PADDING_NAMES if n in self._names})
+            if "mask" in self._names:
+                square = torch.ones(
+                    self.max_length, self.max_length, dtype=torch.bool, device=given.device
+                )
+                options["mask"] = square.triu(1)
+        if "lengths" in self._names:
+            options["lengths"] = ragged.lengths(offsets)
+        result = self.module(given, **options)
+        result = result[0] if isinstance(result, tuple) else result
+        if not isinstance(result, Tensor) or result.shape[-1] != self.size:
+            shape = list(result.shape) if isinstance(result, Tensor) else type(result).__name__
+            raise ValueError(
+                f"backbone returned {shape}; it must return [B, L, {self.size}] or "
+                f"[N, {self.size}], D being hidden_size"
+            )
+        if result.dim() == 3:
+            result = ragged.from_padded(result, offsets, tokens)
+        if result.shape[0] != tokens:
+            raise ValueError(
+                f"backbone returned {result.shape[0]} rows for {tokens} tokens in [N, D] form"
+            )
+        return ragged.mask_levels(result[None], offsets, None)[0]

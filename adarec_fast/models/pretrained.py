@@ -1,0 +1,233 @@
+"""Models on disk: safetensors weights, a JSON configuration, the item vocabulary. No pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..config import ConfigError, ModelConfig, Precision, read_mapping
+from ..data import Vocabulary
+from .base import SequenceModel
+from .registry import DEFAULT, create_config, described, model_type
+
+WEIGHTS, CONFIG, ITEMS = "model.safetensors", "config.json", "items.json"
+# Names and shapes of 256 layers and of Adam's state for them take about 2 MB.
+_LARGEST_HEADER = 4 << 20
+
+
+class CheckpointError(RuntimeError):
+    """A saved model that is missing, damaged, or of another catalogue."""
+
+
+def save(model: SequenceModel, folder: Path) -> None:
+    """Write a model's folder whole, or leave what was there.
+
+    The files go to a temporary folder beside it first; the old folder is put aside for the moment
+    between the two renames.
+
+    Raises:
+        CheckpointError: it cannot be written, e.g. a full disk.
+    """
+    folder = folder.absolute()
+    temporary = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        write(model, temporary)
+        temporary.chmod(0o755)
+        old = temporary.with_name(temporary.name + "-old")
+        if folder.exists():
+            os.replace(folder, old)
+        try:
+            os.replace(temporary, folder)
+        except BaseException:
+            if old.exists():
+                os.replace(old, folder)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder}: the model cannot be saved: {error}") from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write(model: SequenceModel, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
+    """Write the files into an existing folder, in place, each flushed to the disk.
+
+    ``state`` replaces the model's own, of which a worker may have a part only.
+    """
+    state = model.state_dict() if state is None else state
+    save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / WEIGHTS)
+    text = json.dumps(described(model.config), indent=2) + "\n"
+    (folder / CONFIG).write_text(text, encoding="utf-8")
+    if model.item_vocabulary is not None:
+        text = json.dumps(model.item_vocabulary.to_json())
+        (folder / ITEMS).write_text(text, encoding="utf-8")
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def load(
+    folder: Path,
+    *,
+    device: torch.device | str = "cpu",
+    backend: str | None = None,
+    precision: Precision | None = None,
+    backbone: nn.Module | None = None,
+    kind: str | None = None,
+) -> SequenceModel:
+    """Read a model's folder, in evaluation mode.
+
+    Args:
+        folder: what :func:`save` wrote.
+        device: where the model goes.
+        backend: replaces the saved choice of backend.
+        precision: replaces the saved one of the products.
+        backbone: the foreign encoder, freshly built, if the model was saved with one.
+        kind: the name of the model that it must be; None: any.
+
+    Raises:
+        CheckpointError: a missing, truncated or tampered file, a model of another kind or of a
+            package that is not there, weights that do not fit the configuration or are not finite,
+            or a vocabulary of another catalogue.
+    """
+    config = read_config(folder, kind)
+    changes = {"backend": backend, "precision": precision}
+    config = config.replace(**{name: new for name, new in changes.items() if new is not None})
+    state = read_weights(folder / WEIGHTS)
+    make, options = model_type(config.system), {} if backbone is None else {"backbone": backbone}
+    # The shapes that the configuration asks for are compared before any memory is taken for them.
+    with torch.device("meta"):
+        skeleton = make(config, **options)
+    check_weights(skeleton, state, folder / WEIGHTS)
+    model = make(config, **options)
+    model.load_state_dict(state)
+    items = folder / ITEMS
+    if items.exists():
+        try:
+            model.item_vocabulary = Vocabulary.from_json(read_mapping(items, largest=None))
+        except ValueError as error:
+            raise CheckpointError(f"{items}: {error}") from None
+        if len(model.item_vocabulary) != config.num_items:
+            raise CheckpointError(
+                f"{items} names {len(model.item_vocabulary)} items; the model has "
+                f"{config.num_items}: the two are not of one catalogue"
+            )
+    return model.to(device).eval()
+
+
+def read_config(folder: Path, kind: str | None = None) -> ModelConfig:
+    """The configuration in a model's folder; see :func:`load`."""
+    try:
+        values = read_mapping(folder / CONFIG)
+        found = values.get("model", DEFAULT)
+        if kind is not None and found != kind:
+            raise ConfigError(
+                f"a model of the kind {found!r}, not {kind!r}; load it with "
+                "adarec_fast.models.pretrained.load, or by its own class"
+            )
+        return create_config(values)
+    except ConfigError as error:
+        raise CheckpointError(f"{folder}: {error}") from None
+
+
+_Model = TypeVar("_Model", bound=SequenceModel)
+
+
+class Pretrained(SequenceModel):
+    """What a model's class mixes in to read and write folders by its own methods."""
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``model.safetensors``, ``config.json`` and, if known, ``items.json``.
+
+        See :func:`save`.
+        """
+        save(self, Path(folder))
+
+    @classmethod
+    def from_pretrained(
+        cls: type[_Model],
+        folder: str | Path,
+        *,
+        device: torch.device | str = "cpu",
+        backend: str | None = None,
+        precision: Precision | None = None,
+        backbone: nn.Module | None = None,
+    ) -> _Model:
+        """Load what :meth:`save_pretrained` wrote, in evaluation mode. See :func:`load`."""
+        model: Any = load(
+            Path(folder), device=device, backend=backend, precision=precision, backbone=backbone,
+            kind=cls.config_type.system,
+        )  # fmt: skip
+        found: _Model = model
+        return found
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a safetensors file into a module whose names and shapes it must match exactly.
+
+    Raises:
+        CheckpointError: as :func:`load`.
+    """
+    state = read_weights(path)
+    check_weights(model, state, path)
+    model.load_state_dict(state)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, all of them finite.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or holds a value that is not finite.
+    """
+    try:
+        with path.open("rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+        if header > _LARGEST_HEADER:
+            raise ValueError(f"its header is said to take {header} bytes")
+        state = load_file(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    # A type of number that torch lacks is a KeyError or an AttributeError in safetensors.
+    except (SafetensorError, OSError, ValueError, LookupError, AttributeError) as error:
+        raise CheckpointError(f"{path}: not a whole safetensors file: {error}") from None
+    for name, tensor in state.items():
+        # Complex numbers and those of 8 bits and less are in no file of ours.
+        if tensor.is_complex() or (tensor.is_floating_point() and tensor.element_size() < 2):
+            raise CheckpointError(f"{path}: {name} has the type {tensor.dtype}")
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"{path}: {name} holds NaN or infinity")
+    return state
+
+
+def check_weights(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """Compare names, shapes and dtypes with a module's, which may be on the meta device.
+
+    Raises:
+        CheckpointError: they differ; ``path`` is the file that ``state`` is from.
+    """
+    expected = model.state_dict()
+    for name, tensor in expected.items():
+        if name not in state:
+            raise CheckpointError(f"{path}: the tensor {name} is missing")
+        found = state[name]
+        if found.shape != tensor.shape or found.dtype != tensor.dtype:
+            raise CheckpointError(
+                f"{path}: {name} is {found.dtype} {list(found.shape)}, the configuration wants "
+                f"{tensor.dtype} {list(tensor.shape)}"
+            )
+    unknown = sorted(set(state) - set(expected))
+    if unknown:
+        raise CheckpointError(f"{path}: unknown tensors {', '.join(unknown[:5])}")

@@ -1,0 +1,1 @@
+"""SASRec, a causal Transformer over the history; imported part by part."""

@@ -1,0 +1,32 @@
+"""SASRec's configuration."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field, model_validator
+
+from ...config import ModelConfig
+
+
+class SASRecConfig(ModelConfig):
+    """A SASRec; every field is that of ADARec's backbone."""
+
+    system: ClassVar[str] = "sasrec"
+
+    hidden_size: int = Field(64, ge=1, le=65_536, description="D, size of every representation")
+    num_layers: int = Field(2, ge=0, le=256, description="Transformer layers")
+    num_heads: int = Field(2, ge=1, description="attention heads")
+    feedforward_multiplier: int = Field(4, ge=1, le=64, description="feed-forward size over D")
+    dropout: float = Field(0.5, ge=0.0, lt=1.0, description="hidden dropout probability")
+    attention_dropout: float = Field(0.5, ge=0.0, lt=1.0, description="dropout on attention")
+    layer_norm_eps: float = Field(1e-5, gt=0.0, description="added to LayerNorm's variance")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> SASRecConfig:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} is not divisible by num_heads={self.num_heads}; "
+                f"choose a multiple of {self.num_heads}"
+            )
+        return self

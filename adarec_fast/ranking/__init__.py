@@ -1,0 +1,1 @@
+"""Ranking the catalogue for histories: evaluation, recommendation, and their files."""

@@ -1,0 +1,280 @@
+"""Full-catalogue ranking: HR, NDCG, MRR and Recall at k, on all users and on sparse ones.
+
+Ranks and metrics are defined in :mod:`.ranks`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from ..clustering import kmeans, normalized_mutual_info
+from ..data import EvaluationBatch, EvaluationBatches, PlantedLabels, Split
+from ..models.base import SequenceModel
+from .ranks import METRICS, UNREACHABLE, SeenMask, ranking_metrics, target_ranks
+from .sharded import sharded_target_ranks
+
+if TYPE_CHECKING:
+    from ..distributed import Workers
+
+__all__ = [
+    "EvaluationResult",
+    "Scorer",
+    "evaluate",
+    "normalized_mutual_info",
+    "ranking_metrics",
+    "target_ranks",
+]
+
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """Anything that scores the catalogue for a chunk of users; see :mod:`.baselines`."""
+
+    name: str
+
+    def scores(self, batch: EvaluationBatch) -> Tensor:
+        """Floating scores [B, num_items + 1] of the batch's users; column 0 is ignored."""
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationResult:
+    """What :func:`evaluate` measured.
+
+    Attributes:
+        name: the model's or scorer's name.
+        part: ``"valid"`` or ``"test"``.
+        seen_mask: what was done to seen items.
+        ks: the cut-offs.
+        num_users: users evaluated.
+        num_sparse: those with at most 5 items of history at test time.
+        num_unreachable: those whose target was masked.
+        overall: ``"HR@5"``, ``"NDCG@5"``, ``"MRR@5"``, ``"Recall@5"``, ...: means over users.
+        sparse: the same over the sparse users; None if there are none.
+        ranks: int64 [num_users] on the CPU, in the order of ``users``.
+        diagnostics: what the model told of itself, by name; of an ADARec ``mean_depth``,
+            ``depth_share`` and ``gate``. They can be read as attributes, too.
+        nmi: on planted data, ``"coarse/theme"`` and ``"fine/subtheme"``: normalised mutual
+            information of clusters of the representations with users' planted intents.
+        seconds: time taken.
+        notes: the diagnostics in words, a line each.
+    """
+
+    name: str
+    part: str
+    seen_mask: str
+    ks: tuple[int, ...]
+    num_users: int
+    num_sparse: int
+    num_unreachable: int
+    overall: dict[str, float]
+    sparse: dict[str, float] | None
+    ranks: Tensor
+    diagnostics: dict[str, Any]
+    nmi: dict[str, float] | None
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+    def __getattr__(self, name: str) -> Any:
+        told = self.__dict__.get("diagnostics", {})
+        if name in told:
+            return told[name]
+        raise AttributeError(f"an evaluation of {self.__dict__.get('name')} has no {name!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able values of every field but ``ranks`` and ``notes``, diagnostics among them."""
+        values = {**vars(self), "ks": list(self.ks)}
+        for name in ("ranks", "notes"):
+            del values[name]
+        return values | values.pop("diagnostics")
+
+    @staticmethod
+    def columns(ks: Sequence[int] = (5, 10, 20)) -> tuple[str, ...]:
+        """The header of ``rows``."""
+        return ("model", "users", *(f"{name}@{k}" for k in ks for name in METRICS[:3]))
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Table rows, over all users and over sparse ones; Recall, equal to HR, is left out."""
+        rows = []
+        for label, metrics in (("all", self.overall), ("sparse", self.sparse)):
+            if metrics is not None:
+                names = self.columns(self.ks)[2:]
+                rows.append((self.name, label, *(f"{metrics[name]:.4f}" for name in names)))
+        return rows
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module | Scorer,
+    split: Split,
+    part: Literal["valid", "test"] = "test",
+    *,
+    ks: Sequence[int] = (5, 10, 20),
+    seen_mask: SeenMask = "neg-inf",
+    batch_size: int = 1024,
+    users: Tensor | None = None,
+    device: torch.device | str | None = None,
+    name: str | None = None,
+    intents: bool = True,
+    workers: Workers | None = None,
+) -> EvaluationResult:
+    """Rank the whole catalogue for every user, a chunk of users at a time.
+
+    Args:
+        model: a :class:`~adarec_fast.models.base.SequenceModel` (evaluated in evaluation mode, its
+            mode is restored), or a :class:`Scorer`.
+        split: leave-one-out split of the catalogue that the model knows.
+        part: which held-out item to predict.
+        ks: cut-offs.
+        seen_mask: ``"neg-inf"``: items of the history are no candidates; ``"official"``: they
+            score 0, as in the paper's authors' code; ``"off"``: they compete.
+        batch_size: users a chunk; the largest matrix is [batch_size, num_items + 1].
+        users: int64 indices of the users to evaluate, all by default.
+        device: where chunks are built; the model's device, or the CPU for a scorer.
+        name: name in the result, by default the class name or the scorer's ``name``.
+        intents: also cluster the representations, if the split's data has planted labels; not
+            with several workers.
+        workers: who rank together, each its part of the users (or, with a split item table, its
+            part of the items); all of them get the whole result.
+
+    Raises:
+        ValueError: an argument is out of range, the catalogue is another, or scores are NaN.
+    """
+    begun = time.perf_counter()
+    if seen_mask not in ("neg-inf", "official", "off"):
+        raise ValueError(f"seen_mask={seen_mask!r} must be 'neg-inf', 'official' or 'off'")
+    if not ks or any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in ks):
+        raise ValueError(f"ks={tuple(ks)!r} must be one or more ints of at least 1")
+    if isinstance(model, SequenceModel):
+        if model.config.num_items != split.num_items:
+            raise ValueError(
+                f"the model knows {model.config.num_items} items, the split has "
+                f"{split.num_items}: evaluate on the catalogue that the model was trained on"
+            )
+        scorer: Scorer = _ModelScorer(model)
+        max_length = model.config.max_length
+        device = device or model.device
+    elif isinstance(model, Scorer):
+        scorer, device = model, device or "cpu"
+        max_length = max(1, int(split.data.lengths.max()))
+    else:
+        raise ValueError(
+            f"model is a {type(model).__name__}; it must be a SequenceModel, or have a name and "
+            "scores(batch)"
+        )
+    chosen = torch.arange(split.num_users) if users is None else users.cpu()
+    if not chosen.numel():
+        raise ValueError("users is empty: there is nobody to evaluate")
+    # With a split item table all workers rank all users, each among its own items.
+    sharing = workers if isinstance(scorer, _ModelScorer) and scorer.whole_table else None
+    batches = EvaluationBatches(
+        split,
+        part,
+        batch_size=batch_size,
+        max_length=max_length,
+        users=chosen if sharing is None else chosen[sharing.part(chosen.numel())],
+        device=device,
+    )
+    was_training = isinstance(model, nn.Module) and model.training
+    ranks = [torch.zeros(0, dtype=torch.int64, device=device)]
+    try:
+        if isinstance(model, nn.Module):
+            model.eval()
+        for batch in batches:
+            if isinstance(scorer, _ModelScorer):
+                ranks.append(scorer.ranks(batch, seen_mask))
+            else:
+                ranks.append(target_ranks(scorer.scores(batch), batch, seen_mask))
+    finally:
+        if isinstance(model, nn.Module):
+            model.train(was_training)
+    rank = torch.cat(ranks).cpu()
+    if sharing is not None:
+        rank = sharing.whole(rank, chosen.numel())
+    if bool((rank < 1).any()):
+        raise ValueError(
+            f"{int((rank < 1).sum())} of {rank.numel()} users have NaN scores; the model's "
+            "parameters are not finite, or its backbone divides by zero"
+        )
+    sparse = split.sparse_users()[chosen]
+    overall = ranking_metrics(rank, ks)
+    told: dict[str, Any] = {}
+    notes: list[str] = []
+    nmi = None
+    if isinstance(scorer, _ModelScorer) and isinstance(model, SequenceModel):
+        if sharing is not None:
+            for part_of_users in scorer.observer.sums():
+                sharing.sum(part_of_users)
+        told, notes = scorer.observer.read(), scorer.observer.notes()
+        labels = split.data.labels
+        if intents and labels is not None and workers is None:
+            nmi = _planted_intents(model, batches, labels)
+    return EvaluationResult(
+        name=name or scorer.name,
+        part=part,
+        seen_mask=seen_mask,
+        ks=tuple(ks),
+        num_users=rank.numel(),
+        num_sparse=int(sparse.sum()),
+        num_unreachable=int((rank == UNREACHABLE).sum()),
+        overall=overall,
+        sparse=ranking_metrics(rank[sparse], ks) if bool(sparse.any()) else None,
+        ranks=rank,
+        diagnostics=told,
+        nmi=nmi,
+        seconds=time.perf_counter() - begun,
+        notes=tuple(notes),
+    )
+
+
+class _ModelScorer:
+    """Scores of a model, and what it tells on the way."""
+
+    def __init__(self, model: SequenceModel) -> None:
+        self.name = type(model).__name__
+        self._items = model.sharded
+        self.observer = model.diagnostics().observer()
+
+    @property
+    def whole_table(self) -> bool:
+        """Whether this process has all items, not one worker's part of them."""
+        return self._items is None
+
+    def ranks(self, batch: EvaluationBatch, seen_mask: SeenMask) -> Tensor:
+        """Ranks of the targets in the whole catalogue."""
+        scores = self.scores(batch)
+        if self._items is None:
+            return target_ranks(scores, batch, seen_mask)
+        return sharded_target_ranks(scores, batch, seen_mask, self._items)
+
+    def scores(self, batch: EvaluationBatch) -> Tensor:
+        return self.observer.scores(batch)
+
+
+def _planted_intents(
+    model: SequenceModel, batches: EvaluationBatches, labels: PlantedLabels
+) -> dict[str, float] | None:
+    """Whether vectors that the model names recover users' planted themes and sub-themes."""
+    told = model.diagnostics()
+    vectors: dict[str, list[Tensor]] = {}
+    users = []
+    for batch in batches:
+        for name, points in told.intents(batch.item_ids, batch.offsets).items():
+            vectors.setdefault(name, []).append(points.float())
+        users.append(batch.users)
+    chosen = torch.cat(users).cpu()
+    result = {}
+    for name, parts in vectors.items():
+        planted: Tensor = getattr(labels, f"user_{name.partition('/')[2]}")
+        label = planted[chosen]
+        # Cosine geometry, as that of Eq. 6.
+        points = nn.functional.normalize(torch.cat(parts), dim=1)
+        clusters = kmeans(points, min(int(label.unique().numel()), points.shape[0]))
+        result[name] = normalized_mutual_info(clusters, label)
+    return result or None

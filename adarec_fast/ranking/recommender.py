@@ -1,0 +1,340 @@
+"""A warm model that answers requests: one user, or as many as come."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops, ragged
+from ..data import EvaluationBatch
+from ..histories import History, check_histories, pack_lists
+from ..models.base import Plan, SequenceModel
+from ..ops import choose, synchronising
+from ..ops._library import implementation, on_cuda
+from ..precision import computing, ranking
+from .replays import Pinned, Request, Shape, buckets, packed, unpacked
+
+_capturing = threading.Lock()
+
+
+class Ranking(NamedTuple):
+    """The k best items of B users.
+
+    Diagnostics can be read as attributes: ``ranking.depth`` is ``ranking.diagnostics["depth"]``.
+
+    Attributes:
+        items: int64 ``[B, k]``.
+        scores: ``[B, k]``, falling; -inf behind the last item that may be recommended.
+        diagnostics: what the model tells of each user, ``[B]`` by name; of an ADARec ``depth``,
+            T_u.
+    """
+
+    items: Tensor
+    scores: Tensor
+    diagnostics: Mapping[str, Tensor] = {}
+
+    def __getattr__(self, name: str) -> Tensor:
+        if name in self.diagnostics:
+            return self.diagnostics[name]
+        raise AttributeError(f"this ranking has no {name!r}")
+
+    def first(self, users: int) -> Ranking:
+        """Of so many users alone."""
+        told = {name: tensor[:users] for name, tensor in self.diagnostics.items()}
+        return Ranking(self.items[:users], self.scores[:users], told)
+
+
+class _Replay(NamedTuple):
+    """A bucket's requests on CUDA: what they are copied to, and, from the second on, the graph.
+
+    Attributes:
+        request: on the device, what the graph reads.
+        graph: None before it was captured.
+        whole: what the graph writes last: ``found``, packed.
+        found: items, diagnostics and scores as the graph has them.
+        names: of the diagnostics.
+    """
+
+    request: Request
+    graph: torch.cuda.CUDAGraph | None = None
+    whole: Tensor | None = None
+    found: tuple[Tensor, ...] = ()
+    names: tuple[str, ...] = ()
+
+
+class Recommender:
+    """Top-k recommendation with everything prepared that does not depend on the user.
+
+    The weights are read where they are, what is derived from them (biases of levels and of
+    lengths) is computed here once: make another recommender after training on. On CUDA each
+    bucket of shapes becomes a graph on its second use, which one thread at a time may ask.
+
+    Args:
+        model: put into evaluation mode.
+        batch_size: users computed at once; more are taken in turn.
+
+    Raises:
+        ValueError: ``batch_size`` is under 1.
+    """
+
+    def __init__(self, model: SequenceModel, *, batch_size: int = 1024) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} must be at least 1")
+        self.model = model.eval()
+        self.batch_size = batch_size
+        config, weight = model.config, model.table()
+        self._device, self._items = weight.device, weight.detach()
+        with torch.inference_mode(), computing(config.precision, self._device.type):
+            planned = model.plan() if model.by_products else None
+        self._represent: Plan = model.explain if planned is None else planned
+        chosen = choose("score_topk", config.backend, self._device.type, weight.dtype)
+        self._topk = None
+        if chosen != "reference":
+            self._topk = implementation("score_topk", chosen).fwd
+        self._replays: dict[tuple[int, ...], _Replay] | None = None
+        if on_cuda(self._device) and planned is not None and not synchronising(
+            config.backend, "cuda", weight.dtype
+        ):
+            self._replays = {}
+        if self._device.type == "cuda":
+            self._pinned = Pinned()
+            self._pool = torch.cuda.graph_pool_handle()
+            # torch.cuda.graph's own stream is on whatever device was current at its first use.
+            self._stream = torch.cuda.Stream(self._device)
+
+    @torch.inference_mode()
+    def recommend(
+        self,
+        histories: History | Sequence[Sequence[int]],
+        k: int = 20,
+        *,
+        exclude_seen: bool = True,
+        exclude: Sequence[Sequence[int]] | None = None,
+    ) -> Ranking:
+        """The k best items of every user.
+
+        Args:
+            histories: item ids, oldest first: a list of lists, int64 ``[B, L]`` padded with 0, or
+                a jagged pair (values ``[N]``, offsets ``[B+1]``), on any device. Of long ones the
+                last ``max_length`` items are read, and all of them count as seen.
+            k: 1..num_items.
+            exclude_seen: leave out what a history holds.
+            exclude: further items to leave out, a list (it may be empty) for every user.
+
+        Raises:
+            ValueError: an empty history, an unknown id, a shape, a dtype or k out of range, or
+                an ``exclude`` for another number of users.
+        """
+        config = self.model.config
+        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= config.num_items:
+            raise ValueError(f"k={k!r} must lie in 1..{config.num_items}, the number of items")
+        if not isinstance(histories, (Tensor, tuple)):
+            # Checked where they are: reading a GPU's tensors would be dearer than the answer.
+            histories = pack_lists(histories, torch.device("cpu"))
+        values, offsets = check_histories(
+            histories, None, num_items=config.num_items, crop=None
+        )
+        users = offsets.shape[0] - 1
+        bounds = [*range(0, users, self.batch_size), users]
+        # All that the host must know is read before the histories go to the device.
+        known = offsets.cpu()
+        ends = known[bounds].tolist()
+        crop = ends[-1] > 0 and int(ragged.lengths(known).amax()) > config.max_length
+        more = None
+        if exclude is not None:
+            more = _packed_exclusions(exclude, users, config.num_items)
+        values = values[: ends[-1]]
+        if self._replays is None:  # what is replayed is padded where it is
+            values, offsets = values.to(self._device), offsets.to(self._device)
+        if users <= self.batch_size:
+            return self._chunk(values, offsets, k, exclude_seen, more, crop)
+        parts = [
+            self._chunk(
+                values[ends[i] : ends[i + 1]],
+                offsets[bounds[i] : bounds[i + 1] + 1] - ends[i],
+                k,
+                exclude_seen,
+                None if more is None else ragged.rows(more, bounds[i], bounds[i + 1]),
+                crop,
+            )
+            for i in range(len(bounds) - 1)
+        ]
+        return Ranking(
+            torch.cat([part.items for part in parts]),
+            torch.cat([part.scores for part in parts]),
+            {n: torch.cat([part.diagnostics[n] for part in parts]) for n in parts[0].diagnostics},
+        )
+
+    def _chunk(
+        self,
+        values: Tensor,
+        offsets: Tensor,
+        k: int,
+        exclude_seen: bool,
+        more: ragged.Jagged | None,
+        crop: bool,
+    ) -> Ranking:
+        """One batch of checked histories; ``crop``: some of the request's are too long."""
+        seen, seen_offsets = values, offsets
+        if not exclude_seen:
+            seen, seen_offsets = values[:0], torch.zeros_like(offsets)
+        if more is not None:
+            further = ragged.Jagged(*(tensor.to(values.device) for tensor in more))
+            seen, seen_offsets = ragged.joined(ragged.Jagged(seen, seen_offsets), further)
+        limit = self.model.config.max_length
+        if crop and offsets.shape[0] == 2:
+            if values.shape[0] > limit:
+                values = values[-limit:]
+                offsets = torch.tensor([0, limit], device=values.device)
+        elif crop:
+            values, offsets = ragged.keep_last(values, offsets, limit)
+        request = values, offsets, seen, seen_offsets
+        if self._replays is not None and values.numel():
+            return self._replayed(request, k)
+        values, offsets, seen, seen_offsets = (tensor.to(self._device) for tensor in request)
+        return self._rank(values, offsets, seen, seen_offsets, k)
+
+    def _rank(
+        self, values: Tensor, offsets: Tensor, seen: Tensor, seen_offsets: Tensor, k: int
+    ) -> Ranking:
+        if not self.model.by_products:
+            return self._best(self._own_scores(values, offsets), seen, seen_offsets, k, {})
+        user, told = self._represent(values, offsets)
+        if user.dim() == 3:
+            return self._best(self.model.score(user), seen, seen_offsets, k, told)
+        with ranking(self.model.config.precision, self._device.type):
+            if self._topk is None:
+                scores, items = ops.score_topk(
+                    user, self._items, seen, seen_offsets, k, backend="reference"
+                )
+            else:
+                scores, items = self._topk(
+                    user, self._items, seen, seen_offsets, k, float("-inf")
+                )
+        return Ranking(items, scores, told)
+
+    def _own_scores(self, values: Tensor, offsets: Tensor) -> Tensor:
+        """Of a model that scores otherwise than by products."""
+        users = torch.arange(offsets.shape[0] - 1, device=values.device)
+        return self.model.scores(
+            EvaluationBatch(
+                item_ids=values, offsets=offsets, targets=torch.zeros_like(users), users=users,
+                seen_values=values, seen_offsets=offsets,
+            )
+        )
+
+    def _best(
+        self, scores: Tensor, seen: Tensor, seen_offsets: Tensor, k: int,
+        told: Mapping[str, Tensor],
+    ) -> Ranking:
+        """Of scores ``[B, V+1]``; ties go to the lower index."""
+        rows = ragged.sequence_ids(seen_offsets, seen.shape[0])
+        # What belongs to nobody goes to column 0, which is no candidate.
+        columns = torch.where(rows < scores.shape[0], seen, 0)
+        scores[rows.clamp(max=scores.shape[0] - 1), columns] = float("-inf")
+        scores[:, 0] = float("-inf")
+        best = scores[:, 1:].sort(dim=1, descending=True, stable=True)
+        return Ranking(best.indices[:, :k] + 1, best.values[:, :k], told)
+
+    # ------------------------------------------------------------------ CUDA graphs
+
+    def _replayed(self, request: tuple[Tensor, Tensor, Tensor, Tensor], k: int) -> Ranking:
+        """``_rank`` at the bucket's shape: as it is at first, captured at the second time."""
+        assert self._replays is not None
+        values, offsets, seen, _ = request
+        users = offsets.shape[0] - 1
+        shape = buckets(users, values.shape[0], seen.shape[0])
+        key = (*shape, k)
+        known = self._replays.get(key)
+        if known is None:
+            words = torch.empty(shape.words, dtype=torch.int64, device=self._device)
+            known = self._replays[key] = _Replay(Request.of(words, shape))
+            self._put(known.request, request, shape)
+            return self._rank(*known.request.tensors, k).first(users)
+        self._put(known.request, request, shape)
+        if known.graph is None:
+            known = self._replays[key] = self._captured(known.request, k)
+        assert known.graph is not None
+        assert known.whole is not None
+        known.graph.replay()
+        # The next request overwrites the graph's own result.
+        items, *told, scores = unpacked(known.whole.clone(), known.found)
+        return Ranking(items, scores, dict(zip(known.names, told, strict=True))).first(users)
+
+    def _put(
+        self, target: Request, request: tuple[Tensor, Tensor, Tensor, Tensor], shape: Shape
+    ) -> None:
+        """Bring a request to the device, if it is not there, and to the bucket's shape."""
+        if request[0].device.type == "cpu" and target.words.is_cuda:
+            self._pinned.send(
+                target.words, lambda words: Request.of(words, shape).fill(*request)
+            )
+        else:
+            target.fill(*request)
+
+    def _captured(self, request: Request, k: int) -> _Replay:
+        graph = torch.cuda.CUDAGraph()
+        # Results are copied out before the next replay, so that graphs can share memory.
+        # Of two models in one process, as while a service reloads, one captures at a time, and
+        # the other may allocate and read meanwhile.
+        with _capturing, torch.cuda.graph(
+            graph, self._pool, self._stream, capture_error_mode="thread_local"
+        ):
+            ranking = self._rank(*request.tensors, k)
+            told = ranking.diagnostics
+            # The widest numbers first, so that all lie aligned.
+            found = ranking.items, *told.values(), ranking.scores
+            whole = packed(found)
+        return _Replay(request, graph, whole, found, tuple(told))
+
+
+def _packed_exclusions(
+    exclude: Sequence[Sequence[int]], users: int, num_items: int
+) -> ragged.Jagged:
+    """The checked lists of items to leave out, packed on the CPU."""
+    if len(exclude) != users:
+        raise ValueError(f"exclude has {len(exclude)} lists for {users} users; give one for each")
+    values, offsets = pack_lists(exclude, torch.device("cpu"))
+    if values.numel():
+        low, high = int(values.min()), int(values.max())
+        if low < 1 or high > num_items:
+            wrong = low if low < 1 else high
+            raise ValueError(f"exclude: item id {wrong} is outside the catalogue, 1..{num_items}")
+    return ragged.Jagged(values, offsets)
+
+
+class _Ranker(nn.Module):
+    """What :func:`exportable` returns."""
+
+    def __init__(self, model: SequenceModel, k: int) -> None:
+        super().__init__()
+        self.model, self.k = model, k
+
+    def forward(self, values: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+        user = self.model.represent(values, offsets)
+        scores, items = ops.score_topk(
+            user, self.model.table(), values, offsets, self.k,
+            backend=self.model.config.backend,
+        )
+        return items, scores
+
+
+def exportable(model: SequenceModel, *, k: int = 20) -> nn.Module:
+    """The inference graph alone, for ``torch.export`` and ``torch.compile(fullgraph=True)``.
+
+    Args:
+        model: put into evaluation mode.
+        k: items a user, 1..num_items.
+
+    Returns:
+        A module from values ``[N]`` and offsets ``[B+1]``, int64, of histories of at most
+        ``max_length`` items, to unseen items ``[B, k]`` and their scores. It checks nothing that
+        would have to be read from the tensors. N and B may be dynamic, though torch exports B = 1
+        apart from greater ones. An exported program needs ``adarec_fast.ops`` imported, since
+        its ops are those.
+    """
+    return _Ranker(model.eval(), k).eval()
