@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,10 +16,12 @@ _DDPM_STEPS = 1000
 _BETA_FIRST, _BETA_LAST = 1e-4, 0.02
 # Read up to here: alpha_bar is about 0.079, a level that is nearly, not wholly, noise.
 _DEEPEST_STEP = 500
+# Wherever a model is built, on the meta device too.
+_EXACT: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
 
 
 def alpha_bar_schedule(max_depth: int, schedule: Schedule) -> Tensor:
-    """The cumulative schedule alpha_bar_0..alpha_bar_T, float64 ``[T+1]``, alpha_bar_0 = 1.
+    """The cumulative schedule alpha_bar_0..alpha_bar_T, float64 ``[T+1]`` on the CPU, the first 1.
 
     * ``"respaced"``: DDPM's 1000-step linear schedule read at the steps round(500 k / T). The
       paper names that schedule but runs at most 12 steps; read this way the deepest level is
@@ -28,16 +32,16 @@ def alpha_bar_schedule(max_depth: int, schedule: Schedule) -> Tensor:
     if max_depth < 1:
         raise ValueError(f"max_depth={max_depth} must be at least 1")
     if schedule == "respaced":
-        betas = torch.linspace(_BETA_FIRST, _BETA_LAST, _DDPM_STEPS, dtype=torch.float64)
+        betas = torch.linspace(_BETA_FIRST, _BETA_LAST, _DDPM_STEPS, **_EXACT)
         cumulative = torch.cumprod(1 - betas, 0)
         steps = [round(_DEEPEST_STEP * k / max_depth) for k in range(1, max_depth + 1)]
-        rest = cumulative[torch.tensor(steps) - 1]
+        rest = cumulative[torch.tensor(steps, device="cpu") - 1]
     elif schedule == "direct":
-        betas = torch.linspace(_BETA_FIRST, _BETA_LAST, max_depth, dtype=torch.float64)
+        betas = torch.linspace(_BETA_FIRST, _BETA_LAST, max_depth, **_EXACT)
         rest = torch.cumprod(1 - betas, 0)
     else:
         raise ValueError(f"schedule={schedule!r} must be 'respaced' or 'direct'")
-    return torch.cat([torch.ones(1, dtype=torch.float64), rest])
+    return torch.cat([torch.ones(1, **_EXACT), rest])
 
 
 class Denoiser(nn.Module):
@@ -60,7 +64,7 @@ class Denoiser(nn.Module):
         self.w2 = nn.Parameter(torch.empty(size, hidden))
         self.b2 = nn.Parameter(torch.empty(size))
         # float32 whatever the model's dtype: Eq. 4 needs 1 - alpha_bar to be accurate.
-        table = alpha_bar_schedule(max_depth, schedule).float()
+        table = alpha_bar_schedule(max_depth, schedule).float().to(torch.get_default_device())
         self.register_buffer("alpha_bar", table, persistent=False)
 
     def forward(
