@@ -51,16 +51,19 @@ def evaluate(
     device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, ...")] = "auto",
 ) -> None:
     """Rank the whole catalogue for every user: HR, NDCG, MRR, for all and for sparse users."""
-    from ..models.counting import MarkovChain, Popularity
+    from ..models.registry import build, config_type
     from ..ranking.evaluation import evaluate as run_evaluation
     from ..training import load_run
     from ..training.loop import resolve_device
 
     run = load_run(run_dir, device=resolve_device(device))
     mask = run.train_config.seen_mask if seen_mask is None else seen_mask.value
-    models: list[Any] = [run.model]
+    models: list[tuple[Any, str | None]] = [(run.model, None)]
     if baselines:
-        models += [Popularity(run.split), MarkovChain(run.split)]
+        for system, name in (("popularity", "popularity"), ("markov", "markov chain")):
+            model = build(config_type(system).create(num_items=run.data.num_items))
+            model.prepare(run.split)
+            models.append((model.to(run.model.device), name))
     with err.status("ranking the catalogue"):
         results = [
             run_evaluation(
@@ -69,8 +72,9 @@ def evaluate(
                 "valid" if part is Part.VALID else "test",
                 seen_mask=mask,
                 batch_size=run.train_config.evaluation_batch_size,
+                name=name,
             )
-            for model in models
+            for model, name in models
         ]
     if as_json:
         answer = {"run": str(run_dir), "results": [result.to_dict() for result in results]}

@@ -95,6 +95,8 @@ class Diagnostics:
 
     def __init__(self, model: SequenceModel) -> None:
         self.model: Any = model
+        if model.fitted:
+            self.parts = ()
 
     def labels(self) -> dict[str, Label]:
         """The parts of the loss that are not switched off, for pictures."""
@@ -227,6 +229,11 @@ class SequenceModel(nn.Module):
         return next(itertools.chain(self.parameters(), self.buffers())).device
 
     # ------------------------------------------------------------------ training
+
+    @property
+    def fitted(self) -> bool:
+        """Whether :meth:`prepare` is all its training: it has no parameter, and no loss."""
+        return next(self.parameters(), None) is None
 
     def prepare(self, split: Split) -> None:
         """Called once before training, on the CPU: counts, similarity tables, first stages."""

@@ -50,6 +50,24 @@ BUILT_IN = {
         "a causal Transformer over the history, with the full cross entropy",
         "Kang and McAuley, ICDM 2018",
     ),
+    "counting": Entry(
+        "counting.config:CountingConfig",
+        "counting.model:Counting",
+        "items seen together in a window, summed over a history that fades; fitted in seconds",
+        "",
+    ),
+    "markov": Entry(
+        "counting.config:MarkovConfig",
+        "counting.model:MarkovChain",
+        "what most often follows the last item; fitted in seconds",
+        "",
+    ),
+    "popularity": Entry(
+        "counting.config:PopularityConfig",
+        "counting.model:Popularity",
+        "the same most popular items for everybody",
+        "",
+    ),
 }
 
 

@@ -54,7 +54,10 @@ class RunPictures:
 
     def losses(self) -> Figure:
         """Loss parts over epochs."""
-        return curves.losses(self.run.history, self.run.model.diagnostics().labels())
+        labels = self.run.model.diagnostics().labels()
+        if not labels:
+            raise ConfigError(f"losses: {type(self.run.model).__name__} is fitted and has none")
+        return curves.losses(self.run.history, labels)
 
     def metrics(self) -> Figure:
         """Validation metrics over epochs."""

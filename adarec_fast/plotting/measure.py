@@ -101,6 +101,8 @@ def representations(run: Run, users: Tensor) -> dict[str, Tensor]:
     """Unit vectors [U, D] on the CPU: ``user`` and, of HP-MoE, ``coarse`` (z_coar)."""
     parts: dict[str, list[Tensor]] = {}
     model = run.model
+    if not model.by_products:
+        raise ConfigError(f"tsne: {type(model).__name__} has no vectors of users")
     for batch in _batches(run, users):
         if isinstance(model, ADARec):
             found = model.representations((batch.item_ids, batch.offsets))

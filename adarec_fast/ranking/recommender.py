@@ -86,8 +86,9 @@ class Recommender:
             raise ValueError(f"batch_size={batch_size} must be at least 1")
         self.model = model.eval()
         self.batch_size = batch_size
-        config, weight = model.config, model.table()
-        self._device, self._items = weight.device, weight.detach()
+        config, self._device = model.config, model.device
+        weight = model.table() if model.by_products else torch.empty(0, device=self._device)
+        self._items = weight.detach()
         with torch.inference_mode(), computing(config.precision, self._device.type):
             planned = model.plan() if model.by_products else None
         self._represent: Plan = model.explain if planned is None else planned

@@ -130,7 +130,7 @@ def make_stepper(
     shared: SharedBatches | None = None,
 ) -> Stepper:
     """Captured steps where they are possible; workers that share batches take plain ones."""
-    if shared is not None:
+    if shared is not None and not model.fitted:
         from .shared_step import DistributedStepper
 
         return DistributedStepper(model, config, shared)

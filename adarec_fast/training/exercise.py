@@ -45,6 +45,8 @@ def exercise(
     items = torch.randint(1, model_config.num_items + 1, (2, tokens), generator=draw)
     for supervision in supervisions or (model_config.supervision,):
         model = registry.build(model_config.replace(supervision=supervision)).to(device).train()
+        if model.fitted:
+            continue
         targets = items[1] if supervision == "all" else items[1, :count]
         batch = Batch(items[0], offsets, targets, torch.arange(count)).to(device)
         stepper = Stepper(model, train_config, device)
@@ -54,8 +56,9 @@ def exercise(
         for number in (1, torch.full((), 2, dtype=torch.int64, device=device)):
             stepper.update(batch, number, statistics)
     model.eval()
-    with torch.no_grad():
-        model.represent(batch.item_ids, batch.offsets)
+    if not model.fitted:
+        with torch.no_grad():
+            model.represent(batch.item_ids, batch.offsets)
     recommender = Recommender(model, batch_size=count)
     k = min(_K, model_config.num_items)
     asked = 1

@@ -43,8 +43,9 @@ class Stepper:
         self._precision = training_precision(model.config, config)
         self._names = [name for name, _ in model.named_parameters()]
         self._parameters = [parameter for _, parameter in model.named_parameters()]
+        # As a group, which may be empty.
         self.optimizer = torch.optim.Adam(
-            self._parameters,
+            [{"params": self._parameters}],
             lr=config.learning_rate,
             weight_decay=config.weight_decay,
             fused=True,

@@ -192,11 +192,14 @@ def make_reporter(console: Console | None = None) -> Reporter:
 
 def epoch_line(metrics: Mapping[str, Any], epochs: int, is_best: bool) -> str:
     """One epoch in one line of plain text."""
-    text = (
-        f"epoch {metrics['epoch']}/{epochs}  loss {metrics['loss']:.4f}{_parts(metrics)}"
-        f"  {_shown(metrics)}{metrics['examples_per_second']:,.0f} examples/s"
-        f"  {metrics['seconds']:.1f} s"
-    )
+    if "loss" in metrics:
+        text = (
+            f"epoch {metrics['epoch']}/{epochs}  loss {metrics['loss']:.4f}{_parts(metrics)}"
+            f"  {_shown(metrics)}{metrics['examples_per_second']:,.0f} examples/s"
+        )
+    else:
+        text = "fitted"
+    text += f"  {metrics['seconds']:.1f} s"
     valid = metrics.get("valid")
     if valid:
         text += f"  valid NDCG@20 {valid['NDCG@20']:.4f} HR@20 {valid['HR@20']:.4f}"
@@ -222,6 +225,8 @@ def _shown(values: Mapping[str, Any]) -> str:
 
 
 def _introduction(plan: TrainingPlan) -> str:
+    if not plan.steps_per_epoch:
+        return f"{plan.run_dir}: fitted to {plan.num_examples:,} examples, on {plan.device}"
     begun = f", continuing after step {plan.step}" if plan.step else ""
     return (
         f"{plan.run_dir}: {plan.num_parameters:,} parameters on {plan.device}, "
@@ -231,9 +236,12 @@ def _introduction(plan: TrainingPlan) -> str:
 
 
 def _conclusion(result: TrainResult) -> str:
-    text = f"{result.status} after {result.epochs} epochs, {result.steps} steps"
+    text: str = result.status
+    if result.steps:
+        text += f" after {result.epochs} epochs, {result.steps} steps"
     if result.best_metric is not None:
-        text += f": best validation NDCG@20 {result.best_metric:.4f} in epoch {result.best_epoch}"
+        text += f": best validation NDCG@20 {result.best_metric:.4f}"
+        text += f" in epoch {result.best_epoch}" if result.steps else ""
     return text
 
 

@@ -113,7 +113,10 @@ class Trainer:
         if folder is None:
             torch.manual_seed(self.model_config.seed)
             model = registry.build(self.model_config)
+            begun = time.perf_counter()
             model.prepare(self.split)
+            # Of a model that is only fitted, what an epoch is.
+            self.epoch_seconds = time.perf_counter() - begun if model.fitted else 0.0
             model.item_vocabulary = self.data.items
         else:
             check_same_run(
@@ -182,7 +185,7 @@ class Trainer:
         torch.set_rng_state(tensors["rng/cpu"])
         if "rng/cuda" in expected:
             torch.cuda.set_rng_state(tensors["rng/cuda"], self.device)
-        progress = Progress.read(values, len(self.batches), str(folder / STATE_VALUES))
+        progress = Progress.read(values, self.steps_per_epoch, str(folder / STATE_VALUES))
         self.statistics.restore(tensors["statistics"], progress.examples)
         self.epoch, self.batch, self.step = progress.epoch, progress.batch, progress.step
         self.epoch_seconds = progress.epoch_seconds
@@ -223,10 +226,10 @@ class Trainer:
     def _plan(self) -> TrainingPlan:
         return TrainingPlan(
             run_dir=self.run_dir,
-            epochs=self.config.epochs,
-            steps_per_epoch=len(self.batches),
+            epochs=self.last_epoch,
+            steps_per_epoch=self.steps_per_epoch,
             num_examples=self.batches.num_examples,
-            epoch=min(self.epoch + 1, self.config.epochs),
+            epoch=min(self.epoch + 1, self.last_epoch),
             step=self.step,
             device=str(self.device),
             num_parameters=self.num_parameters,
@@ -236,11 +239,24 @@ class Trainer:
         while True:
             if self.stopping.should_stop:
                 return "early-stopped"
-            if self.epoch >= self.config.epochs:
+            if self.epoch >= self.last_epoch:
                 return "finished"
+            if self.model.fitted:
+                self._end_epoch()
+                continue
             ended = self._one_epoch(stop_at, signals)
             if ended is not None:
                 return ended
+
+    @property
+    def last_epoch(self) -> int:
+        """The number of the last epoch, if nothing ends the run before it."""
+        return 1 if self.model.fitted else self.config.epochs
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """0 where the model is only fitted."""
+        return 0 if self.model.fitted else len(self.batches)
 
     def _one_epoch(self, stop_at: int | None, signals: StopSignals) -> Status | None:
         """The rest of the epoch in progress; None if it was completed."""
@@ -301,11 +317,13 @@ class Trainer:
         self.raise_if_not_finite()
         number = self.epoch + 1
         metrics: dict[str, Any] = {"epoch": number, "step": self.step}
-        metrics |= self.statistics.read()
-        metrics["learning_rate"] = self.optimizer_learning_rate
-        metrics["examples_per_second"] = self.statistics.examples / max(self.epoch_seconds, 1e-9)
+        if not self.model.fitted:
+            rate = self.statistics.examples / max(self.epoch_seconds, 1e-9)
+            metrics |= self.statistics.read()
+            metrics["learning_rate"] = self.optimizer_learning_rate
+            metrics["examples_per_second"] = rate
         is_best = False
-        if number % self.config.evaluate_every == 0 or number == self.config.epochs:
+        if number % self.config.evaluate_every == 0 or number == self.last_epoch:
             is_best = self._validate(number, metrics)
         metrics["seconds"] = self.epoch_seconds
         if is_best:

@@ -1,0 +1,1 @@
+"""Popularity, a Markov chain and windowed counts; imported part by part."""
