@@ -28,7 +28,6 @@ from adarec_fast.distributed.batches import SharedBatches
 from adarec_fast.distributed.items import ShardedItems
 from adarec_fast.ranking.evaluation import evaluate
 from adarec_fast.training import Reporter, train, trainer
-from adarec_fast.training.shared_step import split_items
 
 DATA = synthetic(num_users=61, num_items=57, num_themes=3, subthemes_per_theme=2, seed=2)
 MODEL: dict[str, Any] = {
@@ -117,7 +116,7 @@ def gradients(folder: Path, workers: Workers | None) -> None:
             gather = negatives == "batch"
             chosen = SharedBatches(whole, workers, gather_negatives=gather).epoch(0)
             if split:
-                split_items(model, workers)
+                model.split_items(workers)
         for index, (batch, share) in enumerate(chosen):
             if 0 < index < len(whole) - 1:
                 continue
@@ -158,7 +157,7 @@ def catalogue(folder: Path, workers: Workers | None) -> None:
     found = {}
     for sharded in (False, True):
         if sharded and workers is not None:
-            split_items(model, workers)
+            model.split_items(workers)
         items, scores = model.recommend(histories, k=10)
         everything = model.recommend(histories[:1], k=DATA.num_items)[0]
         found[sharded] = {

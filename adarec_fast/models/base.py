@@ -48,7 +48,10 @@ class LossOutput(NamedTuple):
     examples: int | None = None
 
     def __getattr__(self, name: str) -> Tensor:
-        return _named(self, self.diagnostics, name)
+        # torch.compile asks half-made tuples for names such as __dict__.
+        if not name.startswith("_") and name in self.diagnostics:
+            return self.diagnostics[name]
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
 
 class Represented(NamedTuple):
@@ -336,13 +339,6 @@ class SequenceModel(nn.Module):
             f"shard_items=True: {type(self).__name__} has no item table that can be split; leave "
             "it off (--no-shard-items)"
         )
-
-
-def _named(owner: object, diagnostics: Mapping[str, Tensor], name: str) -> Tensor:
-    """A diagnostic as an attribute."""
-    if name in diagnostics:
-        return diagnostics[name]
-    raise AttributeError(f"{type(owner).__name__} has no attribute {name!r}")
 
 
 def initialise(module: nn.Module, generator: torch.Generator, scale: float = 0.02) -> None:

@@ -38,7 +38,7 @@ class Ranking(NamedTuple):
     diagnostics: Mapping[str, Tensor] = {}
 
     def __getattr__(self, name: str) -> Tensor:
-        if name in self.diagnostics:
+        if not name.startswith("_") and name in self.diagnostics:
             return self.diagnostics[name]
         raise AttributeError(f"this ranking has no {name!r}")
 
