@@ -42,6 +42,12 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         options.dist = "worksteal"
 
 
+def pytest_configure() -> None:
+    """Processes that tests start are no workers of this session."""
+    for name in [name for name in os.environ if name.startswith("PYTEST_XDIST_")]:
+        del os.environ[name]
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave long sweeps out unless `-m` speaks; leave CUDA tests out where there is no device."""
     # By marker: a checkout in a folder of that name has it among every test's keywords.

@@ -106,8 +106,9 @@ def test_inspect_prints_json_or_a_table(tmp_path: Path) -> None:
     assert "repeats kept       none" in table.stdout
 
 
-def test_inspect_counts_repeats(tmp_path: Path) -> None:
-    path = tmp_path / "d.txt"
+def test_inspect_counts_repeats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # a long path takes the table's width
+    path = Path("d.txt")
     path.write_text("1 5 5 6 5 5\n2 6 7 8\n3 8 9 8\n")
     shown = runner.invoke(app, ["data", "inspect", str(path), "--json"])
     assert json.loads(shown.stdout)["repeats"] == {"all": 4, "consecutive": 2}

@@ -89,6 +89,9 @@ def misbehave(where: str, counts: Counter[int]) -> Callable[..., None]:
     return work
 
 
+STATUSES = {400, 404, 405, 413, 415, 422}
+
+
 def assault(folder: Path, seconds: float) -> tuple[int, int, Counter[int]]:
     """24 malformed clients beside 6 good ones: good and bad requests, and statuses of the bad."""
     model = make_model(DATA)
@@ -99,7 +102,13 @@ def assault(folder: Path, seconds: float) -> tuple[int, int, Counter[int]]:
             Clients(24, misbehave(where, statuses)) as bad,
             Clients(6, asker(where, DATA, {name: model})) as good,
         ):
+            ends = time.monotonic() + max(seconds, 60.0)
             time.sleep(seconds)
+            # A busy machine takes longer to meet every kind.
+            while time.monotonic() < ends and (
+                bad.done.total() <= 100 or good.done.total() <= 20 or not set(statuses) >= STATUSES
+            ):
+                time.sleep(0.2)
         health = httpx.get(f"{where}/health").json()
         assert health["status"] == "ok"
         metrics = httpx.get(f"{where}/metrics").text
@@ -120,7 +129,7 @@ def test_good_clients_are_served_beside_24_malformed_ones(folder: Path) -> None:
     assert len(MALFORMED) == 24
     assert good > 20
     assert bad > 100
-    assert {400, 404, 405, 413, 415, 422} <= set(statuses), statuses
+    assert set(statuses) >= STATUSES, statuses
 
 
 def test_malformed_requests_do_not_fill_the_log(
