@@ -67,8 +67,8 @@ def _pytest_options(pytestconfig: pytest.Config) -> None:
 class Reader:
     """Does what a page says, in an empty folder: one shell, one Python."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
+        self.folder, self.patch = folder, patch
         self.names: dict[str, Any] = {"__name__": "__main__"}
         self.services: list[subprocess.Popen[str]] = []
         self.port = 0
@@ -82,10 +82,10 @@ class Reader:
         elif block.language == "sh":
             for line in lines(block.text):
                 self.run(line)
-        elif block.language == "python":
-            exec(compile(block.text, f"line {block.line}", "exec"), self.names)
         elif "file" in block.words:
             (self.folder / block.words["file"]).write_text(block.text, encoding="utf-8")
+        elif block.language == "python":
+            exec(compile(block.text, f"line {block.line}", "exec"), self.names)
         else:
             assert block.language == "text", f"line {block.line}: what is to be done with this?"
 
@@ -93,6 +93,8 @@ class Reader:
         """A command; ours in this process, which saves the time to load torch."""
         check_command(line)
         program = line.partition(" ")[0]
+        if line.startswith("pip") and (self.folder / "pyproject.toml").exists():
+            self._install()
         if program in ("pip", "pytest"):
             return
         if line.endswith(" &"):
@@ -116,6 +118,17 @@ class Reader:
                 capture_output=True, text=True, timeout=60, check=False,
             )  # fmt: skip
             assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+
+    def _install(self) -> None:
+        """The package that the page has written, where only this page finds it."""
+        site = self.folder / "site"
+        done = subprocess.run(
+            [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index",
+             "--no-build-isolation", "--target", str(site), "."],
+            cwd=self.folder, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        self.patch.syspath_prepend(str(site))
 
     def _serve(self, line: str) -> None:
         """A service in the background, on a free port in the place of 8000."""
@@ -171,9 +184,13 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]:
     monkeypatch.setattr("adarec_fast.data.synthetic", small)
     monkeypatch.setattr(adarec_fast, "synthetic", small)
     monkeypatch.chdir(tmp_path)
-    one = Reader(tmp_path)
+    before = set(sys.modules)
+    one = Reader(tmp_path, monkeypatch)
     yield one
     one.leave()
+    for name, module in list(sys.modules.items()):
+        if name not in before and str(tmp_path) in str(getattr(module, "__file__", "")):
+            del sys.modules[name]
 
 
 def _follow(page: Path, reader: Reader) -> None:
