@@ -13,7 +13,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 from adarec_fast.cli import app
-from adarec_fast.ops import _toolkit, extension
+from adarec_fast.ops import _plans, _toolkit, extension
 
 ROOT = Path(__file__).resolve().parent.parent
 # What `nvcc --dryrun` says of itself, and else a file for each `-o`.
@@ -45,7 +45,7 @@ class Machine:
             (self.sources / name).write_text("// nothing\n")
         self.home = folder / "toolkit"
         self.tool("compiler", self.folder / "c++")
-        self.patch.setattr(extension, "SOURCES", self.sources)
+        self.patch.setattr(_plans, "SOURCES", self.sources)
         self.patch.setattr(_toolkit, "_wheels", lambda: [self.wheel])
         self.patch.setattr(torch.version, "cuda", "13.0")
         self.patch.setenv("ADAREC_FAST_CACHE", str(folder / "cache"))
@@ -250,7 +250,7 @@ def _missing() -> str | None:
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is not a CUDA build"
     try:
-        _toolkit.toolkit(extension._compiler())
+        _toolkit.toolkit(_plans.compiler())
     except extension.ExtensionError as error:
         return str(error)
     return None

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from adarec_fast import rng
-from adarec_fast.ops import _library, dropout, extension
+from adarec_fast.ops import _library, _plans, dropout, extension
 
 ROOT = Path(__file__).resolve().parent.parent
 FAKE_COMPILER = """\
@@ -63,7 +63,7 @@ def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worksh
     for name in ("ADAREC_FAST_NO_EXT", "ADAREC_FAST_PORTABLE", "ADAREC_FAST_SANITIZE"):
         monkeypatch.delenv(name, raising=False)
     place = Workshop(tmp_path)
-    monkeypatch.setattr(extension, "SOURCES", place.sources)
+    monkeypatch.setattr(_plans, "SOURCES", place.sources)
     monkeypatch.setenv("ADAREC_FAST_CACHE", str(place.cache))
     monkeypatch.setenv("CXX", place.compiler())
     extension._load.cache_clear()

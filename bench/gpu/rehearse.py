@@ -46,12 +46,12 @@ def rehearse(phases: tuple[Phase, ...], arch: str) -> list[str]:
 def _extensions(number: int) -> list[str]:
     import torch
 
-    from adarec_fast.ops import extension
+    from adarec_fast.ops import _plans, extension
 
     missing = []
     plans = (("cpp", None), ("cuda", (str(number),)))
     for backend, architectures in plans:
-        library = extension._library(extension._plan(backend, architectures))
+        library = extension._library(_plans.make_plan(backend, architectures))
         if not library.exists():
             missing.append(f"the {backend} extension {library.name} is not there")
             continue

@@ -1,0 +1,98 @@
+"""An extension's build: the file that ninja reads, and running it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+from . import _plans, _toolkit
+from ._plans import Plan, Unit, compiler, content
+from ._toolkit import ExtensionError
+
+_PREFIX = "prefix.h"
+_NINJA_RULES = """\
+ninja_required_version = 1.5
+rule compile
+  command = $tool $flags -c $in -o $out # $content
+rule header
+  command = $tool $flags -x c++-header -c $in -o $out # $content
+rule link
+  command = $cxx $in -o $out $flags
+"""
+
+
+def _ninja() -> str:
+    # The package's binary need not be on PATH, e.g. when python is started by its full name.
+    if importlib.util.find_spec("ninja") is not None:
+        import ninja
+
+        candidate = Path(ninja.BIN_DIR) / "ninja"
+        if candidate.exists():
+            return str(candidate)
+    found = shutil.which("ninja")
+    if found is None:
+        raise ExtensionError("ninja is not there; pip install ninja")
+    return found
+
+
+def _escape(path: Path) -> str:
+    return re.sub(r"([$ :])", r"$\1", str(path))
+
+
+def _edge(rule: str, unit: Unit, target: str, flags: str = "", needs: str = "") -> str:
+    # The contents' hash is part of the command, so ninja does not depend on file times.
+    return (
+        f"build {target}: {rule} {_escape(unit.source)}{needs}\n"
+        f"  tool = ${unit.tool}\n"
+        f"  flags = {unit.flags} -I{shlex.quote(str(_plans.SOURCES))}{flags}\n"
+        f"  content = {content(unit.source)}\n"
+    )
+
+
+def _ninja_file(plan: Plan, folder: Path) -> str:
+    lines = [f"cxx = {compiler()}\n"]
+    if any(unit.tool == "nvcc" for unit in plan.units):
+        kit = _toolkit.toolkit(compiler())
+        includes = (f"-isystem {shlex.quote(str(folder))}" for folder in kit.includes)
+        lines.append(f"nvcc = {shlex.quote(str(kit.nvcc))}\n")
+        lines.append(f"cuda_includes = {' '.join(includes)}\n")
+        lines.append(f"cuda_runtime = {shlex.quote(str(kit.runtime))}\n")
+    lines.append(_NINJA_RULES)
+    objects = []
+    if plan.prefix is not None:
+        header = plan.prefix._replace(source=folder / _PREFIX)
+        lines.append(_edge("header", header, f"{_PREFIX}.gch"))
+    for unit in plan.units:
+        objects.append(f"objects/{unit.source.parent.name}_{unit.source.name}.o")
+        prefixed = plan.prefix is not None and unit[1:] == plan.prefix[1:]
+        extra = (f" -include {_PREFIX}", f" || {_PREFIX}.gch") if prefixed else ()
+        lines.append(_edge("compile", unit, objects[-1], *extra))
+    lines.append(
+        f"build {plan.name}.so: link {' '.join(objects)}\n  flags = {plan.link_flags}\n"
+    )
+    return "".join(lines)
+
+
+def compile_plan(plan: Plan, library: Path, folder: Path) -> None:
+    """Run ninja in ``folder``; the library appears under its name whole or not at all."""
+    folder.mkdir(exist_ok=True)
+    if plan.prefix is not None:
+        # What a compiler reads that does not take to the compiled header.
+        text = f'#include "{plan.prefix.source}"\n'
+        (folder / _PREFIX).write_text(text, encoding="utf-8")
+    (folder / "build.ninja").write_text(_ninja_file(plan, folder), encoding="utf-8")
+    done = subprocess.run([_ninja(), "-C", str(folder)], capture_output=True, text=True)
+    if done.returncode != 0:
+        lines = [s for s in done.stdout.splitlines() if re.search("error|fatal", s.lower())]
+        lines = (lines or done.stdout.splitlines() or done.stderr.splitlines())[:12]
+        raise ExtensionError("the compiler failed:\n  " + "\n  ".join(lines))
+    # It is large, and quickly made again for the next change.
+    (folder / f"{_PREFIX}.gch").unlink(missing_ok=True)
+    staged = library.with_name(f"{library.name}.{os.getpid()}")
+    shutil.copyfile(folder / f"{plan.name}.so", staged)
+    os.replace(staged, library)
