@@ -66,7 +66,8 @@ def test_training_compiles_whole(backend: str, supervision: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "backend", [pytest.param("reference", marks=pytest.mark.slow), "packed"]
+    # By torch's own compiler, a minute each.
+    "backend", [pytest.param(name, marks=pytest.mark.slow) for name in ("reference", "packed")]
 )
 def test_inference_compiles_whole(backend: str) -> None:
     torch._dynamo.reset()
@@ -79,7 +80,7 @@ def test_inference_compiles_whole(backend: str) -> None:
         )
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("side", ["left", pytest.param("right", marks=pytest.mark.slow)])
 def test_padded_histories_compile_whole(side: str) -> None:
     """Of more shapes than compilations; histories longer than max_length among them."""
     torch._dynamo.reset()
@@ -115,7 +116,8 @@ def _ragged_batches(count: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 @pytest.mark.parametrize(
-    ("supervision", "depth_gradient"), [("prefix", "truncated"), ("all", "full")]
+    ("supervision", "depth_gradient"),
+    [("prefix", "truncated"), pytest.param("all", "full", marks=pytest.mark.slow)],
 )
 def test_fifty_ragged_batches_compile_three_times(supervision: str, depth_gradient: str) -> None:
     """The first shape, then any shape, then a single user: torch tells sizes of 1 from others."""

@@ -102,7 +102,10 @@ def test_ptxas_output_is_understood() -> None:
 
 
 @needs_nvcc
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "architecture",
+    [pytest.param(a, marks=[pytest.mark.slow] * (a == "sm_80")) for a in ARCHITECTURES],
+)
 def test_kernels_compile_and_cost_no_more_than_noted(architecture: str, tmp_path: Path) -> None:
     costs = compile_all(architecture, tmp_path)
     noted = json.loads(NOTED.read_text(encoding="utf-8"))

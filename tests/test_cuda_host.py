@@ -57,5 +57,6 @@ def test_on_a_pretended_device(name: str, guard: Path) -> None:
 
 
 @pytest.mark.slow
-def test_every_variant_under_both_supervisions(guard: Path) -> None:
-    _pretended("launches", guard, "-m", "slow")
+@pytest.mark.parametrize("name", ["launches", "prepared"])
+def test_the_rest_on_a_pretended_device(name: str, guard: Path) -> None:
+    _pretended(name, guard, "-m", "slow")

@@ -164,6 +164,7 @@ def compiler() -> str:
     return found
 
 
+@pytest.mark.slow
 def test_aoti(tmp_path: Path) -> None:
     """The longest of these tests: it compiles a small model."""
     compiler()

@@ -59,11 +59,20 @@ def _unknown(launches: list[Bound]) -> set[str]:
     return {variant_name(one) for one in launches if fingerprint(one) not in known}
 
 
+SIZES = [(64, 8, "prefix"), (64, 8, "all"), (64, 4, "all"), (128, 4, "prefix")]
+IN_BRIEF = {(0, "bf16"), (0, "tf32"), (0, "ieee"), (1, "tf32"), (2, "bf16"), (3, "ieee")}
+
+
 @pytest.mark.parametrize(
-    ("size", "depth", "supervision"),
-    [(64, 8, "prefix"), (64, 8, "all"), (64, 4, "all"), (128, 4, "prefix")],
+    ("size", "depth", "supervision", "precision"),
+    [
+        pytest.param(
+            *given, precision, marks=[] if (number, precision) in IN_BRIEF else [pytest.mark.slow]
+        )
+        for number, given in enumerate(SIZES)
+        for precision in ("bf16", "tf32", "ieee")
+    ],
 )
-@pytest.mark.parametrize("precision", ["bf16", "tf32", "ieee"])
 def test_what_runs_is_in_the_table(
     size: int, depth: int, supervision: str, precision: str
 ) -> None:

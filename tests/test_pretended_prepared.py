@@ -46,8 +46,11 @@ def _missing(device: PretendCuda, phase: str) -> list[str]:
     })  # fmt: skip
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("supervision", ["prefix", "all"])
+@pytest.mark.parametrize(
+    ("supervision", "precision"),
+    [*(("prefix", precision) for precision in PRECISIONS), ("all", "tf32"),
+     *(pytest.param("all", p, marks=pytest.mark.slow) for p in PRECISIONS if p != "tf32")],
+)
 def test_captured_steps(supervision: str, precision: str) -> None:
     with pretend_cuda(architecture=90) as device:
         stepper = CapturedStepper(

@@ -272,7 +272,7 @@ def kill_and_compare(folder: Path, supervision: str, every: int, deaths: int, se
 
 
 def test_killed_and_resumed(tmp_path: Path) -> None:
-    kill_and_compare(tmp_path, "prefix", every=2, deaths=6, seed=0)
+    kill_and_compare(tmp_path, "prefix", every=2, deaths=3, seed=0)
 
 
 @pytest.mark.slow

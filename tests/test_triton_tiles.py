@@ -109,7 +109,7 @@ def test_tf32(op: str, build: object) -> None:
 
 
 @pytest.mark.usefixtures("poisoned")
-@pytest.mark.parametrize("size", [20, 128])
+@pytest.mark.parametrize("size", [20, pytest.param(128, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("op", "build"), first_of_each(CASES))
 def test_other_sizes(op: str, build: object, size: int) -> None:
     check_against_float64(
@@ -133,18 +133,18 @@ def test_extreme_batches(op: str, build: object, batch: Batch) -> None:
     check_against_float64(build(batch), _backend(op), torch.float32)
 
 
-def test_ranking_in_rounds_and_parts() -> None:
+@pytest.mark.parametrize("k", [1, pytest.param(130, marks=pytest.mark.slow)])
+def test_ranking_in_rounds_and_parts(k: int) -> None:
     g = torch.Generator().manual_seed(0)
     users = torch.randint(-2, 3, (19, 5), generator=g).float()
     items = torch.randint(-1, 2, (131, 5), generator=g).float()
     items[[7, 129]] = float("nan")
     offsets = torch.arange(20) * 3
     seen = torch.randint(0, 131, (57,), generator=g)
-    for k in (1, 130):
-        wanted = score_topk(users, items, seen, offsets, k, backend="reference")
-        scores, best = score_topk(users, items, seen, offsets, k, backend="triton")
-        assert torch.equal(best, wanted[1])
-        torch.testing.assert_close(scores, wanted[0], rtol=0, atol=0, equal_nan=True)
+    wanted = score_topk(users, items, seen, offsets, k, backend="reference")
+    scores, best = score_topk(users, items, seen, offsets, k, backend="triton")
+    assert torch.equal(best, wanted[1])
+    torch.testing.assert_close(scores, wanted[0], rtol=0, atol=0, equal_nan=True)
 
 
 LISTS = {
@@ -237,6 +237,7 @@ def test_parts_of_the_catalogue_and_of_the_rows(monkeypatch: pytest.MonkeyPatch)
         check_against_float64(case, _backend("linear_cross_entropy"), torch.float32)
 
 
+@pytest.mark.slow
 def test_float16_holds_the_slopes_of_many_items() -> None:
     """Each of 20,000 items has a probability of 5e-5, which float16 has no normal number for."""
     case = test_linear_cross_entropy.build(random_batch(16, size=16), items=20_000)
@@ -272,7 +273,9 @@ def test_parts_cover_a_walk_and_fill_the_device(processors: int) -> None:
 
 
 @pytest.mark.usefixtures("poisoned")
-@pytest.mark.parametrize("last_only", [False, True], ids=["all", "last"])
+@pytest.mark.parametrize(
+    "last_only", [pytest.param(False, marks=pytest.mark.slow), True], ids=["all", "last"]
+)
 def test_sequences_longer_than_a_tile(last_only: bool) -> None:
     batch = Batch((1, 70, 3, 40), (1, 2, 0, 2), size=20, capacity=3, max_length=70)
     case = test_encoder_layer.build(batch, dropout=(0.3, 0.2), last_only=last_only)
@@ -283,7 +286,11 @@ def test_sequences_longer_than_a_tile(last_only: bool) -> None:
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize(
     ("heads", "size", "last_only"),
-    [(1, 20, False), (4, 20, False), (1, 16, True), (3, 24, True), (4, 20, True)],
+    [
+        (4, 20, False), (1, 16, True), (3, 24, True),
+        pytest.param(1, 20, False, marks=pytest.mark.slow),
+        pytest.param(4, 20, True, marks=pytest.mark.slow),
+    ],
 )
 def test_other_numbers_of_heads(heads: int, size: int, last_only: bool) -> None:
     batch = random_batch(3, size=size, capacity=2, seed=3)
