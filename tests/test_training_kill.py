@@ -28,7 +28,8 @@ except ImportError:
 
 torch.set_num_threads(1)  # no thread pool, so that a fork is whole
 
-from adarec_fast import TrainConfig, pretrained, synthetic
+from adarec_fast import TrainConfig, synthetic
+from adarec_fast.models import pretrained
 from adarec_fast.training import Reporter, checkpoint, train
 from adarec_fast.training.checkpoint import find_checkpoint, read_json
 from adarec_fast.training.trainer import Trainer
