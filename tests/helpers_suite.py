@@ -277,9 +277,13 @@ class OpSuite:
         with pytest.raises(BackendError, match="backend='warp' is unknown; choose from auto"):
             case.call(case.arguments, "warp")
 
-    def test_opcheck(self, build: Build, rival: Backend) -> None:
-        for op, arguments in recorded(build(sized(WHOLE, rival)), rival, torch.float32):
+    def test_opcheck(self, main: Build, rival: Backend) -> None:
+        for op, arguments in recorded(main(sized(WHOLE, rival)), rival, torch.float32):
             torch.library.opcheck(op, arguments)
+
+    @pytest.mark.slow
+    def test_opcheck_of_every_variant(self, build: Build, rival: Backend) -> None:
+        self.test_opcheck(build, rival)
 
     @pytest.mark.parametrize("autocast", [False, True], ids=["plain", "autocast"])
     def test_fakes_agree_with_real_results(
