@@ -113,7 +113,8 @@ def test_inspect_counts_repeats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     shown = runner.invoke(app, ["data", "inspect", str(path), "--json"])
     assert json.loads(shown.stdout)["repeats"] == {"all": 4, "consecutive": 2}
     table = runner.invoke(app, ["data", "inspect", str(path)], env={"COLUMNS": "100"})
-    assert "4 of an item in its history, 2 of them in a row (--deduplicate)" in table.stdout
+    words = " ".join(table.stdout.split())
+    assert "4 of an item in its history, 2 of them in a row (--deduplicate)" in words
 
 
 def test_inspect_names_file_and_line(tmp_path: Path) -> None:

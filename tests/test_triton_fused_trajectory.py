@@ -79,7 +79,13 @@ def test_groups_of_sequences_change_nothing_but_rounding(
 
 
 @pytest.mark.usefixtures("poisoned")
-@pytest.mark.parametrize("make", IN_PARTS.values(), ids=IN_PARTS.keys())
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(make, id=name, marks=[pytest.mark.slow] * (name != "training"))
+        for name, make in IN_PARTS.items()
+    ],
+)
 def test_parts_equal_the_float64_reference(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Noise and dropout are those of the whole batch, wherever a part begins."""
     monkeypatch.setitem(PART_TOKENS, "cpu", 13)
