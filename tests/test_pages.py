@@ -181,7 +181,7 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]:
         return whole(**{"num_users": 80, "num_items": 100, **options})
 
     whole: Callable[..., Any] = adarec_fast.synthetic
-    monkeypatch.setattr("adarec_fast.data.synthetic", small)
+    monkeypatch.setattr("adarec_fast.data.configured.synthetic", small)
     monkeypatch.setattr(adarec_fast, "synthetic", small)
     monkeypatch.chdir(tmp_path)
     before = set(sys.modules)

@@ -79,7 +79,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ADAREC_FAST_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(
-        "adarec_fast.data.synthetic",
+        "adarec_fast.data.configured.synthetic",
         lambda: synthetic(num_users=40, num_items=60, num_themes=2, subthemes_per_theme=2),
     )
     monkeypatch.setattr(

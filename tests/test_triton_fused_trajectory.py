@@ -37,7 +37,13 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("poisoned", "alone")
-@pytest.mark.parametrize("make", INFERENCE.values(), ids=INFERENCE.keys())
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(make, id=name, marks=[pytest.mark.slow] * (name == "level"))
+        for name, make in INFERENCE.items()
+    ],
+)
 def test_the_kernel_equals_the_float64_reference(make: Any) -> None:
     ragged = random_batch(7, size=16, max_depth=4, max_length=9, capacity=3, seed=1)
     # Longer than a tile of tokens, than a block of keys, and of another size of head.

@@ -119,13 +119,20 @@ def test_other_sizes(op: str, build: object, size: int) -> None:
 
 BATCHES = {name: replace(batch, size=13) for name, batch in EXTREMES.items()}
 BATCHES["wide"] = random_batch(3, size=256, max_length=3)
+IN_BRIEF = ("one-sequence", "full-length", "depth-0", "empty-with-capacity", "wide")
 STREAMING = (
     "depth_controller", "length_bias", "level_infonce", "linear_cross_entropy", "score_topk"
 )
 
 
 @pytest.mark.usefixtures("poisoned")
-@pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES.keys())
+@pytest.mark.parametrize(
+    "batch",
+    [
+        pytest.param(batch, id=name, marks=[pytest.mark.slow] * (name not in IN_BRIEF))
+        for name, batch in BATCHES.items()
+    ],
+)
 @pytest.mark.parametrize(
     ("op", "build"), first_of_each([c for c in CASES if c.values[0] in STREAMING])
 )
@@ -156,7 +163,13 @@ LISTS = {
 
 
 @pytest.mark.usefixtures("poisoned")
-@pytest.mark.parametrize("lists", LISTS.values(), ids=LISTS.keys())
+@pytest.mark.parametrize(
+    "lists",
+    [
+        pytest.param(lists, id=name, marks=[pytest.mark.slow] * (name == "many"))
+        for name, lists in LISTS.items()
+    ],
+)
 def test_seen_items_of_any_number_in_any_order(lists: list[list[int]]) -> None:
     g = torch.Generator().manual_seed(1)
     users = torch.randint(-2, 3, (len(lists), 5), generator=g).float()
