@@ -145,8 +145,6 @@ class Counting(Pretrained, SequenceModel):
         user = ragged.sequence_ids(offsets, values.shape[0])
         decay = torch.tensor(self.recipe.decay, device=values.device)
         fading = decay ** ragged.from_end(offsets, values.shape[0])
-        read = fading > 0
-        values, user, fading = values[read], user[read], fading[read]
         found = self.popularity.repeat(users, 1)
         places = user[:, None] * width + self.neighbours[values].long()
         added = self.weights[values] * fading[:, None]
