@@ -5,7 +5,7 @@ Each is fitted by :meth:`SequenceModel.prepare` from the training histories alon
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,19 +15,8 @@ from ...config import ModelConfig
 from ...data import EvaluationBatch, Split
 from ..base import SequenceModel
 from ..pretrained import Pretrained
+from ..transitions import Recipe, popularity, transitions
 from .config import CountingConfig, MarkovConfig, PopularityConfig
-
-
-class Recipe(NamedTuple):
-    """How pairs are counted, scaled and summed; the fields are those of :class:`CountingConfig`."""
-
-    window: int
-    transition: float
-    backward: float
-    decay: float
-    row_exponent: float
-    popularity_exponent: float
-    prior: float
 
 
 class Popularity(Pretrained, SequenceModel):
@@ -46,7 +35,7 @@ class Popularity(Pretrained, SequenceModel):
         self.register_buffer("popularity", torch.zeros(self.config.num_items + 1))
 
     def prepare(self, split: Split) -> None:
-        self.popularity.copy_(_popularity(split))
+        self.popularity.copy_(popularity(split.inputs("train")[0], self.config.num_items))
 
     def represent(self, values: Tensor, offsets: Tensor) -> Tensor:
         """A one for every user, ``[B, 1]``."""
@@ -60,14 +49,12 @@ class Popularity(Pretrained, SequenceModel):
 class Counting(Pretrained, SequenceModel):
     """Item-to-item counts of a window, summed over a history that fades.
 
-    A pair (i, then j at distance d <= ``window``) of a training history adds 1/d to C[i, j] (and
-    ``transition`` where d = 1) and ``backward``/d to C[j, i]. With P the items' popularity
+    With R the training histories' :mod:`..transitions`, of which the ``neighbours`` largest entries
+    of a row are kept, over the history i_1..i_n
 
-        R[i, j] = C[i, j] / (sum_j C[i, j])^row_exponent / P[j]^popularity_exponent
         score of j = sum_s decay^s R[i_{n-s}, j]
 
-    over the history i_1..i_n, and ``prior`` P[j] / (max P + 1). Of a row of R the ``neighbours``
-    largest entries are kept. Memory is ``[V+1, M]`` of each of two tables.
+    and ``prior`` P[j] / (max P + 1). Memory is ``[V+1, M]`` of each of two tables.
 
     Args:
         config: the whole configuration, or None to give its fields as ``options``.
@@ -86,64 +73,39 @@ class Counting(Pretrained, SequenceModel):
     def __init__(self, config: ModelConfig | None = None, **options: Any) -> None:
         made = _config(self.config_type, config, options)
         super().__init__(made)
-        self.recipe = self._recipe(made)
+        self.recipe, self.decay, self.prior = self._recipe(made)
         rows, kept = made.num_items + 1, min(made.neighbours, made.num_items)
         self.register_buffer("neighbours", torch.zeros(rows, kept, dtype=torch.int32))
         self.register_buffer("weights", torch.zeros(rows, kept))
         self.register_buffer("popularity", torch.zeros(rows))
 
     @staticmethod
-    def _recipe(config: Any) -> Recipe:
-        return Recipe(*(getattr(config, name) for name in Recipe._fields))
+    def _recipe(config: Any) -> tuple[Recipe, float, float]:
+        """How to count and to scale; decay; prior."""
+        recipe = Recipe(*(getattr(config, name) for name in Recipe._fields))
+        return recipe, config.decay, config.prior
 
     def prepare(self, split: Split) -> None:
-        rows, items, weights = self._scaled_counts(split)
-        order = torch.argsort(weights, descending=True, stable=True)
-        order = order[torch.argsort(rows[order], stable=True)]
-        rows, items, weights = rows[order], items[order], weights[order]
-        starts = torch.searchsorted(rows, torch.arange(self.config.num_items + 1))
-        place = torch.arange(rows.numel()) - starts[rows]
-        kept = place < self.weights.shape[1]
-        self.neighbours.zero_()[rows[kept], place[kept]] = items[kept].int()
-        self.weights.zero_()[rows[kept], place[kept]] = weights[kept].float()
-        popularity = _popularity(split)
-        # Below the prior: in a chain of counts it orders only what the counts leave equal.
-        self.popularity.copy_(popularity / (popularity.max() + 1) * self.recipe.prior)
-
-    def _scaled_counts(self, split: Split) -> tuple[Tensor, Tensor, Tensor]:
-        """R's entries: row, column, and the weight in float64, by row and column."""
-        recipe = self.recipe
         values, offsets = split.inputs("train")
-        width = self.config.num_items + 1
-        user = torch.repeat_interleave(torch.arange(offsets.numel() - 1), offsets.diff())
-        pairs, weights = [], []
-        for distance in range(1, min(recipe.window, values.numel() - 1) + 1):
-            same = user[:-distance] == user[distance:]
-            first, then = values[:-distance][same], values[distance:][same]
-            forward = 1 / distance + (recipe.transition if distance == 1 else 0.0)
-            for one, other, weight in (
-                (first, then, forward), (then, first, recipe.backward / distance)
-            ):  # fmt: skip
-                if weight:
-                    pairs.append(one * width + other)
-                    weights.append(torch.full(one.shape, weight, dtype=torch.float64))
-        pairs = pairs or [values[:0]]
-        weights = weights or [torch.zeros(0, dtype=torch.float64)]
-        unique, which = torch.unique(torch.cat(pairs), return_inverse=True)
-        counts = torch.zeros(unique.shape, dtype=torch.float64)
-        counts.index_add_(0, which, torch.cat(weights))
-        rows, items = unique // width, unique % width
-        sums = torch.zeros(width, dtype=torch.float64).index_add_(0, rows, counts)
-        counts /= sums[rows] ** recipe.row_exponent
-        counts /= _popularity(split)[items].clamp(min=1) ** recipe.popularity_exponent
-        return rows, items, counts
+        wide = self.weights.shape[1]
+        found = transitions(values, offsets, self.config.num_items, self.recipe, wide)
+        rows = ragged.sequence_ids(found.rows, found.items.shape[0])
+        # By falling weight, as saved models always had them.
+        order = torch.argsort(found.weights, descending=True, stable=True)
+        order = order[torch.argsort(rows[order], stable=True)]
+        place = torch.arange(rows.numel()) - found.rows[rows]
+        self.neighbours.zero_()[rows, place] = found.items[order]
+        self.weights.zero_()[rows, place] = found.weights[order]
+        seen = popularity(values, self.config.num_items)
+        # Below the prior: in a chain of counts it orders only what the counts leave equal.
+        self.popularity.copy_(seen / (seen.max() + 1) * self.prior)
 
     def scores(self, batch: EvaluationBatch) -> Tensor:
         """float32 ``[B, V+1]``."""
         values, offsets = batch.item_ids, batch.offsets
         users, width = offsets.shape[0] - 1, self.popularity.shape[0]
         user = ragged.sequence_ids(offsets, values.shape[0])
-        decay = torch.tensor(self.recipe.decay, device=values.device)
+        decay = torch.tensor(self.decay, device=values.device)
         fading = decay ** ragged.from_end(offsets, values.shape[0])
         found = self.popularity.repeat(users, 1)
         places = user[:, None] * width + self.neighbours[values].long()
@@ -162,11 +124,8 @@ class MarkovChain(Counting):
     config_type: ClassVar[type[ModelConfig]] = MarkovConfig
 
     @staticmethod
-    def _recipe(config: Any) -> Recipe:
-        return Recipe(
-            window=1, transition=0.0, backward=0.0, decay=0.0, row_exponent=0.0,
-            popularity_exponent=0.0, prior=1.0,
-        )  # fmt: skip
+    def _recipe(config: Any) -> tuple[Recipe, float, float]:
+        return Recipe(1, 0.0, 0.0, 0.0, 0.0), 0.0, 1.0
 
 
 def _config(kind: type[ModelConfig], config: ModelConfig | None, options: dict[str, Any]) -> Any:
@@ -174,8 +133,3 @@ def _config(kind: type[ModelConfig], config: ModelConfig | None, options: dict[s
         return kind.create(**options)
     return config.replace(**options) if options else config
 
-
-def _popularity(split: Split) -> Tensor:
-    """float64 ``[V+1]``, interactions of each item in the training histories."""
-    values, _ = split.inputs("train")
-    return torch.bincount(values, minlength=split.num_items + 1).double()
