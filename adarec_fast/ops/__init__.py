@@ -27,6 +27,7 @@ from .level_biases import level_biases
 from .level_infonce import level_infonce
 from .level_pool import level_pool
 from .linear_cross_entropy import linear_cross_entropy
+from .memory_topk import TransitionWeights, memory_topk
 from .mlp_expert import mlp_expert
 from .mlp_expert_pooled import PooledLevels, mlp_expert_pooled
 from .moe_aggregate import Aggregate, moe_aggregate
@@ -44,6 +45,7 @@ __all__ = [
     "Objective",
     "PooledLevels",
     "Trajectory",
+    "TransitionWeights",
     "adam",
     "backend_report",
     "choose",
@@ -63,6 +65,7 @@ __all__ = [
     "level_infonce",
     "level_pool",
     "linear_cross_entropy",
+    "memory_topk",
     "mlp_expert",
     "mlp_expert_pooled",
     "moe_aggregate",

@@ -326,10 +326,16 @@ def check_shape(name: str, tensor: torch.Tensor, *shape: int | None) -> None:
         raise ValueError(f"{name} has shape {list(actual)}; it must be [{wanted}]")
 
 
-def check_index(name: str, tensor: torch.Tensor, size: int | None = None) -> None:
-    """Raise ValueError unless the tensor is int64 ``[size]``."""
-    if tensor.dtype != torch.int64:
-        raise ValueError(f"{name} has dtype {tensor.dtype}; it must be torch.int64")
+def check_index(
+    name: str,
+    tensor: torch.Tensor,
+    size: int | None = None,
+    *,
+    dtype: torch.dtype = torch.int64,
+) -> None:
+    """Raise ValueError unless the tensor is ``[size]`` and of that integer dtype."""
+    if tensor.dtype != dtype:
+        raise ValueError(f"{name} has dtype {tensor.dtype}; it must be {dtype}")
     check_shape(name, tensor, size)
 
 

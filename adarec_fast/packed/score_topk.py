@@ -8,10 +8,10 @@ from torch import Tensor
 from .. import ragged
 
 # Scores held at once: at most so many numbers, 64 MiB in float32.
-_CHUNK_ELEMENTS = 1 << 24
+CHUNK_ELEMENTS = 1 << 24
 
 
-def _ordered(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def ordered(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k greatest of each row, equal ones in the order of their columns."""
     least = torch.topk(scores, k, dim=-1, sorted=False).values.amin(-1, keepdim=True)
     above, equal = scores > least, scores == least
@@ -29,12 +29,12 @@ def fwd(
     owner = ragged.sequence_ids(seen_offsets, seen.shape[0])
     scores = users.new_empty(batch, k)
     best = torch.empty(batch, k, dtype=torch.int64, device=users.device)
-    step = max(1, _CHUNK_ELEMENTS // items.shape[0])
+    step = max(1, CHUNK_ELEMENTS // items.shape[0])
     for start in range(0, batch, step):
         stop = min(batch, start + step)
         chunk = users[start:stop] @ items.T
         mine = (owner >= start) & (owner < stop)
         chunk[owner[mine] - start, seen[mine]] = seen_score
-        scores[start:stop], order = _ordered(chunk[:, 1:], k)
+        scores[start:stop], order = ordered(chunk[:, 1:], k)
         best[start:stop] = order + 1
     return scores, best

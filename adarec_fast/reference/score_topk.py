@@ -21,6 +21,10 @@ def score_topk(
     Returns:
         scores ``[B, k]`` in falling order and items int64 ``[B, k]``.
     """
-    scores = (users @ items.T).masked_fill(seen, seen_score)[:, 1:]
-    order = torch.sort(scores, dim=-1, descending=True, stable=True)
+    return best_of((users @ items.T).masked_fill(seen, seen_score), k)
+
+
+def best_of(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k best of scores ``[B, V+1]``, falling, and their items; column 0 is no item."""
+    order = torch.sort(scores[:, 1:], dim=-1, descending=True, stable=True)
     return order.values[:, :k], order.indices[:, :k] + 1
