@@ -29,6 +29,7 @@ EQUATIONS = {
     "gradient_norm": "Adam",
     "adam": "Adam",
     "encoder_layer": "backbone",
+    "local_path": "backbone",
     "fine expert": "Eq 8",
     "length_bias": "Eq 1",
     "depth_controller": "Eq 1-2",

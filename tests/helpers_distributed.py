@@ -39,7 +39,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "prefix": {},
     "all": {"supervision": "all", "coarse_expert": "transformer"},
     "full": {"depth_gradient": "full", "residual": True},
-    "backbone": {"depth": "fixed", "diffusion": False, "moe": False},
+    "backbone": {"depth": "fixed", "diffusion": False, "moe": False, "local_path": 3},
 }
 
 

@@ -27,18 +27,19 @@ SIZES = {"hidden_size": 16, "num_layers": 1, "max_length": 6, "max_depth": 2}
 VARIANTS: list[dict[str, Any]] = [
     {}, {"coarse_expert": "transformer"}, {"router": "level"}, {"residual": True},
     {"depth": "fixed"}, {"diffusion": False}, {"moe": False}, {"num_layers": 0},
+    {"local_path": 3},
     {"depth": "fixed", "diffusion": False, "moe": False},
 ]  # fmt: skip
 FEW = ExportOptions(k=5, users=30, max_batch=64, dtype="float16")
 
 
 def make_model(num_items: int, **options: Any) -> ADARec:
-    """Depths differ between its users, and no bias is zero."""
+    """Depths differ between its users, and no bias or tap is zero."""
     model = ADARec(**{**SIZES, "num_items": num_items, "backend": "packed", **options})
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "depth_controller" in name or parameter.dim() == 1:
+            if "depth_controller" in name or "taps" in name or parameter.dim() == 1:
                 parameter.add_(0.5 * torch.randn(parameter.shape, generator=generator))
     return model.eval()
 

@@ -158,6 +158,7 @@ def test_nothing_unwritten_is_read(
         {"depth": "fixed", "diffusion": False, "moe": False},
         {"residual": True},
         {"num_layers": 0},
+        {"num_layers": 2, "local_path": 3},
         {"dropout": 0.0, "attention_dropout": 0.0},
     ],
     ids=str,

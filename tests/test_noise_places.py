@@ -29,6 +29,11 @@ def _draw(op: str, levels: Tensor, offsets: Tensor, depth: Tensor, seed: Tensor,
     common = {"seed": seed, "max_length": 8, "backend": backend}
     if op == "dropout":
         y = ops.dropout(x[0], p=0.4, seed=seed, stream=2, backend=backend)[None]
+    elif op == "local_path":
+        (taps,) = _weights((3, D))
+        y = ops.local_path(
+            x[0], offsets, taps, torch.ones(D), torch.zeros(D), eps=1e-5, p=0.4, **common
+        )[None]
     elif op == "hda_trajectory":
         w1, bias, w2, b2 = _weights((40, D), (LEVELS - 1, 40), (D, 40), (D,))
         alpha = torch.linspace(1, 0.1, LEVELS)
@@ -73,7 +78,9 @@ def _check(op: str, backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["reference", "packed", "cpp", "triton"])
-@pytest.mark.parametrize("op", ["dropout", "hda_trajectory", "mlp_expert", "encoder_layer"])
+@pytest.mark.parametrize(
+    "op", ["dropout", "local_path", "hda_trajectory", "mlp_expert", "encoder_layer"]
+)
 def test_a_share_draws_what_the_whole_batch_draws(op: str, backend: str) -> None:
     from conftest import available
 

@@ -15,6 +15,7 @@ EVERY_OP = {
     "moe_aggregate", "level_infonce", "linear_cross_entropy", "score_topk", "dropout",
     "fused_trajectory", "embedding", "objective", "epoch_statistics", "adam", "gradient_norm",
     "level_biases", "mlp_expert_pooled", "choose_depth", "length_bias",
+    "local_path",
 }  # fmt: skip
 WITHOUT_BACKWARD = {"dropout", "score_topk", "epoch_statistics", "adam", "gradient_norm"}
 # All others are functional. These change what is there: sums that live as long as an epoch, weights

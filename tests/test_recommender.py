@@ -22,9 +22,9 @@ def _model(**options: Any) -> ADARec:
     model = ADARec(**{**SMALL, **options})
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        # Depths that differ between users, and biases that are not zero.
+        # Depths that differ between users, and biases and taps that are not zero.
         for name, parameter in model.named_parameters():
-            if "depth_controller" in name or parameter.dim() == 1:
+            if "depth_controller" in name or "taps" in name or parameter.dim() == 1:
                 parameter.add_(0.5 * torch.randn(parameter.shape, generator=generator))
     return model
 
@@ -38,7 +38,7 @@ def _histories(users: int, longest: int = 9, seed: int = 0) -> list[list[int]]:
 VARIANTS: list[dict[str, Any]] = [
     {}, {"coarse_expert": "transformer"}, {"router": "level"}, {"residual": True},
     {"supervision": "all"}, {"depth": "fixed"}, {"diffusion": False}, {"moe": False},
-    {"evaluation_samples": 2}, {"num_layers": 0},
+    {"evaluation_samples": 2}, {"num_layers": 0}, {"local_path": 3},
 ]  # fmt: skip
 
 

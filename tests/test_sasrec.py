@@ -179,3 +179,47 @@ def test_a_service_answers_without_a_depth(tmp_path: Path) -> None:
     service.close()
     assert "depth" not in answer
     assert len(answer["items"]) == 3
+
+
+@pytest.mark.parametrize("kind", [SASRec, ADARec])
+def test_a_local_path_starts_as_nothing(kind: type[SASRec | ADARec]) -> None:
+    """Its taps at zero, its LayerNorms at one, and all else drawn as without it."""
+    model, plain = kind(**SHAPE, local_path=3), kind(**SHAPE, local_path=0)
+    expected = {name: tensor for name, tensor in kind(**SHAPE).state_dict().items()}
+    assert plain.state_dict().keys() == expected.keys()
+    found = model.state_dict()
+    for name, tensor in expected.items():
+        assert torch.equal(plain.state_dict()[name], tensor), name
+        assert torch.equal(found.pop(name), tensor), name
+    assert len(found) == 2 * 3
+    for name, tensor in found.items():
+        assert torch.equal(tensor, torch.full_like(tensor, float(name.endswith("norm.weight"))))
+        assert tensor.shape == ((3, 16) if name.endswith("taps") else (16,))
+
+
+def test_a_local_path_trains_ranks_and_is_exported(tmp_path: Path) -> None:
+    train({**MODEL, "num_layers": 2, "local_path": 3}, config(), DATA, tmp_path)
+    run = load_run(tmp_path)
+    model = run.model
+    assert isinstance(model, SASRec)
+    assert len(model.backbone.local_paths) == 2
+    for path in model.backbone.local_paths:
+        assert path.taps.abs().amin() > 0  # every tap has learned
+    assert evaluate(model, run.split).name == "SASRec"
+    histories = [[5, 7, 2], [4], list(range(1, 11))]
+    ranking = Recommender(model).recommend(histories, k=4)
+    items, scores = model.recommend(histories, k=4)
+    assert torch.equal(ranking.items, items)
+    torch.testing.assert_close(ranking.scores, scores)
+    (made,) = export_run(run, tmp_path / "export", ["torch"], ExportOptions(k=5, users=20))
+    assert made.outcome.users == 30
+
+
+def test_what_was_saved_before_local_paths_still_loads(tmp_path: Path) -> None:
+    model = SASRec(**SHAPE).eval()
+    model.save_pretrained(tmp_path)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    assert fields.pop("local_path") == 0
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    again = SASRec.from_pretrained(tmp_path)
+    assert torch.equal(again(torch.tensor([[3, 9]])), model(torch.tensor([[3, 9]])))

@@ -342,10 +342,15 @@ class SequenceModel(nn.Module):
 
 
 def initialise(module: nn.Module, generator: torch.Generator, scale: float = 0.02) -> None:
-    """Normal(0, scale) matrices, zero biases, unit LayerNorms, as SASRec's public code does."""
+    """Normal(0, scale) matrices, zero biases, unit LayerNorms, as SASRec's public code does.
+
+    Taps of a local path stay zero: nothing is drawn for them, and all else is drawn as without.
+    """
     for name, parameter in module.named_parameters():
         with torch.no_grad():
-            if parameter.dim() >= 2 or name.endswith("router_w2"):
+            if name.endswith("taps"):
+                parameter.zero_()
+            elif parameter.dim() >= 2 or name.endswith("router_w2"):
                 parameter.normal_(0.0, scale, generator=generator)
             elif "norm" in name and name.endswith("weight"):
                 parameter.fill_(1.0)

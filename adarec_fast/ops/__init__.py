@@ -27,6 +27,7 @@ from .level_biases import level_biases
 from .level_infonce import level_infonce
 from .level_pool import level_pool
 from .linear_cross_entropy import linear_cross_entropy
+from .local_path import local_path
 from .memory_topk import TransitionWeights, memory_topk
 from .mlp_expert import mlp_expert
 from .mlp_expert_pooled import PooledLevels, mlp_expert_pooled
@@ -65,6 +66,7 @@ __all__ = [
     "level_infonce",
     "level_pool",
     "linear_cross_entropy",
+    "local_path",
     "memory_topk",
     "mlp_expert",
     "mlp_expert_pooled",

@@ -26,6 +26,10 @@ class ADARecConfig(ModelConfig):
     dropout: float = Field(0.5, ge=0.0, lt=1.0, description="hidden dropout probability")
     attention_dropout: float = Field(0.5, ge=0.0, lt=1.0, description="dropout on attention")
     layer_norm_eps: float = Field(1e-5, gt=0.0, description="added to LayerNorm's variance")
+    local_path: int = Field(
+        0, ge=0, le=16,
+        description="taps of a causal convolution before each encoder layer; 0: none",
+    )  # fmt: skip
 
     max_depth: int = Field(4, ge=1, le=64, description="T_max, greatest diffusion depth")
     schedule: Schedule = Field("respaced", description="noise schedule, see models/adarec")

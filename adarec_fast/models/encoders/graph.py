@@ -5,11 +5,15 @@ It is the reference's mathematics with the encoder's weights; nothing is drawn a
 
 from __future__ import annotations
 
+from itertools import zip_longest
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...reference.encoder_layer import encoder_layer
+from ...reference.local_path import local_path
+from .local_path import LocalPath
 from .sasrec import SASRecEncoder
 from .transformer_layer import TransformerLayer
 
@@ -33,8 +37,10 @@ def encode(
     x = items(item_ids)
     x = x + encoder.position((lengths[:, None] - 1 - place).clamp(min=0))
     x = F.layer_norm(x, x.shape[-1:], encoder.norm.weight, encoder.norm.bias, encoder.eps)
-    for each in encoder.layers:
+    for path, each in zip_longest(encoder.local_paths, encoder.layers):
         assert isinstance(each, TransformerLayer)
+        if isinstance(path, LocalPath):
+            x = local_path(x, *path.weights(), path.eps, 0.0, None)
         x = layer(each, x, valid)
     return x
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ... import ragged
 from ...ops import choose, has_kernel
 from ...ops._library import implementation
+from .local_path import LocalPath
 from .sasrec import SASRecEncoder
 from .transformer_layer import TransformerLayer
 
@@ -43,6 +44,8 @@ class EncoderPlan:
             )  # fmt: skip
         self.layer = self.op("encoder_layer")
         self._layers = [layer_arguments(layer) for layer in encoder.layers]
+        self._paths = [path_arguments(path) for path in encoder.local_paths]
+        self._path = self.op("local_path") if self._paths else None
 
     @staticmethod
     def suits(backend: str, items: Tensor, *ops: str) -> bool:
@@ -60,7 +63,8 @@ class EncoderPlan:
     def __call__(self, values: Tensor, offsets: Tensor) -> Tensor:
         """E ``[N, D]`` of packed histories of at most ``max_length`` items."""
         x, longest = self._embed(values, offsets)[None], self._encoder.max_length
-        for weights in self._layers:
+        for number, weights in enumerate(self._layers):
+            x = self._along_path(number, x, offsets)
             x = self.layer(x, offsets, None, *weights, False, longest)
         return x[0]
 
@@ -69,10 +73,18 @@ class EncoderPlan:
         x, longest = self._embed(values, offsets)[None], self._encoder.max_length
         if not self._layers:
             return x[0, ragged.last_tokens(offsets)]
-        for weights in self._layers[:-1]:
+        for number, weights in enumerate(self._layers[:-1]):
+            x = self._along_path(number, x, offsets)
             x = self.layer(x, offsets, None, *weights, False, longest)
+        x = self._along_path(-1, x, offsets)
         found: Tensor = self.layer(x, offsets, None, *self._layers[-1], True, longest)[0]
         return found
+
+    def _along_path(self, layer: int, x: Tensor, offsets: Tensor) -> Tensor:
+        """What a layer reads ``[1, N, D]``, where there are local paths."""
+        if self._path is None:
+            return x
+        return self._path(x[0], offsets, *self._paths[layer])[None]
 
     def _embed(self, values: Tensor, offsets: Tensor) -> Tensor:
         """What the first layer reads ``[N, D]``."""
@@ -86,6 +98,12 @@ class EncoderPlan:
         else:
             x = x + self._encoder.positions(offsets, tokens)
         return F.layer_norm(x, *self._norm)
+
+
+def path_arguments(path: nn.Module) -> tuple[Any, ...]:
+    """All that follows x and offsets in the op's."""
+    assert isinstance(path, LocalPath)
+    return (*path.weights(), path.eps, 0.0, None, path.stream)
 
 
 def layer_arguments(layer: nn.Module) -> tuple[Any, ...]:

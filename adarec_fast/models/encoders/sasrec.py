@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from itertools import zip_longest
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from ... import ops, ragged, rng
 from ...reference.embedding import embedding
+from .local_path import LocalPath
 from .transformer_layer import TransformerLayer
 
 
@@ -30,6 +32,8 @@ class EncoderSettings(Protocol):
     def attention_dropout(self) -> float: ...
     @property
     def layer_norm_eps(self) -> float: ...
+    @property
+    def local_path(self) -> int: ...
 
 
 class SASRecEncoder(nn.Module):
@@ -37,6 +41,9 @@ class SASRecEncoder(nn.Module):
 
     Positions count back from the end of a history, as in the left-padded batches of the paper's
     pipeline: the last item always has position 0, however long the history is.
+
+    Attributes:
+        local_paths: one before each layer, or none at all (``local_path=0``).
     """
 
     def __init__(self, config: EncoderSettings) -> None:
@@ -57,6 +64,16 @@ class SASRecEncoder(nn.Module):
                 stream=rng.STREAM_BACKBONE + rng.STREAMS_PER_LAYER * index,
             )
             for index in range(config.num_layers)
+        )
+        self.local_paths = nn.ModuleList(
+            LocalPath(
+                size,
+                config.local_path,
+                eps=config.layer_norm_eps,
+                dropout=config.dropout,
+                stream=rng.STREAM_BACKBONE + rng.STREAMS_PER_LAYER * index + rng.SITE_LOCAL_PATH,
+            )
+            for index in range(config.num_layers if config.local_path else 0)
         )
 
     def forward(
@@ -94,11 +111,13 @@ class SASRecEncoder(nn.Module):
     ) -> Tensor:
         if offsets.shape[0] == 1:
             return levels.squeeze(0)
-        for layer in self.layers:
-            levels = layer(
-                levels, offsets, None, seed=seed, max_length=self.max_length, backend=backend
-            )
-        return levels.squeeze(0)  # whose backward is a view, unlike an index's
+        options: dict[str, Any] = {"seed": seed, "max_length": self.max_length, "backend": backend}
+        for path, layer in zip_longest(self.local_paths, self.layers):
+            if path is not None:
+                # Squeezed and not indexed: its backward is a view.
+                levels = path(levels.squeeze(0), offsets, **options)[None]
+            levels = layer(levels, offsets, None, **options)
+        return levels.squeeze(0)
 
     def positions(self, offsets: Tensor, tokens: int) -> Tensor:
         """Position embeddings ``[N, D]`` of packed tokens."""

@@ -21,6 +21,10 @@ class SASRecConfig(ModelConfig):
     dropout: float = Field(0.5, ge=0.0, lt=1.0, description="hidden dropout probability")
     attention_dropout: float = Field(0.5, ge=0.0, lt=1.0, description="dropout on attention")
     layer_norm_eps: float = Field(1e-5, gt=0.0, description="added to LayerNorm's variance")
+    local_path: int = Field(
+        0, ge=0, le=16,
+        description="taps of a causal convolution before each encoder layer; 0: none",
+    )  # fmt: skip
 
     @model_validator(mode="after")
     def _heads_divide(self) -> SASRecConfig:
