@@ -110,6 +110,12 @@ class TrainConfig(_Base):
     epochs: int = Field(200, ge=1, description="at most so many passes over the examples")
     batch_size: int = Field(256, ge=1, description="examples a step")
     learning_rate: float = Field(1e-3, gt=0.0, description="Adam's step size")
+    learning_rate_schedule: Literal["constant", "cosine"] = Field(
+        "constant", description="constant, or a cosine that falls to 0 over all epochs"
+    )
+    warmup_steps: int = Field(
+        0, ge=0, description="steps over which the rate rises to its full height, linearly"
+    )
     weight_decay: float = Field(0.0, ge=0.0, description="L2 in Adam; the paper has 1e-4")
     gradient_clip: float = Field(5.0, ge=0.0, description="greatest gradient norm; 0: no clipping")
     amp: Literal["off", "bf16"] = Field(

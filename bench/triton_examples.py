@@ -178,8 +178,8 @@ def _adam(size: int) -> Iterator[Example]:
     lists, scalar = [_weights(size)] * 4, torch.zeros(())
     for decay, clip in ((0.0, 5.0), (0.1, 0.0)):
         yield Example([
-            *lists, [scalar] * len(lists[0]), torch.zeros((), dtype=torch.int32), scalar, scalar,
-            1e-3, 0.9, 0.999, 1e-8, decay, clip,
+            *lists, [scalar] * len(lists[0]), torch.zeros((), dtype=torch.int32), *[scalar] * 3,
+            0.9, 0.999, 1e-8, decay, clip,
         ])
 
 

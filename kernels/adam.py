@@ -19,8 +19,8 @@ from ._tensors import BLOCK, CHUNK, groups, part_of, tensor_of
 
 @triton.jit
 def _adam_kernel(
-    parameters, gradients, firsts, seconds, steps, table, norm_ptr, found_ptr, done_ptr,
-    lr, log_beta1, log_beta2, beta1, beta2, rest1, rest2, eps, weight_decay, max_norm,
+    parameters, gradients, firsts, seconds, steps, table, norm_ptr, found_ptr, lr_ptr,
+    done_ptr, log_beta1, log_beta2, beta1, beta2, rest1, rest2, eps, weight_decay, max_norm,
     CHUNK: tl.constexpr, BLOCK: tl.constexpr, CLIP: tl.constexpr, DECAY: tl.constexpr,
 ):
     if tl.load(found_ptr) != 0.0:
@@ -33,7 +33,7 @@ def _adam_kernel(
     second_ptr = tensor_of(program, seconds, table)
     # 1 - beta^step, of which a float32 power would leave four digits.
     step = (tl.load(tensor_of(program, steps, table)) + 1.0).to(tl.float64)
-    rate = lr / (1.0 - tl.exp(step * log_beta1)).to(tl.float32)
+    rate = tl.load(lr_ptr) / (1.0 - tl.exp(step * log_beta1)).to(tl.float32)
     root = tl.sqrt((1.0 - tl.exp(step * log_beta2)).to(tl.float32))
     scale = 1.0
     if CLIP:
@@ -62,11 +62,11 @@ def _adam_kernel(
 def fwd(
     parameters: Sequence[Tensor], gradients: Sequence[Tensor], firsts: Sequence[Tensor],
     seconds: Sequence[Tensor], steps: Sequence[Tensor], done: Tensor, norm: Tensor, found: Tensor,
-    lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, max_norm: float,
+    lr: Tensor, beta1: float, beta2: float, eps: float, weight_decay: float, max_norm: float,
 ) -> None:
     """``adam_fwd`` of the op's schema."""
     options = {
-        "lr": lr, "log_beta1": math.log(beta1), "log_beta2": math.log(beta2), "beta1": beta1,
+        "log_beta1": math.log(beta1), "log_beta2": math.log(beta2), "beta1": beta1,
         "beta2": beta2, "rest1": 1.0 - beta1, "rest2": 1.0 - beta2, "eps": eps,
         "weight_decay": weight_decay, "max_norm": max_norm, "CLIP": max_norm > 0,
         "DECAY": weight_decay != 0, "CHUNK": CHUNK, "BLOCK": BLOCK,
@@ -76,5 +76,5 @@ def fwd(
             **options, "parameters": tuple(parameters[part]),
             "gradients": tuple(gradients[part]), "firsts": tuple(firsts[part]),
             "seconds": tuple(seconds[part]), "steps": tuple(steps[part]), "table": table,
-            "norm_ptr": norm, "found_ptr": found, "done_ptr": done,
+            "norm_ptr": norm, "found_ptr": found, "lr_ptr": lr, "done_ptr": done,
         }, {"num_warps": 8})

@@ -189,11 +189,15 @@ def run(name: Path, variant: str, stop: int | None, resume: bool, **options: Any
 def whole_runs(folder: Path) -> None:
     """Runs of one worker and of more; stopped and resumed ones."""
     for variant in ("prefix", "all"):
-        size = 64 if variant == "prefix" else 16
-        run(folder / f"{variant}-1", variant, None, False, batch_size=size)
+        options: dict[str, Any] = {"batch_size": 64}
+        if variant == "all":
+            options = {
+                "batch_size": 16, "learning_rate_schedule": "cosine", "warmup_steps": 3,
+            }  # fmt: skip
+        run(folder / f"{variant}-1", variant, None, False, **options)
         for workers in (2, 3):
             name = folder / f"{variant}-{workers}"
-            expect(launch(workers, run, name, variant, None, False, batch_size=size), workers)
+            expect(launch(workers, run, name, variant, None, False, **options), workers)
     split = {"shard_items": True}
     expect(launch(2, lambda: run(folder / "split-2", "prefix", None, False, **split)), 2)
     # Stopped inside the second epoch with two workers, and gone on with by others.

@@ -89,6 +89,22 @@ def test_steps_are_torchs(backend: Backend, options: dict[str, Any]) -> None:
         assert float(steps[place]) == 4.0
 
 
+def test_a_rate_that_is_a_tensor_is_read_at_each_step(backend: Backend) -> None:
+    device, done = backend.device, _done(backend.device)
+    rate, scalar = torch.zeros((), device=device), torch.zeros((), device=device)
+    states = []
+    for given in (rate, None):
+        weights, firsts, seconds = ([torch.ones(3, device=device)] for _ in range(3))
+        steps = [torch.zeros((), device=device)]
+        for value in (0.25, 0.5):
+            adam(weights, firsts, firsts, seconds, steps, done, scalar, scalar,
+                 lr=value if given is None else given.fill_(value), betas=(0.9, 0.99), eps=1e-8,
+                 weight_decay=0.0, max_norm=0.0, backend=backend.name)  # fmt: skip
+        states.append(weights[0])
+    assert torch.equal(*states)
+    assert float(states[0][0]) < 0.5
+
+
 def test_nothing_changes_once_a_step_was_not_finite(backend: Backend) -> None:
     device, done = backend.device, _done(backend.device)
     given = [_tensors(n, device) for n in range(2)] + [
@@ -130,7 +146,7 @@ def test_opcheck(backend: Backend) -> None:
     )
     torch.library.opcheck(
         torch.ops.adarec_fast.adam_fwd.default,
-        (*lists, steps, done, scalar, found, 0.1, 0.9, 0.999, 1e-8, 0.0, 5.0, backend.name),
+        (*lists, steps, done, scalar, found, scalar, 0.9, 0.999, 1e-8, 0.0, 5.0, backend.name),
         test_utils=utils,
     )
 
@@ -145,6 +161,9 @@ def test_errors_name_the_argument() -> None:
     done = _done("cpu")
     with pytest.raises(ValueError, match="firsts are 0 for 1 parameters"):
         adam(ones, ones, [], ones, [scalar], done, scalar, scalar, **options)
+    with pytest.raises(ValueError, match=r"lr has shape \[2\]; it must be \[\]"):
+        adam(ones, ones, ones, ones, [scalar], done, scalar, scalar,
+             **{**options, "lr": torch.ones(2)})  # fmt: skip
     with pytest.raises(ValueError, match=r"steps\[0\] has shape \[2, 3\]"):
         adam(ones, ones, ones, ones, ones, done, scalar, scalar, **options)
     with pytest.raises(ValueError, match=r"gradients\[0\] has shape \[2, 3\] and strides \[1, 2\]"):

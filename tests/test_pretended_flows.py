@@ -36,11 +36,17 @@ def _train(kind: type[Stepper], supervision: str, options: dict[str, Any]) -> di
     with pretend_cuda(values=True) as device:
         place = torch.device("cuda")
         model = ADARec(**{**MODEL, **options}, supervision=supervision).to(place).train()
-        stepper = kind(model, TrainConfig(batch_size=8, gradient_clip=1.0), place)
+        # A rate that is another in every step, of which a replay must know.
+        config = TrainConfig(
+            batch_size=8, gradient_clip=1.0, learning_rate_schedule="cosine", warmup_steps=2
+        )
+        stepper = kind(model, config, place, total_steps=5)
         batches = TrainingBatches(
             *Split(DATA).inputs("train"), supervision=supervision, batch_size=8, max_length=10,
             seed=0, device=place,
         )  # fmt: skip
+        assert not stepper.optimizer.state_dict()["state"]
+        stepper.load_state_tensors({}, "nowhere")  # which gives the optimizer copies
         statistics = EpochStatistics(model.diagnostics(), place)
         chosen = [*batches.epoch(0)][:4] + [*batches.epoch(0)][-1:]
         device.reads.clear()
@@ -54,6 +60,8 @@ def _train(kind: type[Stepper], supervision: str, options: dict[str, Any]) -> di
         assert sum(graph.replays for graph in device.graphs) == replayed
         assert statistics.diverged() is None
         assert statistics.examples == sum(batch.offsets.shape[0] - 1 for batch in chosen)
+        rate = stepper.optimizer.param_groups[0]["lr"]
+        assert float(rate.inner) == pytest.approx(stepper.learning_rate.at(4))
         state = {**model.state_dict(), **stepper.state_tensors(), "sums": statistics.sums}
         return _values(state)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..reference.adam import adam as reference
-from ._library import choose, define
+from ._library import check_shape, choose, define
 from .gradient_norm import check_done
 
 
@@ -20,7 +20,7 @@ def _fake_forward(*_: Any) -> None:
 define(
     "adam",
     "(Tensor(a!)[] parameters, Tensor[] gradients, Tensor(b!)[] firsts, Tensor(c!)[] seconds, "
-    "Tensor(d!)[] steps, Tensor(e!) done, Tensor norm, Tensor found, float lr, float beta1, "
+    "Tensor(d!)[] steps, Tensor(e!) done, Tensor norm, Tensor found, Tensor lr, float beta1, "
     "float beta2, float eps, float weight_decay, float max_norm) -> ()",
     None,
     _fake_forward,
@@ -41,7 +41,7 @@ def adam(
     norm: Tensor,
     found: Tensor,
     *,
-    lr: float,
+    lr: float | Tensor,
     betas: tuple[float, float],
     eps: float,
     weight_decay: float,
@@ -57,12 +57,15 @@ def adam(
         done: int32 0-dim on their device, 0 before and after; counts the programs that have ended.
         norm: 0-dim, of all gradients.
         found: 0-dim; if it is not 0, nothing is changed.
-        lr, betas, eps, weight_decay: torch.optim.Adam's.
+        lr: the step size; a number, or float32 0-dim on their device, which a captured step reads
+            anew at each replay.
+        betas, eps, weight_decay: torch.optim.Adam's.
         max_norm: gradients of a larger norm are scaled to it; 0 for none.
         backend: see :mod:`adarec_fast.ops`.
 
     Raises:
-        ValueError: lists of different lengths or shapes, a tensor that is not contiguous.
+        ValueError: lists of different lengths or shapes, a tensor that is not contiguous, a
+            rate of more than one number.
         BackendError: the backend cannot run here.
     """
     check_done(done)
@@ -78,8 +81,10 @@ def adam(
                     f"{list(tensor.stride())}; it must be {list(wanted)}, contiguous"
                 )
     dtype = parameters[0].dtype if parameters else torch.float32
+    rate = lr if isinstance(lr, Tensor) else torch.full((), lr, dtype=dtype, device=done.device)
+    check_shape("lr", rate)
     chosen = choose("adam", backend, done.device.type, dtype)
-    numbers = lr, *betas, eps, weight_decay, max_norm
+    numbers = rate, *betas, eps, weight_decay, max_norm
     if chosen == "reference":
         reference(parameters, gradients, firsts, seconds, steps, norm, found, *numbers)
         return

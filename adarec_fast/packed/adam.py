@@ -12,7 +12,7 @@ from ..reference.adam import adam
 def fwd(
     parameters: Sequence[Tensor], gradients: Sequence[Tensor], firsts: Sequence[Tensor],
     seconds: Sequence[Tensor], steps: Sequence[Tensor], done: Tensor, norm: Tensor, found: Tensor,
-    lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, max_norm: float,
+    lr: Tensor, beta1: float, beta2: float, eps: float, weight_decay: float, max_norm: float,
 ) -> None:
     """``adam_fwd`` of the op's schema."""
     adam(

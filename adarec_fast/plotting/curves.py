@@ -13,13 +13,16 @@ if TYPE_CHECKING:
 
 
 def losses(history: list[dict[str, Any]], labels: Mapping[str, Label]) -> Figure:
-    """Each part of the loss before its weight, mean over an epoch's examples.
+    """Each part of the loss before its weight, mean over an epoch's examples; and the learning
+    rate, if it changes.
 
     Args:
         history: the lines of ``metrics.jsonl``.
         labels: of the parts to show, see :meth:`adarec_fast.models.base.Diagnostics.labels`.
     """
-    shown = [(name, label.title, label.unit) for name, label in labels.items()]
+    shown = [(f"loss_{name}", label.title, label.unit) for name, label in labels.items()]
+    if len({line["learning_rate"] for line in history if "learning_rate" in line}) > 1:
+        shown.append(("learning_rate", "learning rate", ""))
     columns = min(len(shown), 2)
     rows = -(-len(shown) // columns)
     figure = new_figure(2.1 * rows if rows > 1 else 2.6, 3.5 * columns)
@@ -27,7 +30,7 @@ def losses(history: list[dict[str, Any]], labels: Mapping[str, Label]) -> Figure
     best = best_epoch(history)
     for number, (name, title, unit) in enumerate(shown):
         axes = figure.add_subplot(rows, columns, number + 1)
-        values = [line[f"loss_{name}"] for line in history]
+        values = [line[name] for line in history]
         axes.plot(epochs, values, color=COLOURS[0], marker=_marker(epochs))
         axes.set(title=title, ylabel=unit)
         mark_best(axes, best)

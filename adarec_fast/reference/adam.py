@@ -10,7 +10,7 @@ from torch import Tensor
 
 def adam(
     parameters: Sequence[Tensor], gradients: Sequence[Tensor], firsts: Sequence[Tensor],
-    seconds: Sequence[Tensor], steps: Sequence[Tensor], norm: Tensor, found: Tensor, lr: float,
+    seconds: Sequence[Tensor], steps: Sequence[Tensor], norm: Tensor, found: Tensor, lr: Tensor,
     beta1: float, beta2: float, eps: float, weight_decay: float, max_norm: float,
 ) -> None:
     """See :func:`adarec_fast.ops.adam`; in place, and nothing where ``found`` is not 0."""

@@ -3,7 +3,7 @@
 A graph fixes shapes and addresses, a batch's number of tokens changes. Batches are therefore given
 capacity: rows behind the last token up to the next bucket, which no op reads or writes. Everything
 else that changes from step to step lives on the device already: depths, noise (its seed advances
-there), Adam's step, the running sums, and the verdict whether a step was finite.
+there), Adam's step and rate, the running sums, and the verdict whether a step was finite.
 """
 
 from __future__ import annotations
@@ -70,8 +70,14 @@ class CapturedStepper(Stepper):
 
     capturable = True
 
-    def __init__(self, model: SequenceModel, config: TrainConfig, device: torch.device) -> None:
-        super().__init__(model, config, device)
+    def __init__(
+        self,
+        model: SequenceModel,
+        config: TrainConfig,
+        device: torch.device,
+        total_steps: int | None = None,
+    ) -> None:
+        super().__init__(model, config, device, total_steps)
         self._stream = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
         self._graphs: dict[tuple[int, int], _Graph | None] = {}
@@ -90,6 +96,7 @@ class CapturedStepper(Stepper):
         self._stream.wait_stream(caller)
         with torch.cuda.stream(self._stream):
             self._number.fill_(number)
+            self._set_rate(number)
             captured = self._graphs.get(key)
             if captured is not None:
                 _fill(captured.batch, batch)
@@ -128,11 +135,12 @@ def make_stepper(
     config: TrainConfig,
     device: torch.device,
     shared: SharedBatches | None = None,
+    total_steps: int | None = None,
 ) -> Stepper:
     """Captured steps where they are possible; workers that share batches take plain ones."""
     if shared is not None and not model.fitted:
         from .shared_step import DistributedStepper
 
-        return DistributedStepper(model, config, shared)
+        return DistributedStepper(model, config, shared, total_steps)
     kind = Stepper if why_not(model, device) else CapturedStepper
-    return kind(model, config, device)
+    return kind(model, config, device, total_steps)

@@ -49,7 +49,7 @@ def exercise(
             continue
         targets = items[1] if supervision == "all" else items[1, :count]
         batch = Batch(items[0], offsets, targets, torch.arange(count)).to(device)
-        stepper = Stepper(model, train_config, device)
+        stepper = Stepper(model, train_config, device, total_steps=2)
         statistics = EpochStatistics(model.diagnostics(), device)
         batch = in_bucket(batch, capacity(tokens), supervision)
         # As captured, where the step's number is on the device, and as not.

@@ -13,6 +13,7 @@ from ..config import TrainConfig, training_precision
 from ..models.pretrained import CheckpointError
 from ..precision import computing
 from .progress import check_state_tensor
+from .schedule import LearningRate
 from .statistics import EpochStatistics
 
 if TYPE_CHECKING:
@@ -29,32 +30,43 @@ class Stepper:
 
     Args:
         model: on its device, in training mode.
-        config: learning rate, weight decay, clipping.
+        config: learning rate and its schedule, weight decay, clipping.
         device: the model's device.
+        total_steps: of the whole run, see :class:`LearningRate`.
     """
 
     # Whether Adam keeps its step where a CUDA graph can advance it.
     capturable = False
 
-    def __init__(self, model: SequenceModel, config: TrainConfig, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: SequenceModel,
+        config: TrainConfig,
+        device: torch.device,
+        total_steps: int | None = None,
+    ) -> None:
         self.model = model
         self.config = config
         self.device = device
         self._precision = training_precision(model.config, config)
         self._names = [name for name, _ in model.named_parameters()]
         self._parameters = [parameter for _, parameter in model.named_parameters()]
-        # As a group, which may be empty.
-        self.optimizer = torch.optim.Adam(
-            [{"params": self._parameters}],
-            lr=config.learning_rate,
-            weight_decay=config.weight_decay,
-            fused=True,
-            capturable=self.capturable,
-        )
         # Kernels of ours where they run: torch's norm, clipping and Adam are some 15 launches.
         self._kernels = all(
             ops.has_kernel(name, model.config.backend, device.type)
             for name in ("gradient_norm", "adam")
+        )
+        self.learning_rate = LearningRate(config, total_steps)
+        self._rate = config.learning_rate  # what the optimizer has
+        # A graph and our kernel read it on the device, where it can change between two replays.
+        on_device = self.capturable or self._kernels
+        # As a group, which may be empty.
+        self.optimizer = torch.optim.Adam(
+            [{"params": self._parameters}],
+            lr=torch.full((), self._rate, device=device) if on_device else self._rate,
+            weight_decay=config.weight_decay,
+            fused=True,
+            capturable=self.capturable,
         )
         self._done = torch.zeros((), dtype=torch.int32, device=device)
 
@@ -66,7 +78,20 @@ class Stepper:
             number: the step's number over the whole run, from 1.
             statistics: takes up the step's losses; its ``diverged()`` tells of a bad step later.
         """
+        self._set_rate(number)
         self.update(batch, number, statistics)
+
+    def _set_rate(self, number: int) -> None:
+        """Give the optimizer the rate of a step, from 1, without waiting for the device."""
+        rate = self.learning_rate.at(number - 1)
+        if rate == self._rate:
+            return
+        self._rate = rate
+        (group,) = self.optimizer.param_groups
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
     def loss(self, batch: Any) -> LossOutput:
         """The losses of a batch, with gradient."""

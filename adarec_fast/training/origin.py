@@ -13,11 +13,20 @@ from ..models.pretrained import CheckpointError
 from ..models.registry import DEFAULT
 from .checkpoint import read_json
 
-# A resumed run must see the same batches and take the same steps; these may change.
-FREE_FIELDS = (
-    "epochs", "patience", "log_every", "checkpoint_every", "device", "evaluation_batch_size",
+# A resumed run must see the same batches and take the same steps; these never change them.
+_FREE_FIELDS = (
+    "patience", "log_every", "checkpoint_every", "device", "evaluation_batch_size",
     "shard_items", "worker_timeout", "save_timeout",
 )  # fmt: skip
+
+
+def free_fields(config: TrainConfig) -> tuple[str, ...]:
+    """Fields of a run's configuration that may change when it is resumed.
+
+    ``epochs`` is one of them unless the learning rate falls to 0 over just so many.
+    """
+    ends = config.learning_rate_schedule == "cosine"
+    return _FREE_FIELDS if ends else ("epochs", *_FREE_FIELDS)
 
 
 def run_identity(path: Path) -> str | None:
@@ -42,7 +51,7 @@ def describe_origin(
     Args:
         path: the run's ``config.json``.
         model_config: the run's model.
-        train_config: how the run trains; ``FREE_FIELDS`` do not count.
+        train_config: how the run trains; :func:`free_fields` do not count.
     """
     # Defaults are left out, so that a field that a later version adds changes nothing.
     settings = {
@@ -51,7 +60,7 @@ def describe_origin(
             **model_config.model_dump(mode="json", exclude_defaults=True, exclude={"backend"}),
         },
         "train": train_config.model_dump(
-            mode="json", exclude_defaults=True, exclude=set(FREE_FIELDS)
+            mode="json", exclude_defaults=True, exclude=set(free_fields(train_config))
         ),
     }
     text = json.dumps(settings, sort_keys=True)

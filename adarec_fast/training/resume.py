@@ -9,7 +9,7 @@ from ..data import InteractionData
 from ..models.pretrained import CheckpointError
 from ..models.registry import described
 from . import run_folder
-from .origin import FREE_FIELDS
+from .origin import free_fields
 
 
 def check_same_run(
@@ -22,18 +22,19 @@ def check_same_run(
     """Compare what a run is to be resumed with, and what its ``config.json`` says.
 
     Raises:
-        CheckpointError: a setting other than ``FREE_FIELDS``, or the data, is not the run's.
+        CheckpointError: a setting other than those that are free, or the data, is not the run's.
     """
     old_model, old_train, about = run_folder.read_config(run_dir)
     for section, before, now, free in (
         ("model", described(old_model), described(model_config), ("backend",)),
-        ("train", old_train.to_dict(), train_config.to_dict(), FREE_FIELDS),
+        ("train", old_train.to_dict(), train_config.to_dict(), free_fields(train_config)),
     ):
         for field, value in now.items():
             if field not in free and before.get(field) != value:
+                why = ", and the cosine of its learning rate ends there" * (field == "epochs")
                 raise CheckpointError(
                     f"{run_dir / run_folder.CONFIG}: {section}.{field} is {before.get(field)!r} "
-                    f"there and {value!r} now; resume with the old value or start another run"
+                    f"there and {value!r} now{why}; resume with the old value or start another run"
                 )
     if about.get("fingerprint") != data_fingerprint:
         raise CheckpointError(

@@ -21,11 +21,18 @@ class DistributedStepper(Stepper):
         model: the same on all workers, or with its item table split by its ``split_items``.
         config: as for :class:`Stepper`.
         batches: the shares that the steps are taken on.
+        total_steps: as for :class:`Stepper`.
     """
 
-    def __init__(self, model: SequenceModel, config: TrainConfig, batches: SharedBatches) -> None:
+    def __init__(
+        self,
+        model: SequenceModel,
+        config: TrainConfig,
+        batches: SharedBatches,
+        total_steps: int | None = None,
+    ) -> None:
         workers = batches.workers
-        super().__init__(model, config, workers.device)
+        super().__init__(model, config, workers.device, total_steps)
         self._workers = workers
         self._items = model.sharded
         self._table = ""

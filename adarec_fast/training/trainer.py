@@ -144,7 +144,8 @@ class Trainer:
             model.split_items(self.workers)
         self.model = model.to(self.device).train()
         self.statistics = EpochStatistics(model.diagnostics(), self.device, self.workers)
-        self.stepper = make_stepper(self.model, self.config, self.device, self.shared)
+        total = self.config.epochs * self.steps_per_epoch
+        self.stepper = make_stepper(self.model, self.config, self.device, self.shared, total)
         self.log: MetricsLog | None = None
         self._finite_step = -1  # the last one whose weights were looked at
         if folder is not None:
@@ -320,7 +321,7 @@ class Trainer:
         if not self.model.fitted:
             rate = self.statistics.examples / max(self.epoch_seconds, 1e-9)
             metrics |= self.statistics.read()
-            metrics["learning_rate"] = self.optimizer_learning_rate
+            metrics["learning_rate"] = self.stepper.learning_rate.at(self.step - 1)
             metrics["examples_per_second"] = rate
         is_best = False
         if number % self.config.evaluate_every == 0 or number == self.last_epoch:
@@ -334,11 +335,6 @@ class Trainer:
         self.statistics.reset()
         self.save("last")
         self.reporter.epoch(metrics if self.log is None else self.log.history[-1], is_best)
-
-    @property
-    def optimizer_learning_rate(self) -> float:
-        """Adam's step size now."""
-        return float(self.stepper.optimizer.param_groups[0]["lr"])
 
     def _validate(self, number: int, metrics: dict[str, Any]) -> bool:
         """Evaluate on the validation part, into ``metrics``; whether it is the best so far."""

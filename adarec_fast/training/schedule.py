@@ -1,0 +1,43 @@
+"""Adam's step size at each step of a run."""
+
+from __future__ import annotations
+
+import math
+
+from ..config import TrainConfig
+
+
+class LearningRate:
+    """The schedule of a configuration: a pure function of the step, so that a resumed run goes on
+    with it.
+
+    ``rate(s) = learning_rate * min(1, (s + 1) / warmup_steps) * c(s)``, where ``c`` is 1 or, under
+    ``learning_rate_schedule="cosine"``, ``(1 + cos(pi * s / total_steps)) / 2`` (Loshchilov and
+    Hutter 2017, without restarts).
+
+    Args:
+        config: the rate, its schedule and warm-up.
+        total_steps: of all of the run's epochs; only the cosine asks for it.
+
+    Raises:
+        ValueError: there is a cosine and no ``total_steps``.
+    """
+
+    def __init__(self, config: TrainConfig, total_steps: int | None = None) -> None:
+        cosine = config.learning_rate_schedule == "cosine"
+        if cosine and total_steps is None:
+            raise ValueError(
+                "total_steps=None: learning_rate_schedule='cosine' needs the steps of the whole run"
+            )
+        self._highest = config.learning_rate
+        self._warmup = config.warmup_steps
+        self._total = total_steps if cosine else None
+
+    def at(self, step: int) -> float:
+        """The rate of a step, counted over the whole run from 0."""
+        rate = self._highest
+        if step < self._warmup:
+            rate *= (step + 1) / self._warmup
+        if self._total is not None:
+            rate *= 0.5 * (1.0 + math.cos(math.pi * step / self._total))
+        return rate
