@@ -95,6 +95,14 @@ class ModelConfig(_Base):
     )
     max_length: int = Field(50, ge=1, le=65_535, description="longest history read, in items")
     supervision: Supervision = Field("prefix", description="an example a prefix, or a position")
+    memory: Literal["none", "transitions"] = Field(
+        "none",
+        description="what is added to every ranking: nothing, or counts of which items follow "
+        "which, fitted on the validation part when training ends",
+    )
+    memory_neighbours: int = Field(
+        128, ge=1, le=65_536, description="largest weights that the memory keeps of an item"
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of the weights and of the noise")
     backend: Backend = Field("auto", description="who runs the ops, see adarec_fast.ops")
     precision: Precision = Field(

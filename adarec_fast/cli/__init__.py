@@ -12,6 +12,7 @@ from . import (
     evaluate,
     export,
     info,
+    memory,
     models,
     plot,
     recommend,
@@ -58,6 +59,7 @@ app.command("serve")(serve.serve)
 app.command("export")(export.export)
 app.command("models")(models.models)
 app.add_typer(data.app, name="data")
+app.add_typer(memory.app, name="memory")
 app.command("plot", rich_help_panel=_EXPERIMENTS)(plot.plot)
 app.command("sweep", rich_help_panel=_EXPERIMENTS)(sweep.sweep)
 app.command("reproduce", rich_help_panel=_EXPERIMENTS)(reproduce.reproduce)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..config import ConfigError, ModelConfig
 from ..data import Batch, EvaluationBatch, Split, Vocabulary
+from .memory import Memory
 
 if TYPE_CHECKING:
     from ..distributed import Workers
@@ -213,18 +214,19 @@ class SequenceModel(nn.Module):
         source: of the model, for lists: its paper.
         config: the validated configuration.
         item_vocabulary: external ids, or None.
-        memory: None; item-to-item weights that every ranking adds are to come.
+        memory: None, or what every ranking adds to the model's scores.
     """
 
     config_type: ClassVar[type[ModelConfig]]
     source: ClassVar[str] = ""
     config: ModelConfig
     item_vocabulary: Vocabulary | None = None
-    memory: None = None
+    memory: Memory | None
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.memory = None
 
     @property
     def device(self) -> torch.device:
@@ -283,14 +285,16 @@ class SequenceModel(nn.Module):
         raise NotImplementedError
 
     def score(self, vectors: Tensor) -> Tensor:
-        """Logits ``[B, V+1]`` of users as of :meth:`represent`; column 0, padding, is -inf."""
+        """Logits ``[B, V+1]`` of users as of :meth:`represent`, without the memory; column 0,
+        padding, is -inf."""
         scores = F.linear(vectors, self.table())
         scores[..., 0] = float("-inf")
         return scores.amax(1) if scores.dim() == 3 else scores
 
     def scores(self, batch: EvaluationBatch) -> Tensor:
-        """``[B, V+1]`` of a batch of users. A model that scores otherwise than by products
-        overrides this; what needs vectors (an index of items, captured serving) then refuses it.
+        """``[B, V+1]`` of a batch of users, without the memory. A model that scores otherwise than
+        by products overrides this; what needs vectors (an index of items, captured serving) then
+        refuses it.
         """
         return self.score(self.represent(batch.item_ids, batch.offsets))
 

@@ -109,14 +109,20 @@ class EmbeddingModel(SequenceModel):
         values, offsets = check_histories(
             item_ids, lengths, num_items=self.config.num_items, crop=None
         )
+        read = ragged.keep_last(values, offsets, self.config.max_length)
         with self._evaluating():
-            user = self.represent(*ragged.keep_last(values, offsets, self.config.max_length))
+            user = self.represent(*read)
         if not exclude_seen:
             seen = values[:0], torch.zeros_like(offsets)
         mask, mask_offsets = seen if seen is not None else (values, offsets)
         table, backend = self.item_embedding, self.config.backend
         with ranking(self.config.precision, device.type):
-            if isinstance(table, nn.Embedding):
+            if self.memory is not None:
+                scores, items = ops.memory_topk(
+                    user, self.table(), *read, mask, mask_offsets, self.memory.reads(), k,
+                    max_length=self.config.max_length, backend=backend,
+                )  # fmt: skip
+            elif isinstance(table, nn.Embedding):
                 scores, items = ops.score_topk(
                     user, table.weight, mask, mask_offsets, k, backend=backend
                 )

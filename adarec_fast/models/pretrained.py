@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..config import ConfigError, ModelConfig, Precision, read_mapping
 from ..data import Vocabulary
+from . import memory
 from .base import SequenceModel
 from .registry import DEFAULT, create_config, described, model_type
 
@@ -75,6 +76,8 @@ def write(model: SequenceModel, folder: Path, state: Mapping[str, Tensor] | None
     if model.item_vocabulary is not None:
         text = json.dumps(model.item_vocabulary.to_json())
         (folder / ITEMS).write_text(text, encoding="utf-8")
+    if model.memory is not None:
+        model.memory.write(folder)
     for path in folder.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -126,6 +129,12 @@ def load(
                 f"{items} names {len(model.item_vocabulary)} items; the model has "
                 f"{config.num_items}: the two are not of one catalogue"
             )
+    if (folder / memory.TENSORS).exists():
+        tensors = read_weights(folder / memory.TENSORS)
+        try:
+            model.memory = memory.Memory.read(tensors, folder / memory.VALUES, config.num_items)
+        except ValueError as error:
+            raise CheckpointError(str(error)) from None
     return model.to(device).eval()
 
 

@@ -46,6 +46,13 @@ class TransitionWeights(NamedTuple):
         return matrix.index_put((row, self.neighbours.long()), self.weights)
 
 
+def check_factors(alpha: float, gamma: float, decay: float) -> None:
+    """Raise ValueError unless all three are finite and at least 0."""
+    for name, value in (("alpha", alpha), ("gamma", gamma), ("decay", decay)):
+        if not 0 <= value < float("inf"):
+            raise ValueError(f"{name}={value} must be finite and at least 0")
+
+
 def _fake_forward(users: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     k = arguments[9]
     return (
@@ -116,12 +123,7 @@ def memory_topk(
     check_index("rows", memory.rows, catalogue + 2)
     check_index("neighbours", memory.neighbours, dtype=torch.int32)
     check_shape("weights", memory.weights, memory.neighbours.shape[0])
-    for name in ("alpha", "gamma", "decay"):
-        value = getattr(memory, name)
-        require(
-            0 <= value < float("inf"),
-            lambda name=name, value=value: f"{name}={value} must be finite and at least 0",
-        )
+    check_factors(memory.alpha, memory.gamma, memory.decay)
     chosen = choose("memory_topk", backend, users.device.type, users.dtype)
     if chosen != "reference":
         with torch.no_grad():

@@ -9,6 +9,40 @@ from .. import ragged
 from .score_topk import CHUNK_ELEMENTS, ordered
 
 
+def history_sums(
+    users: int,
+    values: Tensor,
+    offsets: Tensor,
+    rows: Tensor,
+    neighbours: Tensor,
+    weights: Tensor,
+    widest: int,
+    decay: float,
+) -> tuple[Tensor, Tensor]:
+    """S of every user and item, and where it may be more than zero.
+
+    An item's sum runs over the history from its oldest item on; see :func:`ops.memory_topk`.
+
+    Returns:
+        S ``[users * (V+1)]``, and int64 places in it, with repeats.
+    """
+    tokens, width = values.shape[0], rows.shape[0] - 1
+    sums = torch.zeros(users * width, dtype=weights.dtype, device=values.device)
+    if not neighbours.shape[0]:
+        return sums, values[:0]
+    user = ragged.sequence_ids(offsets, tokens)
+    begin = rows[values]
+    lane = torch.arange(widest, device=values.device)
+    # Tokens behind the last history, and lanes behind an item's last neighbour, count for nothing.
+    there = (lane < (rows[values + 1] - begin)[:, None]) & (user < users)[:, None]
+    at = (begin[:, None] + lane).clamp(max=neighbours.shape[0] - 1)
+    steps = ragged.from_end(offsets, tokens).to(weights.dtype)
+    fading = torch.tensor(decay, dtype=weights.dtype, device=values.device) ** steps
+    added = torch.where(there, weights[at] * fading[:, None], 0.0)
+    places = torch.where(there, user[:, None] * width + neighbours[at].long(), 0).flatten()
+    return sums.index_add_(0, places, added.flatten()), places
+
+
 def add_remembered(
     scores: Tensor,
     values: Tensor,
@@ -21,29 +55,13 @@ def add_remembered(
     gamma: float,
     decay: float,
 ) -> None:
-    """Add alpha log(1 + gamma S) to scores ``[B, V+1]``, in place, where S is not zero.
-
-    The sum of an item runs over the history from its oldest item on; see :func:`ops.memory_topk`
-    for the rest.
-    """
-    if not neighbours.shape[0]:
-        return
-    tokens, width = values.shape[0], scores.shape[1]
-    user = ragged.sequence_ids(offsets, tokens)
-    begin = rows[values]
-    lane = torch.arange(widest, device=values.device)
-    # Tokens behind the last history, and lanes behind an item's last neighbour, count for nothing.
-    there = (lane < (rows[values + 1] - begin)[:, None]) & (user < scores.shape[0])[:, None]
-    at = (begin[:, None] + lane).clamp(max=neighbours.shape[0] - 1)
-    steps = ragged.from_end(offsets, tokens).to(weights.dtype)
-    fading = torch.tensor(decay, dtype=weights.dtype, device=values.device) ** steps
-    added = torch.where(there, weights[at] * fading[:, None], 0.0)
-    key = torch.where(there, user[:, None] * width + neighbours[at].long(), 0)
-    sums = torch.zeros(scores.numel(), dtype=weights.dtype, device=values.device)
-    sums.index_add_(0, key.flatten(), added.flatten())
-    key, flat = key.flatten(), scores.view(-1)
-    # Repeats of a key write the same value.
-    flat[key] = flat[key] + alpha * torch.log1p(gamma * sums[key]).to(scores.dtype)
+    """Add alpha log(1 + gamma S) to contiguous scores ``[B, V+1]``, in place."""
+    sums, places = history_sums(
+        scores.shape[0], values, offsets, rows, neighbours, weights, widest, decay
+    )
+    flat = scores.view(-1)
+    # Repeats of a place write the same value.
+    flat[places] = flat[places] + alpha * torch.log1p(gamma * sums[places]).to(scores.dtype)
 
 
 def fwd(

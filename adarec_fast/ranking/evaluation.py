@@ -238,7 +238,7 @@ class _ModelScorer:
 
     def __init__(self, model: SequenceModel) -> None:
         self.name = type(model).__name__
-        self._items = model.sharded
+        self._items, self._memory = model.sharded, model.memory
         self.observer = model.diagnostics().observer()
 
     @property
@@ -254,7 +254,10 @@ class _ModelScorer:
         return sharded_target_ranks(scores, batch, seen_mask, self._items)
 
     def scores(self, batch: EvaluationBatch) -> Tensor:
-        return self.observer.scores(batch)
+        scores = self.observer.scores(batch)
+        if self._memory is not None:
+            self._memory.add_to(scores, batch.item_ids, batch.offsets)
+        return scores
 
 
 def _planted_intents(

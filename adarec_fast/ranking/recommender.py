@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -92,10 +92,13 @@ class Recommender:
         with torch.inference_mode(), computing(config.precision, self._device.type):
             planned = model.plan() if model.by_products else None
         self._represent: Plan = model.explain if planned is None else planned
-        chosen = choose("score_topk", config.backend, self._device.type, weight.dtype)
-        self._topk = None
+        self._memory = model.memory
+        # None: the reference, by its op.
+        self._topk: Callable[..., tuple[Tensor, Tensor]] | None = None
+        op = "score_topk" if self._memory is None else "memory_topk"
+        chosen = choose(op, config.backend, self._device.type, weight.dtype)
         if chosen != "reference":
-            self._topk = implementation("score_topk", chosen).fwd
+            self._topk = implementation(op, chosen).fwd
         self._replays: dict[tuple[int, ...], _Replay] | None = None
         if on_cuda(self._device) and planned is not None and not synchronising(
             config.backend, "cuda", weight.dtype
@@ -202,21 +205,42 @@ class Recommender:
     def _rank(
         self, values: Tensor, offsets: Tensor, seen: Tensor, seen_offsets: Tensor, k: int
     ) -> Ranking:
-        if not self.model.by_products:
-            return self._best(self._own_scores(values, offsets), seen, seen_offsets, k, {})
-        user, told = self._represent(values, offsets)
-        if user.dim() == 3:
-            return self._best(self.model.score(user), seen, seen_offsets, k, told)
+        user: Tensor | None = None
+        told: Mapping[str, Tensor] = {}
+        if self.model.by_products:
+            user, told = self._represent(values, offsets)
+        if user is None or user.dim() == 3:
+            all_scores = (
+                self._own_scores(values, offsets) if user is None else self.model.score(user)
+            )
+            if self._memory is not None:
+                self._memory.add_to(all_scores, values, offsets)
+            return self._best(all_scores, seen, seen_offsets, k, told)
         with ranking(self.model.config.precision, self._device.type):
-            if self._topk is None:
-                scores, items = ops.score_topk(
-                    user, self._items, seen, seen_offsets, k, backend="reference"
-                )
-            else:
-                scores, items = self._topk(
-                    user, self._items, seen, seen_offsets, k, float("-inf")
-                )
+            scores, items = self._best_products(user, values, offsets, seen, seen_offsets, k)
         return Ranking(items, scores, told)
+
+    def _best_products(
+        self, user: Tensor, values: Tensor, offsets: Tensor, seen: Tensor, seen_offsets: Tensor,
+        k: int,
+    ) -> tuple[Tensor, Tensor]:
+        """Scores ``[B, k]`` and items of users ``[B, D']``, the memory's share included."""
+        masked = seen, seen_offsets
+        if self._memory is None:
+            if self._topk is None:
+                return ops.score_topk(user, self._items, *masked, k, backend="reference")
+            return self._topk(user, self._items, *masked, k, float("-inf"))
+        read = self._memory.reads()
+        if self._topk is None:
+            return ops.memory_topk(
+                user, self._items, values, offsets, *masked, read, k,
+                max_length=self.model.config.max_length, backend="reference",
+            )  # fmt: skip
+        rows, neighbours, weights, widest, *factors = read
+        return self._topk(
+            user, self._items, values, offsets, *masked, rows, neighbours, weights, widest, k,
+            *factors,
+        )  # fmt: skip
 
     def _own_scores(self, values: Tensor, offsets: Tensor) -> Tensor:
         """Of a model that scores otherwise than by products."""
@@ -316,12 +340,18 @@ class _Ranker(nn.Module):
         self.model, self.k = model, k
 
     def forward(self, values: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-        user = self.model.represent(values, offsets)
-        scores, items = ops.score_topk(
-            user, self.model.table(), values, offsets, self.k,
-            backend=self.model.config.backend,
-        )
-        return items, scores
+        model, config = self.model, self.model.config
+        user, items = model.represent(values, offsets), model.table()
+        if model.memory is None:
+            scores, best = ops.score_topk(
+                user, items, values, offsets, self.k, backend=config.backend
+            )
+        else:
+            scores, best = ops.memory_topk(
+                user, items, values, offsets, values, offsets, model.memory.reads(), self.k,
+                max_length=config.max_length, backend=config.backend,
+            )  # fmt: skip
+        return best, scores
 
 
 def exportable(model: SequenceModel, *, k: int = 20) -> nn.Module:

@@ -20,9 +20,12 @@ from . import run_folder
 from .checkpoint import recover
 from .errors import RunFolderError
 from .prewarm import prewarm
+from .remember import has_memory, in_words, remember
 from .reporter import Reporter
 from .result import TrainResult
 from .trainer import Trainer
+
+_ENDED = ("finished", "early-stopped")
 
 
 def train(
@@ -122,7 +125,11 @@ def train(
                 trainer.prepare(data_source)
                 if first:
                     run_folder.write_environment(run_dir, device, told)
-                return trainer.run(stop_after_steps)
+                result = trainer.run(stop_after_steps)
+            wanted = config.memory == "transitions" and result.status in _ENDED
+            if wanted and first and not has_memory(run_dir):
+                shown.message(in_words(remember(run_dir, device)))
+            return result
 
 
 def _check_workers(

@@ -1,0 +1,231 @@
+"""What every ranking may add to a model's scores: the transitions of the training histories.
+
+A vector of a few dozen numbers cannot hold which two items are bought together; counting can. With
+R the :mod:`.transitions` of the training histories, item j of a user with history i_1..i_n gains
+
+    alpha log(1 + gamma S_j),   S_j = sum_s decay^s R[i_{n-s}, j]
+
+so that alpha = 0 is the model alone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..documents import DocumentError, parse_json, read_text
+from ..ops import TransitionWeights
+from ..packed.memory_topk import add_remembered, history_sums
+from .transitions import Recipe, transitions
+
+TENSORS, VALUES = "memory.safetensors", "memory.json"
+NEIGHBOURS = 128
+
+
+class Reason(NamedTuple):
+    """An item of a history that led to an item.
+
+    Attributes:
+        place: in the history, from 0.
+        share: of S, 0 to 1.
+    """
+
+    place: int
+    share: float
+
+
+class Memory(nn.Module):
+    """Item-to-item weights and how they are read; buffers that a model's ``state_dict`` leaves out.
+
+    Args:
+        rows, neighbours, weights: R in CSR form, see :class:`ops.TransitionWeights`.
+        alpha, gamma, decay: finite, >= 0.
+        max_length: items of a history that are read, its last ones.
+
+    Raises:
+        ValueError: a shape, a dtype or a value that does not fit.
+    """
+
+    rows: Tensor
+    neighbours: Tensor
+    weights: Tensor
+
+    def __init__(
+        self,
+        rows: Tensor,
+        neighbours: Tensor,
+        weights: Tensor,
+        *,
+        alpha: float,
+        gamma: float,
+        decay: float,
+        max_length: int,
+    ) -> None:
+        super().__init__()
+        for name, given, dtype in (
+            ("rows", rows, torch.int64),
+            ("neighbours", neighbours, torch.int32),
+            ("weights", weights, torch.float32),
+        ):
+            if given.dim() != 1 or given.dtype != dtype:
+                raise ValueError(
+                    f"{name} is {given.dtype} {list(given.shape)}; it must be {dtype}, of one axis"
+                )
+            self.register_buffer(name, given.contiguous(), persistent=False)
+        self.alpha, self.gamma, self.decay = alpha, gamma, decay
+        self.max_length = max_length
+        self._check()
+        self.widest = int(rows.diff().max())
+
+    def _check(self) -> None:
+        entries, items = self.neighbours.shape[0], self.rows.shape[0] - 2
+        rising = items >= 1 and bool((self.rows.diff() >= 0).all())
+        if not rising or self.rows[:2].any() or int(self.rows[-1]) != entries:
+            raise ValueError(
+                f"rows must be [V+2], begin with 0, 0, never fall and end at {entries}, the number "
+                "of neighbours"
+            )
+        if self.weights.shape[0] != entries:
+            raise ValueError(f"weights has {self.weights.shape[0]} entries, neighbours {entries}")
+        if entries and not 1 <= int(self.neighbours.min()) <= int(self.neighbours.max()) <= items:
+            raise ValueError(f"neighbours must lie in 1..{items}, the number of items")
+        if entries and not bool(((self.weights >= 0) & self.weights.isfinite()).all()):
+            raise ValueError("weights must be finite and at least 0")
+        for name in ("alpha", "gamma", "decay"):
+            value = getattr(self, name)
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not (number and math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name}={value!r} must be a finite number of at least 0")
+        longest = self.max_length
+        if not isinstance(longest, int) or isinstance(longest, bool) or longest < 1:
+            raise ValueError(f"max_length={longest!r} must be a whole number of at least 1")
+
+    @classmethod
+    def of(
+        cls,
+        values: Tensor,
+        offsets: Tensor,
+        num_items: int,
+        *,
+        max_length: int,
+        neighbours: int = NEIGHBOURS,
+        recipe: Recipe | None = None,
+        alpha: float = 0.75,
+        gamma: float = 100.0,
+        decay: float = 0.8,
+    ) -> Memory:
+        """Count histories, in seconds.
+
+        Args:
+            values: int64 ``[N]``, items 1..num_items, on the CPU.
+            offsets: int64 ``[U+1]``.
+            num_items: V.
+            max_length: items of a history that a ranking reads.
+            neighbours: M, the largest weights kept of an item.
+            recipe: of the counts.
+            alpha, gamma, decay: until they are fitted.
+        """
+        found = transitions(values, offsets, num_items, recipe or Recipe(), neighbours)
+        return cls(
+            found.rows, found.items, found.weights, alpha=alpha, gamma=gamma, decay=decay,
+            max_length=max_length,
+        )  # fmt: skip
+
+    @property
+    def num_items(self) -> int:
+        """V."""
+        return self.rows.shape[0] - 2
+
+    def reads(self) -> TransitionWeights:
+        """The same as the ops take it."""
+        return TransitionWeights(
+            self.rows, self.neighbours, self.weights, self.widest, self.alpha, self.gamma,
+            self.decay,
+        )  # fmt: skip
+
+    def add_to(self, scores: Tensor, values: Tensor, offsets: Tensor) -> None:
+        """Add to scores ``[B, V+1]``, in place; -inf stays.
+
+        Args:
+            scores: of the model.
+            values: int64 ``[N]``, histories of at most ``max_length`` items.
+            offsets: int64 ``[B+1]``.
+        """
+        add_remembered(scores, values, offsets, *self.reads())
+
+    def sums(self, values: Tensor, offsets: Tensor) -> Tensor:
+        """S ``[B, V+1]`` in float32, of jagged histories of at most ``max_length`` items."""
+        users = offsets.shape[0] - 1
+        read = self.rows, self.neighbours, self.weights, self.widest, self.decay
+        return history_sums(users, values, offsets, *read)[0].view(users, -1)
+
+    def reasons(self, history: Tensor, item: int) -> list[Reason]:
+        """Which items of one history led to an item, the strongest first; none where S is 0.
+
+        Args:
+            history: int64 ``[n]``, n >= 1, on the CPU; the last ``max_length`` items are read.
+            item: 1..V.
+        """
+        rows, neighbours, weights = (t.cpu() for t in (self.rows, self.neighbours, self.weights))
+        found, places = [], range(max(0, history.shape[0] - self.max_length), history.shape[0])
+        for place in places:
+            begin, end = rows[history[place]], rows[history[place] + 1]
+            at = begin + int(torch.searchsorted(neighbours[begin:end], item))
+            if at < end and int(neighbours[at]) == item:
+                back = history.shape[0] - 1 - place
+                found.append((place, self.decay**back * float(weights[at])))
+        total = sum(weight for _, weight in found)
+        shares = [Reason(place, weight / total) for place, weight in found if weight > 0]
+        return sorted(shares, key=lambda reason: -reason.share)
+
+    # ------------------------------------------------------------------ on disk
+
+    def write(self, folder: Path) -> None:
+        """Write ``memory.safetensors`` and ``memory.json`` into an existing folder."""
+        tensors = {name: buffer.cpu() for name, buffer in self.named_buffers()}
+        save_file(tensors, folder / TENSORS)
+        values = {name: getattr(self, name) for name in ("alpha", "gamma", "decay", "max_length")}
+        (folder / VALUES).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, tensors: dict[str, Tensor], path: Path, num_items: int) -> Memory:
+        """Inverse of :meth:`write`.
+
+        Args:
+            tensors: of ``memory.safetensors``.
+            path: of ``memory.json``.
+            num_items: of the model's catalogue.
+
+        Raises:
+            ValueError: a file is damaged, or of another catalogue.
+        """
+        names = {"rows", "neighbours", "weights"}
+        if tensors.keys() != names:
+            raise ValueError(f"{path.with_name(TENSORS)}: must hold {', '.join(sorted(names))}")
+        try:
+            values: Any = parse_json(read_text(path))
+        except OSError as error:
+            raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
+        except DocumentError as error:
+            raise ValueError(f"{path}: {error}") from None
+        expected = {"alpha", "gamma", "decay", "max_length"}
+        if not isinstance(values, dict) or values.keys() != expected:
+            raise ValueError(f"{path}: must hold {', '.join(sorted(expected))}")
+        try:
+            memory = cls(
+                tensors["rows"], tensors["neighbours"], tensors["weights"], alpha=values["alpha"],
+                gamma=values["gamma"], decay=values["decay"], max_length=values["max_length"],
+            )  # fmt: skip
+        except ValueError as error:
+            raise ValueError(f"{path.with_name(TENSORS)}: {error}") from None
+        if memory.num_items != num_items:
+            raise ValueError(
+                f"{path.with_name(TENSORS)}: of {memory.num_items} items; the model has {num_items}"
+            )
+        return memory

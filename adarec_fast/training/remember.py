@@ -1,0 +1,66 @@
+"""The memory of a run that has ended: counted, fitted, and put beside the best epoch's weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ..models.memory import TENSORS, Memory
+from ..models.pretrained import write
+from ..ranking.fitting import Fitted, fit_memory
+from .checkpoint import MANIFEST, find_checkpoint, read_json, save_checkpoint
+from .errors import RunFolderError
+from .run_folder import load_run
+
+# What a checkpoint's manifest says of its files, and not of the training.
+_OF_FILES = ("format", "name", "sha256")
+
+
+def remember(
+    run_dir: Path, device: torch.device | str = "cpu", neighbours: int | None = None
+) -> Fitted:
+    """Count the training histories of a run and write them into ``best/``, as a whole.
+
+    The weights of ``best/`` stay what they are. A memory that is there already is replaced.
+
+    Args:
+        run_dir: of a run, locked by this process.
+        device: where the model scores the validation part.
+        neighbours: M, the largest weights kept of an item; by default what the model's
+            configuration says.
+
+    Raises:
+        RunFolderError: there is no run, or it has no ``best/`` yet.
+        CheckpointError: a file is damaged, or the disk is full.
+    """
+    run = load_run(run_dir, device=device)
+    config = run.model.config
+    memory = Memory.of(
+        *run.split.inputs("train"), config.num_items, max_length=config.max_length,
+        neighbours=config.memory_neighbours if neighbours is None else neighbours,
+    )  # fmt: skip
+    fitted = fit_memory(run.model, memory.to(run.model.device), run.split)
+    run.model.memory = memory
+    folder = find_checkpoint(run_dir, "best")
+    if folder is None:
+        raise RunFolderError(f"{run_dir / 'best'}: no such checkpoint any more")
+    about = read_json(folder / MANIFEST)
+    kept = {name: value for name, value in about.items() if name not in _OF_FILES}
+    kept["memory"] = fitted._asdict()
+    save_checkpoint(run_dir, "best", lambda fresh: write(run.model, fresh), kept)
+    return fitted
+
+
+def in_words(fitted: Fitted) -> str:
+    """A line for the reader of a log."""
+    return (
+        f"memory: alpha {fitted.alpha:g}, gamma {fitted.gamma:.3g}; validation NDCG@20 "
+        f"{fitted.before:.4f} without it, {fitted.after:.4f} with it"
+    )
+
+
+def has_memory(run_dir: Path) -> bool:
+    """Whether the best epoch's folder holds one."""
+    folder = find_checkpoint(run_dir, "best")
+    return folder is not None and (folder / TENSORS).exists()
