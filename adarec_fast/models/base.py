@@ -343,11 +343,13 @@ class SequenceModel(nn.Module):
 
 def initialise(module: nn.Module, generator: torch.Generator, scale: float = 0.02) -> None:
     """Normal(0, scale) matrices, zero biases, unit LayerNorms, as SASRec's public code does."""
+    # By kind: a LayerNorm that is itself the module has no name that would tell.
+    gains = {id(part.weight) for part in module.modules() if isinstance(part, nn.LayerNorm)}
     for name, parameter in module.named_parameters():
         with torch.no_grad():
             if parameter.dim() >= 2 or name.endswith("router_w2"):
                 parameter.normal_(0.0, scale, generator=generator)
-            elif "norm" in name and name.endswith("weight"):
+            elif id(parameter) in gains:
                 parameter.fill_(1.0)
             else:
                 parameter.zero_()
