@@ -54,7 +54,7 @@ class MLPExpert(OpCase):
         with packed.torch_noise():
             return packed.mlp_expert._forward(
                 t["x"], batch.offsets, batch.depth, *_weights(t), _EPS, _DROPOUT,
-                batch.offsets[:1] if drawn else None, 0, False,
+                batch.offsets[:1] if drawn else None, 0, False, False,
             )
 
     def padded(self, t: Tensors, batch: Histories, drawn: bool) -> Any:

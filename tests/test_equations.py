@@ -140,14 +140,15 @@ def test_equation_3(numbers: Numbers) -> None:
         near(found[row], [p[i] * (upstream[i] - inner) / temperature for i in range(4)])
 
 
-def test_equations_4_and_5(numbers: Numbers) -> None:
+@pytest.mark.parametrize("bounded", [False, True])
+def test_equations_4_and_5(numbers: Numbers, bounded: bool) -> None:
     """E_k = sqrt(a) E + sqrt(1-a) eps; x0 = (E_k - sqrt(1-a) eps_theta(E_k, k)) / sqrt(a)."""
     embeddings, noise = numbers(2, 2), numbers(2, 2, 2)
     alpha_bar = torch.tensor([1.0, 0.6, 0.1], dtype=torch.float64)
     w1_e, w1_k, b1 = numbers(4, 2), numbers(4, 3), numbers(4)
     w2, b2, level = numbers(2, 4), numbers(2), numbers(2, 3)
     x0, error = hda_trajectory(
-        embeddings, alpha_bar, w1_e, level @ w1_k.T + b1, w2, b2, noise
+        embeddings, alpha_bar, w1_e, level @ w1_k.T + b1, w2, b2, noise, bounded
     )
     w1 = [a + b for a, b in zip(w1_e.tolist(), w1_k.tolist(), strict=True)]
     near(x0[0], embeddings.tolist())
@@ -158,10 +159,30 @@ def test_equations_4_and_5(numbers: Numbers) -> None:
             noisy = [signal * a + spread * b for a, b in zip(e, eps, strict=True)]
             hidden = affine(w1, noisy + level[k - 1].tolist(), b1.tolist())
             predicted = affine(w2.tolist(), [silu(h) for h in hidden], b2.tolist())
+            if bounded:
+                lengths = [a * a + b * b for a, b in zip(noisy, predicted, strict=True)]
+                predicted = [spread * a + signal * b for a, b in zip(noisy, predicted, strict=True)]
+                # (x0, eps_theta) is (E_k, F) turned, so no level exceeds what it is made of.
+                level_k = x0[k, token].tolist()
+                squares = [a * a + b * b for a, b in zip(level_k, predicted, strict=True)]
+                near(torch.tensor(squares, dtype=torch.float64), lengths)
             wanted = [(a - spread * b) / signal for a, b in zip(noisy, predicted, strict=True)]
             near(x0[k, token], wanted)
             miss = sum((a - b) ** 2 for a, b in zip(predicted, eps, strict=True))
             near(error[k - 1, token], miss)
+
+
+def test_a_bounded_level_has_less_variance_than_its_noise(numbers: Numbers) -> None:
+    """Of E and F given: a (1 - a) of the noise's; the paper's form has (1 - a) / a of it."""
+    alpha_bar = torch.tensor([1.0, 0.6, 0.079], dtype=torch.float64)
+    noise = torch.randn(2, 4000, 2, generator=torch.Generator().manual_seed(0)).double()
+    # A denoiser of nothing but its last bias.
+    weights = torch.zeros(4, 2).double(), torch.zeros(2, 4).double(), torch.zeros(2, 4).double()
+    e, bias = numbers(1, 2).expand(4000, 2), numbers(2)
+    for bounded, factor in ((True, 1.0), (False, alpha_bar[1:] ** -2)):
+        x0, _ = hda_trajectory(e, alpha_bar, *weights, bias, noise, bounded)
+        wanted = factor * alpha_bar[1:] * (1 - alpha_bar[1:])
+        torch.testing.assert_close(x0[1:].var(1).mean(-1), wanted, rtol=0.1, atol=0.0)
 
 
 def test_noise_free_trajectory_is_the_one_with_noise_zero(numbers: Numbers) -> None:
@@ -302,15 +323,18 @@ def test_fine_expert(numbers: Numbers) -> None:
         near(found[0, place], wanted)
 
 
-def test_coarse_expert_and_dropout(numbers: Numbers) -> None:
+@pytest.mark.parametrize("residual", [False, True])
+def test_coarse_expert_and_dropout(numbers: Numbers, residual: bool) -> None:
     x, w1, b1 = numbers(2, 2), numbers(4, 2), numbers(4)
     w2, b2, ln_w, ln_b = numbers(2, 4), numbers(2), numbers(2), numbers(2)
     keep = torch.tensor([[True, False], [True, True]])
-    found = mlp_expert(x, w1, b1, w2, b2, ln_w, ln_b, 1e-3, 0.25, keep)
+    found = mlp_expert(x, w1, b1, w2, b2, ln_w, ln_b, 1e-3, 0.25, keep, residual)
     for row in range(2):
         hidden = [gelu(h) for h in affine(w1.tolist(), x[row].tolist(), b1.tolist())]
         out = affine(w2.tolist(), hidden, b2.tolist())
         out = [v / 0.75 if k else 0.0 for v, k in zip(out, keep[row].tolist(), strict=True)]
+        if residual:
+            out = add(x[row].tolist(), out)
         near(found[row], layer_norm(out, ln_w.tolist(), ln_b.tolist(), 1e-3))
 
 

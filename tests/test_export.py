@@ -26,6 +26,7 @@ from adarec_fast.training import Run, load_run, train
 SIZES = {"hidden_size": 16, "num_layers": 1, "max_length": 6, "max_depth": 2}
 VARIANTS: list[dict[str, Any]] = [
     {}, {"coarse_expert": "transformer"}, {"router": "level"}, {"residual": True},
+    {"start": "backbone", "denoiser": "bounded"},
     {"depth": "fixed"}, {"diffusion": False}, {"moe": False}, {"num_layers": 0},
     {"local_path": 3},
     {"depth": "fixed", "diffusion": False, "moe": False},

@@ -81,6 +81,8 @@ def build(
     dropout: tuple[float, float] = (0.0, 0.0),
     content: bool = True,
     contrast: bool = False,
+    bounded: bool = False,
+    residual: bool = False,
     heads: int = 2,
 ) -> OpCase:
     """A case; ``noise`` is "none", "seed" or "explicit", ``dropout`` attention's and hidden."""
@@ -111,6 +113,8 @@ def build(
             "eps": 1e-5,
             "attention_dropout": dropout[0],
             "hidden_dropout": dropout[1],
+            "bounded": bounded,
+            "residual": residual,
             "content": content,
             "contrast": contrast,
             "last_only": last_only,
@@ -142,6 +146,7 @@ VARIANTS = {
     ),
     "all": partial(build, last_only=False, noise="explicit", contrast=True),
     "level-only": partial(build, last_only=False, dropout=(0.2, 0.0), content=False),
+    "bounded": partial(build, bounded=True, residual=True),
 }
 
 

@@ -13,7 +13,7 @@ from adarec_fast import rng
 from adarec_fast.ops import hda_trajectory
 
 
-def build(batch: Batch, *, noise: str) -> OpCase:
+def build(batch: Batch, *, noise: str, bounded: bool = False) -> OpCase:
     """A case; ``noise`` is "explicit", "seed" or "none"."""
     g = batch.generator()
     size, hidden, levels = batch.size, 2 * batch.size, batch.levels
@@ -36,7 +36,7 @@ def build(batch: Batch, *, noise: str) -> OpCase:
             "noise": case_noise,
         },
         differentiable=("embeddings", "w1", "level_bias", "w2", "b2"),
-        options={"max_length": 12},
+        options={"max_length": 12, "bounded": bounded},
         readable={"embeddings": batch.real(), "noise": computed[1:]},
         written=(computed, batch.real()),
         axes={
@@ -55,5 +55,7 @@ class TestHdaTrajectory(OpSuite):
         "explicit": partial(build, noise="explicit"),
         "seed": partial(build, noise="seed"),
         "none": partial(build, noise="none"),
+        "bounded": partial(build, noise="seed", bounded=True),
+        "bounded-none": partial(build, noise="none", bounded=True),
     }
-    noisy = ("seed",)
+    noisy = ("seed", "bounded")

@@ -14,7 +14,12 @@ from adarec_fast.ops import mlp_expert
 
 
 def build(
-    batch: Batch, *, depth: bool = True, dropout: float = 0.0, last_only: bool = False
+    batch: Batch,
+    *,
+    depth: bool = True,
+    dropout: float = 0.0,
+    residual: bool = False,
+    last_only: bool = False,
 ) -> OpCase:
     g = batch.generator()
     size, hidden = batch.size, 2 * batch.size
@@ -39,6 +44,7 @@ def build(
         options={
             "eps": 1e-5,
             "hidden_dropout": dropout,
+            "residual": residual,
             "last_only": last_only,
             "max_length": 12,
         },
@@ -57,7 +63,8 @@ class TestMLPExpert(OpSuite):
         "no-depth": partial(build, depth=False),
         "dropout": partial(build, dropout=0.5),
         "last-dropout": partial(build, dropout=0.3, last_only=True),
+        "residual": partial(build, dropout=0.5, residual=True),
     }
     # With no depth, nothing else has a sequence axis.
     free = ("offsets",)
-    noisy = ("dropout", "last-dropout")
+    noisy = ("dropout", "last-dropout", "residual")

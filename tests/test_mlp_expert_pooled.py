@@ -12,8 +12,10 @@ from helpers_suite import OpSuite
 from adarec_fast.ops import mlp_expert_pooled
 
 
-def build(batch: Batch, *, content: bool = True, dropout: float = 0.0) -> OpCase:
-    whole = test_mlp_expert.build(batch, dropout=dropout)
+def build(
+    batch: Batch, *, content: bool = True, dropout: float = 0.0, residual: bool = False
+) -> OpCase:
+    whole = test_mlp_expert.build(batch, dropout=dropout, residual=residual)
     options: dict[str, Any] = {**whole.options, "content": content}
     del options["last_only"]
     reached = batch.reached()
@@ -35,5 +37,6 @@ class TestMLPExpertPooled(OpSuite):
         "plain": build,
         "no-content": partial(build, content=False),
         "dropout": partial(build, dropout=0.5),
+        "residual": partial(build, dropout=0.5, residual=True),
     }
-    noisy = ("dropout",)
+    noisy = ("dropout", "residual")

@@ -11,7 +11,7 @@ from helpers import assert_close_to_float64
 
 from adarec_fast import ADARec, ConfigError, rng
 from adarec_fast.data import Batch
-from adarec_fast.models.adarec.parsing import parse
+from adarec_fast.models.adarec.parsing import encode, parse
 
 SMALL: dict[str, Any] = {
     "num_items": 40,
@@ -157,6 +157,7 @@ def test_nothing_unwritten_is_read(
         {"lambda_cont": 0.0},
         {"depth": "fixed", "diffusion": False, "moe": False},
         {"residual": True},
+        {"start": "backbone", "denoiser": "bounded"},
         {"num_layers": 0},
         {"num_layers": 2, "local_path": 3},
         {"dropout": 0.0, "attention_dropout": 0.0},
@@ -183,6 +184,26 @@ def test_components_switch_off_one_by_one(change: dict[str, Any], supervision: s
     if change.get("depth") == "fixed":
         assert float(parts["expl"]) == 0
         assert bool((model((VALUES, OFFSETS)).depth == 3).all())
+
+
+@pytest.mark.parametrize("coarse_expert", ["mlp", "transformer"])
+def test_the_start_that_is_the_backbone(coarse_expert: str) -> None:
+    options = {**SMALL, "coarse_expert": coarse_expert, "denoiser": "bounded"}
+    model = ADARec(**options, start="backbone").eval()
+    with torch.no_grad():
+        model.depth_controller.b_out += torch.tensor([0.0, 1.0, 3.0, 2.0])
+    e = encode(model, VALUES, OFFSETS)[OFFSETS[1:] - 1]
+    user = model((VALUES, OFFSETS))
+    assert bool((user.depth > 0).any())
+    # E ends in a LayerNorm already; the deepest level is a thirteenth of it, beside eps.
+    torch.testing.assert_close(user.user, e, rtol=5e-3, atol=5e-3)
+    silent = {"denoiser.w2", "fine_expert.out.weight", "fine_expert.ff2.weight",
+              "coarse_expert.ff2.weight"}
+    if coarse_expert == "transformer":
+        silent.add("coarse_expert.out.weight")
+    plain = ADARec(**{**options, "denoiser": "paper"}).state_dict()
+    for name, tensor in ADARec(**options, start="backbone").state_dict().items():
+        assert not tensor.any() if name in silent else torch.equal(tensor, plain[name]), name
 
 
 def test_without_any_component_the_model_is_its_backbone() -> None:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import textwrap
+import typing
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from helpers_training import DATA, config, outcome
+from torch import nn
 from typer.testing import CliRunner
 
 from adarec_fast import ADARec, Recommender
 from adarec_fast.cli import app
-from adarec_fast.config import ConfigError
+from adarec_fast.config import ConfigError, ModelConfig
 from adarec_fast.models import pretrained, registry
 from adarec_fast.models.pretrained import CheckpointError
 from adarec_fast.ranking.evaluation import evaluate
@@ -103,6 +105,32 @@ class OwnScores(Bag):
 
 import torch
 '''
+
+
+def switched(name: str) -> list[dict[str, Any]]:
+    """A model's own options that are not numbers, each with every value it may have."""
+    fields = registry.config_type(name).model_fields
+    shared = set(ModelConfig.model_fields)
+    choices = {
+        key: (True, False) if field.annotation is bool else typing.get_args(field.annotation)
+        for key, field in fields.items()
+        if key not in shared
+        and (field.annotation is bool or typing.get_origin(field.annotation) is Literal)
+    }
+    return [{}, *({key: value} for key, values in choices.items() for value in values)]
+
+
+@pytest.mark.parametrize("name", registry.BUILT_IN)
+def test_every_layer_norm_starts_as_one(name: str) -> None:
+    found = 0
+    for options in switched(name):
+        model = registry.build(registry.create_config({"model": name, "num_items": 9, **options}))
+        for place, part in model.named_modules():
+            if isinstance(part, nn.LayerNorm):
+                found += 1
+                assert bool((part.weight == 1).all()), (options, place)
+                assert not part.bias.any(), (options, place)
+    assert found or name in ("counting", "markov", "popularity")
 
 
 @pytest.fixture

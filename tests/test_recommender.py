@@ -37,6 +37,7 @@ def _histories(users: int, longest: int = 9, seed: int = 0) -> list[list[int]]:
 
 VARIANTS: list[dict[str, Any]] = [
     {}, {"coarse_expert": "transformer"}, {"router": "level"}, {"residual": True},
+    {"start": "backbone", "denoiser": "bounded"},
     {"supervision": "all"}, {"depth": "fixed"}, {"diffusion": False}, {"moe": False},
     {"evaluation_samples": 2}, {"num_layers": 0}, {"local_path": 3},
 ]  # fmt: skip
@@ -66,9 +67,9 @@ def test_it_recommends_what_the_model_does(options: dict[str, Any], backend: str
 
 
 def test_the_whole_model_takes_the_short_way() -> None:
-    for options in VARIANTS[:5]:
+    for options in VARIANTS[:6]:
         assert Plan.suits(_model(**options, backend="packed")), options
-    for options in VARIANTS[5:9]:
+    for options in VARIANTS[6:10]:
         assert not Plan.suits(_model(**options, backend="packed")), options
     assert len(set(Recommender(_model()).recommend(_histories(40)).depth.tolist())) > 1
 

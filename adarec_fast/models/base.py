@@ -350,13 +350,15 @@ def initialise(module: nn.Module, generator: torch.Generator, scale: float = 0.0
 
     Taps of a local path stay zero: nothing is drawn for them, and all else is drawn as without.
     """
+    # By kind: a LayerNorm that is itself the module has no name that would tell.
+    gains = {id(part.weight) for part in module.modules() if isinstance(part, nn.LayerNorm)}
     for name, parameter in module.named_parameters():
         with torch.no_grad():
             if name.endswith("taps"):
                 parameter.zero_()
             elif parameter.dim() >= 2 or name.endswith("router_w2"):
                 parameter.normal_(0.0, scale, generator=generator)
-            elif "norm" in name and name.endswith("weight"):
+            elif id(parameter) in gains:
                 parameter.fill_(1.0)
             else:
                 parameter.zero_()

@@ -26,6 +26,7 @@ from .moe_aggregate import moe_aggregate
 _OPTIONAL = ("noise_seed", "noise", "seed")
 _SCALARS = {
     "heads": "int", "eps": "float", "attention_dropout": "float", "hidden_dropout": "float",
+    "bounded": "bool", "residual": "bool",
     "content": "bool", "contrast": "bool", "last_only": "bool", "max_length": "int",
 }  # fmt: skip
 _INPUTS = ", ".join(
@@ -115,6 +116,8 @@ def fused_trajectory(
     seed: Tensor | None = None,
     noise_seed: Tensor | None = None,
     noise: Tensor | None = None,
+    bounded: bool = False,
+    residual: bool = False,
     content: bool = True,
     contrast: bool = False,
     last_only: bool = True,
@@ -142,6 +145,8 @@ def fused_trajectory(
         seed: int64 ``[1]`` or ``[3]`` (:mod:`adarec_fast.rng`), of the dropout masks, or None.
         noise_seed: the same, of the diffusion noise; None means epsilon = 0.
         noise: explicit epsilon ``[T, N, D]`` instead of ``noise_seed``.
+        bounded: the form of eps_theta, as in :func:`ops.hda_trajectory`.
+        residual: the coarse expert's, as in :func:`ops.mlp_expert`.
         content: the router sees Pool of every level, not the level's embedding alone.
         contrast: also give the mean over tokens of the coarse output, for Eq. 6.
         last_only: read out the last token of each sequence only.
@@ -166,8 +171,8 @@ def fused_trajectory(
         seed = None
     given: list[Any] = [
         embeddings, offsets, depth, level_mass, alpha_bar, *denoiser, *fine, *coarse, *router,
-        noise_seed, noise, seed, heads, eps, attention_dropout, hidden_dropout, content, contrast,
-        last_only, max_length,
+        noise_seed, noise, seed, heads, eps, attention_dropout, hidden_dropout, bounded, residual,
+        content, contrast, last_only, max_length,
     ]  # fmt: skip
     inputs = TrajectoryInputs(*given)
     _check(inputs)
@@ -184,7 +189,7 @@ def separate(inputs: TrajectoryInputs, backend: str) -> Trajectory:
     shared: dict[str, Any] = {"max_length": i.max_length, "backend": backend}
     x0, error = hda_trajectory(
         i.embeddings, i.offsets, i.depth, i.alpha_bar, *i.denoiser, seed=i.noise_seed,
-        noise=i.noise, **shared,
+        noise=i.noise, bounded=i.bounded, **shared,
     )
     fine = encoder_layer(
         x0, i.offsets, i.depth, LayerWeights(*i.fine), heads=i.heads, eps=i.eps,
@@ -193,7 +198,7 @@ def separate(inputs: TrajectoryInputs, backend: str) -> Trajectory:
     )
     coarse = mlp_expert(
         x0, i.offsets, i.depth, *i.coarse, eps=i.eps, hidden_dropout=i.hidden_dropout,
-        seed=i.seed, last_only=last and not i.contrast, **shared,
+        seed=i.seed, residual=i.residual, last_only=last and not i.contrast, **shared,
     )
     pooled = coarse.new_empty(0)
     if i.contrast:

@@ -14,7 +14,7 @@ from ._library import check_index, check_seed, check_shape, choose, define, run
 
 _INPUTS = (
     "Tensor embeddings, Tensor offsets, Tensor depth, Tensor alpha_bar, Tensor w1, "
-    "Tensor level_bias, Tensor w2, Tensor b2, Tensor? seed, Tensor? noise"
+    "Tensor level_bias, Tensor w2, Tensor b2, Tensor? seed, Tensor? noise, bool bounded"
 )
 
 
@@ -50,16 +50,18 @@ class _HDATrajectory(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, backend: str, *inputs: Any) -> tuple[Tensor, Tensor]:
         ctx.backend, ctx.autocast = backend, Autocast.current(inputs[0])
-        ctx.save_for_backward(*inputs)
+        *tensors, ctx.bounded = inputs
+        ctx.save_for_backward(*tensors)
         return torch.ops.adarec_fast.hda_trajectory_fwd(*inputs, backend)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         with ctx.autocast.restored():
             d_e, d_w1, d_bias, d_w2, d_b2 = torch.ops.adarec_fast.hda_trajectory_bwd(
-                *(grad.contiguous() for grad in grads), *ctx.saved_tensors, ctx.backend
+                *(grad.contiguous() for grad in grads), *ctx.saved_tensors, ctx.bounded,
+                ctx.backend,
             )
-        return None, d_e, None, None, None, d_w1, d_bias, d_w2, d_b2, None, None
+        return None, d_e, None, None, None, d_w1, d_bias, d_w2, d_b2, None, None, None
 
 
 def hda_trajectory(
@@ -74,6 +76,7 @@ def hda_trajectory(
     *,
     seed: Tensor | None = None,
     noise: Tensor | None = None,
+    bounded: bool = False,
     max_length: int,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
@@ -88,6 +91,9 @@ def hda_trajectory(
             embedding's share of W1 and b1 folded into ``level_bias`` (row k-1 for level k).
         seed: int64 ``[1]`` or ``[3]`` (:mod:`adarec_fast.rng`); None means epsilon = 0.
         noise: explicit epsilon ``[T, N, D]`` instead of a seed.
+        bounded: eps_theta is not the denoiser's F(E_k, k) itself, but sqrt(1 - alpha_bar_k) E_k +
+            sqrt(alpha_bar_k) F(E_k, k), so that Eq. 5 is x0 = sqrt(alpha_bar_k) E_k -
+            sqrt(1 - alpha_bar_k) F.
         max_length: no sequence is longer (the reference pads to it).
         backend: see :mod:`adarec_fast.ops`.
 
@@ -118,7 +124,7 @@ def hda_trajectory(
     if chosen != "reference":
         return run(
             _HDATrajectory, "hda_trajectory", chosen, embeddings, offsets, depth, alpha_bar, w1,
-            level_bias, w2, b2, seed, noise,
+            level_bias, w2, b2, seed, noise, bounded,
         )
     if noise is None and seed is not None:
         noise = rng.trajectory_noise(seed, tokens, size, levels - 1, embeddings.dtype)
@@ -128,7 +134,7 @@ def hda_trajectory(
     padded = ragged.to_padded(embeddings, offsets, max_length)
     padded_noise = None if noise is None else ragged.to_padded(noise, offsets, max_length, dim=1)
     x0, error = reference(
-        padded, alpha_bar.to(embeddings.dtype), w1, level_bias, w2, b2, padded_noise
+        padded, alpha_bar.to(embeddings.dtype), w1, level_bias, w2, b2, padded_noise, bounded
     )
     computed = ragged.reached_levels(depth, levels)[1:, :, None]
     summed = torch.where(computed, error, torch.zeros_like(error)).sum(0)

@@ -15,7 +15,7 @@ from ._library import check_index, check_seed, check_shape, choose, define, run
 _INPUTS = (
     "Tensor x, Tensor offsets, Tensor? depth, Tensor w1, Tensor b1, Tensor w2, Tensor b2, "
     "Tensor ln_w, Tensor ln_b, float eps, float hidden_dropout, Tensor? seed, int stream, "
-    "bool last_only"
+    "bool residual, bool last_only"
 )
 
 
@@ -44,7 +44,7 @@ class _MLPExpert(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, backend: str, *inputs: Any) -> Tensor:
         ctx.backend, ctx.autocast = backend, Autocast.current(inputs[0])
-        ctx.scalars = (inputs[9], inputs[10], inputs[12], inputs[13])
+        ctx.scalars = (*inputs[9:11], *inputs[12:])
         ctx.save_for_backward(*inputs[:9], inputs[11])
         return torch.ops.adarec_fast.mlp_expert_fwd(*inputs, backend)
 
@@ -55,7 +55,7 @@ class _MLPExpert(torch.autograd.Function):
             d_x, *d_weights = torch.ops.adarec_fast.mlp_expert_bwd(
                 grad_y.contiguous(), *tensors, *ctx.scalars[:2], seed, *ctx.scalars[2:], ctx.backend
             )
-        return None, d_x, None, None, *d_weights, *([None] * 5)
+        return None, d_x, None, None, *d_weights, *([None] * 6)
 
 
 def mlp_expert(
@@ -73,6 +73,7 @@ def mlp_expert(
     hidden_dropout: float = 0.0,
     seed: Tensor | None = None,
     stream: int = rng.STREAM_COARSE_MLP,
+    residual: bool = False,
     last_only: bool = False,
     max_length: int,
     backend: str = "auto",
@@ -87,6 +88,7 @@ def mlp_expert(
         eps: LayerNorm's.
         hidden_dropout: probability, applied only if ``seed`` (int64 ``[1]`` or ``[3]``) is given.
         stream: dropout's stream.
+        residual: LN(x + dropout(...)), a path around the MLP.
         last_only: compute the last token of each sequence only.
         max_length: no sequence is longer.
         backend: see :mod:`adarec_fast.ops`.
@@ -116,7 +118,7 @@ def mlp_expert(
     if chosen != "reference":
         return run(
             _MLPExpert, "mlp_expert", chosen, x, offsets, depth, w1, b1, w2, b2, ln_w, ln_b, eps,
-            hidden_dropout, seed, stream, last_only,
+            hidden_dropout, seed, stream, residual, last_only,
         )
     x = ragged.to_padded(ragged.mask_levels(x, offsets, depth), offsets, max_length, dim=1)
     keep = None
@@ -125,6 +127,6 @@ def mlp_expert(
             seed, rng.element_index(tokens, size, seed), stream, levels, hidden_dropout
         )
         keep = ragged.to_padded(mask, offsets, max_length, dim=1)
-    y = reference(x, w1, b1, w2, b2, ln_w, ln_b, eps, hidden_dropout, keep)
+    y = reference(x, w1, b1, w2, b2, ln_w, ln_b, eps, hidden_dropout, keep, residual)
     y = ragged.from_padded(y, offsets, tokens, dim=1)
     return y[:, ragged.last_tokens(offsets)] if last_only else y

@@ -22,7 +22,7 @@ from .mlp_expert import mlp_expert
 _INPUTS = (
     "Tensor x, Tensor offsets, Tensor depth, Tensor w1, Tensor b1, Tensor w2, Tensor b2, "
     "Tensor ln_w, Tensor ln_b, float eps, float hidden_dropout, Tensor? seed, int stream, "
-    "bool content"
+    "bool residual, bool content"
 )
 
 
@@ -62,7 +62,7 @@ class _MLPExpertPooled(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, backend: str, *inputs: Any) -> tuple[Tensor, ...]:
         ctx.backend, ctx.autocast = backend, Autocast.current(inputs[0])
-        ctx.scalars = (inputs[9], inputs[10], inputs[12], inputs[13])
+        ctx.scalars = (*inputs[9:11], *inputs[12:])
         ctx.save_for_backward(*inputs[:9], inputs[11])
         return torch.ops.adarec_fast.mlp_expert_pooled_fwd(*inputs, backend)
 
@@ -74,7 +74,7 @@ class _MLPExpertPooled(torch.autograd.Function):
                 *(grad.contiguous() for grad in grads), *tensors, *ctx.scalars[:2], seed,
                 *ctx.scalars[2:], ctx.backend,
             )
-        return None, d_x, None, None, *d_weights, *([None] * 5)
+        return None, d_x, None, None, *d_weights, *([None] * 6)
 
 
 def mlp_expert_pooled(
@@ -92,6 +92,7 @@ def mlp_expert_pooled(
     hidden_dropout: float = 0.0,
     seed: Tensor | None = None,
     stream: int = rng.STREAM_COARSE_MLP,
+    residual: bool = False,
     content: bool = True,
     max_length: int,
     backend: str = "auto",
@@ -106,6 +107,7 @@ def mlp_expert_pooled(
         eps: LayerNorm's.
         hidden_dropout: probability, applied only if ``seed`` (int64 ``[1]`` or ``[3]``) is given.
         stream: dropout's stream.
+        residual: as in :func:`mlp_expert`.
         content: give the mean of x, too.
         max_length: no sequence is longer.
         backend: see :mod:`adarec_fast.ops`.
@@ -131,12 +133,12 @@ def mlp_expert_pooled(
     if chosen != "reference":
         return PooledLevels(*run(
             _MLPExpertPooled, "mlp_expert_pooled", chosen, x, offsets, depth, w1, b1, w2, b2, ln_w,
-            ln_b, eps, hidden_dropout, seed, stream, content,
+            ln_b, eps, hidden_dropout, seed, stream, residual, content,
         ))
     shared: dict[str, Any] = {"max_length": max_length, "backend": "reference"}
     y = mlp_expert(
         x, offsets, depth, w1, b1, w2, b2, ln_w, ln_b, eps=eps, hidden_dropout=hidden_dropout,
-        seed=seed, stream=stream, **shared,
+        seed=seed, stream=stream, residual=residual, **shared,
     )
     pooled = level_pool(y, offsets, depth, **shared)
     mean = level_pool(x, offsets, depth, **shared) if content else x.new_zeros(0)

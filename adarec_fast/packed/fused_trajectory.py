@@ -45,7 +45,7 @@ def _run(ops: _Ops, part: Part) -> tuple[_Stages, Tensor, Tensor | None]:
     """The stages up to the router, the error, and the pooled coarse output."""
     i = part.inputs
     x0, error = ops.denoise.fwd(
-        i.embeddings, i.offsets, i.depth, i.alpha_bar, *i.denoiser, i.noise_seed, i.noise
+        i.embeddings, i.offsets, i.depth, i.alpha_bar, *i.denoiser, *i.denoiser_options
     )
     fine = ops.fine.fwd(x0, i.offsets, i.depth, *i.fine, *i.fine_options)
     coarse = ops.coarse.fwd(x0, i.offsets, i.depth, *i.coarse, *i.coarse_options)
@@ -146,7 +146,7 @@ def _backward(
         d_x0 += ops.pool.bwd(d_content, i.offsets, i.depth, not i.last_only, tokens)
     d_e, *d_denoiser = ops.denoise.bwd(
         d_x0, grad_error.contiguous(), i.embeddings, i.offsets, i.depth, i.alpha_bar,
-        *i.denoiser, i.noise_seed, i.noise,
+        *i.denoiser, *i.denoiser_options,
     )
     return d_e, d_mass, *d_denoiser, *d_fine_weights, *d_coarse_weights, *d_router
 

@@ -23,6 +23,7 @@ def _forward(
     b2: Tensor,
     seed: Tensor | None,
     noise: Tensor | None,
+    bounded: bool = False,
 ) -> tuple[Tensor, Tensor]:
     tokens, size = embeddings.shape
     levels = alpha_bar.shape[0]
@@ -40,8 +41,10 @@ def _forward(
         epsilon = None if noise is None else noise[k - 1][active]
         noisy = signal * x if epsilon is None else signal * x + spread * epsilon
         predicted = F.linear(F.silu(F.linear(noisy.to(x.dtype), w1, level_bias[k - 1])), w2, b2)
+        if bounded:
+            predicted = spread * noisy + signal * predicted
         miss = predicted if epsilon is None else predicted - epsilon
-        # Eq. 5 with Eq. 4 put in: x0 = E + sigma_k (epsilon - eps_theta).
+        # Eq. 5 with Eq. 4 put in: x0 = E + sigma_k (epsilon - eps_theta), whatever its form.
         plane = (x - (spread / signal) * miss).to(x.dtype)
         planes.append(embeddings.new_zeros(tokens, size).index_copy(0, active, plane))
         error = error.index_add(0, active, miss.to(wide).square().sum(-1))

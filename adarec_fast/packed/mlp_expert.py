@@ -26,6 +26,7 @@ def _forward(
     hidden_dropout: float,
     seed: Tensor | None,
     stream: int,
+    residual: bool,
     last_only: bool,
 ) -> Tensor:
     levels, tokens, size = x.shape
@@ -40,8 +41,9 @@ def _forward(
         index = rng.element_index(tokens, size, seed)
         keep = rng.keep_levels(seed, index, stream, levels, hidden_dropout).flatten(0, 1)[source]
     y = mlp_expert(
-        x.flatten(0, 1)[source], w1, b1, w2, b2, ln_w, ln_b, eps, hidden_dropout, keep
-    )
+        x.flatten(0, 1)[source], w1, b1, w2, b2, ln_w, ln_b, eps, hidden_dropout, keep,
+        residual,
+    )  # fmt: skip
     return scatter_rows(y.to(x.dtype), target, (levels, rows))
 
 

@@ -56,6 +56,8 @@ class TrajectoryInputs(NamedTuple):
     eps: float
     attention_dropout: float
     hidden_dropout: float
+    bounded: bool
+    residual: bool
     content: bool
     contrast: bool
     last_only: bool
@@ -82,6 +84,11 @@ class TrajectoryInputs(NamedTuple):
         return self[27:33]  # type: ignore[return-value]
 
     @property
+    def denoiser_options(self) -> tuple[Any, ...]:
+        """What follows the denoiser's parameters in ``hda_trajectory``'s schema."""
+        return self.noise_seed, self.noise, self.bounded
+
+    @property
     def fine_options(self) -> tuple[Any, ...]:
         """What follows the fine expert's parameters in ``encoder_layer``'s schema."""
         seed = self.seed if self.attention_dropout or self.hidden_dropout else None
@@ -96,7 +103,7 @@ class TrajectoryInputs(NamedTuple):
         seed = self.seed if self.hidden_dropout else None
         # Eq. 6 pools the coarse output over all tokens; without it the read-outs are enough.
         last_only = self.last_only and not self.contrast
-        return self.eps, self.hidden_dropout, seed, rng.STREAM_COARSE_MLP, last_only
+        return self.eps, self.hidden_dropout, seed, rng.STREAM_COARSE_MLP, self.residual, last_only
 
 
 class Trajectory(NamedTuple):

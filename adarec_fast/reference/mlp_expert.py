@@ -19,8 +19,9 @@ def mlp_expert(
     eps: float,
     hidden_dropout: float,
     keep: Tensor | None,
+    residual: bool = False,
 ) -> Tensor:
-    """LN(dropout(W2 GELU(W1 x + b1) + b2)), D -> 2D -> D.
+    """LN(dropout(W2 GELU(W1 x + b1) + b2)), D -> 2D -> D; if ``residual``, x is added before LN.
 
     Args:
         x: ``[..., D]``.
@@ -30,9 +31,10 @@ def mlp_expert(
         eps: LayerNorm's.
         hidden_dropout: probability that goes with ``keep``.
         keep: bool ``[..., D]`` or None.
+        residual: a path around the MLP.
 
     Returns:
         ``[..., D]``.
     """
-    hidden = F.linear(F.gelu(F.linear(x, w1, b1)), w2, b2)
-    return F.layer_norm(drop(hidden, keep, hidden_dropout), (x.shape[-1],), ln_w, ln_b, eps)
+    y = drop(F.linear(F.gelu(F.linear(x, w1, b1)), w2, b2), keep, hidden_dropout)
+    return F.layer_norm(x + y if residual else y, (x.shape[-1],), ln_w, ln_b, eps)

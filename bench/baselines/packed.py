@@ -172,7 +172,7 @@ class PackedADARec(nn.Module):
         coarse = mlp_expert._forward(
             x0, offsets, depth, expert.ff1.weight, expert.ff1.bias, expert.ff2.weight,
             expert.ff2.bias, expert.norm.weight, expert.norm.bias, expert.eps,
-            expert.hidden_dropout, offsets[:1] if self.training else None, 0,
+            expert.hidden_dropout, offsets[:1] if self.training else None, 0, False,
             not torch.is_grad_enabled(),
         )
         read, read_depth = coarse, depth

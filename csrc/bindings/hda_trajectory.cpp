@@ -15,7 +15,7 @@ struct Arguments {
   Arguments(const Tensor& embeddings_in, const Tensor& offsets_in, const Tensor& depth_in,
             const Tensor& alpha_bar_in, const Tensor& w1_in, const Tensor& level_bias_in,
             const Tensor& w2_in, const Tensor& b2_in, const std::optional<Tensor>& seed,
-            const std::optional<Tensor>& noise_in)
+            const std::optional<Tensor>& noise_in, bool bounded)
       : embeddings(as_float(embeddings_in, "embeddings")),
         offsets(as_index(offsets_in, "offsets")),
         depth(as_index(depth_in, "depth")),
@@ -51,6 +51,7 @@ struct Arguments {
     op.level_bias = data(level_bias);
     op.w2 = data(w2);
     op.b2 = data(b2);
+    op.bounded = bounded;
     if (noise_in.has_value()) {
       noise = as_float(*noise_in, "noise");
       check_shape(noise, "noise", op.levels - 1, op.tokens, size);
@@ -68,8 +69,9 @@ std::tuple<Tensor, Tensor> forward(const Tensor& embeddings, const Tensor& offse
                                    const Tensor& depth, const Tensor& alpha_bar, const Tensor& w1,
                                    const Tensor& level_bias, const Tensor& w2, const Tensor& b2,
                                    const std::optional<Tensor>& seed,
-                                   const std::optional<Tensor>& noise) {
-  const Arguments a(embeddings, offsets, depth, alpha_bar, w1, level_bias, w2, b2, seed, noise);
+                                   const std::optional<Tensor>& noise, bool bounded) {
+  const Arguments a(embeddings, offsets, depth, alpha_bar, w1, level_bias, w2, b2, seed, noise,
+                    bounded);
   Tensor x0 = empty({a.op.levels, a.op.tokens, a.op.size});
   Tensor error = empty({a.op.tokens});
   hda_trajectory_forward(a.op, out(x0), out(error));
@@ -80,8 +82,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     const Tensor& grad_x0_in, const Tensor& grad_error_in, const Tensor& embeddings,
     const Tensor& offsets, const Tensor& depth, const Tensor& alpha_bar, const Tensor& w1,
     const Tensor& level_bias, const Tensor& w2, const Tensor& b2,
-    const std::optional<Tensor>& seed, const std::optional<Tensor>& noise) {
-  const Arguments a(embeddings, offsets, depth, alpha_bar, w1, level_bias, w2, b2, seed, noise);
+    const std::optional<Tensor>& seed, const std::optional<Tensor>& noise, bool bounded) {
+  const Arguments a(embeddings, offsets, depth, alpha_bar, w1, level_bias, w2, b2, seed, noise,
+                    bounded);
   const Tensor grad_x0 = as_float(grad_x0_in, "grad_x0");
   const Tensor grad_error = as_float(grad_error_in, "grad_error");
   check_shape(grad_x0, "grad_x0", a.op.levels, a.op.tokens, a.op.size);

@@ -15,7 +15,7 @@ struct Arguments {
   Arguments(const Tensor& x_in, const Tensor& offsets_in, const std::optional<Tensor>& depth_in,
             const Tensor& w1_in, const Tensor& b1_in, const Tensor& w2_in, const Tensor& b2_in,
             const Tensor& ln_w_in, const Tensor& ln_b_in, double eps, double hidden_dropout,
-            const std::optional<Tensor>& seed, int64_t stream, bool last_only)
+            const std::optional<Tensor>& seed, int64_t stream, bool residual, bool last_only)
       : x(as_float(x_in, "x")),
         offsets(as_index(offsets_in, "offsets")),
         w1(as_float(w1_in, "w1")),
@@ -58,6 +58,7 @@ struct Arguments {
     op.ln_b = data(ln_b);
     op.eps = static_cast<float>(eps);
     op.dropout = hidden_dropout;
+    op.residual = residual;
     op.last_only = last_only;
     op.stream = static_cast<std::uint32_t>(stream);
     if (seed.has_value()) {
@@ -72,9 +73,9 @@ struct Arguments {
 Tensor forward(const Tensor& x, const Tensor& offsets, const std::optional<Tensor>& depth,
                const Tensor& w1, const Tensor& b1, const Tensor& w2, const Tensor& b2,
                const Tensor& ln_w, const Tensor& ln_b, double eps, double hidden_dropout,
-               const std::optional<Tensor>& seed, int64_t stream, bool last_only) {
+               const std::optional<Tensor>& seed, int64_t stream, bool residual, bool last_only) {
   const Arguments a(x, offsets, depth, w1, b1, w2, b2, ln_w, ln_b, eps, hidden_dropout, seed,
-                    stream, last_only);
+                    stream, residual, last_only);
   Tensor y = empty({a.op.levels, last_only ? a.op.sequences : a.op.tokens, a.op.size});
   if (a.op.levels > 0) mlp_expert_forward(a.op, out(y));
   return like(y, x);
@@ -84,9 +85,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     const Tensor& grad_y_in, const Tensor& x, const Tensor& offsets,
     const std::optional<Tensor>& depth, const Tensor& w1, const Tensor& b1, const Tensor& w2,
     const Tensor& b2, const Tensor& ln_w, const Tensor& ln_b, double eps, double hidden_dropout,
-    const std::optional<Tensor>& seed, int64_t stream, bool last_only) {
+    const std::optional<Tensor>& seed, int64_t stream, bool residual, bool last_only) {
   const Arguments a(x, offsets, depth, w1, b1, w2, b2, ln_w, ln_b, eps, hidden_dropout, seed,
-                    stream, last_only);
+                    stream, residual, last_only);
   const Tensor grad_y = as_float(grad_y_in, "grad_y");
   check_shape(grad_y, "grad_y", a.op.levels, last_only ? a.op.sequences : a.op.tokens, a.op.size);
   Tensor d_x = empty(a.x.sizes()), d_w1 = empty(a.w1.sizes()), d_b1 = empty(a.b1.sizes()),

@@ -87,7 +87,8 @@ class Tile {
   int count() const { return count_; }
 
   // Level k >= 1 of its n rows: hidden = SiLU(W1 E_k + bias_k), miss = eps_theta - epsilon. Levels
-  // come in order, since noise is made for four of them at once.
+  // come in order, since noise is made for four of them at once. The bounded eps_theta, spread E_k
+  // + signal F, misses by signal (F + spread E - signal epsilon).
   void denoise(int k, int n) {
     const Level level = level_of(op_, k);
     const float* bias = op_.level_bias + std::int64_t{k - 1} * op_.hidden;
@@ -101,11 +102,18 @@ class Tile {
     }
     gemm_nn(n, op_.size, op_.hidden, hidden, op_.hidden, s_.w2_t, op_.size, miss, op_.size, 0);
     const float* epsilon = s_.noisy ? noise_of(k) : nullptr;
+    const Vec signal = set1(level.signal), spread = set1(level.spread);
     for (int r = 0; r < n; ++r)
       for_lanes(op_.size, [&](int i, auto m) {
         const int at = r * op_.size + i;
         Vec v = load(miss + at, m) + load(op_.b2 + i, m);
-        if (epsilon != nullptr) v = v - load(epsilon + at, m);
+        if (op_.bounded) {
+          v = fma(spread, load(e + at, m), v);
+          if (epsilon != nullptr) v = fnma(signal, load(epsilon + at, m), v);
+          v = signal * v;
+        } else if (epsilon != nullptr) {
+          v = v - load(epsilon + at, m);
+        }
         store(miss + at, v, m);
       });
   }
@@ -242,9 +250,10 @@ void backward_tile(const Shared& shared, std::int64_t index, const float* grad_x
     const int n = tile.reaching(k);
     tile.denoise(k, n);
     const Level level = level_of(op, k);
-    const Vec ratio = set1(level.ratio), signal = set1(level.signal);
+    const Vec ratio = set1(level.ratio), signal = set1(level.signal), spread = set1(level.spread);
     const float* plane = grad_x0 + k * op.tokens * size;
-    // miss becomes the gradient of eps_theta: 2 d_error miss - sigma_k d_x0.
+    // miss becomes the gradient of F: that of eps_theta, 2 d_error miss - sigma_k d_x0, or signal
+    // times it, and signal spread times it is E's.
     for (int r = 0; r < n; ++r) {
       const float* from = plane + tile.token(r) * size;
       const Vec twice = set1(2.0f * grad_error[tile.token(r)]);
@@ -252,8 +261,13 @@ void backward_tile(const Shared& shared, std::int64_t index, const float* grad_x
         const Vec g = load(from + i, m);
         float* d = d_e + r * size + i;
         float* miss = tile.miss + r * size + i;
-        store(d, load(d, m) + g, m);
-        store(miss, fnma(ratio, g, twice * load(miss, m)), m);
+        Vec d_predicted = fnma(ratio, g, twice * load(miss, m)), own = load(d, m) + g;
+        if (op.bounded) {
+          d_predicted = signal * d_predicted;
+          own = fma(spread, d_predicted, own);
+        }
+        store(d, own, m);
+        store(miss, d_predicted, m);
       });
     }
     gemm_tn(size, hidden, n, tile.miss, size, tile.hidden, hidden, sums + at.w2, hidden);

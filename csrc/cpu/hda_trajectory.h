@@ -22,6 +22,7 @@ struct HDATrajectory {
   bool seeded;
   Seed seed;
   const float* noise;                      // [T, N, D], or null
+  bool bounded;                            // eps_theta = spread E_k + signal F, not F itself
 };
 
 struct HDATrajectoryGradients {

@@ -122,7 +122,8 @@ class Tile {
     float* row = normal + r * size;
     Vec total = zero();
     for_lanes(size, [&](int i, auto m) {
-      const Vec v = drop(k, r, i, load(row + i, m) + load(op_.b2 + i, m), m);
+      Vec v = drop(k, r, i, load(row + i, m) + load(op_.b2 + i, m), m);
+      if (op_.residual) v = v + load(x + r * size + i, m);
       store(row + i, v, m);
       total = total + v;
     });
@@ -184,9 +185,10 @@ struct Sums {
   }
 };
 
-// The LayerNorm's and dropout's gradient of row r at level k, from grad [D] into d [D].
+// The LayerNorm's and dropout's gradient of row r at level k, from grad [D] into d [D], and the
+// LayerNorm's alone into around [D] where there is a path around the MLP.
 void norm_backward(const MLPExpert& op, const Tile& tile, int k, int r, const float* grad, float* d,
-                   float* d_gain, float* d_bias) {
+                   float* around, float* d_gain, float* d_bias) {
   const float* xhat = tile.normal + r * op.size;
   Vec total = zero(), along = zero();
   for_lanes(op.size, [&](int i, auto m) {
@@ -203,6 +205,7 @@ void norm_backward(const MLPExpert& op, const Tile& tile, int k, int r, const fl
   for_lanes(op.size, [&](int i, auto m) {
     const Vec w = load(grad + i, m) * load(op.ln_w + i, m);
     const Vec v = scale * fnma(slant, load(xhat + i, m), w - mean);
+    if (op.residual) store(around + i, v, m);
     store(d + i, tile.drop(k, r, i, v, m), m);
   });
 }
@@ -217,12 +220,13 @@ void backward_tile(const Shared& shared, std::int64_t index, const float* grad_y
   const std::int64_t count = shared.tiles.size(index);
   float* d_out = scratch.take(count * size);
   float* d_hidden = scratch.take(count * hidden);
+  float* d_x = op.residual ? scratch.take(count * size) : d_out;
   for (int k = 0; k <= tile.row(0).depth; ++k) {
     const int n = shared.tiles.reaching(index, k);
     tile.compute(k, n);
     for (int r = 0; r < n; ++r)
       norm_backward(op, tile, k, r, grad_y + (k * targets + tile.row(r).target) * size,
-                    d_out + r * size, sums + at.ln_w, sums + at.ln_b);
+                    d_out + r * size, d_x + r * size, sums + at.ln_w, sums + at.ln_b);
     gemm_tn(size, hidden, n, d_out, size, tile.hidden, hidden, sums + at.w2, hidden);
     add_columns(n, size, d_out, size, sums + at.b2);
     gemm_nn(n, hidden, size, d_out, size, op.w2, hidden, d_hidden, hidden, 0);
@@ -231,9 +235,9 @@ void backward_tile(const Shared& shared, std::int64_t index, const float* grad_y
     });
     gemm_tn(hidden, size, n, d_hidden, hidden, tile.x, size, sums + at.w1, size);
     add_columns(n, hidden, d_hidden, hidden, sums + at.b1);
-    gemm_nn(n, size, hidden, d_hidden, hidden, op.w1, size, d_out, size, 0);
+    gemm_nn(n, size, hidden, d_hidden, hidden, op.w1, size, d_x, size, op.residual ? 1 : 0);
     for (int r = 0; r < n; ++r)
-      std::memcpy(shared.row(grad_x, k, tile.row(r).token, op.tokens), d_out + r * size,
+      std::memcpy(shared.row(grad_x, k, tile.row(r).token, op.tokens), d_x + r * size,
                   sizeof(float) * size);
   }
 }

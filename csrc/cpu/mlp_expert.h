@@ -1,4 +1,5 @@
-// The token-wise coarse expert LN(dropout(W2 GELU(W1 x + b1) + b2)) over levels of ragged depth.
+// The token-wise coarse expert LN(dropout(W2 GELU(W1 x + b1) + b2)) over levels of ragged depth;
+// with a path around the MLP, x is added before LN.
 #pragma once
 
 #include <cstdint>
@@ -22,6 +23,7 @@ struct MLPExpert {
   bool seeded;                             // dropout is off without a seed
   Seed seed;
   std::uint32_t stream;
+  bool residual;
   bool last_only;
 };
 

@@ -33,6 +33,11 @@ class ADARecConfig(ModelConfig):
 
     max_depth: int = Field(4, ge=1, le=64, description="T_max, greatest diffusion depth")
     schedule: Schedule = Field("respaced", description="noise schedule, see models/adarec")
+    denoiser: Literal["paper", "bounded"] = Field(
+        "paper",
+        description="eps_theta: an MLP of E_k; bounded, not in the paper: a turn of E_k and the "
+        "MLP, so that no level of Eq. 5 grows",
+    )
     depth_gradient: DepthGradient = Field(
         "truncated", description="levels computed in training: up to T_u, or all"
     )
@@ -54,6 +59,11 @@ class ADARecConfig(ModelConfig):
     moe: bool = Field(True, description="HP-MoE; without it the mean of the levels (Table 4)")
     router: Literal["content", "level"] = Field(
         "content", description="Eq. 7, or the level embedding alone (Table 4)"
+    )
+    start: Literal["random", "backbone"] = Field(
+        "random",
+        description="backbone, not in the paper: both experts begin as LayerNorm alone, the coarse "
+        "one with a path around its MLP, so that h begins as E",
     )
     residual: bool = Field(
         False, description="not in the paper: LayerNorm(E + h_u) after Eq. 11"

@@ -45,18 +45,20 @@ def alpha_bar_schedule(max_depth: int, schedule: Schedule) -> Tensor:
 
 
 class Denoiser(nn.Module):
-    """eps_theta(E_k, k) = W2 SiLU(W1 [E_k; emb(k)] + b1) + b2, hidden size 2D, with Eq. 4 and 5.
+    """F(E_k, k) = W2 SiLU(W1 [E_k; emb(k)] + b1) + b2, hidden size 2D, with Eq. 4 and 5.
 
     Args:
         size: D.
         max_depth: T.
         schedule: see :func:`alpha_bar_schedule`.
+        bounded: eps_theta is sqrt(1 - alpha_bar_k) E_k + sqrt(alpha_bar_k) F, and not F itself.
     """
 
     alpha_bar: Tensor
 
-    def __init__(self, size: int, max_depth: int, schedule: Schedule) -> None:
+    def __init__(self, size: int, max_depth: int, schedule: Schedule, *, bounded: bool) -> None:
         super().__init__()
+        self.bounded = bounded
         hidden = 2 * size
         self.w1 = nn.Parameter(torch.empty(hidden, size))
         self.level_w1 = nn.Parameter(torch.empty(hidden, size))
@@ -86,7 +88,7 @@ class Denoiser(nn.Module):
         """
         return ops.hda_trajectory(
             embeddings, offsets, depth, self.alpha_bar, *self.weights(level_embedding, level_bias),
-            seed=seed, noise=noise, max_length=max_length, backend=backend,
+            seed=seed, noise=noise, bounded=self.bounded, max_length=max_length, backend=backend,
         )
 
     def weights(

@@ -10,12 +10,15 @@ from ... import ops, rng
 class MLPExpert(nn.Module):
     """The default coarse expert: LN(W2 GELU(W1 x + b1) + b2), D -> 2D -> D, a token at a time.
 
-    It has no residual path: what reaches the coarse representation has passed the bottleneck.
+    What reaches the coarse representation has passed the bottleneck, unless ``residual`` adds a
+    path around it: LN(x + W2 GELU(W1 x + b1) + b2).
     """
 
-    def __init__(self, size: int, *, eps: float, hidden_dropout: float) -> None:
+    def __init__(
+        self, size: int, *, eps: float, hidden_dropout: float, residual: bool = False
+    ) -> None:
         super().__init__()
-        self.eps, self.hidden_dropout = eps, hidden_dropout
+        self.eps, self.hidden_dropout, self.residual = eps, hidden_dropout, residual
         self.ff1 = nn.Linear(size, 2 * size)
         self.ff2 = nn.Linear(2 * size, size)
         self.norm = nn.LayerNorm(size)
@@ -34,8 +37,8 @@ class MLPExpert(nn.Module):
         """``[K, N, D]`` to ``[K, N, D]``, or to ``[K, B, D]`` if ``last_only``."""
         return ops.mlp_expert(
             x, offsets, depth, *self.weights(), eps=self.eps, hidden_dropout=self.hidden_dropout,
-            seed=seed, stream=rng.STREAM_COARSE_MLP, last_only=last_only, max_length=max_length,
-            backend=backend,
+            seed=seed, stream=rng.STREAM_COARSE_MLP, residual=self.residual, last_only=last_only,
+            max_length=max_length, backend=backend,
         )
 
     def pooled(
@@ -52,8 +55,8 @@ class MLPExpert(nn.Module):
         """Of that, last rows and means over tokens (see :func:`ops.mlp_expert_pooled`)."""
         return ops.mlp_expert_pooled(
             x, offsets, depth, *self.weights(), eps=self.eps, hidden_dropout=self.hidden_dropout,
-            seed=seed, stream=rng.STREAM_COARSE_MLP, content=content, max_length=max_length,
-            backend=backend,
+            seed=seed, stream=rng.STREAM_COARSE_MLP, residual=self.residual, content=content,
+            max_length=max_length, backend=backend,
         )
 
     def weights(self) -> tuple[Tensor, ...]:

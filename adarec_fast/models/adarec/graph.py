@@ -72,7 +72,7 @@ class ADARecGraph(UserGraph):
             denoiser = model.denoiser
             x0, _ = hda_trajectory(
                 embeddings, denoiser.alpha_bar, denoiser.w1, denoiser.level_bias(table),
-                denoiser.w2, denoiser.b2, None,
+                denoiser.w2, denoiser.b2, None, denoiser.bounded,
             )  # fmt: skip
         else:
             x0 = embeddings.expand(config.num_levels, -1, -1, -1)
@@ -87,8 +87,9 @@ class ADARecGraph(UserGraph):
         else:
             w1, b1, w2, b2, norm_w, norm_b = coarse_expert.weights()
             coarse = mlp_expert(
-                last, w1, b1, w2, b2, norm_w, norm_b, coarse_expert.eps, 0.0, None
-            )
+                last, w1, b1, w2, b2, norm_w, norm_b, coarse_expert.eps, 0.0, None,
+                coarse_expert.residual,
+            )  # fmt: skip
         pooled = level_pool(x0, valid, False) if model.router.content else None
         reached = ragged.reached_levels(depth, config.num_levels)
         fused, *_ = moe_aggregate(

@@ -73,13 +73,20 @@ class ADARec(Pretrained, EmbeddingModel):
                 size, config.max_depth, config.max_length, config.gumbel_temperature
             )
         if config.diffusion:
-            self.denoiser = Denoiser(size, config.max_depth, config.schedule)
+            self.denoiser = Denoiser(
+                size, config.max_depth, config.schedule, bounded=config.denoiser == "bounded"
+            )
         if config.moe:
             self.fine_expert = self._transformer(rng.STREAM_FINE_EXPERT)
             self.coarse_expert: MLPExpert | TransformerLayer = (
                 self._transformer(rng.STREAM_COARSE_EXPERT)
                 if config.coarse_expert == "transformer"
-                else MLPExpert(size, eps=config.layer_norm_eps, hidden_dropout=config.dropout)
+                else MLPExpert(
+                    size,
+                    eps=config.layer_norm_eps,
+                    hidden_dropout=config.dropout,
+                    residual=config.start == "backbone",
+                )
             )
             self.router = Router(size, content=config.router == "content")
         if config.residual:
@@ -107,6 +114,21 @@ class ADARec(Pretrained, EmbeddingModel):
                 initialise(child, generator)
         with torch.no_grad():
             self.item_embedding.weight[0].zero_()
+            for matrix in self._silent():
+                matrix.zero_()
+
+    def _silent(self) -> list[Tensor]:
+        """The matrices that start at zero, so that what they end adds nothing at first."""
+        config = self.config
+        found: list[Tensor] = []
+        if config.diffusion and config.denoiser == "bounded":
+            found.append(self.denoiser.w2)
+        if config.moe and config.start == "backbone":
+            for expert in (self.fine_expert, self.coarse_expert):
+                found.append(expert.ff2.weight)
+                if isinstance(expert, TransformerLayer):
+                    found.append(expert.out.weight)
+        return found
 
     # ------------------------------------------------------------------ forward
 

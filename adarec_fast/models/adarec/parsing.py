@@ -243,8 +243,9 @@ def _fused(
         model.router.weights(table, biases.router),
         heads=fine.heads, eps=config.layer_norm_eps, attention_dropout=config.attention_dropout,
         hidden_dropout=config.dropout, seed=seed, noise_seed=noise_seed,
-        content=model.router.content, contrast=contrast, last_only=reading.rows is not None,
-        max_length=config.max_length, backend=config.backend,
+        bounded=denoiser.bounded, residual=coarse.residual, content=model.router.content,
+        contrast=contrast, last_only=reading.rows is not None, max_length=config.max_length,
+        backend=config.backend,
     )  # fmt: skip
 
 

@@ -40,7 +40,7 @@ class Plan:
         self._trajectory = self._encode.op("hda_trajectory")
         self._denoiser_weights = (
             denoiser.alpha_bar, denoiser.w1, denoiser.level_bias(table), denoiser.w2, denoiser.b2,
-            None, None,
+            None, None, denoiser.bounded,
         )  # fmt: skip
         self._fine = layer_arguments(model.fine_expert)
         coarse = model.coarse_expert
@@ -49,7 +49,7 @@ class Plan:
         else:
             self._coarse = self._encode.op("mlp_expert")
             self._coarse_weights = (
-                *coarse.weights(), coarse.eps, 0.0, None, rng.STREAM_COARSE_MLP,
+                *coarse.weights(), coarse.eps, 0.0, None, rng.STREAM_COARSE_MLP, coarse.residual,
             )  # fmt: skip
         self._pool = self._encode.op("level_pool")
         self._aggregate = self._encode.op("moe_aggregate")
@@ -64,7 +64,8 @@ class Plan:
             self._fused_inputs = (
                 denoiser.alpha_bar, *denoiser.weights(table), *model.fine_expert.weights(),
                 *coarse.weights(), *self._router_weights, None, None, None, config.num_heads,
-                config.layer_norm_eps, 0.0, 0.0, router.content, False, True, config.max_length,
+                config.layer_norm_eps, 0.0, 0.0, denoiser.bounded, coarse.residual,
+                router.content, False, True, config.max_length,
             )  # fmt: skip
 
     @staticmethod
