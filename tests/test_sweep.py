@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import statistics
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 from adarec_fast.cli import app
@@ -28,11 +30,16 @@ from adarec_fast.experiments import (
     write_summary,
 )
 from adarec_fast.experiments.definition import RESULT, run_name
+from adarec_fast.experiments.result import read_ranks, write_ranks
+from adarec_fast.ranking.ranks import UNREACHABLE, ranking_metrics
+from adarec_fast.training import CheckpointError, load_run
 from adarec_fast.training.run_folder import locked
 from adarec_fast.training.values import Values
 
 PACKAGE = Path(__file__).resolve().parent.parent
-TIMES = ("seconds_per_epoch", "milliseconds_per_user")
+TIMES = (
+    "seconds_per_epoch", "milliseconds_per_user", "train_seconds", "valid_seconds", "environment",
+)  # fmt: skip
 MODEL = {
     "hidden_size": 8, "num_layers": 1, "max_depth": 2, "max_length": 10, "dropout": 0.1,
     "backend": "packed",
@@ -162,6 +169,50 @@ def test_results_and_their_means(done: tuple[Sweep, Path]) -> None:
     assert stored[1]["runs"] == 2
     assert stored[1]["missing"] == 0
     assert not list(folder.rglob("*.new"))
+
+
+def test_a_result_is_a_row_that_can_be_committed(done: tuple[Sweep, Path]) -> None:
+    """What DESIGN asks of a row, and the ranks of every user."""
+    folder = done[1]
+    run_dir = folder / "lambda_deno=0.03,seed=1"
+    result = json.loads((run_dir / RESULT).read_text())
+    assert result["seed"] == result["combination"]["seed"] == 1
+    stored = {"model": "adarec", "num_items": 40, "seed": 1, "lambda_deno": 0.03, **MODEL}
+    assert stored.items() <= result["config"]["model"].items()
+    assert result["config"]["train"]["epochs"] == 1
+    assert result["train_seconds"] >= result["seconds_per_epoch"] > 0
+    assert result["valid_seconds"] > 0
+    run = load_run(run_dir)
+    assert result["parameters"] == sum(p.numel() for p in run.model.parameters())
+    environment = result["environment"]
+    assert {"adarec_fast", "commit", "python", "torch", "cpu", "time"} <= environment.keys()
+    assert "command" not in environment
+    ranks = read_ranks(run_dir, result["data"]["fingerprint"], "neg-inf")
+    assert ranks is not None
+    for part in ("valid", "test"):
+        assert (ranks[part].dtype, len(ranks[part])) == (torch.int32, 60)
+        assert ranking_metrics(ranks[part], (5, 10, 20)) == result[part]
+        sparse = ranking_metrics(ranks[part][run.split.sparse_users()], (5, 10, 20))
+        assert sparse == result[f"{part}_sparse"]
+    # Of other data, another mask, or weights that have changed since, they are none.
+    assert read_ranks(run_dir, "0" * 64, "neg-inf") is None
+    assert read_ranks(run_dir, result["data"]["fingerprint"], "off") is None
+    assert read_ranks(folder, result["data"]["fingerprint"], "neg-inf") is None
+
+
+def test_masked_targets_keep_the_greatest_rank(
+    done: tuple[Sweep, Path], tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(done[1] / "lambda_deno=0.03,seed=1", run_dir)
+    run = load_run(run_dir)
+    write_ranks(run, {"test": torch.tensor([3, UNREACHABLE])})
+    found = read_ranks(run_dir, run.source["fingerprint"], "neg-inf")
+    assert found is not None
+    assert found["test"].tolist() == [3, 2**31 - 1]
+    (run_dir / "ranks.safetensors").write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match=r"ranks\.safetensors"):
+        read_ranks(run_dir, run.source["fingerprint"], "neg-inf")
 
 
 def test_finished_runs_are_kept(done: tuple[Sweep, Path]) -> None:

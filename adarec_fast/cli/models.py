@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..models.registry import DEFAULT, listed
+from ..training import presets
 from .console import command, out
 
 
@@ -18,15 +19,19 @@ from .console import command, out
 def models(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """List the models that --model NAME may name, those of other packages among them."""
-    found = listed()
+    """List the models that --model NAME may name, and the presets that --preset NAME may.
+
+    Models of other packages are among them; a preset is a model with its settings.
+    """
+    found, ready = listed(), presets.listed()
     if as_json:
-        print(json.dumps({"default": DEFAULT, "models": found}, indent=2))
+        print(json.dumps({"default": DEFAULT, "models": found, "presets": ready}, indent=2))
         return
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("model", no_wrap=True)
-    table.add_column("what it is", overflow="fold")
-    table.add_column("source", overflow="fold")
-    for entry in found:
-        table.add_row(*(escape(entry[name]) for name in ("name", "summary", "source")))
-    out.print(table)
+    for kind, last, entries in (("model", "source", found), ("preset", "model", ready)):
+        table = Table(box=box.SIMPLE_HEAD)
+        table.add_column(kind, no_wrap=True)
+        table.add_column("what it is", overflow="fold")
+        table.add_column(last, overflow="fold")
+        for entry in entries:
+            table.add_row(*(escape(entry[name]) for name in ("name", "summary", last)))
+        out.print(table)

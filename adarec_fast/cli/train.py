@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from ..config import ConfigError, DataConfig, TrainConfig
 from ..models.registry import DEFAULT, create_config, described
+from ..training.presets import preset as preset_values
 from ..training.values import Values, known_keys, read_assignments, read_config, renamed
 from .console import INTERRUPTED, command, err, out
 from .evaluate import report
@@ -37,6 +38,12 @@ def train(
         bool,
         typer.Option("--resume", help="Go on with the run in --run-dir where it stopped."),
     ] = False,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="A model with its settings, see adarec-fast models."
+        ),
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="YAML or JSON, flat or with data, model and train."),
@@ -51,16 +58,20 @@ def train(
     """Train a model, test its best epoch and show some recommendations.
 
     Without options it trains on synthetic data, in under two minutes on two cores. Values are
-    taken from, each overriding those before: defaults, --config, options, --set.
+    taken from, each overriding those before: defaults, --preset, --config, options, --set.
     """
     from ..data.configured import load_data
     from ..distributed import join, speaks
     from ..training import make_reporter
     from ..training import train as run_training
 
-    given = Values() if config is None else read_config(config, chosen.system)
+    given = Values() if preset is None else preset_values(preset, "--preset")
+    if config is not None:
+        given = given.update(read_config(config, chosen.system or given.system))
     given = given.update(chosen)
     given = given.update(read_assignments(assignments or [], given.system))
+    if preset is not None:
+        _check_preset(preset, given, resume)
     if resume:
         if run_dir is None:
             raise ConfigError("--resume needs --run-dir, the folder of the run to go on with")
@@ -123,6 +134,18 @@ def train(
         # As a shell counts: 130 for SIGINT, 143 for SIGTERM.
         raise typer.Exit(INTERRUPTED if result.signal is None else 128 + result.signal)
     _conclude(folder, train_config)
+
+
+def _check_preset(name: str, given: Values, resume: bool) -> None:
+    """A preset is of one model, and of a run that begins."""
+    if resume:
+        raise ConfigError(f"--preset {name}: a run that goes on keeps its settings; leave it out")
+    own = preset_values(name).system
+    if given.system != own:
+        raise ConfigError(
+            f"--preset {name} is of the model {own}, and --model names {given.system}; leave out "
+            "one of the two"
+        )
 
 
 def next_run_dir(parent: Path, name: str) -> Path:

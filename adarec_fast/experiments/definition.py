@@ -4,6 +4,7 @@
 
     sweep.json     the definition; a folder has one, and keeps it
     RUN/           a run folder a combination, see :mod:`adarec_fast.training.run_folder`
+    RUN/ranks.safetensors  the ranks of its users
     RUN/result.json  written last: this combination is finished
     summary.json summary.csv  means and standard deviations over the seeds
 """

@@ -6,34 +6,27 @@ process that dies, or is ended by SIGTERM, loses the steps since the last checkp
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
-import statistics
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from ..config import DataConfig, TrainConfig
 from ..data import InteractionData
 from ..data.configured import load_data
 from ..models.registry import create_config
-from ..ranking.evaluation import evaluate
-from ..ranking.recommender import Recommender
-from ..training import Reporter, Run, TrainingDiverged, load_run, train
+from ..training import Reporter, TrainingDiverged, load_run, train
 from ..training.checkpoint import read_json, write_atomically
 from ..training.errors import RunFolderError
 from ..training.loop import resolve_device
 from ..training.run_folder import CONFIG, fingerprint, locked
 from .definition import LOCKS, RESULT, Sweep, SweepError, run_name
+from .result import describe_data, measure, write_ranks
 from .summary import write_summary
 
 State = Literal["finished", "diverged", "begun", "new"]
-_LATENCY_USERS = 200  # asked one at a time
 
 
 @dataclass(frozen=True)
@@ -70,9 +63,10 @@ def run_sweep(
 ) -> list[RunOutcome]:
     """Run what is not finished yet, in the order of the combinations.
 
-    Each run is trained with early stopping, tested at its best validation epoch, and gets a
-    ``result.json`` at the end. A run that diverges is noted and the sweep goes on; remove its
-    folder to try again. SIGINT and SIGTERM end the sweep after the step in progress.
+    Each run is trained with early stopping, tested at its best validation epoch, and gets its
+    users' ranks and a ``result.json`` at the end, see :mod:`.result`. A run that diverges is
+    noted and the sweep goes on; remove its folder to try again. SIGINT and SIGTERM end the sweep
+    after the step in progress.
 
     Args:
         sweep: the definition; the same again goes on with a sweep.
@@ -150,12 +144,7 @@ def _one(
     about: dict[str, Any] = {
         "combination": dict(combination),
         "source": source,
-        "data": {
-            "name": data.name,
-            "users": data.num_users,
-            "items": data.num_items,
-            "fingerprint": fingerprint(data),
-        },
+        "data": describe_data(data),
     }
     try:
         done = train(
@@ -174,60 +163,11 @@ def _one(
     if done.status in ("interrupted", "stopped"):
         return RunOutcome(name, "interrupted", None)
     run = load_run(run_dir, device=resolve_device(TrainConfig.create(**values.train).device))
-    result = {**about, "status": done.status, **measure(run)}
+    figures, ranks = measure(run)
+    write_ranks(run, ranks)
+    result = {**about, "status": done.status, **figures}
     write_atomically(run_dir / RESULT, json.dumps(result, indent=1) + "\n")
     return RunOutcome(name, "finished", result)
-
-
-def measure(run: Run) -> dict[str, Any]:
-    """What ``result.json`` says of a trained run.
-
-    Returns:
-        ``epochs`` run, ``best_epoch``, ``valid`` (of that epoch), ``test`` and ``test_sparse``
-        (None without sparse users): metrics by name; ``seconds_per_epoch``: median, training
-        alone; ``milliseconds_per_user``: median of recommending to one user at a time;
-        ``device``, ``threads``.
-    """
-    config = run.train_config
-    tested = evaluate(
-        run.model,
-        run.split,
-        "test",
-        seen_mask=config.seen_mask,
-        batch_size=config.evaluation_batch_size,
-        intents=False,
-    )
-    best = max((line for line in run.history if line.get("best")), key=lambda line: line["epoch"])
-    return {
-        "epochs": len(run.history),
-        "best_epoch": best["epoch"],
-        "valid": best["valid"],
-        "test": tested.overall,
-        "test_sparse": tested.sparse,
-        **{name: v for name, v in tested.diagnostics.items() if isinstance(v, float)},
-        "seconds_per_epoch": statistics.median(line["seconds"] for line in run.history),
-        "milliseconds_per_user": latency(run),
-        "device": str(run.model.device),
-        "threads": torch.get_num_threads(),
-    }
-
-
-def latency(run: Run, users: int = _LATENCY_USERS) -> float:
-    """Median milliseconds of the 20 best items for one user, of the first ``users`` users."""
-    values, offsets = run.split.inputs("test")
-    bounds = offsets[: users + 1].tolist()
-    histories = [[values[a:b].tolist()] for a, b in itertools.pairwise(bounds)]
-    recommender = Recommender(run.model)
-    k = min(20, run.model.config.num_items)
-    for history in histories[:10]:  # the first ones warm caches
-        recommender.recommend(history, k=k)
-    taken = []
-    for history in histories:
-        begun = time.perf_counter()
-        # Reading the answer waits for the device.
-        recommender.recommend(history, k=k).items.tolist()
-        taken.append(time.perf_counter() - begun)
-    return 1e3 * statistics.median(taken)
 
 
 class _Loader:

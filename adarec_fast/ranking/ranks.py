@@ -88,13 +88,33 @@ def _ranks(scores: Tensor, targets: Tensor, columns: Tensor) -> Tensor:
 
 def ranking_metrics(ranks: Tensor, ks: Sequence[int]) -> dict[str, float]:
     """Mean HR, NDCG, MRR and Recall at each k of int64 ranks [U] from 1, U >= 1."""
+    return {
+        f"{name}@{k}": float(user_metrics(ranks, f"{name}@{k}").mean())
+        for k in ks
+        for name in METRICS
+    }
+
+
+def user_metrics(ranks: Tensor, metric: str) -> Tensor:
+    """What each user's rank is worth.
+
+    Args:
+        ranks: int [...] from 1; those beyond the cut-off may be capped anywhere beyond it.
+        metric: ``"NDCG@20"``, ``"HR@5"``, ...: one of ``METRICS`` and a cut-off of at least 1.
+
+    Returns:
+        float64 [...], in 0..1.
+
+    Raises:
+        ValueError: no such metric.
+    """
+    name, _, cut = metric.partition("@")
+    if name not in METRICS or not cut.isdecimal() or int(cut) < 1:
+        raise ValueError(
+            f"metric={metric!r} must be one of {', '.join(METRICS)} and a cut-off: 'NDCG@20'"
+        )
     rank = ranks.double()
-    result = {}
-    for k in ks:
-        hit = ranks <= k
-        hr = float(hit.double().mean())
-        result[f"HR@{k}"] = hr
-        result[f"NDCG@{k}"] = float(torch.where(hit, 1 / torch.log2(rank + 1), 0.0).mean())
-        result[f"MRR@{k}"] = float(torch.where(hit, 1 / rank, 0.0).mean())
-        result[f"Recall@{k}"] = hr
-    return result
+    hit = rank <= int(cut)
+    if name == "NDCG":
+        return torch.where(hit, 1 / torch.log2(rank + 1), 0.0)
+    return torch.where(hit, 1 / rank, 0.0) if name == "MRR" else hit.double()

@@ -1,0 +1,173 @@
+"""What is kept of a finished run of a sweep: figures in ``result.json``, and its users' ranks.
+
+``ranks.safetensors`` holds int32 [users] for ``valid`` and for ``test``, in the order of the
+data's users; a rank beyond the type, that of a target which is masked, is the greatest int32.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import statistics
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ..data import InteractionData, Split
+from ..models.pretrained import read_weights
+from ..models.registry import described
+from ..ranking.evaluation import EvaluationResult, evaluate
+from ..ranking.ranks import SeenMask
+from ..ranking.recommender import Recommender
+from ..training import Run
+from ..training.checkpoint import MANIFEST, find_checkpoint, read_json, write_atomically
+from ..training.run_folder import describe_environment, fingerprint
+
+RANKS = "ranks.safetensors"
+PARTS: tuple[Literal["valid", "test"], ...] = ("valid", "test")
+_MOST = torch.iinfo(torch.int32).max
+_LATENCY_USERS = 200  # asked one at a time
+
+
+def describe_data(data: InteractionData) -> dict[str, Any]:
+    """What ``result.json`` says of the data.
+
+    Returns:
+        ``name``, ``users``, ``items``; ``fingerprint``, equal for equal data; ``asked``, equal
+        where the same users are asked for the same items of the same catalogue, however much of
+        their histories is left: such runs can be compared user by user.
+    """
+    digest = hashlib.sha256(f"{data.items.fingerprint()}:{data.users.fingerprint()}:".encode())
+    split = Split(data)
+    for part in PARTS:
+        digest.update(split.targets(part).numpy().astype("<i8", copy=False).tobytes())
+    return {
+        "name": data.name,
+        "users": data.num_users,
+        "items": data.num_items,
+        "fingerprint": fingerprint(data),
+        "asked": digest.hexdigest(),
+    }
+
+
+def measure(run: Run) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What ``result.json`` says of a trained run, and the ranks of its users.
+
+    Returns:
+        Figures: ``epochs`` run, ``best_epoch``; ``valid`` (of that epoch), ``valid_sparse``,
+        ``test`` and ``test_sparse``: metrics by name, of all users and of those with at most 5
+        items of history (None without any); ``train_seconds`` and ``valid_seconds`` of all
+        epochs; ``seconds_per_epoch``: median, training alone; ``milliseconds_per_user``: median of
+        recommending to one user at a time; ``parameters``; ``config``: every field of model and
+        training; ``seed``; ``device``, ``threads``; ``environment``: versions, commit, processor.
+
+        Ranks: int64 [users] by part, ``valid`` and ``test``.
+    """
+    config = run.train_config
+    tested = {part: evaluate_run(run, part) for part in PARTS}
+    best = max((line for line in run.history if line.get("best")), key=lambda line: line["epoch"])
+    environment = describe_environment(run.model.device, ())
+    told = {n: v for n, v in tested["test"].diagnostics.items() if isinstance(v, float)}
+    figures = {
+        "epochs": len(run.history),
+        "best_epoch": best["epoch"],
+        "valid": best["valid"],
+        "valid_sparse": tested["valid"].sparse,
+        "test": tested["test"].overall,
+        "test_sparse": tested["test"].sparse,
+        **told,
+        "train_seconds": sum(line["seconds"] for line in run.history),
+        "valid_seconds": sum(line.get("valid_seconds", 0.0) for line in run.history),
+        "seconds_per_epoch": statistics.median(line["seconds"] for line in run.history),
+        "milliseconds_per_user": latency(run),
+        "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
+        "seed": run.model_config.seed,
+        "config": {"model": described(run.model_config), "train": config.to_dict()},
+        "device": environment.pop("device"),
+        "threads": environment.pop("threads"),
+        "environment": {n: v for n, v in environment.items() if n != "command"},
+    }
+    return figures, {part: result.ranks for part, result in tested.items()}
+
+
+def evaluate_run(
+    run: Run,
+    part: Literal["valid", "test"],
+    *,
+    split: Split | None = None,
+    seen_mask: SeenMask | None = None,
+) -> EvaluationResult:
+    """Rank for the users of a run's data, or of another split, masked as in its training."""
+    return evaluate(
+        run.model,
+        run.split if split is None else split,
+        part,
+        seen_mask=run.train_config.seen_mask if seen_mask is None else seen_mask,
+        batch_size=run.train_config.evaluation_batch_size,
+        intents=False,
+    )
+
+
+def write_ranks(run: Run, ranks: Mapping[str, Tensor]) -> None:
+    """Write ``ranks.safetensors`` into a run's folder."""
+    about = {
+        "fingerprint": fingerprint(run.data),
+        "seen_mask": run.train_config.seen_mask,
+        "weights": _weights(run.path) or "",
+    }
+    capped = {part: found.clamp(max=_MOST).to(torch.int32) for part, found in ranks.items()}
+    write_atomically(run.path / RANKS, save(capped, about))
+
+
+def read_ranks(run_dir: Path, data_fingerprint: str, seen_mask: str) -> dict[str, Tensor] | None:
+    """The ranks that were kept of a run's best epoch; None if there are none of these.
+
+    Args:
+        run_dir: the run folder.
+        data_fingerprint: of the data that was ranked for.
+        seen_mask: what was done to seen items.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    path = run_dir / RANKS
+    if not path.exists():
+        return None
+    ranks = read_weights(path)
+    with safe_open(path, framework="pt") as file:
+        about = file.metadata() or {}
+    wanted = {
+        "fingerprint": data_fingerprint, "seen_mask": seen_mask, "weights": _weights(run_dir),
+    }  # fmt: skip
+    return ranks if about == wanted else None
+
+
+def _weights(run_dir: Path) -> str | None:
+    """The SHA-256 of the best epoch's weights: a run that went on has others."""
+    folder = find_checkpoint(run_dir, "best")
+    sums = {} if folder is None else read_json(folder / MANIFEST).get("sha256", {})
+    return sums.get("model.safetensors") if isinstance(sums, dict) else None
+
+
+def latency(run: Run, users: int = _LATENCY_USERS) -> float:
+    """Median milliseconds of the 20 best items for one user, of the first ``users`` users."""
+    values, offsets = run.split.inputs("test")
+    bounds = offsets[: users + 1].tolist()
+    histories = [[values[a:b].tolist()] for a, b in itertools.pairwise(bounds)]
+    recommender = Recommender(run.model)
+    k = min(20, run.model.config.num_items)
+    for history in histories[:10]:  # the first ones warm caches
+        recommender.recommend(history, k=k)
+    taken = []
+    for history in histories:
+        begun = time.perf_counter()
+        # Reading the answer waits for the device.
+        recommender.recommend(history, k=k).items.tolist()
+        taken.append(time.perf_counter() - begun)
+    return 1e3 * statistics.median(taken)
