@@ -1,4 +1,4 @@
-"""A memory of transitions: counted, fitted, kept with a model, and added by everything that ranks."""
+"""A memory of transitions: counted, fitted, kept with a model, added by everything that ranks."""
 
 from __future__ import annotations
 
