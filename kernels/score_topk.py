@@ -180,6 +180,19 @@ def _rank_kernel(
     tl.store(bound_ptr + user, best)
 
 
+def sort_seen(seen: Tensor, seen_offsets: Tensor) -> Tensor:
+    """int32 ``[S]``: each user's seen items in rising order."""
+    batch = seen_offsets.shape[0] - 1
+    in_order = torch.empty(seen.shape[0], dtype=torch.int32, device=seen.device)
+    sort = {
+        "seen_ptr": seen, "seen_offsets_ptr": seen_offsets, "sorted_ptr": in_order,
+        "tokens": seen.shape[0], "users": batch, "steps": search_steps(batch), "ROWS": SORTED,
+        "COLUMNS": COMPARED,
+    }
+    launch(_sort_kernel, (triton.cdiv(seen.shape[0], SORTED),), sort, {"num_warps": 4})
+    return in_order
+
+
 def fwd(
     users: Tensor, items: Tensor, seen: Tensor, seen_offsets: Tensor, k: int, seen_score: float
 ) -> tuple[Tensor, Tensor]:
@@ -203,13 +216,7 @@ def fwd(
     keys = torch.empty(batch, parts, kept, dtype=torch.int64, device=users.device)
     bound = torch.empty(batch, dtype=torch.int64, device=users.device)
     width = triton.next_power_of_2(parts * kept)
-    in_order = torch.empty(seen.shape[0], dtype=torch.int32, device=users.device)
-    sort = {
-        "seen_ptr": seen, "seen_offsets_ptr": seen_offsets, "sorted_ptr": in_order,
-        "tokens": seen.shape[0], "users": batch, "steps": search_steps(batch), "ROWS": SORTED,
-        "COLUMNS": COMPARED,
-    }
-    launch(_sort_kernel, (triton.cdiv(seen.shape[0], SORTED),), sort, {"num_warps": 4})
+    in_order = sort_seen(seen, seen_offsets)
     for place in range(0, k, kept):
         wanted = min(kept, k - place)
         select = {
