@@ -21,6 +21,9 @@ class SASRecConfig(ModelConfig):
     dropout: float = Field(0.5, ge=0.0, lt=1.0, description="hidden dropout probability")
     attention_dropout: float = Field(0.5, ge=0.0, lt=1.0, description="dropout on attention")
     layer_norm_eps: float = Field(1e-5, gt=0.0, description="added to LayerNorm's variance")
+    label_smoothing: float = Field(
+        0.0, ge=0.0, lt=1.0, description="share of the target in Eq. 13 that all items divide"
+    )
 
     @model_validator(mode="after")
     def _heads_divide(self) -> SASRecConfig:
