@@ -342,11 +342,15 @@ def test_equation_13(numbers: Numbers) -> None:
     """Cross entropy over the items 1..V; rows with target 0 are left out."""
     hidden, items, targets = numbers(3, 2), numbers(5, 2), [4, 0, 1]
     found = linear_cross_entropy(hidden, items, torch.tensor(targets))
-    terms = []
+    smoothed = linear_cross_entropy(hidden, items, torch.tensor(targets), 0.2)
+    terms, shared = [], []
     for row in (0, 2):
         scores = affine(items[1:].tolist(), hidden[row].tolist())
-        terms.append(-math.log(softmax(scores)[targets[row] - 1]))
+        costs = [-math.log(p) for p in softmax(scores)]
+        terms.append(costs[targets[row] - 1])
+        shared.append(0.8 * terms[-1] + sum(0.05 * cost for cost in costs))
     near(found, sum(terms) / 2)
+    near(smoothed, sum(shared) / 2)
 
 
 def test_denoising_loss() -> None:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import (
     Backend,
     Batch,
@@ -23,7 +24,8 @@ from adarec_fast.ops import linear_cross_entropy
 
 
 def build(
-    batch: Batch, *, items: int = 40, left_out: bool = True, targets: Tensor | None = None
+    batch: Batch, *, items: int = 40, left_out: bool = True, targets: Tensor | None = None,
+    smoothing: float = 0.0,
 ) -> OpCase:
     """A row a sequence; with ``left_out`` some of them have target 0."""
     g = batch.generator()
@@ -37,6 +39,7 @@ def build(
             "targets": drawn if targets is None else targets,
         },
         differentiable=("hidden", "weight"),
+        options={"label_smoothing": smoothing},
         # The slope of a softmax errs by the rounding of its scores: sums of D products, which the
         # kernels make once for the normaliser and again, in another order, for the slope.
         scale=batch.size**0.5 / items + 2 * batch.size**0.75 / max(rows, 1),
@@ -51,6 +54,7 @@ class TestLinearCrossEntropy(OpSuite):
         "rows-left-out": build,
         "one-item": partial(build, items=1),
         "large-catalogue": partial(build, items=3000),
+        "smoothed": partial(build, smoothing=0.3),
     }
     # The loss is the mean over the batch.
     test_a_sequence_does_not_depend_on_its_batch = None
@@ -71,11 +75,15 @@ def loss_and_gradients(
     return loss.detach(), *torch.autograd.grad(loss, (tensors["hidden"], tensors["weight"]))
 
 
+SMOOTHED = pytest.mark.parametrize("smoothing", [0.0, 0.3])
+
+
 @BACKENDS
-def test_rows_that_are_left_out_may_hold_anything(backend: Backend) -> None:
+@SMOOTHED
+def test_rows_that_are_left_out_may_hold_anything(backend: Backend, smoothing: float) -> None:
     if backend.name == "reference":
         pytest.skip("autograd multiplies what is there with a gradient of zero")
-    case = build(random_batch(90, size=20), items=70)
+    case = build(random_batch(90, size=20), items=70, smoothing=smoothing)
     left_out = case.arguments["targets"] == 0
     assert left_out.any()
 
@@ -90,8 +98,9 @@ def test_rows_that_are_left_out_may_hold_anything(backend: Backend) -> None:
 
 
 @BACKENDS
-def test_padding_takes_no_part(backend: Backend) -> None:
-    case = build(random_batch(10, size=8), items=30)
+@SMOOTHED
+def test_padding_takes_no_part(backend: Backend, smoothing: float) -> None:
+    case = build(random_batch(10, size=8), items=30, smoothing=smoothing)
 
     def spoil(tensors: dict[str, Any]) -> None:
         tensors["weight"][0] = float("nan")
@@ -115,12 +124,28 @@ def test_nan_is_not_hidden(backend: Backend) -> None:
 @BACKENDS
 @pytest.mark.parametrize("rows", [0, 3, 70])
 def test_no_row_counts(backend: Backend, rows: int) -> None:
-    case = build(random_batch(rows, size=8), items=30)
+    case = build(random_batch(rows, size=8), items=30, smoothing=0.3)
     case.arguments["targets"].zero_()
     loss, d_hidden, d_weight = loss_and_gradients(backend, case)
     assert loss == 0
     assert not d_hidden.any()
     assert not d_weight.any()
+
+
+@BACKENDS
+def test_smoothing_is_torchs(backend: Backend) -> None:
+    case = build(random_batch(50, size=16), items=70, smoothing=0.2)
+    loss, *gradients = loss_and_gradients(backend, case)
+    tensors = case.tensors(torch.float64)
+    hidden, weight = tensors["hidden"], tensors["weight"]
+    assert hidden is not None
+    assert weight is not None
+    gold = F.cross_entropy(
+        hidden @ weight[1:].T, case.arguments["targets"] - 1, ignore_index=-1, label_smoothing=0.2
+    )
+    torch.testing.assert_close(loss.double(), gold.detach(), rtol=1e-6, atol=0)
+    for got, want in zip(gradients, torch.autograd.grad(gold, (hidden, weight)), strict=True):
+        torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-7)
 
 
 @BACKENDS
@@ -199,3 +224,10 @@ def test_kernels_lose_nothing_of_small_gradients() -> None:
         assert float(rows[rows > 0].min()) < 1e-8
         off = (got.double() - want).norm(dim=1)
         assert bool((off <= 1e-5 * rows).all())
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1.0, float("nan")])
+def test_a_smoothing_that_is_none(smoothing: float) -> None:
+    tensors = build(random_batch(3, size=8)).tensors(torch.float32)
+    with pytest.raises(ValueError, match=r"label_smoothing=\S+ must lie in \[0, 1\)"):
+        linear_cross_entropy(**tensors, label_smoothing=smoothing)

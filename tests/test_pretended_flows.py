@@ -68,7 +68,9 @@ def _train(kind: type[Stepper], supervision: str, options: dict[str, Any]) -> di
 
 @pytest.mark.parametrize("supervision", ["prefix", "all"])
 @pytest.mark.parametrize(
-    "options", [{}, {"depth_gradient": "full"}, {"depth": "fixed"}, {"moe": False}], ids=str
+    "options",
+    [{}, {"depth_gradient": "full"}, {"depth": "fixed"}, {"moe": False, "label_smoothing": 0.1}],
+    ids=str,
 )
 def test_captured_steps_are_the_plain_ones(supervision: str, options: dict[str, Any]) -> None:
     plain = _train(Stepper, supervision, options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,10 @@ def gradients(model: torch.nn.Module) -> dict[str, Tensor]:
 @pytest.mark.parametrize("supervision", ["prefix", "all"])
 @pytest.mark.parametrize("backend", ["auto", "packed", "reference"])
 def test_it_is_adarecs_backbone_to_the_last_bit(supervision: str, backend: str) -> None:
-    options = {**SHAPE, "supervision": supervision, "backend": backend}
+    smoothing = 0.1 if backend == "packed" else 0.0
+    options = {
+        **SHAPE, "supervision": supervision, "backend": backend, "label_smoothing": smoothing,
+    }  # fmt: skip
     mine, theirs = SASRec(**options), ADARec(**options, **ALONE)
     assert mine.state_dict().keys() == theirs.state_dict().keys()
     for name, tensor in theirs.state_dict().items():
@@ -59,6 +63,28 @@ def test_it_is_adarecs_backbone_to_the_last_bit(supervision: str, backend: str) 
     assert gradients(mine).keys() == gradients(theirs).keys()
     for name, gradient in gradients(theirs).items():
         torch.testing.assert_close(gradients(mine)[name], gradient, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("system", [SASRec, partial(ADARec, lambda_deno=0, lambda_cont=0)])
+@pytest.mark.parametrize("supervision", ["prefix", "all"])
+@pytest.mark.parametrize("precision", ["ieee", "bf16"])
+def test_a_smoothed_loss_is_the_plain_one_and_a_share_of_the_mean_cost(
+    system: Any, supervision: str, precision: str
+) -> None:
+    options = {
+        **SHAPE, "supervision": supervision, "precision": precision, "dropout": 0.0,
+        "attention_dropout": 0.0,
+    }  # fmt: skip
+    batch = batch_of(supervision)
+    found = {s: system(**options, label_smoothing=s).train().loss(batch) for s in (0.0, 0.2, 0.4)}
+    rec = {s: float(loss.parts["rec"]) for s, loss in found.items()}
+    # Linear in s; of weights that know nothing yet the cost of the target is that of any item.
+    assert rec[0.2] - rec[0.0] == pytest.approx(rec[0.4] - rec[0.2], abs=2e-6)
+    assert rec[0.2] != rec[0.0]
+    totals = {s: float(loss.total.detach()) for s, loss in found.items()}
+    assert totals[0.2] - totals[0.0] == pytest.approx(
+        rec[0.2] - rec[0.0], abs=1e-6
+    )
 
 
 @pytest.mark.parametrize("backend", ["auto", "packed"])
@@ -156,6 +182,9 @@ def test_its_folder_is_no_adarecs(tmp_path: Path) -> None:
 def test_bad_settings_are_refused() -> None:
     with pytest.raises(ConfigError, match="num_heads=3"):
         SASRec(num_items=5, hidden_size=16, num_heads=3)
+    for system in (SASRec, ADARec):
+        with pytest.raises(ConfigError, match="label_smoothing=1"):
+            system(num_items=5, label_smoothing=1)
     model = SASRec(**SHAPE)
     with pytest.raises(ValueError, match=r"targets has shape \[1\]"):
         model.loss(batch_of("prefix")._replace(targets=torch.ones(1, dtype=torch.int64)))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..config import ConfigError
+from ..ops.linear_cross_entropy import target_lead
 from .workers import Workers
 
 # Logits a worker holds at once, in elements. On a CPU larger temporaries are new pages from the
@@ -71,18 +72,28 @@ class ShardedItems(nn.Module):
             return found
         return self.workers.sum(F.embedding(self.local(ids), self.weight))
 
-    def cross_entropy(self, hidden: Tensor, targets: Tensor) -> Tensor:
+    def cross_entropy(
+        self, hidden: Tensor, targets: Tensor, label_smoothing: float = 0.0
+    ) -> Tensor:
         """Mean of -log softmax(h W^T)[target] over the whole catalogue.
 
         Args:
             hidden: ``[R, D]``, the same on all workers.
             targets: int64 ``[R]``, the same on all workers; rows of target 0 are left out.
+            label_smoothing: as of :func:`adarec_fast.ops.linear_cross_entropy`.
 
         Returns:
             A scalar. The gradient of ``hidden`` is whole on every worker.
         """
         loss: Tensor = _CrossEntropy.apply(hidden, self.weight, targets, self)
-        return loss
+        if not label_smoothing:
+            return loss
+        # Of the targets' vectors, and of the sum of all, what this worker has.
+        own = F.embedding(self.local(targets), self.weight, padding_idx=0)
+        parts = torch.cat([own, self.weight[1:].sum(0, keepdim=True)])
+        whole: Tensor = _Sum.apply(parts, self.workers)
+        lead = target_lead(hidden, whole[:-1], whole[-1] / self.num_items, targets)
+        return loss + label_smoothing * lead
 
     def topk(
         self, user: Tensor, seen: Tensor, seen_offsets: Tensor, k: int, backend: str
@@ -111,6 +122,18 @@ class ShardedItems(nn.Module):
         rows = self.local(seen)
         before = F.pad((rows > 0).cumsum(0), (1, 0))
         return rows[rows > 0], before[offsets]
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over workers, from which each of them computes the same and has the same gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, workers: Workers) -> Tensor:
+        return workers.sum(tensor.clone())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return grad, None
 
 
 class _Lookup(torch.autograd.Function):

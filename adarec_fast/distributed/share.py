@@ -91,14 +91,17 @@ class Share(NamedTuple):
         return everyone.contiguous(), ids[:, 0].contiguous(), ids[:, 1].contiguous()
 
     def cross_entropy(
-        self, items: ShardedItems, hidden: Tensor, targets: Tensor, *, everywhere: bool
+        self, items: ShardedItems, hidden: Tensor, targets: Tensor, label_smoothing: float, *,
+        everywhere: bool,
     ) -> Tensor:
         """Eq. 13 of the whole batch over a split catalogue; see :class:`ShardedItems`.
 
         ``everywhere``: there is a row a token, not a row a sequence.
         """
         most = self.most_tokens if everywhere else self.most_examples
-        return items.cross_entropy(self.gather(hidden, most), self.gather(targets, most))
+        return items.cross_entropy(
+            self.gather(hidden, most), self.gather(targets, most), label_smoothing
+        )
 
 
 class SharedBatch(NamedTuple):

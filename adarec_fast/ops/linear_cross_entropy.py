@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..reference.linear_cross_entropy import linear_cross_entropy as reference
 from ._autocast import Autocast
-from ._library import check_index, check_shape, choose, define
+from ._library import check_index, check_shape, choose, define, require
 from ._ownership import give_away
 
 
@@ -74,28 +75,67 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, *, backend: str = "auto"
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    label_smoothing: float = 0.0,
+    backend: str = "auto",
 ) -> Tensor:
     """Mean of -log softmax(h W^T)[target], no [rows, items] tensor kept.
+
+    With smoothing s the target has a share 1 - s, and every item s / V (Szegedy et al. 2016).
 
     Args:
         hidden: ``[R, D]`` float.
         weight: ``[V+1, D]``, the item embeddings; row 0 is padding and takes no part.
         targets: int64 ``[R]`` in 1..V; rows with target 0 are left out.
+        label_smoothing: s, 0 <= s < 1.
         backend: see :mod:`adarec_fast.ops`.
 
     Returns:
         A scalar, float32 or wider; 0 if no row counts.
 
     Raises:
-        ValueError: a shape or dtype that does not fit, naming the argument.
+        ValueError: a shape, a dtype or s that does not fit, naming the argument.
         BackendError: the backend cannot run here.
     """
     check_shape("hidden", hidden, None, None)
     check_shape("weight", weight, None, hidden.shape[1])
     check_index("targets", targets, hidden.shape[0])
+    require(
+        0.0 <= label_smoothing < 1.0,
+        lambda: f"label_smoothing={label_smoothing} must lie in [0, 1)",
+    )
     chosen = choose("linear_cross_entropy", backend, hidden.device.type, hidden.dtype)
-    if chosen != "reference":
-        needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-        return _LinearCrossEntropy.apply(chosen, hidden, weight, targets, needs_grad)
-    return reference(hidden, weight, targets)
+    if chosen == "reference":
+        return reference(hidden, weight, targets, label_smoothing)
+    needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    loss: Tensor = _LinearCrossEntropy.apply(chosen, hidden, weight, targets, needs_grad)
+    if not label_smoothing:
+        return loss
+    # Padding has no gradient; a row that is left out takes item 1 with a weight of 0.
+    wanted = F.embedding(targets.clamp(min=1), weight)
+    return loss + label_smoothing * target_lead(hidden, wanted, weight[1:].mean(0), targets)
+
+
+def target_lead(hidden: Tensor, wanted: Tensor, mean: Tensor, targets: Tensor) -> Tensor:
+    """How far the target's logit is above the mean one, h e_t - mean_j h e_j, mean over the rows.
+
+    A smoothed cross entropy is the plain one plus s times this. Products and sums are float32 or
+    wider, whatever autocast says: nothing here is large enough for tensor cores.
+
+    Args:
+        hidden: ``[R, D]``; rows whose target is 0 may hold anything.
+        wanted: ``[R, D]``, finite, the embedding of each target.
+        mean: ``[D]``, the mean embedding of the items 1..V.
+        targets: int64 ``[R]``; rows of target 0 are left out.
+
+    Returns:
+        A scalar; 0 if no row counts.
+    """
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    counted = targets > 0
+    rows = torch.where(counted[:, None], hidden.to(wide), 0.0)
+    total = (rows * wanted.to(wide)).sum() - (rows.sum(0) * mean.to(wide)).sum()
+    return total / counted.sum().clamp(min=1)

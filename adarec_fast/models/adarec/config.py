@@ -51,6 +51,9 @@ class ADARecConfig(ModelConfig):
     lambda_deno: float = Field(0.1, ge=0.0, description="weight of L_deno in Eq. 12")
     lambda_cont: float = Field(0.1, ge=0.0, description="weight of L_cont in Eq. 12; 0 removes it")
     lambda_expl: float = Field(0.01, ge=0.0, description="weight of L_expl in Eq. 12")
+    label_smoothing: float = Field(
+        0.0, ge=0.0, lt=1.0, description="share of the target in Eq. 13 that all items divide"
+    )
 
     depth: Literal["adaptive", "fixed"] = Field(
         "adaptive", description="ADC, or the fixed depth T_max for everybody (Table 4)"

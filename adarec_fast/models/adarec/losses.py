@@ -36,10 +36,10 @@ def objective(
     targets: Tensor,
     share: Share | None = None,
 ) -> LossOutput:
-    """Eq. 12 with each of its parts.
+    """Eq. 12 with each of its parts; ``rec`` is the smoothed Eq. 13 under ``label_smoothing``.
 
     Args:
-        config: the weights, the temperature, the backend.
+        config: the weights, the smoothing, the temperature, the backend.
         parsed: the pass from the histories to h.
         items: item embeddings ``[V+1, D]``, or a worker's part of them.
         offsets: int64 ``[B+1]``.
@@ -48,11 +48,16 @@ def objective(
     """
     if isinstance(items, nn.Embedding):
         table = items.weight if parsed.table is None else parsed.table
-        rec = ops.linear_cross_entropy(parsed.user, table, targets, backend=config.backend)
+        rec = ops.linear_cross_entropy(
+            parsed.user, table, targets, label_smoothing=config.label_smoothing,
+            backend=config.backend,
+        )  # fmt: skip
     else:
         assert share is not None
         everywhere = config.supervision == "all"
-        rec = share.cross_entropy(items, parsed.user, targets, everywhere=everywhere)
+        rec = share.cross_entropy(
+            items, parsed.user, targets, config.label_smoothing, everywhere=everywhere
+        )
     cont = None
     if parsed.contrast is not None:
         asked = targets

@@ -212,7 +212,8 @@ class ADARec(Pretrained, EmbeddingModel):
     # ------------------------------------------------------------------ losses
 
     def loss(self, batch: Batch, share: Share | None = None) -> LossOutput:
-        """Eq. 12 on a training batch, with each of its parts.
+        """Eq. 12 on a training batch, with each of its parts; ``rec`` is the smoothed Eq. 13
+        under ``label_smoothing``.
 
         Args:
             batch: packed histories of at most ``max_length`` items, on the model's device, with

@@ -25,6 +25,9 @@ class SASRecConfig(ModelConfig):
         0, ge=0, le=16,
         description="taps of a causal convolution before each encoder layer; 0: none",
     )  # fmt: skip
+    label_smoothing: float = Field(
+        0.0, ge=0.0, lt=1.0, description="share of the target in Eq. 13 that all items divide"
+    )
 
     @model_validator(mode="after")
     def _heads_divide(self) -> SASRecConfig:

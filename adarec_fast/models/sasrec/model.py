@@ -76,21 +76,24 @@ class SASRec(Pretrained, EmbeddingModel):
             return embeddings[ragged.last_tokens(offsets)]
 
     def loss(self, batch: Batch, share: Share | None = None) -> LossOutput:
-        """Eq. 13, the mean over the targets; see :meth:`SequenceModel.loss`."""
+        """Eq. 13, the mean over the targets, smoothed under ``label_smoothing``, as is the part
+        ``rec``; see :meth:`SequenceModel.loss`."""
         values, offsets, targets = batch.item_ids, batch.offsets, batch.targets
         self._check_targets(values, offsets, targets)
-        everywhere = self.config.supervision == "all"
+        everywhere, smoothing = self.config.supervision == "all", self.config.label_smoothing
         with computing(self.config.precision, self.device.type):
             seed = self._next_seed(None if share is None else share.place)
             user, table = self._encode(values, offsets, seed)
             if not everywhere:
                 user = user[ragged.last_tokens(offsets)]
             if isinstance(self.item_embedding, nn.Embedding):
-                rec = ops.linear_cross_entropy(user, table, targets, backend=self.config.backend)
+                rec = ops.linear_cross_entropy(
+                    user, table, targets, label_smoothing=smoothing, backend=self.config.backend
+                )
             else:
                 assert share is not None
                 rec = share.cross_entropy(
-                    self.item_embedding, user, targets, everywhere=everywhere
+                    self.item_embedding, user, targets, smoothing, everywhere=everywhere
                 )
         if share is None:
             return LossOutput(rec, {"rec": rec.detach()})
