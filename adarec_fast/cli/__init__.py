@@ -8,6 +8,7 @@ import typer
 
 from ..version import __version__
 from . import (
+    compare,
     data,
     evaluate,
     export,
@@ -61,6 +62,7 @@ app.command("models")(models.models)
 app.add_typer(data.app, name="data")
 app.add_typer(memory.app, name="memory")
 app.command("plot", rich_help_panel=_EXPERIMENTS)(plot.plot)
+app.command("compare", rich_help_panel=_EXPERIMENTS)(compare.compare)
 app.command("sweep", rich_help_panel=_EXPERIMENTS)(sweep.sweep)
 app.command("reproduce", rich_help_panel=_EXPERIMENTS)(reproduce.reproduce)
 app.command("info", rich_help_panel=_MACHINE)(info.info)

@@ -92,7 +92,7 @@ def reproduce(
         sweep.merged(folder, extend=True)
         with err.status("timing a few steps of each"):
             rows = plan(sweep, folder)
-        out.print(_planned(rows))
+        out.print(planned(rows))
         return
     shown = progress(len(sweep.combinations))
     outcomes = run_sweep(sweep, folder, extend=True, **shown)
@@ -136,7 +136,8 @@ def _catalogue() -> RichTable:
     return table
 
 
-def _planned(rows: list[Planned]) -> RichTable:
+def planned(rows: list[Planned]) -> RichTable:
+    """The runs, how far each is, and at most how long the rest takes."""
     total = sum(row.seconds for row in rows)
     table = RichTable(
         box=box.SIMPLE_HEAD,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -98,15 +99,19 @@ def sweep(
         raise typer.Exit(RUN_FAILED)
 
 
-def progress(total: int) -> dict[str, Any]:
-    """What shows a sweep's progress: keyword arguments of ``run_sweep``."""
+def progress(total: int, labels: Sequence[str] | None = None) -> dict[str, Any]:
+    """What shows a sweep's progress: keyword arguments of ``run_sweep``.
+
+    ``labels``: what its runs are called, by default as their folders are.
+    """
     from ..training import make_reporter
 
     words = {"finished": "finished before", "diverged": "diverged before", "begun": "going on"}
 
     def started(number: int, name: str, state: str) -> None:
-        note = words.get(state, "")
-        out.print(f"[{number + 1}/{total}] {name}  {note}".rstrip(), markup=False, soft_wrap=True)
+        label = name if labels is None else labels[number]
+        line = f"[{number + 1}/{total}] {label}  {words.get(state, '')}"
+        out.print(line.rstrip(), markup=False, soft_wrap=True)
 
     return {"reporter": lambda: make_reporter(out), "on_start": started}
 

@@ -1,4 +1,4 @@
-"""Experiments of many runs: sweeps that can be resumed, and the paper's tables built on them."""
+"""Experiments of many runs: sweeps that can be resumed; comparisons and the paper's tables."""
 
 from __future__ import annotations
 

@@ -89,5 +89,7 @@ def probe(sweep: Sweep, combination: Mapping[str, Any]) -> float:
             reporter=Watch(),
             stop_after_steps=_PROBED_STEPS,
         )
+    if not rates:  # a model that is only fitted
+        return 0.0
     # The first steps also warm caches and build what is built on first use.
     return examples / statistics.median(rates[1:] or rates)

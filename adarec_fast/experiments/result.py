@@ -1,12 +1,12 @@
 """What is kept of a finished run of a sweep: figures in ``result.json``, and its users' ranks.
 
 ``ranks.safetensors`` holds int32 [users] for ``valid`` and for ``test``, in the order of the
-data's users; a rank beyond the type, that of a target which is masked, is the greatest int32.
+data's users; a rank beyond the type, that of a target which is masked, is the greatest int32. Its
+bool [users] ``sparse`` is :meth:`~adarec_fast.data.Split.sparse_users`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import statistics
 import time
@@ -19,9 +19,10 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ..data import InteractionData, Split
+from ..data import Split
 from ..models.pretrained import read_weights
 from ..models.registry import described
+from ..ranking.comparison import Difference
 from ..ranking.evaluation import EvaluationResult, evaluate
 from ..ranking.ranks import SeenMask
 from ..ranking.recommender import Recommender
@@ -35,34 +36,13 @@ _MOST = torch.iinfo(torch.int32).max
 _LATENCY_USERS = 200  # asked one at a time
 
 
-def describe_data(data: InteractionData) -> dict[str, Any]:
-    """What ``result.json`` says of the data.
-
-    Returns:
-        ``name``, ``users``, ``items``; ``fingerprint``, equal for equal data; ``asked``, equal
-        where the same users are asked for the same items of the same catalogue, however much of
-        their histories is left: such runs can be compared user by user.
-    """
-    digest = hashlib.sha256(f"{data.items.fingerprint()}:{data.users.fingerprint()}:".encode())
-    split = Split(data)
-    for part in PARTS:
-        digest.update(split.targets(part).numpy().astype("<i8", copy=False).tobytes())
-    return {
-        "name": data.name,
-        "users": data.num_users,
-        "items": data.num_items,
-        "fingerprint": fingerprint(data),
-        "asked": digest.hexdigest(),
-    }
-
-
 def measure(run: Run) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What ``result.json`` says of a trained run, and the ranks of its users.
 
     Returns:
-        Figures: ``epochs`` run, ``best_epoch``; ``valid`` (of that epoch), ``valid_sparse``,
-        ``test`` and ``test_sparse``: metrics by name, of all users and of those with at most 5
-        items of history (None without any); ``train_seconds`` and ``valid_seconds`` of all
+        Figures: ``epochs`` run, ``best_epoch``; ``valid``, ``valid_sparse``, ``test`` and
+        ``test_sparse``, all at that epoch: metrics by name, of all users and of those with at most
+        5 items of history (None without any); ``train_seconds`` and ``valid_seconds`` of all
         epochs; ``seconds_per_epoch``: median, training alone; ``milliseconds_per_user``: median of
         recommending to one user at a time; ``parameters``; ``config``: every field of model and
         training; ``seed``; ``device``, ``threads``; ``environment``: versions, commit, processor.
@@ -77,7 +57,7 @@ def measure(run: Run) -> tuple[dict[str, Any], dict[str, Tensor]]:
     figures = {
         "epochs": len(run.history),
         "best_epoch": best["epoch"],
-        "valid": best["valid"],
+        "valid": tested["valid"].overall,
         "valid_sparse": tested["valid"].sparse,
         "test": tested["test"].overall,
         "test_sparse": tested["test"].sparse,
@@ -122,11 +102,12 @@ def write_ranks(run: Run, ranks: Mapping[str, Tensor]) -> None:
         "weights": _weights(run.path) or "",
     }
     capped = {part: found.clamp(max=_MOST).to(torch.int32) for part, found in ranks.items()}
+    capped["sparse"] = run.split.sparse_users()
     write_atomically(run.path / RANKS, save(capped, about))
 
 
 def read_ranks(run_dir: Path, data_fingerprint: str, seen_mask: str) -> dict[str, Tensor] | None:
-    """The ranks that were kept of a run's best epoch; None if there are none of these.
+    """What :func:`write_ranks` kept of a run's best epoch; None if there are none of these.
 
     Args:
         run_dir: the run folder.
@@ -146,6 +127,18 @@ def read_ranks(run_dir: Path, data_fingerprint: str, seen_mask: str) -> dict[str
         "fingerprint": data_fingerprint, "seen_mask": seen_mask, "weights": _weights(run_dir),
     }  # fmt: skip
     return ranks if about == wanted else None
+
+
+def plain_difference(difference: Difference) -> dict[str, Any]:
+    """JSON-able values of a difference, intervals as [low, high]."""
+    return {
+        "metric": difference.metric,
+        "seeds": list(difference.seeds),
+        "difference": difference.value,
+        "over_users": list(difference.users),
+        "deviation": difference.deviation,
+        "over_seeds": None if difference.over_seeds is None else list(difference.over_seeds),
+    }
 
 
 def _weights(run_dir: Path) -> str | None:

@@ -23,7 +23,7 @@ from ..training.errors import RunFolderError
 from ..training.loop import resolve_device
 from ..training.run_folder import CONFIG, fingerprint, locked
 from .definition import LOCKS, RESULT, Sweep, SweepError, run_name
-from .result import describe_data, measure, write_ranks
+from .result import measure, write_ranks
 from .summary import write_summary
 
 State = Literal["finished", "diverged", "begun", "new"]
@@ -144,7 +144,12 @@ def _one(
     about: dict[str, Any] = {
         "combination": dict(combination),
         "source": source,
-        "data": describe_data(data),
+        "data": {
+            "name": data.name,
+            "users": data.num_users,
+            "items": data.num_items,
+            "fingerprint": fingerprint(data),
+        },
     }
     try:
         done = train(

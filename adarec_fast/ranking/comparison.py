@@ -31,7 +31,7 @@ from .ranks import user_metrics
 
 METRICS = ("NDCG@20", "HR@20")
 CONFIDENCE = 0.95
-RESAMPLES = 5_000  # an end of the interval then wanders by 4% of the standard error
+RESAMPLES = 2_000  # an end of the interval then wanders by 6% of the standard error
 _DRAWN = 1 << 21  # users drawn at once; their counts stay in a few megabytes
 
 

@@ -1,0 +1,228 @@
+"""``adarec-fast compare``."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from ..config import ConfigError
+from ..training.values import read_assignments
+from .console import RUN_FAILED, command, err, out
+from .evaluate import Part
+from .reproduce import RUNS, planned
+from .sweep import conclude, progress
+
+if TYPE_CHECKING:
+    from ..experiments import RunOutcome
+    from ..experiments.comparison import Comparison
+
+_METRICS = ("HR@5", "NDCG@5", "HR@10", "NDCG@10", "HR@20", "NDCG@20")
+
+
+@command
+def compare(
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[RUN]...", help="Two run folders or more; the first is the base."),
+    ] = None,
+    arms: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="YAML of named arms, which are trained.")
+    ] = None,
+    stored: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="FILE", help="A compare.json; its tables are made again."),
+    ] = None,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="With --arms: data to train on; may be repeated. With "
+                     "runs: evaluate all of them on this file."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds 0, 1, ... of each arm.")] = 5,
+    to: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Folder of the tables and, in runs/, of what "
+                     "--arms trains [dim](compare)[/]"),
+    ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(metavar="ARM", help="What the other arms are compared with, in the place of "
+                     "the one that the file names."),
+    ] = None,
+    part: Annotated[
+        Part, typer.Option(help="Of which held-out item the tables are.")
+    ] = Part.TEST,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any field, for all arms that do not set "
+                     "it; may be repeated."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="Of runs: auto, cpu, cuda, ...")] = "auto",
+    finished: Annotated[
+        bool, typer.Option("--finished", help="With --arms: train nothing, show what is finished.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would run and roughly how long.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Of runs: JSON on stdout.")] = False,
+) -> None:
+    """Compare trained runs, or train named arms with several seeds and compare those.
+
+    Differences are paired, by user and by seed, with 95% intervals. With --arms the same command
+    again goes on where it stopped, several may share the work, and --seeds and the file may grow;
+    it writes compare.json, compare-ranks.safetensors, compare.md and compare.csv.
+    """
+    if sum((bool(runs), arms is not None, stored is not None)) != 1:
+        raise ConfigError(
+            "say what to compare: two run folders or more, --arms FILE with --data FILE, or "
+            "--from compare.json"
+        )
+    arms_only = {"--set": assignments, "--finished": finished, "--dry-run": dry_run}
+    runs_only = {"--json": as_json, "--device": device != "auto"}
+    tables_only = {"--baseline": baseline, "--out": to}
+    for way, others in (
+        (runs, arms_only | tables_only),
+        (stored, arms_only | runs_only | {"--data": data}),
+        (arms, runs_only),
+    ):
+        wrong = [name for name, value in others.items() if way and value]
+        if wrong:
+            raise ConfigError(f"{', '.join(wrong)}: means nothing here; adarec-fast compare --help")
+    if runs:
+        _compare_runs(runs, data or [], part, device, as_json)
+    elif stored is not None:
+        _again(stored, baseline, part, to)
+    elif arms is not None:
+        to = to or Path("compare")
+        _train(arms, data or [], seeds, to, baseline, part, assignments or [], finished, dry_run)
+
+
+def _compare_runs(
+    runs: list[Path], data: list[Path], part: Part, device: str, as_json: bool
+) -> None:
+    from ..experiments.runs import compare_runs
+
+    if len(data) > 1:
+        raise ConfigError(f"runs are compared on one --data file; got {len(data)}")
+    with err.status("ranking the catalogue"):
+        found = compare_runs(
+            runs,
+            data=data[0] if data else None,
+            part="valid" if part is Part.VALID else "test",
+            device=device,
+        )
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    base = found["runs"][0]["run"]
+    out.print(
+        f"{found['data']}, {found['part']}: {found['users']:,} users, {found['sparse_users']:,} of "
+        f"them sparse; seen items masked: {found['seen_mask']}", markup=False, soft_wrap=True,
+    )  # fmt: skip
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("run", overflow="fold")
+    for name in ("users", *_METRICS):
+        table.add_column(name, justify="right", no_wrap=True)
+    for run in found["runs"]:
+        for users in ("all", "sparse"):
+            if run[users] is not None:
+                figures = (f"{run[users][name]:.4f}" for name in _METRICS)
+                table.add_row(escape(run["run"]) if users == "all" else "", users, *figures)
+    out.print(table)
+    table = Table(
+        box=box.SIMPLE_HEAD, title=f"less {escape(base)}, and 95% interval over users",
+        title_justify="left",
+    )  # fmt: skip
+    table.add_column("run", overflow="fold")
+    for name in ("users", "metric", "difference", "from", "to"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for one in found["differences"]:
+        numbers = (f"{value:+.4f}" for value in (one["difference"], *one["over_users"]))
+        table.add_row(escape(one["run"]), one["users"], one["metric"], *numbers)
+    out.print(table)
+
+
+def _again(stored: Path, baseline: str | None, part: Part, to: Path | None) -> None:
+    from ..experiments.comparison import against, read
+
+    found = read(stored)
+    _show(against(found, baseline or found.report["baseline"]), part, to)
+
+
+def _train(
+    file: Path, data: list[Path], seeds: int, to: Path, baseline: str | None, part: Part,
+    assignments: list[str], finished: bool, dry_run: bool,
+) -> None:  # fmt: skip
+    from ..experiments import run_sweep
+    from ..experiments.arms import read_arms
+    from ..experiments.comparison import collect, write
+    from ..experiments.definition import exclusive
+    from ..experiments.estimate import plan
+
+    if not data:
+        raise ConfigError("--arms needs --data FILE; adarec-fast data get beauty fetches one")
+    for path in data:
+        if not path.is_file():
+            raise ConfigError(f"--data {path}: no such file")
+    arms = read_arms(file, baseline=baseline, over=read_assignments(assignments))
+    folder = to / RUNS
+    paths = [path.resolve() for path in data]
+    sweep = arms.sweep([str(path) for path in paths], range(seeds))
+    keys = arms.keys([path.stem for path in paths], range(seeds))
+    labels = [f"{arm}, {name}, seed {seed}" for arm, name, seed in keys]
+    if dry_run:
+        sweep.merged(folder, extend=True)
+        with err.status("timing a few steps of each"):
+            rows = plan(sweep, folder)
+        out.print(
+            planned([replace(row, name=name) for row, name in zip(rows, labels, strict=True)])
+        )
+        return
+    if finished and not folder.exists():
+        raise ConfigError(f"--finished: nothing has been trained in {to} yet; leave it out")
+    outcomes: list[RunOutcome] = []
+    if not finished:
+        outcomes = run_sweep(sweep, folder, extend=True, **progress(len(labels), labels))
+        outcomes = [replace(o, name=name) for o, name in zip(outcomes, labels, strict=False)]
+    # Names, not paths: the file may be committed.
+    words = ["adarec-fast", "compare", "--arms", file.name]
+    words += [word for path in data for word in ("--data", path.name)]
+    words += ["--seeds", str(seeds), *(w for a in assignments for w in ("--set", a))]
+    words += [] if baseline is None else ["--baseline", baseline]
+    # Under one lock from reading to writing: another process' finished run is not lost.
+    with exclusive(folder):
+        found = collect(arms, paths, range(seeds), folder, shlex.join(words))
+        size = write(to, found)
+        _show(found, part, to)
+    out.print(
+        f"compare.json is enough to make the tables again; the ranks beside it take "
+        f"{size / 1e6:.1f} MB"
+    )
+    conclude(outcomes, f"the same command (finished runs are kept in {folder})")
+    if any(outcome.status == "diverged" for outcome in outcomes):
+        raise typer.Exit(RUN_FAILED)
+
+
+def _show(found: Comparison, part: Part, to: Path | None) -> None:
+    """The tables in the terminal and, in a folder, as files."""
+    from ..experiments.comparison_table import csv_text, markdown, notes, rich_tables
+    from ..training.checkpoint import write_atomically
+
+    report: Mapping[str, Any] = found.report
+    for table in rich_tables(report, part.value):
+        out.print(table)
+    for note in notes(report):
+        out.print(note, markup=False)
+    if to is not None:
+        to.mkdir(parents=True, exist_ok=True)
+        write_atomically(to / "compare.md", markdown(report, part.value))
+        write_atomically(to / "compare.csv", csv_text(report))
+        out.print(f"in [bold]{escape(str(to))}[/]: compare.md, compare.csv", soft_wrap=True)
