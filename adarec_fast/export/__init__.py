@@ -28,6 +28,7 @@ from torch import Tensor
 
 from ..config import ConfigError
 from ..models.base import UserGraph
+from ..models.memory import TENSORS, VALUES
 from ..models.pretrained import ITEMS
 from ..training import Run
 from ..training.checkpoint import save_checkpoint
@@ -37,7 +38,7 @@ from . import index as ann
 from .check import TOLERANCE, Outcome, Request, check, requests, sample
 from .errors import ExportError
 from .formats import PROGRAMS, Format, Program, require
-from .graph import RankingModel, capture
+from .graph import RankingModel, capture, remembered
 
 __all__ = ["ExportError", "ExportFormat", "ExportOptions", "Exported", "export_run"]
 
@@ -227,6 +228,9 @@ class _Work:
         save_file({"embeddings": table}, folder / EMBEDDINGS)
         stored = load_file(folder / EMBEDDINGS)["embeddings"].float()
         files = [EMBEDDINGS, ITEMS]
+        if model.memory is not None:
+            model.memory.write(folder)
+            files += [TENSORS, VALUES]
         if self.format == "ann":
             self._fill_index(folder, stored)
             files.append(INDEX)
@@ -238,11 +242,13 @@ class _Work:
 
         def answer(item_ids: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
             scores = represent(item_ids)[0] @ items.T
+            # Ids are padded with 0, which has no row.
+            scores = torch.cat([scores[:, :1], scores], 1)
+            if model.memory is not None:
+                scores = scores + remembered(model.memory, item_ids, scores)
             if options.exclude_seen:
-                # Seen items are padded with 0, which has no row.
-                padded = torch.cat([scores[:, :1], scores], 1).scatter(1, seen, float("-inf"))
-                scores = padded[:, 1:]
-            best = scores.topk(options.k, dim=-1)
+                scores = scores.scatter(1, seen, float("-inf"))
+            best = scores[:, 1:].topk(options.k, dim=-1)
             return best.indices + 1, best.values
 
         self._compare(answer, dtype)
@@ -256,12 +262,29 @@ class _Work:
                 "row": "item index - 1", "score": "inner product with user",
             },
         }  # fmt: skip
+        if model.memory is not None:
+            self.about["memory"] = {
+                "files": [TENSORS, VALUES],
+                "rows": "neighbours and weights of item i lie at rows[i] to rows[i + 1]",
+                "score": "adds alpha log(1 + gamma S_j), S_j the sum over the history, its last "
+                "max_length items, of decay^(steps from its end) times the item's weight of j",
+                "search": "an item of the k best is among the index's k best or has S_j > 0: score "
+                "both exactly and take the k best",
+            }
 
     def _fill_index(self, folder: Path, stored: Tensor) -> None:
         options = self.options
         ann.write_index(stored, folder / INDEX, factory=options.index, search=options.search)
         users = torch.cat([request.user for request in self.given])
-        self.index = ann.measure(folder / INDEX, stored, users, options.k)
+        bonus = None
+        memory = self.run.model.memory
+        if memory is not None:
+            blank = torch.zeros(1, memory.num_items + 1, device=self.device)
+            bonus = torch.cat([
+                remembered(memory, given.item_ids, blank.expand(given.user.shape[0], -1))[:, 1:]
+                for given in self.given
+            ])  # fmt: skip
+        self.index = ann.measure(folder / INDEX, stored, users, options.k, bonus)
         if self.index.recall < options.min_recall:
             raise ExportError(
                 f"{INDEX}: recall@{options.k} against exact search is {self.index.recall:.4f}, "

@@ -93,6 +93,8 @@ def requests(
         values, offsets = pack_lists(cut, device)
         user, clear = ranking.user_model.settled(values, offsets)
         scores = model.score(user)
+        if model.memory is not None:
+            model.memory.add_to(scores, values, offsets)
         seen = _padded(part).to(device)
         if exclude_seen:
             scores.scatter_(1, seen, float("-inf"))

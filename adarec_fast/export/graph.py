@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..config import ConfigError
 from ..models.base import SequenceModel, UserGraph
+from ..models.memory import Memory
 
 # What a graph may consist of: it then loads wherever torch or a runtime for ONNX does.
 _NAMESPACES = ("aten", "higher_order", "prim", "prims")
@@ -40,11 +41,32 @@ class RankingModel(nn.Module):
         """
         user = self.user_model(item_ids)
         scores = F.linear(user, self.model.table())
+        if self.model.memory is not None:
+            scores = scores + remembered(self.model.memory, item_ids, scores)
         if self.exclude_seen:
             assert seen is not None
             scores = scores.scatter(1, seen, float("-inf"))
         best = torch.topk(scores[:, 1:], self.k, dim=-1)
         return best.indices + 1, best.values
+
+
+def remembered(memory: Memory, item_ids: Tensor, scores: Tensor) -> Tensor:
+    """What a memory adds to scores ``[B, V+1]``, by gather and scatter; ids as in
+    :class:`UserGraph`."""
+    if memory.widest == 0:
+        return torch.zeros_like(scores)
+    place = torch.arange(item_ids.shape[1], device=item_ids.device)
+    back = ((item_ids != 0).sum(1, keepdim=True) - 1 - place).clamp(min=0)
+    begin, end = memory.rows[item_ids], memory.rows[item_ids + 1]  # padding has no neighbours
+    lane = torch.arange(memory.widest, device=item_ids.device)
+    at = begin[..., None] + lane
+    there = at < end[..., None]
+    at = at.clamp(max=memory.neighbours.shape[0] - 1)
+    fading = torch.tensor(memory.decay, device=item_ids.device) ** back.to(scores.dtype)
+    added = torch.where(there, memory.weights[at] * fading[..., None], 0.0)
+    places = memory.neighbours[at].long()
+    sums = torch.zeros_like(scores).scatter_add(1, places.flatten(1), added.flatten(1))
+    return memory.alpha * torch.log1p(memory.gamma * sums)
 
 
 def capture(

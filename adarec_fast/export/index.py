@@ -69,14 +69,32 @@ def write_index(embeddings: Tensor, path: Path, *, factory: str, search: str) ->
 
 
 @torch.no_grad()
-def measure(path: Path, embeddings: Tensor, users: Tensor, k: int) -> IndexOutcome:
-    """Read an index back and search for users ``[B, D]`` with it and exactly, nothing masked."""
+def measure(
+    path: Path, embeddings: Tensor, users: Tensor, k: int, bonus: Tensor | None = None
+) -> IndexOutcome:
+    """Read an index back and search for users ``[B, D]`` with it and exactly, nothing masked.
+
+    Args:
+        path: the index.
+        embeddings: float32 ``[V, D]``.
+        users: ``[B, D]``.
+        k: items a user.
+        bonus: ``[B, V]``, what a memory adds, >= 0; the index's answers and the items that gain
+            something are then scored exactly, and the k best of both are the answer.
+    """
     faiss = import_faiss()
     index = faiss.read_index(str(path))
     exact = faiss.IndexFlatIP(embeddings.shape[1])
     exact.add(embeddings.numpy())
     queries = users.cpu().numpy()
     found, best = index.search(queries, k)[1], exact.search(queries, k)[1]
+    if bonus is not None:
+        scores = users.cpu() @ embeddings.T + bonus.cpu()
+        best = scores.topk(k, dim=1).indices.numpy()
+        there = bonus.cpu() > 0
+        rows, columns = np.nonzero(found >= 0)  # fewer answers are filled up with -1
+        there[rows, found[rows, columns]] = True
+        found = scores.where(there, float("-inf")).topk(k, dim=1).indices.numpy()
     hits = [np.intersect1d(a, b).size for a, b in zip(found, best, strict=True)]
     one = queries[:1]
     return IndexOutcome(

@@ -243,6 +243,10 @@ class SequenceModel(nn.Module):
     def prepare(self, split: Split) -> None:
         """Called once before training, on the CPU: counts, similarity tables, first stages."""
 
+    def begin_training(self, split: Split) -> None:
+        """Called whenever training begins or goes on, on the CPU: what follows from the data and
+        is not kept with the model."""
+
     def begin_epoch(self, epoch: int) -> None:
         """Called before an epoch, from 0: a pure function of (seed, epoch, weights)."""
 

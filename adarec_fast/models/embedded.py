@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops, ragged, rng
-from ..config import ModelConfig
+from ..config import ConfigError, ModelConfig
+from ..data import Split
 from ..histories import History, check_histories, pack_lists
 from ..precision import ranking
 from .base import SequenceModel
+from .soft_targets import SoftTargets
 
 if TYPE_CHECKING:
     from ..distributed import Workers
@@ -30,12 +32,14 @@ class EmbeddingModel(SequenceModel):
     Attributes:
         item_embedding: the table, or a worker's part of it.
         noise_seed: int64 ``[1]``, of dropout and noise; advances by one a step.
+        soft_targets: while a model with ``transition_smoothing`` is trained.
     """
 
     noise_seed: Tensor
 
     def __init__(self, config: ModelConfig, size: int) -> None:
         super().__init__(config)
+        self.soft_targets: SoftTargets | None = None
         self.item_embedding: nn.Embedding | ShardedItems = nn.Embedding(
             config.num_items + 1, size, padding_idx=0
         )
@@ -55,7 +59,18 @@ class EmbeddingModel(SequenceModel):
     def sharded(self) -> ShardedItems | None:
         return None if isinstance(self.item_embedding, nn.Embedding) else self.item_embedding
 
+    def begin_training(self, split: Split) -> None:
+        if getattr(self.config, "transition_smoothing", 0.0):
+            counted = SoftTargets(*split.inputs("train"), self.config.num_items)
+            self.soft_targets = counted.to(self.device)
+
     def split_items(self, workers: Workers) -> None:
+        smoothed = getattr(self.config, "transition_smoothing", 0.0)
+        if smoothed:
+            raise ConfigError(
+                f"transition_smoothing={smoothed} needs the vectors of items that other workers "
+                "hold; leave it off, or do not split the items (--no-shard-items)"
+            )
         from ..distributed.items import ShardedItems
 
         table = self.item_embedding.weight.detach()

@@ -120,7 +120,7 @@ def linear_cross_entropy(
 
 
 def target_lead(hidden: Tensor, wanted: Tensor, mean: Tensor, targets: Tensor) -> Tensor:
-    """How far the target's logit is above the mean one, h e_t - mean_j h e_j, mean over the rows.
+    """How far the target's logit is above a mean of others, h e_t - h m, the mean over the rows.
 
     A smoothed cross entropy is the plain one plus s times this. Products and sums are float32 or
     wider, whatever autocast says: nothing here is large enough for tensor cores.
@@ -128,7 +128,7 @@ def target_lead(hidden: Tensor, wanted: Tensor, mean: Tensor, targets: Tensor) -
     Args:
         hidden: ``[R, D]``; rows whose target is 0 may hold anything.
         wanted: ``[R, D]``, finite, the embedding of each target.
-        mean: ``[D]``, the mean embedding of the items 1..V.
+        mean: m, ``[D]`` for all rows or ``[R, D]``, finite, such as the mean of all items.
         targets: int64 ``[R]``; rows of target 0 are left out.
 
     Returns:
@@ -137,5 +137,6 @@ def target_lead(hidden: Tensor, wanted: Tensor, mean: Tensor, targets: Tensor) -
     wide = torch.promote_types(hidden.dtype, torch.float32)
     counted = targets > 0
     rows = torch.where(counted[:, None], hidden.to(wide), 0.0)
-    total = (rows * wanted.to(wide)).sum() - (rows.sum(0) * mean.to(wide)).sum()
+    above = rows.sum(0) if mean.dim() == 1 else rows
+    total = (rows * wanted.to(wide)).sum() - (above * mean.to(wide)).sum()
     return total / counted.sum().clamp(min=1)

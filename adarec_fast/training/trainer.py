@@ -131,6 +131,7 @@ class Trainer:
                 )
             check_origin(self._config_path, folder, manifest, self.model_config, self.config)
             model = load(folder, backend=self.model_config.backend)
+        model.begin_training(self.split)
         self.num_parameters = sum(p.numel() for p in model.parameters())
         if self.workers is not None:
             weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())

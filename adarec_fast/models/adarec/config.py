@@ -54,6 +54,10 @@ class ADARecConfig(ModelConfig):
     label_smoothing: float = Field(
         0.0, ge=0.0, lt=1.0, description="share of the target in Eq. 13 that all items divide"
     )
+    transition_smoothing: float = Field(
+        0.0, ge=0.0, lt=1.0,
+        description="share of the target in Eq. 13 that the items divide that follow it elsewhere",
+    )  # fmt: skip
 
     depth: Literal["adaptive", "fixed"] = Field(
         "adaptive", description="ADC, or the fixed depth T_max for everybody (Table 4)"

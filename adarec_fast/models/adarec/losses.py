@@ -18,6 +18,8 @@ from ...reference.objective import (
     weighted_sum,
 )
 from ..base import LossOutput
+from ..prediction import prediction_loss
+from ..soft_targets import SoftTargets
 from .config import ADARecConfig
 from .outputs import Parsed
 
@@ -35,8 +37,9 @@ def objective(
     offsets: Tensor,
     targets: Tensor,
     share: Share | None = None,
+    soft: SoftTargets | None = None,
 ) -> LossOutput:
-    """Eq. 12 with each of its parts; ``rec`` is the smoothed Eq. 13 under ``label_smoothing``.
+    """Eq. 12 with each of its parts; ``rec`` is Eq. 13 smoothed as configured.
 
     Args:
         config: the weights, the smoothing, the temperature, the backend.
@@ -45,19 +48,9 @@ def objective(
         offsets: int64 ``[B+1]``.
         targets: int64 ``[R]``, an item for each row of ``parsed.user``.
         share: where these sequences lie in a batch that several workers share.
+        soft: what ``transition_smoothing`` shares the targets' weight with.
     """
-    if isinstance(items, nn.Embedding):
-        table = items.weight if parsed.table is None else parsed.table
-        rec = ops.linear_cross_entropy(
-            parsed.user, table, targets, label_smoothing=config.label_smoothing,
-            backend=config.backend,
-        )  # fmt: skip
-    else:
-        assert share is not None
-        everywhere = config.supervision == "all"
-        rec = share.cross_entropy(
-            items, parsed.user, targets, config.label_smoothing, everywhere=everywhere
-        )
+    rec = prediction_loss(config, parsed.user, items, parsed.table, targets, soft, share)
     cont = None
     if parsed.contrast is not None:
         asked = targets

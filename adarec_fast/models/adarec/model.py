@@ -212,8 +212,8 @@ class ADARec(Pretrained, EmbeddingModel):
     # ------------------------------------------------------------------ losses
 
     def loss(self, batch: Batch, share: Share | None = None) -> LossOutput:
-        """Eq. 12 on a training batch, with each of its parts; ``rec`` is the smoothed Eq. 13
-        under ``label_smoothing``.
+        """Eq. 12 on a training batch, with each of its parts; ``rec`` is Eq. 13 smoothed as
+        configured.
 
         Args:
             batch: packed histories of at most ``max_length`` items, on the model's device, with
@@ -243,7 +243,7 @@ class ADARec(Pretrained, EmbeddingModel):
             hierarchy=hierarchy,
         )  # fmt: skip
         return parsed, losses.objective(
-            self.config, parsed, self.item_embedding, offsets, targets, share
+            self.config, parsed, self.item_embedding, offsets, targets, share, self.soft_targets
         )
 
     # ------------------------------------------------------------------ use

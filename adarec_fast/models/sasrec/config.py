@@ -28,6 +28,10 @@ class SASRecConfig(ModelConfig):
     label_smoothing: float = Field(
         0.0, ge=0.0, lt=1.0, description="share of the target in Eq. 13 that all items divide"
     )
+    transition_smoothing: float = Field(
+        0.0, ge=0.0, lt=1.0,
+        description="share of the target in Eq. 13 that the items divide that follow it elsewhere",
+    )  # fmt: skip
 
     @model_validator(mode="after")
     def _heads_divide(self) -> SASRecConfig:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ... import ops, ragged
+from ... import ragged
 from ...config import ModelConfig
 from ...data import Batch
 from ...histories import History
@@ -22,6 +22,7 @@ from ..embedded import EmbeddingModel
 from ..encoders.encode import encode
 from ..encoders.plan import EncoderPlan
 from ..encoders.sasrec import SASRecEncoder
+from ..prediction import prediction_loss
 from ..pretrained import Pretrained
 from .config import SASRecConfig
 
@@ -76,25 +77,18 @@ class SASRec(Pretrained, EmbeddingModel):
             return embeddings[ragged.last_tokens(offsets)]
 
     def loss(self, batch: Batch, share: Share | None = None) -> LossOutput:
-        """Eq. 13, the mean over the targets, smoothed under ``label_smoothing``, as is the part
-        ``rec``; see :meth:`SequenceModel.loss`."""
+        """Eq. 13, the mean over the targets, smoothed as configured, as is the part ``rec``; see
+        :meth:`SequenceModel.loss`."""
         values, offsets, targets = batch.item_ids, batch.offsets, batch.targets
         self._check_targets(values, offsets, targets)
-        everywhere, smoothing = self.config.supervision == "all", self.config.label_smoothing
         with computing(self.config.precision, self.device.type):
             seed = self._next_seed(None if share is None else share.place)
             user, table = self._encode(values, offsets, seed)
-            if not everywhere:
+            if self.config.supervision != "all":
                 user = user[ragged.last_tokens(offsets)]
-            if isinstance(self.item_embedding, nn.Embedding):
-                rec = ops.linear_cross_entropy(
-                    user, table, targets, label_smoothing=smoothing, backend=self.config.backend
-                )
-            else:
-                assert share is not None
-                rec = share.cross_entropy(
-                    self.item_embedding, user, targets, smoothing, everywhere=everywhere
-                )
+            rec = prediction_loss(
+                self.config, user, self.item_embedding, table, targets, self.soft_targets, share
+            )
         if share is None:
             return LossOutput(rec, {"rec": rec.detach()})
         if isinstance(self.item_embedding, nn.Embedding):
@@ -104,12 +98,11 @@ class SASRec(Pretrained, EmbeddingModel):
 
     def _encode(
         self, values: Tensor, offsets: Tensor, seed: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """E ``[N, D]``, and the table for the loss."""
-        embeddings, table = encode(
+    ) -> tuple[Tensor, Tensor | None]:
+        """E ``[N, D]``, and the table for the loss where that is not the parameter itself."""
+        return encode(
             self.backbone, self.item_embedding, values, offsets, seed, self.config.backend
         )
-        return embeddings, self.table() if table is None else table
 
     def why_not_captured(self) -> str | None:
         return None
