@@ -341,7 +341,7 @@ def test_arms_of_a_file(tmp_path: Path) -> None:
         "arms:\n  backbone: {model: sasrec, train: {epochs: 3}}\n  paper: paper\n"
         "  cut: {preset: paper, lambda_cont: 0.5, truncate: 6}\nbaseline: paper\nepochs: 2\n"
     )
-    arms = read_arms(file, over=place({"epochs": 4}))
+    arms = read_arms(file)
     assert arms.baseline == "paper"
     assert read_arms(file, baseline="cut").baseline == "cut"
     paper = preset("paper")
@@ -352,8 +352,16 @@ def test_arms_of_a_file(tmp_path: Path) -> None:
         ("backbone", "b", 0), ("paper", "b", 0), ("cut", "b", 0), ("backbone", "c", 0),
     ]  # fmt: skip
     values = [sweep.values(combination) for combination in sweep.combinations]
-    assert [v.train["epochs"] for v in values[:3]] == [3, 4, 4]
+    assert [v.train["epochs"] for v in values[:3]] == [3, 2, 2]
     assert (values[6].data["data"], values[6].model["seed"]) == ("/a/b.csv", 1)
+    # What is set for all of them holds in an arm and in a preset too.
+    over = read_arms(file, over=place({"epochs": 4, "max_length": 5, "truncate": 6}))
+    for combination in over.sweep(["/a/b.csv"], [0]).combinations[:2]:
+        found = over.sweep(["/a/b.csv"], [0]).values(combination)
+        assert (found.train["epochs"], found.model["max_length"]) == (4, 5)
+        assert found.data["truncate"] == 6
+    with pytest.raises(ConfigError, match="'paper' and 'cut' set the same"):
+        read_arms(file, over=place({"lambda_cont": 0.1, "truncate": 6}))
     for text, message in (("arms: [a]", "must be a mapping"), ("arms: {a: }\nnotes: x", "notes:")):
         file.write_text(text)
         with pytest.raises(ConfigError, match=message):

@@ -62,8 +62,8 @@ def compare(
     ] = Part.TEST,
     assignments: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any field, for all arms that do not set "
-                     "it; may be repeated."),
+        typer.Option("--set", metavar="KEY=VALUE", help="Any field of all arms, in the place of "
+                     "what they set; may be repeated."),
     ] = None,
     device: Annotated[str, typer.Option(help="Of runs: auto, cpu, cuda, ...")] = "auto",
     finished: Annotated[

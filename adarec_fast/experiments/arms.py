@@ -55,6 +55,7 @@ class Arms:
         *,
         baseline: str | None = None,
         shared: Values | None = None,
+        over: Values | None = None,
         notes: Iterable[str] = (),
         source: str = "arms",
     ) -> Arms:
@@ -63,7 +64,8 @@ class Arms:
         Args:
             arms: by name: a preset's name, or values, flat or in sections, ``preset`` among them.
             baseline: by default the first arm.
-            shared: values of all arms.
+            shared: values of all arms, which an arm may override.
+            over: values of all arms, in the place of what they or ``shared`` set.
             notes: sentences.
             source: opens the message of an error.
 
@@ -74,12 +76,13 @@ class Arms:
         """
         if not arms:
             raise ConfigError(f"{source}: arms must name one arm or more")
-        shared = shared or Values()
+        over = over or Values()
+        shared = (shared or Values()).update(over)
         _refuse_own(shared, source)
-        found = {
-            str(name): _flat(_arm(entry, f"{source}, arm {name!r}", shared.system))
-            for name, entry in arms.items()
-        }
+        found = {}
+        for name, entry in arms.items():
+            own = _flat(_arm(entry, f"{source}, arm {name!r}", shared.system))
+            found[str(name)] = {k: v for k, v in own.items() if k not in _flat(over)}
         names = list(found)
         for number, name in enumerate(names):
             for other in names[:number]:
@@ -117,7 +120,7 @@ def read_arms(
     Args:
         path: the file.
         baseline: in the place of the file's.
-        over: values on top of the file's shared ones.
+        over: as :meth:`Arms.create` takes it.
 
     Raises:
         ConfigError: the file does not parse, or as :meth:`Arms.create`.
@@ -132,7 +135,8 @@ def read_arms(
     return Arms.create(
         arms,
         baseline=baseline if baseline is not None else named,
-        shared=from_mapping(mapping, str(path)).update(over or Values()),
+        shared=from_mapping(mapping, str(path)),
+        over=over,
         notes=notes,
         source=str(path),
     )
