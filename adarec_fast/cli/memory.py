@@ -41,3 +41,40 @@ def fit(
     with locked(run):
         fitted = remember(run, resolve_device(device), neighbours)
     out.print(in_words(fitted))
+
+
+@app.command("update")
+@command
+def update(
+    run: RunFolder,
+    data: Annotated[Path, typer.Option(metavar="FILE", help="The new interactions.")],
+    format: Annotated[str, typer.Option(help="Format of the file, as for train.")] = "auto",
+    user_column: Annotated[str | None, typer.Option(help="Column of the user ids.")] = None,
+    item_column: Annotated[str | None, typer.Option(help="Column of the item ids.")] = None,
+    time_column: Annotated[
+        str | None, typer.Option(help="Column to sort each history by.")
+    ] = None,
+) -> None:
+    """Count new interactions into a run's memory, without training: later ones of known users, new
+    users, new items.
+
+    recommend and serve use them from now on; a service that watches the run takes them over while
+    it serves. The run itself stays what it was, for evaluate, export and train --resume.
+    """
+    from ..config import DataConfig
+    from ..data.readers import load
+    from ..training.run_folder import locked, read_config
+    from ..training.updated import update_memory
+
+    read_config(run)  # before a lock would make the folder
+    asked = DataConfig.create(data=str(data), format=format)  # what a format may be
+    more = load(
+        data, format=asked.format, user=user_column, item=item_column, time=time_column,
+        min_length=1,
+    )  # fmt: skip
+    with locked(run):
+        grown = update_memory(run, more)
+    out.print(
+        f"{grown.interactions:,} interactions counted in: {grown.new_users:,} new users, "
+        f"{grown.new_items:,} new items"
+    )

@@ -97,10 +97,10 @@ def recommend(
         raise ConfigError("--file takes --output csv or parquet, and users of the data alone")
     from ..data import DataError
     from ..data.text import split_ids
-    from ..training import load_run
     from ..training.loop import resolve_device
+    from ..training.updated import load_current
 
-    run = load_run(run_dir, device=resolve_device(device))
+    run = load_current(run_dir, device=resolve_device(device))
     if k is None:
         k = min(20, len(run.data.items))
     if file is not None:

@@ -11,11 +11,13 @@ from typing import Literal, NamedTuple
 import torch
 
 from ..data import InteractionData, Vocabulary
+from ..models.memory import TENSORS
 from ..models.pretrained import WEIGHTS, CheckpointError
 from ..ranking.recommender import Recommender
 from ..training import load_run
-from ..training.checkpoint import MANIFEST, find_checkpoint, read_json
+from ..training.checkpoint import MANIFEST, read_json
 from ..training.errors import RunFolderError
+from ..training.updated import UPDATED, current_folder, load_current
 from .errors import RequestError, shown
 
 Which = Literal["best", "last"]
@@ -44,7 +46,8 @@ class ServedModel:
     """One loaded checkpoint; never altered.
 
     Attributes:
-        id: the first 12 hex digits of the weights' SHA-256.
+        id: the first 12 hex digits of the weights' SHA-256; where new interactions were counted in
+            since they were trained, of the memory's.
         epoch: of training.
         path: the checkpoint's folder, links resolved.
         loaded_at: seconds since 1970.
@@ -121,14 +124,14 @@ def load(source: Source) -> ServedModel:
     """
     folder = source.run_dir.resolve()
     before = _manifest(folder, source.which)
-    run = load_run(folder, which=source.which, device=source.device)
+    run = load_current(folder, which=source.which, device=source.device)
     sums, epoch = before.get("sha256"), before.get("epoch")
     if before != _manifest(folder, source.which) or not isinstance(sums, dict):
         raise CheckpointError(f"{folder / source.which}: replaced while it was read; load it again")
     model = ServedModel(
-        id=str(sums.get(WEIGHTS, ""))[:12],
+        id=str(sums.get(TENSORS if run.which == UPDATED else WEIGHTS, ""))[:12],
         epoch=epoch if isinstance(epoch, int) else None,
-        path=folder / source.which,
+        path=folder / run.which,
         loaded_at=time.time(),
         # Out of the map of the file, which somebody may write over.
         data=run.data.replace(
@@ -143,7 +146,10 @@ def load(source: Source) -> ServedModel:
 def signature(source: Source) -> tuple[object, ...] | None:
     """What tells whether a run folder has another model than before; None while it has none."""
     folder = source.run_dir.resolve()
-    checkpoint = find_checkpoint(folder, source.which)
+    try:
+        checkpoint = current_folder(folder, source.which)
+    except CheckpointError as error:  # a change as well: loading it will say what is wrong
+        return folder, str(error)
     if checkpoint is None:
         return None
     try:
@@ -155,7 +161,7 @@ def signature(source: Source) -> tuple[object, ...] | None:
 
 
 def _manifest(folder: Path, which: Which) -> dict[str, object]:
-    checkpoint = find_checkpoint(folder, which)
+    checkpoint = current_folder(folder, which)
     if checkpoint is None:
         # load_run words it, with what else may be wrong.
         load_run(folder, which=which)

@@ -1,0 +1,151 @@
+"""What came after a run's training, counted into its memory: the folder ``updated/`` of a run.
+
+::
+
+    updated/    the model of best/ with a row for each new item and a memory of all interactions,
+                interactions.safetensors and users.json as of a run, and manifest.json
+
+Nothing is trained. The run itself stays what it is: it is evaluated, resumed and exported as
+before; recommendations and the service take ``updated/`` where it is of the best epoch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..config import ConfigError
+from ..data import InteractionData
+from ..data.extend import Extended, extended
+from ..models.base import SequenceModel
+from ..models.embedded import EmbeddingModel
+from ..models.memory import Memory
+from ..models.pretrained import WEIGHTS, CheckpointError, load, write
+from ..models.registry import build
+from .checkpoint import MANIFEST, find_checkpoint, read_json, save_checkpoint, verify_checkpoint
+from .run_folder import load_run, read_data, write_data
+
+UPDATED = "updated"
+
+
+class Current(NamedTuple):
+    """What a run recommends with.
+
+    Attributes:
+        model: in evaluation mode.
+        data: histories of the known users, and both vocabularies.
+        which: of the run's folders, where the model is from.
+    """
+
+    model: SequenceModel
+    data: InteractionData
+    which: str
+
+
+def load_current(
+    run_dir: Path,
+    *,
+    which: Literal["best", "last"] = "best",
+    device: torch.device | str = "cpu",
+) -> Current:
+    """The best epoch's model, with what :func:`update_memory` added since, if anything; or, as
+    asked, the last one.
+
+    Raises:
+        RunFolderError, CheckpointError: as :func:`load_run`; also where ``updated/`` is damaged.
+    """
+    folder = current_folder(run_dir, which)
+    if folder is None or folder.name.startswith(which):
+        run = load_run(run_dir, which=which, device=device)
+        return Current(run.model, run.data, which)
+    verify_checkpoint(folder)
+    model = load(folder, device=device)
+    if model.item_vocabulary is None:
+        raise CheckpointError(f"{folder / 'items.json'}: no such file; a run's model has one")
+    return Current(model, read_data(folder, model.item_vocabulary), UPDATED)
+
+
+def current_folder(run_dir: Path, which: str) -> Path | None:
+    """The folder that :func:`load_current` reads; None if there is none yet."""
+    trained = find_checkpoint(run_dir, which)
+    updated = find_checkpoint(run_dir, UPDATED)
+    if which != "best" or trained is None or updated is None:
+        return trained
+    # Of another best epoch it is out of date.
+    mine = read_json(trained / MANIFEST).get("sha256")
+    of = read_json(updated / MANIFEST).get("weights")
+    return updated if isinstance(mine, dict) and mine.get(WEIGHTS) == of else trained
+
+
+def update_memory(run_dir: Path, more: InteractionData) -> Extended:
+    """Count new interactions into a run's memory, and give new items a vector.
+
+    All interactions that are known count from now on, the held-out ones too; alpha, gamma and decay
+    stay those that were fitted. An item never seen before gets the mean of its neighbours' vectors,
+    by their weights (of all vectors, if it has none). Histories of known users go on with theirs.
+
+    Args:
+        run_dir: of a run, locked by this process.
+        more: the new interactions, in any number a user.
+
+    Raises:
+        ConfigError: the run has no memory, or its model no table of item vectors.
+        DataError: the ids are of another kind than the run's.
+        RunFolderError, CheckpointError: as :func:`load_current`; the disk is full.
+    """
+    model, data, _ = load_current(run_dir)
+    old = model.memory
+    if old is None:
+        raise ConfigError(
+            f"{run_dir}: the model has no memory to update; adarec-fast memory fit {run_dir} "
+            "gives it one"
+        )
+    if not isinstance(model, EmbeddingModel) or not isinstance(model.item_embedding, nn.Embedding):
+        raise ConfigError(f"{type(model).__name__} has no item vectors that new items could join")
+    grown = extended(data, more)
+    memory = Memory.of(
+        grown.data.values, grown.data.offsets, grown.data.num_items, max_length=old.max_length,
+        neighbours=model.config.memory_neighbours, alpha=old.alpha, gamma=old.gamma,
+        decay=old.decay,
+    )  # fmt: skip
+    if grown.new_items:
+        model = _with_items(model, memory)
+    model.item_vocabulary, model.memory = grown.data.items, memory
+    best = find_checkpoint(run_dir, "best")
+    assert best is not None  # it was loaded
+    sums = read_json(best / MANIFEST)["sha256"]
+
+    def fill(folder: Path) -> None:
+        write(model, folder)
+        write_data(folder, grown.data)
+
+    about = {"weights": sums[WEIGHTS], "vocabulary": grown.data.items.fingerprint()}
+    save_checkpoint(run_dir, UPDATED, fill, about)
+    return grown
+
+
+def _with_items(model: EmbeddingModel, memory: Memory) -> EmbeddingModel:
+    """The same model with a vector for each of the memory's items."""
+    state = dict(model.state_dict())
+    table = state["item_embedding.weight"]
+    state["item_embedding.weight"] = torch.cat([table, _vectors(table, memory)])
+    larger = build(model.config.replace(num_items=memory.num_items))
+    assert isinstance(larger, EmbeddingModel)
+    larger.load_state_dict(state)
+    return larger.eval()
+
+
+def _vectors(table: Tensor, memory: Memory) -> Tensor:
+    """A vector for each item behind the table's last one."""
+    known = table.shape[0]
+    matrix = torch.zeros(memory.num_items + 1 - known, known)
+    for row, item in enumerate(range(known, memory.num_items + 1)):
+        entries = slice(*memory.rows[item : item + 2].tolist())
+        others = memory.neighbours[entries].long()
+        there = others < known
+        matrix[row, others[there]] = memory.weights[entries][there]
+    matrix[matrix.sum(1) == 0, 1:] = 1.0
+    return (matrix / matrix.sum(1, keepdim=True)).to(table.dtype) @ table

@@ -1,0 +1,151 @@
+"""New interactions counted into a run's memory: users and items of before and new ones."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from adarec_fast import TrainConfig, synthetic
+from adarec_fast.cli import app
+from adarec_fast.data import DataError, InteractionData, load
+from adarec_fast.data.extend import extended
+from adarec_fast.models.memory import Memory
+from adarec_fast.models.pretrained import CheckpointError
+from adarec_fast.serving.served import Source, signature
+from adarec_fast.serving.served import load as load_served
+from adarec_fast.training import load_run, train
+from adarec_fast.training.updated import load_current, update_memory
+
+SMALL = {
+    "model": "sasrec", "hidden_size": 8, "num_layers": 1, "max_length": 9, "memory": "transitions"
+}  # fmt: skip
+CONFIG = TrainConfig(epochs=1, batch_size=64, device="cpu")
+
+
+def lists(data: InteractionData) -> dict[object, list[object]]:
+    """Item ids by user id."""
+    users = data.users.ids
+    return {users[u]: data.items.decode(data.sequence(u)) for u in range(data.num_users)}
+
+
+def test_histories_go_on() -> None:
+    known = load({"a": ["x", "y", "z"], "b": ["y", "y", "x"]})
+    more = load({"c": ["z"], "a": ["w", "x"]}, min_length=1)
+    grown = extended(known, more)
+    assert lists(grown.data) == {
+        "a": ["x", "y", "z", "w", "x"], "b": ["y", "y", "x"], "c": ["z"],
+    }  # fmt: skip
+    assert grown[1:] == (1, 1, 3)
+    assert grown.data.items.ids[:3] == known.items.ids
+    assert grown.data.users.ids[:2] == known.users.ids
+
+
+def test_ids_of_another_kind_are_refused() -> None:
+    known = load([[1, 2, 3]])
+    with pytest.raises(DataError, match=r"item ids are whole numbers .* such as 1, and text"):
+        extended(known, load({0: ["x"]}, min_length=1))
+    # Text that is a known number is that number.
+    assert extended(known, load({0: ["2"]}, min_length=1)).new_items == 0
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    train(SMALL, CONFIG, synthetic(num_users=60, num_items=30, seed=4), tmp_path / "run")
+    return tmp_path / "run"
+
+
+def write_csv(path: Path, rows: list[tuple[object, object]]) -> Path:
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([("user", "item"), *rows])
+    return path
+
+
+def invoke(*words: object) -> Result:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def test_update_by_command(run_dir: Path, tmp_path: Path) -> None:
+    run = load_run(run_dir)
+    user, known = run.data.users.ids[0], run.data.items.ids
+    novel = max(known) + 7
+    # Five people went from an item to one that nobody knew, and so did a known one.
+    rows = [(f"9{i}", item) for i in range(5) for item in (known[3], novel)]
+    rows += [(user, known[3]), (user, novel)]
+    file = write_csv(tmp_path / "new.csv", rows)
+    done = invoke("memory", "update", run_dir, "--data", file)
+    assert done.exit_code == 0, done.output
+    assert "12 interactions counted in: 5 new users, 1 new items" in done.output
+    model, data, which = load_current(run_dir)
+    assert which == "updated"
+    assert data.items.ids == [*known, novel]
+    assert data.sequence(0).tolist()[-2:] == [4, len(known) + 1]
+    memory, old = model.memory, run.model.memory
+    assert memory is not None
+    assert old is not None
+    assert (memory.alpha, memory.gamma, memory.decay) == (old.alpha, old.gamma, old.decay)
+    wanted = Memory.of(data.values, data.offsets, len(data.items), max_length=9)
+    assert torch.equal(memory.weights, wanted.weights)
+    # The vectors of before, and for the new item the mean of what it came with.
+    table = model.table()
+    assert torch.equal(table[:-1], run.model.table())
+    begin, end = memory.rows[-2:].tolist()
+    others, weights = memory.neighbours[begin:end].long(), memory.weights[begin:end]
+    expected = (weights[:, None] * table[others]).sum(0) / weights.sum()
+    torch.testing.assert_close(table[-1], expected)
+    # It can be asked for, and for whoever takes the old item the memory speaks for it.
+    assert memory.sums(torch.tensor([4]), torch.tensor([0, 1]))[0, -1] > 0
+    answer = invoke("recommend", run_dir, "--history", novel, "--output", "json", "-k", "3")
+    assert answer.exit_code == 0, answer.output
+    assert json.loads(answer.stdout)[0]["history"] == [novel]
+    assert invoke("recommend", run_dir, "--user", "93").exit_code == 0
+    # The run itself is what it was.
+    assert load_run(run_dir).data.items.ids == known
+    assert train(SMALL, CONFIG, run.data, run_dir, resume=True).status == "finished"
+
+
+def test_updates_add_up_until_the_best_epoch_is_another(run_dir: Path) -> None:
+    known = load_run(run_dir).data
+    for item in (501, 502):
+        update_memory(run_dir, load({7001: [1, item]}, min_length=1))
+    current = load_current(run_dir)
+    assert current.data.items.ids[-2:] == [501, 502]
+    user = current.data.users.ids.index(7001)
+    assert current.data.items.decode(current.data.sequence(user)) == [1, 501, 1, 502]
+    assert load_current(run_dir, which="last").which == "last"
+    train(SMALL, CONFIG.replace(epochs=4), known, run_dir, resume=True)
+    after = load_current(run_dir)
+    if load_run(run_dir).model.table().equal(current.model.table()[: known.num_items + 1]):
+        assert after.which == "updated"
+    else:
+        assert after.which == "best"
+
+
+def test_a_service_takes_it_over(run_dir: Path) -> None:
+    source = Source(run_dir, "best", torch.device("cpu"), 1, 4)
+    before, served = signature(source), load_served(source)
+    update_memory(run_dir, load({1: [1, 501]}, min_length=1))
+    assert signature(source) != before
+    after = load_served(source)
+    assert after.id != served.id
+    assert len(after.items) == len(served.items) + 1
+    assert after.path.name == "updated"
+    # A damaged one is a change too, and loading it says what is wrong.
+    (run_dir / "updated" / "manifest.json").write_text("{")
+    assert signature(source) != before
+    with pytest.raises(CheckpointError, match=r"updated/manifest\.json"):
+        load_served(source)
+
+
+def test_a_run_without_memory_is_told_how_to_get_one(tmp_path: Path) -> None:
+    data = synthetic(num_users=40, num_items=20, seed=4)
+    train({**SMALL, "memory": "none"}, CONFIG, data, tmp_path / "run")
+    file = write_csv(tmp_path / "new.csv", [(1, 1), (1, 2)])
+    refused = invoke("memory", "update", tmp_path / "run", "--data", file)
+    assert refused.exit_code == 2
+    assert "adarec-fast memory fit" in refused.stderr
+    assert not (tmp_path / "run" / "updated").exists()
