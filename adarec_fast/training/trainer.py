@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from ..config import ModelConfig, TrainConfig
-from ..data import InteractionData, Split, TrainingBatches
+from ..data import InteractionData, Split
 from ..distributed.workers import Agreement, saving_seconds
 from ..models import registry
 from ..models.pretrained import CheckpointError, load, write
 from ..ranking.evaluation import evaluate
 from . import run_folder
-from .captured import make_stepper
 from .checkpoint import (
     STATE_TENSORS,
     STATE_VALUES,
@@ -32,16 +31,15 @@ from .early_stopping import EarlyStopping
 from .errors import TrainingDiverged
 from .metrics_log import MetricsLog
 from .origin import check_origin, describe_origin
+from .passes import Passes, Prepared
 from .progress import EarlyStoppingState, Progress, check_state_tensor
-from .reporter import SHOWN, Reporter, StepProgress, TrainingPlan
+from .reporter import Reporter, StepProgress, TrainingPlan
 from .result import Status, TrainResult
 from .resume import check_same_run
 from .signals import StopSignals
-from .statistics import EpochStatistics
 
 if TYPE_CHECKING:
     from ..distributed import Workers
-    from ..distributed.batches import SharedBatches
 
 
 class Trainer:
@@ -76,47 +74,26 @@ class Trainer:
         self.device = device
         self.reporter = reporter
         self.split = Split(data)
-        values, offsets = self.split.inputs("train")
-        batches = TrainingBatches(
-            values,
-            offsets,
-            supervision=model_config.supervision,
-            batch_size=config.batch_size,
-            max_length=model_config.max_length,
-            seed=config.seed,
-            device=device,
-        )
-        self.shared: SharedBatches | None = None
-        if workers is not None:
-            from ..distributed.batches import SharedBatches
-
-            gather = config.contrast_negatives == "batch"
-            self.shared = SharedBatches(batches, workers, gather_negatives=gather)
-        self.batches: TrainingBatches | SharedBatches = self.shared or batches
         self.stopping = EarlyStopping(config.patience)
         self.epoch = 0  # completed epochs
         self.batch = 0  # batches done of the epoch in progress
         self.step = 0
         self.epoch_seconds = 0.0
         self.saved_step = -1
-
-    @property
-    def _config_path(self) -> Path:
-        return self.run_dir / run_folder.CONFIG
+        self._config_path = run_dir / run_folder.CONFIG
 
     # ------------------------------------------------------------------ start
 
     def prepare(self, data_source: Mapping[str, Any] | None) -> None:
         """Build the model, or bring back everything from ``last/``."""
-        folder = find_checkpoint(self.run_dir, "last")
+        folder, preparing = find_checkpoint(self.run_dir, "last"), 0.0
         self.data_fingerprint = run_folder.fingerprint(self.data)
         if folder is None:
             torch.manual_seed(self.model_config.seed)
             model = registry.build(self.model_config)
             begun = time.perf_counter()
             model.prepare(self.split)
-            # Of a model that is only fitted, what an epoch is.
-            self.epoch_seconds = time.perf_counter() - begun if model.fitted else 0.0
+            preparing = time.perf_counter() - begun
             model.item_vocabulary = self.data.items
         else:
             check_same_run(
@@ -137,16 +114,16 @@ class Trainer:
             weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
             # Adam keeps two more of each weight. The data are written once, before the first step.
             size = max(3 * weights, self.data.values.nbytes + self.data.offsets.nbytes)
-            config = self.config
             self.workers.bound_saving(
-                saving_seconds(size, config.worker_timeout, config.save_timeout)
+                saving_seconds(size, self.config.worker_timeout, self.config.save_timeout)
             )
-        if self.workers is not None and self.config.shard_items:
-            model.split_items(self.workers)
+            if self.config.shard_items:
+                model.split_items(self.workers)
         self.model = model.to(self.device).train()
-        self.statistics = EpochStatistics(model.diagnostics(), self.device, self.workers)
-        total = self.config.epochs * self.steps_per_epoch
-        self.stepper = make_stepper(self.model, self.config, self.device, self.shared, total)
+        kind = Prepared if model.fitted else Passes
+        self.passes = kind(self.model, self.config, self.split, self.device, self.workers)
+        if not self.passes.steps_per_epoch:
+            self.epoch_seconds = preparing
         self.log: MetricsLog | None = None
         self._finite_step = -1  # the last one whose weights were looked at
         if folder is not None:
@@ -178,17 +155,16 @@ class Trainer:
     def _load_state(self, folder: Path) -> None:
         tensors, values = read_state(folder)
         where = str(folder / STATE_TENSORS)
-        expected = {"statistics": self.statistics.sums, "rng/cpu": torch.get_rng_state()}
+        expected = {"rng/cpu": torch.get_rng_state()}
         if self.device.type == "cuda" and "rng/cuda" in tensors:
             expected["rng/cuda"] = torch.cuda.get_rng_state(self.device)
         for name, like in expected.items():
             check_state_tensor(tensors, name, like.shape, like.dtype, where)
-        self.stepper.load_state_tensors(tensors, where)
+        progress = Progress.read(values, self.passes.steps_per_epoch, str(folder / STATE_VALUES))
+        self.passes.load_state_tensors(tensors, progress.examples, where)
         torch.set_rng_state(tensors["rng/cpu"])
         if "rng/cuda" in expected:
             torch.cuda.set_rng_state(tensors["rng/cuda"], self.device)
-        progress = Progress.read(values, self.steps_per_epoch, str(folder / STATE_VALUES))
-        self.statistics.restore(tensors["statistics"], progress.examples)
         self.epoch, self.batch, self.step = progress.epoch, progress.batch, progress.step
         self.epoch_seconds = progress.epoch_seconds
         self.stopping.load_state_dict(progress.early_stopping.model_dump())
@@ -228,10 +204,10 @@ class Trainer:
     def _plan(self) -> TrainingPlan:
         return TrainingPlan(
             run_dir=self.run_dir,
-            epochs=self.last_epoch,
-            steps_per_epoch=self.steps_per_epoch,
-            num_examples=self.batches.num_examples,
-            epoch=min(self.epoch + 1, self.last_epoch),
+            epochs=self.passes.last_epoch,
+            steps_per_epoch=self.passes.steps_per_epoch,
+            num_examples=self.passes.num_examples,
+            epoch=min(self.epoch + 1, self.passes.last_epoch),
             step=self.step,
             device=str(self.device),
             num_parameters=self.num_parameters,
@@ -241,32 +217,21 @@ class Trainer:
         while True:
             if self.stopping.should_stop:
                 return "early-stopped"
-            if self.epoch >= self.last_epoch:
+            if self.epoch >= self.passes.last_epoch:
                 return "finished"
-            if self.model.fitted:
+            if not self.passes.steps_per_epoch:
                 self._end_epoch()
                 continue
             ended = self._one_epoch(stop_at, signals)
             if ended is not None:
                 return ended
 
-    @property
-    def last_epoch(self) -> int:
-        """The number of the last epoch, if nothing ends the run before it."""
-        return 1 if self.model.fitted else self.config.epochs
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """0 where the model is only fitted."""
-        return 0 if self.model.fitted else len(self.batches)
-
     def _one_epoch(self, stop_at: int | None, signals: StopSignals) -> Status | None:
         """The rest of the epoch in progress; None if it was completed."""
         if self.batch == 0:
             self.model.begin_epoch(self.epoch)
-        clock = Clock(*self._means())
-        for batch in self.batches.epoch(self.epoch, self.batch):
-            self.stepper.step(batch, self.step + 1, self.statistics)
+        clock = Clock(*self.passes.shown())
+        for _ in self.passes.steps(self.epoch, self.batch, self.step):
             self.step += 1
             self.batch += 1
             ended = self._asked_to_end(stop_at, signals)
@@ -282,16 +247,10 @@ class Trainer:
         self._end_epoch()
         return self._asked_to_end(stop_at, signals)
 
-    def _means(self) -> tuple[dict[str, float], int]:
-        """What a progress line shows of the epoch so far, and its examples. Waits."""
-        found = self.statistics.read()
-        means = {n: v for n, v in found.items() if n == "loss" or n.startswith(SHOWN)}
-        return means, self.statistics.examples
-
     def _read(self, clock: Clock) -> None:
         """Wait for the device, stop if something is not finite, and report."""
         self.raise_if_diverged()
-        stretch = clock.read(*self._means())
+        stretch = clock.read(*self.passes.shown())
         self.epoch_seconds += stretch.seconds
         if stretch.examples:
             self.reporter.step(
@@ -319,13 +278,9 @@ class Trainer:
         self.raise_if_not_finite()
         number = self.epoch + 1
         metrics: dict[str, Any] = {"epoch": number, "step": self.step}
-        if not self.model.fitted:
-            rate = self.statistics.examples / max(self.epoch_seconds, 1e-9)
-            metrics |= self.statistics.read()
-            metrics["learning_rate"] = self.stepper.learning_rate.at(self.step - 1)
-            metrics["examples_per_second"] = rate
+        metrics |= self.passes.metrics(self.step, self.epoch_seconds)
         is_best = False
-        if number % self.config.evaluate_every == 0 or number == self.last_epoch:
+        if number % self.config.evaluate_every == 0 or number == self.passes.last_epoch:
             is_best = self._validate(number, metrics)
         metrics["seconds"] = self.epoch_seconds
         if is_best:
@@ -333,7 +288,7 @@ class Trainer:
         if self.log is not None:
             self.log.append(metrics)
         self.epoch, self.batch, self.epoch_seconds = number, 0, 0.0
-        self.statistics.reset()
+        self.passes.statistics.reset()
         self.save("last")
         self.reporter.epoch(metrics if self.log is None else self.log.history[-1], is_best)
 
@@ -360,10 +315,9 @@ class Trainer:
 
     def raise_if_diverged(self) -> None:
         """Wait for the device, and raise :class:`TrainingDiverged` if a step was not finite."""
-        diverged = self.statistics.diverged()
-        if diverged is None:
-            return
-        self._raise_diverged(*diverged)
+        diverged = self.passes.statistics.diverged()
+        if diverged is not None:
+            self._raise_diverged(*diverged)
 
     def raise_if_not_finite(self) -> None:
         """Raise :class:`TrainingDiverged` if an update has made a weight infinite or NaN.
@@ -375,7 +329,7 @@ class Trainer:
             return
         for part, tensors in (
             ("the weights", self.model.state_dict()),
-            ("Adam's state", self.stepper.own_state_tensors()),
+            ("Adam's state", self.passes.stepper.own_state_tensors()),
         ):
             infinite = [~t.isfinite().all() for t in tensors.values() if t.is_floating_point()]
             found = torch.zeros((), dtype=torch.int64, device=self.device)
@@ -405,7 +359,7 @@ class Trainer:
     def save(self, name: str, epoch: int | None = None) -> None:
         """Replace ``best/`` or ``last/`` by what is in memory, of all workers, if it is finite."""
         self.raise_if_not_finite()
-        model_state = self.stepper.model_state()
+        model_state = self.passes.stepper.model_state()
         training_state = self._state() if name == "last" else None
 
         def fill(folder: Path) -> None:
@@ -432,8 +386,7 @@ class Trainer:
 
     def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What resuming needs beside the weights: tensors, and JSON-able values."""
-        tensors = self.stepper.state_tensors()
-        tensors["statistics"] = self.statistics.whole()
+        tensors = self.passes.state_tensors()
         tensors["rng/cpu"] = torch.get_rng_state()
         if self.device.type == "cuda":
             tensors["rng/cuda"] = torch.cuda.get_rng_state(self.device)
@@ -441,7 +394,7 @@ class Trainer:
             epoch=self.epoch,
             batch=self.batch,
             step=self.step,
-            examples=self.statistics.examples,
+            examples=self.passes.statistics.examples,
             epoch_seconds=self.epoch_seconds,
             early_stopping=EarlyStoppingState(**self.stopping.state_dict()),
         )
