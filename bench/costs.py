@@ -20,6 +20,7 @@ from . import (
     test_bench_level_infonce,
     test_bench_level_pool,
     test_bench_linear_cross_entropy,
+    test_bench_memory_topk,
     test_bench_mlp_expert,
     test_bench_mlp_expert_pooled,
     test_bench_moe_aggregate,
@@ -46,6 +47,7 @@ CASES: dict[str, type[OpCase]] = {
     "level_infonce": test_bench_level_infonce.LevelInfoNCE,
     "linear_cross_entropy": test_bench_linear_cross_entropy.LinearCrossEntropy,
     "score_topk": test_bench_score_topk.ScoreTopK,
+    "memory_topk": test_bench_memory_topk.MemoryTopK,
 }
 BETWEEN, IDLE = "Python, autograd, dispatch", "device idle"
 _NO_OPS = ("autograd::", "torch::autograd::", "adarec_fast::")  # what is below them is looked at

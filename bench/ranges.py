@@ -44,6 +44,7 @@ EQUATIONS = {
     "level_infonce": "Eq 6",
     "linear_cross_entropy": "Eq 13",
     "score_topk": "ranking",
+    "memory_topk": "ranking",
 }
 DIRECTIONS = {"fwd": "forward", "bwd": "backward"}
 

@@ -250,6 +250,17 @@ def _topk(size: int) -> Iterator[Example]:
         ])
 
 
+def _memory(size: int) -> Iterator[Example]:
+    b = _batch(size)
+    ids, rows = torch.ones(40, dtype=torch.int64), torch.zeros(1002, dtype=torch.int64)
+    # As many keys of the k best as kernels ever keep, and the fewest.
+    for k in (20, 10, 100, 1000):
+        yield Example([
+            torch.zeros(3, size), torch.empty(1001, size), ids, b["offsets"], ids, b["offsets"],
+            rows, torch.ones(90, dtype=torch.int32), torch.ones(90), 90, k, 1.0, 1.0, 0.8,
+        ])
+
+
 def _fused(size: int) -> Iterator[Example]:
     # Inference's; what else the op launches are the kernels of the ops above.
     inputs = next(_hda(size)).forward
@@ -283,6 +294,7 @@ EXAMPLES: dict[str, Callable[[int], Iterator[Example]]] = {
     "level_infonce": _infonce,
     "linear_cross_entropy": _cross_entropy,
     "score_topk": _topk,
+    "memory_topk": _memory,
     "fused_trajectory": _fused,
 }
 

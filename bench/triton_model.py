@@ -164,6 +164,18 @@ def _topk(load: Load, size: int, word: int, backward: bool) -> dict[str, float]:
     return {"flops": 2 * load.ranked * ITEMS * size, "bytes": (load.ranked + ITEMS) * size * word}
 
 
+def _memory(load: Load, size: int, word: int, backward: bool) -> dict[str, float]:
+    if backward:
+        return {}
+    # Histories of seven items with 60 neighbours; each is looked for, in six steps, in each row.
+    found = load.ranked * 7 * 60
+    ranked = _topk(load, size, 4, backward)
+    return {
+        "flops": ranked["flops"] + 2 * found * size,
+        "bytes": ranked["bytes"] + found * (4 * size + 8 + 7 * 6 * 4),
+    }
+
+
 def _encoder(load: Load, size: int, word: int, backward: bool) -> dict[str, float]:
     pairs = load.tokens * (load.mean_depth + 1)
     # Of D x D: 3 for queries, keys and values, 1 to project, 8 for the feed-forward.
@@ -282,6 +294,7 @@ OPS = {
     "level_biases": _biases, "mlp_expert_pooled": _mlp_pooled, "moe_aggregate": _moe,
     "level_pool": _pool,
     "depth_controller": _controller, "level_infonce": _infonce, "score_topk": _topk,
+    "memory_topk": _memory,
     "embedding": _embedding, "objective": _objective, "length_bias": _length_bias,
     "choose_depth": _choose, "epoch_statistics": _statistics, "gradient_norm": _norm, "adam": _adam,
     "linear_cross_entropy": _cross_entropy,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from adarec_fast import TrainConfig, synthetic
+from adarec_fast import TrainConfig
 from adarec_fast.cli import app
 from adarec_fast.data import DataError, InteractionData, load
 from adarec_fast.data.extend import extended
@@ -53,9 +53,17 @@ def test_ids_of_another_kind_are_refused() -> None:
     assert extended(known, load({0: ["2"]}, min_length=1)).new_items == 0
 
 
+def some(users: int) -> InteractionData:
+    """Whole numbers for ids; neighbours of a ring of 30 items follow each other."""
+    g = torch.Generator().manual_seed(4)
+    starts = torch.randint(0, 30, (users,), generator=g).tolist()
+    steps = torch.randint(1, 4, (users, 9), generator=g).cumsum(1).tolist()
+    return load({7000 + u: [1 + (starts[u] + s) % 30 for s in steps[u]] for u in range(users)})
+
+
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
-    train(SMALL, CONFIG, synthetic(num_users=60, num_items=30, seed=4), tmp_path / "run")
+    train(SMALL, CONFIG, some(60), tmp_path / "run")
     return tmp_path / "run"
 
 
@@ -99,7 +107,7 @@ def test_update_by_command(run_dir: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(table[-1], expected)
     # It can be asked for, and for whoever takes the old item the memory speaks for it.
     assert memory.sums(torch.tensor([4]), torch.tensor([0, 1]))[0, -1] > 0
-    answer = invoke("recommend", run_dir, "--history", novel, "--output", "json", "-k", "3")
+    answer = invoke("recommend", run_dir, "--history", novel, "--output", "json", "--k", "3")
     assert answer.exit_code == 0, answer.output
     assert json.loads(answer.stdout)[0]["history"] == [novel]
     assert invoke("recommend", run_dir, "--user", "93").exit_code == 0
@@ -115,7 +123,7 @@ def test_updates_add_up_until_the_best_epoch_is_another(run_dir: Path) -> None:
     current = load_current(run_dir)
     assert current.data.items.ids[-2:] == [501, 502]
     user = current.data.users.ids.index(7001)
-    assert current.data.items.decode(current.data.sequence(user)) == [1, 501, 1, 502]
+    assert current.data.items.decode(current.data.sequence(user))[-4:] == [1, 501, 1, 502]
     assert load_current(run_dir, which="last").which == "last"
     train(SMALL, CONFIG.replace(epochs=4), known, run_dir, resume=True)
     after = load_current(run_dir)
@@ -142,8 +150,7 @@ def test_a_service_takes_it_over(run_dir: Path) -> None:
 
 
 def test_a_run_without_memory_is_told_how_to_get_one(tmp_path: Path) -> None:
-    data = synthetic(num_users=40, num_items=20, seed=4)
-    train({**SMALL, "memory": "none"}, CONFIG, data, tmp_path / "run")
+    train({**SMALL, "memory": "none"}, CONFIG, some(40), tmp_path / "run")
     file = write_csv(tmp_path / "new.csv", [(1, 1), (1, 2)])
     refused = invoke("memory", "update", tmp_path / "run", "--data", file)
     assert refused.exit_code == 2

@@ -15,9 +15,11 @@ EVERY_OP = {
     "moe_aggregate", "level_infonce", "linear_cross_entropy", "score_topk", "dropout",
     "fused_trajectory", "embedding", "objective", "epoch_statistics", "adam", "gradient_norm",
     "level_biases", "mlp_expert_pooled", "choose_depth", "length_bias",
-    "local_path",
+    "local_path", "memory_topk",
 }  # fmt: skip
-WITHOUT_BACKWARD = {"dropout", "score_topk", "epoch_statistics", "adam", "gradient_norm"}
+WITHOUT_BACKWARD = {
+    "dropout", "score_topk", "memory_topk", "epoch_statistics", "adam", "gradient_norm"
+}  # fmt: skip
 # All others are functional. These change what is there: sums that live as long as an epoch, weights
 # and moments, a counter, and, backward, the catalogue's gradient.
 IN_PLACE = {"epoch_statistics_fwd", "adam_fwd", "gradient_norm_fwd", "embedding_bwd"}

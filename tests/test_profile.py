@@ -35,7 +35,7 @@ def test_ranges_name_every_op_of_a_step_and_leave_nothing_behind() -> None:
         "level_biases", "mlp_expert_pooled", "length_bias", "embedding", "objective",
         "epoch_statistics", "gradient_norm", "adam",
     }  # fmt: skip
-    elsewhere = {"score_topk", "fused_trajectory", "local_path"}
+    elsewhere = {"score_topk", "memory_topk", "fused_trajectory", "local_path"}
     assert uses == set(ranges.EQUATIONS) - elsewhere - on_cuda
     assert marks.found["Eq 4-5 hda_trajectory backward"] == ("hda_trajectory", "backward", "packed")
     assert {"backbone encoder_layer forward", "Eq 8 fine expert backward"} <= set(marks.found)

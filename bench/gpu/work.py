@@ -23,7 +23,7 @@ PRECISIONS = ("ieee", "tf32", "bf16")
 # What a step is made of, the costly first: where time runs out, what is left matters least.
 _ORDER = (
     "encoder_layer", "hda_trajectory", "mlp_expert", "moe_aggregate", "linear_cross_entropy",
-    "depth_controller", "level_infonce", "score_topk", "level_pool", "dropout",
+    "depth_controller", "level_infonce", "score_topk", "memory_topk", "level_pool", "dropout",
 )  # fmt: skip
 
 
