@@ -17,6 +17,8 @@ interleaving of lanes inside a tile, and lets Box-Muller use both of its outputs
   batch would have drawn there (:func:`at_place`).
 * Diffusion noise of level k >= 1 uses level coordinate k - 1 (level 0 has no noise).
 * Dropout keeps an element iff its 32-bit word >= round(p * 2^32): exact on every backend.
+* Where there are no levels, a row's four quarters may share a call in their place
+  (:func:`keep_quarters`), which costs a quarter of a call an element as well.
 * Attention probabilities: element index ``(token * heads + head) << 16 | key position``.
 
 This file is the torch twin, written with int64 arithmetic; the C++ and Triton versions produce the
@@ -182,6 +184,19 @@ def keep_levels(seed: Tensor, index: Tensor, stream: int, levels: int, p: float)
     for group in range(-(-levels // LANES)):
         masks += [word >= dropout_threshold(p) for word in philox(seed, index, stream, group)]
     return torch.stack(masks[:levels])
+
+
+def keep_quarters(
+    seed: Tensor, num_tokens: int, size: int, stream: int, p: float
+) -> Tensor:
+    """A mask of rows that have no levels: bool ``[num_tokens, size]``.
+
+    A row is four quarters of Q = ceil(size / 4) elements, the last one shorter; quarter j has lane
+    j of level group 0 at the element indices token * Q + 0..Q-1.
+    """
+    quarter = -(-size // LANES)
+    quarters = philox(seed, element_index(num_tokens, quarter, seed), stream, 0)
+    return torch.cat(quarters, 1)[:, :size] >= dropout_threshold(p)
 
 
 def attention_index(tokens: Tensor, heads: int, keys: Tensor) -> Tensor:

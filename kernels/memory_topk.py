@@ -45,7 +45,7 @@ def _gain(values_ptr, rows_ptr, neighbours_ptr, weights_ptr, item, there, begin,
         found = inside & (tl.load(neighbours_ptr + place, mask=inside, other=0) == item)
         weight = fading * tl.load(weights_ptr + place, mask=found, other=0.0)
         total += weight
-        earlier = tl.where((weight > 0.0) & (at < own), 1, earlier)
+        earlier = tl.where(found & (at < own), 1, earlier)
         fading = (fading * decay).to(tl.float32)
     return total, earlier
 

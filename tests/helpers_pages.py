@@ -32,7 +32,7 @@ PAGES = [
     *(ROOT / folder / "README.md" for folder in ("bench", "csrc", "kernels", "tests")),
     *sorted((ROOT / "adarec_fast" / "docs").glob("*.md")),
 ]
-LANGUAGES = {"sh", "python", "yaml", "toml", "cpp", "text"}
+LANGUAGES = {"sh", "python", "yaml", "toml", "csv", "cpp", "text"}
 NEEDS = {"gpu", "data", "network", "machines", "time"}
 # Programs of others, whose options are theirs.
 OTHERS = {"curl", "kill", "apt", "nvidia-smi", "nsys", "ncu", "git"}

@@ -8,6 +8,7 @@ import pytest
 import test_dropout
 import test_hda_trajectory
 import test_level_pool
+import test_local_path
 import test_mlp_expert
 import torch
 from helpers import Batch, evaluate, random_batch
@@ -23,7 +24,9 @@ pytestmark = pytest.mark.skipif(
 
 SUITES = [
     suite
-    for module in (test_dropout, test_hda_trajectory, test_level_pool, test_mlp_expert)
+    for module in (
+        test_dropout, test_hda_trajectory, test_level_pool, test_local_path, test_mlp_expert,
+    )
     for suite in vars(module).values()
     if isinstance(suite, type) and issubclass(suite, OpSuite) and suite is not OpSuite
 ]
@@ -60,6 +63,7 @@ JAGGED = [
     pytest.param(next(iter(test_mlp_expert.TestMLPExpert.variants.values())), id="mlp_expert"),
     pytest.param(next(iter(test_level_pool.TestLevelPool.variants.values())), id="level_pool"),
 ]
+WITHOUT_DEPTH = [pytest.param(test_local_path.build, id="local_path")]
 WILD = st.one_of(
     st.integers(-3, 12), st.sampled_from([-(2**63), 2**63 - 1, 2**31, -(2**31), 2**62])
 )
@@ -70,7 +74,7 @@ def run(case: object, **changed: torch.Tensor) -> None:
     case.call(tensors, "cpp")
 
 
-@pytest.mark.parametrize("build", JAGGED)
+@pytest.mark.parametrize("build", [*JAGGED, *WITHOUT_DEPTH])
 @given(offsets=st.lists(WILD, min_size=4, max_size=4))
 def test_any_offsets_give_a_result_or_a_value_error(build: partial, offsets: list[int]) -> None:
     tokens = BATCH.num_tokens
@@ -113,7 +117,7 @@ def test_other_dtypes_are_refused_by_name() -> None:
         )
 
 
-@pytest.mark.parametrize("build", JAGGED)
+@pytest.mark.parametrize("build", [*JAGGED, *WITHOUT_DEPTH])
 def test_tensors_that_are_not_contiguous(build: partial) -> None:
     case = build(BATCH)
     tensors = case.tensors(torch.float32, "cpu")

@@ -93,6 +93,23 @@ def test_lanes_are_levels() -> None:
         assert torch.equal(masks[level], kept)
 
 
+@pytest.mark.parametrize("size", [1, 4, 6, 20])
+def test_quarters_of_a_row_are_lanes(size: int) -> None:
+    """At any place in a batch; the last quarter may be shorter, or not there."""
+    seed, quarter = rng.as_seed(7), -(-size // 4)
+    mask = rng.keep_quarters(seed, 5, size, rng.STREAM_BACKBONE, 0.4)
+    assert mask.shape == (5, size)
+    for token in range(5):
+        for place in range(size):
+            lane, at = divmod(place, quarter)
+            word = scalar_philox(7, token * quarter + at, rng.STREAM_BACKBONE, 0)[lane]
+            assert bool(mask[token, place]) == (word >= round(0.4 * 2**32))
+    later = rng.keep_quarters(
+        rng.at_place(seed, torch.tensor([2, 1])), 3, size, rng.STREAM_BACKBONE, 0.4
+    )
+    assert torch.equal(later, mask[2:])
+
+
 @given(depth=st.integers(1, 11), tokens=st.integers(1, 6), size=st.integers(1, 9))
 def test_fewer_levels_or_tokens_are_a_part_of_more(depth: int, tokens: int, size: int) -> None:
     seed = rng.as_seed(-3)

@@ -32,6 +32,7 @@ define(
     f"(Tensor grad, {_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor)",
     _fake_forward,
     _fake_backward,
+    cpu=("cpp", "packed"),
     waits=False,
 )
 
@@ -79,7 +80,7 @@ def local_path(
         eps: LayerNorm's.
         p: dropout's probability, 0 <= p < 1, applied only if ``seed`` is given.
         seed: int64 ``[1]`` or ``[3]`` (:mod:`adarec_fast.rng`), or None for no dropout.
-        stream: dropout's stream.
+        stream: dropout's stream, read as :func:`adarec_fast.rng.keep_quarters` does.
         max_length: no sequence is longer.
         backend: see :mod:`adarec_fast.ops`.
 
@@ -113,7 +114,7 @@ def local_path(
     x = ragged.mask_levels(x[None], offsets, None)[0]
     keep = None
     if seed is not None:
-        mask = rng.keep_mask(seed, rng.element_index(tokens, size, seed), stream, 0, p)
+        mask = rng.keep_quarters(seed, tokens, size, stream, p)
         keep = ragged.to_padded(mask, offsets, max_length)
     padded = ragged.to_padded(x, offsets, max_length)
     y = reference(padded, taps, norm_weight, norm_bias, eps, p, keep)

@@ -21,7 +21,7 @@ def _mixed(
         mixed = torch.addcmul(mixed, tokens, tap)
     keep = None
     if seed is not None:
-        keep = rng.keep_mask(seed, rng.element_index(x.shape[0], x.shape[1], seed), stream, 0, p)
+        keep = rng.keep_quarters(seed, x.shape[0], x.shape[1], stream, p)
     return x + drop(mixed, keep, p), earlier, keep
 
 

@@ -28,6 +28,7 @@ from adarec_fast.packed import (
     hda_trajectory,
     level_infonce,
     level_pool,
+    local_path,
     mlp_expert,
     moe_aggregate,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "hda_trajectory",
     "level_infonce",
     "level_pool",
+    "local_path",
     "mlp_expert",
     "moe_aggregate",
     "torch_noise",
@@ -81,12 +83,18 @@ class _TorchNoise:
         shape = levels, *index.shape
         return torch.empty(shape, dtype=torch.bool, device=index.device).bernoulli_(1 - p)
 
+    @staticmethod
+    def keep_quarters(seed: Tensor, tokens: int, size: int, stream: int, p: float) -> Tensor:
+        shape = tokens, size
+        return torch.empty(shape, dtype=torch.bool, device=seed.device).bernoulli_(1 - p)
+
 
 @contextlib.contextmanager
 def torch_noise() -> Iterator[None]:
     """While it holds, the packed layers draw their dropout from torch's own generator."""
     with (
         mock.patch.object(encoder_layer, "rng", _TorchNoise),
+        mock.patch.object(local_path, "rng", _TorchNoise),
         mock.patch.object(mlp_expert, "rng", _TorchNoise),
     ):
         yield

@@ -24,6 +24,7 @@ PRECISIONS = ("ieee", "tf32", "bf16")
 _ORDER = (
     "encoder_layer", "hda_trajectory", "mlp_expert", "moe_aggregate", "linear_cross_entropy",
     "depth_controller", "level_infonce", "score_topk", "memory_topk", "level_pool", "dropout",
+    "local_path",
 )  # fmt: skip
 
 
