@@ -196,11 +196,15 @@ def _backward_kernel(
                 miss = _predict(x, w1_ptr, bias_row, w2_ptr, b2_ptr, dims, H, D, CHUNK,
                                 PRECISION)
                 if BOUNDED:
-                    e = tl.load(e_ptr + index, mask=mask, other=0.0).to(tl.float32)
-                    miss = _turned(miss, e, signal, spread)
-                    if NOISE != 0:
-                        miss -= signal * signal * noise
-                elif NOISE != 0:
+                    if x.dtype != tl.float32:
+                        # Held beside its narrow form, E_k spills at D = 256. The compiler would
+                        # take a load like the one above for the same.
+                        noisy = signal * tl.load(e_ptr + index, mask=mask, other=0.0,
+                                                 eviction_policy="evict_last").to(tl.float32)
+                        if NOISE != 0:
+                            noisy += spread * noise
+                    miss = signal * miss + spread * noisy
+                if NOISE != 0:
                     miss -= noise
                 d_x0 = tl.load(grad_x0_ptr + stride * level + index, mask=mask, other=0.0)
                 d_x0 = d_x0.to(tl.float32)
