@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from adarec_fast.experiments.comparison_table import lines
 from adarec_fast.experiments.paper import METRICS, TABLE1, TABLE2
 
 from . import serving as load
@@ -132,10 +133,36 @@ def export(record: Record, path: str) -> str:
     return markdown(header, rows) + source(record, path)
 
 
+def compared(record: Record, path: str) -> str:
+    """What ``adarec-fast compare`` wrote: each arm on each data set, its seeds' means."""
+    rows = []
+    for data in record["data"]:
+        for line in lines(record, data):
+            if not line.runs:
+                continue
+            found = [
+                line.figure("test", "all", "HR@20")[0], line.figure("test", "all", "NDCG@20")[0],
+                line.figure("test", "sparse", "NDCG@20")[0],
+                line.figure("valid", "all", "NDCG@20")[0],
+            ]  # fmt: skip
+            hours = line.hours
+            rows.append([
+                data, f"`{line.arm}`", str(len(line.runs)),
+                *("" if value is None else _share(value) for value in found),
+                "" if hours is None else f"{60 * hours:.0f}",
+            ])  # fmt: skip
+    header = [
+        "data", "preset", "seeds", "HR@20", "NDCG@20", "sparse NDCG@20", "validation NDCG@20",
+        "minutes a run",
+    ]  # fmt: skip
+    return markdown(header, rows) + source(record, path)
+
+
 # Marker: the beginning of the result files' names, and the table that the newest of them gives.
 TABLES = {
     "quality": ("beauty-", quality),
     "quality-full": ("beauty-", quality_full),
+    "compared": ("compare-", compared),
     "serving": ("serving-", serving),
     "workers": ("distributed-", workers),
     "table4": ("reproduce-", table4),
