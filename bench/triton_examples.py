@@ -53,22 +53,18 @@ def _hda(size: int) -> Iterator[Example]:
         b["e"], b["offsets"], b["depth"], torch.ones(LEVELS), torch.zeros(hidden, size),
         torch.zeros(LEVELS - 1, hidden), torch.zeros(size, hidden), torch.zeros(size),
     ]
-    for bounded in (False, True):
-        noisy = [*inputs, b["seed"], None, bounded]
-        yield Example(noisy, [b["x"], torch.zeros(48), *noisy])
-        yield Example([*inputs, None, None, bounded])
+    noisy = [*inputs, b["seed"], None, False]
+    yield Example(noisy, [b["x"], torch.zeros(48), *noisy])
+    yield Example([*inputs, None, None, False])
 
 
 def _mlp(size: int) -> Iterator[Example]:
     b, hidden = _batch(size), 2 * size
-    for seed, residual, last_only in (
-        (b["seed"], False, False), (b["seed"], False, True), (None, False, True),
-        (None, False, False), (b["seed"], True, False), (b["seed"], True, True), (None, True, True),
-    ):
+    for seed, last_only in ((b["seed"], False), (b["seed"], True), (None, True), (None, False)):
         inputs = [
             b["x"], b["offsets"], b["depth"], torch.zeros(hidden, size), torch.zeros(hidden),
             torch.zeros(size, hidden), torch.zeros(size), torch.ones(size), torch.zeros(size),
-            1e-12, 0.1, seed, rng.STREAM_COARSE_MLP, residual, last_only,
+            1e-12, 0.1, seed, rng.STREAM_COARSE_MLP, False, last_only,
         ]
         grad = b["z"] if last_only else b["x"]
         yield Example(inputs, None if seed is None else [grad, *inputs])
@@ -77,9 +73,9 @@ def _mlp(size: int) -> Iterator[Example]:
 def _mlp_pooled(size: int) -> Iterator[Example]:
     b = _batch(size)
     inputs = next(_mlp(size)).forward[:-2]
-    for residual, content in ((False, True), (False, False), (True, True)):
+    for content in (True, False):
         means = [b["z"], b["z"], b["z"] if content else torch.zeros(0)]
-        given = [*inputs, residual, content]
+        given = [*inputs, False, content]
         yield Example(given, [*means, *given])
 
 
@@ -265,12 +261,10 @@ def _fused(size: int) -> Iterator[Example]:
     # Inference's; what else the op launches are the kernels of the ops above.
     inputs = next(_hda(size)).forward
     layer, coarse, router = (next(made(size)).forward for made in (_encoder, _mlp, _moe))
-    for bounded, residual in ((False, False), (True, True)):
-        yield Example([
-            *inputs[:3], torch.ones(LEVELS, 3), *inputs[3:8], *layer[3:15], *coarse[3:9],
-            *router[5:], None, None, None, 2, 1e-5, 0.0, 0.0, bounded, residual, True, False, True,
-            48,
-        ])
+    yield Example([
+        *inputs[:3], torch.ones(LEVELS, 3), *inputs[3:8], *layer[3:15], *coarse[3:9],
+        *router[5:], None, None, None, 2, 1e-5, 0.0, 0.0, False, False, True, False, True, 48,
+    ])
 
 
 # By op; shapes matter only where a kernel is specialised on them.

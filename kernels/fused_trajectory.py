@@ -30,7 +30,7 @@ from ._launch import architecture, launch, multiprocessors, operands, padded_siz
 from ._mlp import activate, hidden_before, load_w1, load_w2, normalise, perceptron
 from ._product import product
 from ._sublayers import _vector
-from .hda_trajectory import _predict, _turned, noise_levels
+from .hda_trajectory import _predict, noise_levels
 from .moe_aggregate import EPSILON, _gate, _load_tile
 
 # The largest padded D that the one kernel takes: at 128 it spills everywhere with triton 3.6.
@@ -139,8 +139,7 @@ def _trajectory_kernel(
     D: tl.constexpr, HIDDEN: tl.constexpr, INNER: tl.constexpr, COARSE: tl.constexpr,
     ROUTED: tl.constexpr, HEADS: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_H: tl.constexpr,
     ROWS: tl.constexpr, GROUP: tl.constexpr, CHUNK: tl.constexpr, KEYS: tl.constexpr,
-    CONTENT: tl.constexpr, BOUNDED: tl.constexpr, RESIDUAL: tl.constexpr, OPERAND: tl.constexpr,
-    PRECISION: tl.constexpr, POOLING: tl.constexpr,
+    CONTENT: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr, POOLING: tl.constexpr,
 ):
     place = tl.arange(0, GROUP)
     sequence = tl.program_id(0).to(tl.int64) * group + place
@@ -157,7 +156,7 @@ def _trajectory_kernel(
     mass_fine = tl.zeros((GROUP,), tl.float32) + EPSILON
     mass_coarse = tl.zeros((GROUP,), tl.float32) + EPSILON
     for level in range(0, deepest):
-        signal, spread, sigma = noise_levels(alpha_bar_ptr, level)
+        signal, _, sigma = noise_levels(alpha_bar_ptr, level)
         pooled = tl.zeros((GROUP, BLOCK_D), tl.float32)
         # The first pass, over tokens: x0.
         for tile in range(0, tl.cdiv(end - first, ROWS)):
@@ -174,8 +173,6 @@ def _trajectory_kernel(
                     miss = _predict((signal * x).to(OPERAND), w1_ptr,
                                     level_bias_ptr + (level - 1) * HIDDEN, w2_ptr, b2_ptr, dims,
                                     HIDDEN, D, CHUNK, PRECISION)
-                    if BOUNDED:
-                        miss = _turned(miss, x, signal, spread)
                     miss = tl.where(mask, miss, 0.0)
                     error = tl.sum(miss * miss, 1)
                     error += tl.load(error_ptr + token, mask=exists, other=0.0)
@@ -207,8 +204,6 @@ def _trajectory_kernel(
         b2 = tl.load(coarse_b2_ptr + dims, mask=dims < D, other=0.0).to(tl.float32)
         y = perceptron(x.to(OPERAND), b2, coarse_w1_ptr, coarse_b1_ptr, coarse_w2_ptr, dims,
                        COARSE, D, CHUNK, PRECISION)
-        if RESIDUAL:
-            y += tl.load(x_ptr + at, mask=exists[:, None] & inside, other=0.0).to(tl.float32)
         y, _ = normalise(y, inside, eps, D)
         y = y * _vector(coarse_ln_w_ptr, dims, D) + _vector(coarse_ln_b_ptr, dims, D)
         _add(z_coarse_ptr, to_coarse, y, sequence, exists, level, dims, D)
@@ -262,7 +257,7 @@ def fwd(*inputs: Any) -> tuple[Tensor, ...]:
     e = i.embeddings
     ops, block = operands(e), padded_size(e.shape[1])
     processor = architecture(e.device)
-    if not _inference(i) or block > LARGEST:
+    if not _inference(i) or block > LARGEST or i.bounded or i.residual:
         return forward_in_parts(i, "triton")
     laid_out: list[Any] = [t.contiguous() if isinstance(t, Tensor) else t for t in i]
     i = TrajectoryInputs(*laid_out)
@@ -286,7 +281,6 @@ def fwd(*inputs: Any) -> tuple[Tensor, ...]:
         "COARSE": i.coarse_w1.shape[0], "ROUTED": i.router_w2.shape[0], "HEADS": i.heads,
         "BLOCK_D": block, "BLOCK_H": padded_size(size // i.heads), "ROWS": tile.rows,
         "GROUP": GROUP, "CHUNK": tile.chunk, "KEYS": KEYS, "CONTENT": i.content,
-        "BOUNDED": i.bounded, "RESIDUAL": i.residual,
         "OPERAND": ops.dtype, "PRECISION": ops.precision,
         # Means stay float32: a mask is exact in TF32, and three products of parts make up x.
         "POOLING": "ieee" if ops.kind == "ieee" else "tf32x3",

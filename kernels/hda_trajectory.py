@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..packed import hda_trajectory as packed
 from . import _heuristics
 from ._jagged import planes_of
 from ._launch import (
@@ -62,7 +63,7 @@ def noise_levels(alpha_bar_ptr, level):
 @triton.jit
 def _predict(noisy, w1_ptr, bias_ptr, w2_ptr, b2_ptr, dims, H: tl.constexpr, D: tl.constexpr,
              CHUNK: tl.constexpr, PRECISION: tl.constexpr):
-    """F = W2 SiLU(W1 E_k + bias_k) + b2, the hidden dimension in chunks."""
+    """epsilon_theta = W2 SiLU(W1 E_k + bias_k) + b2, the hidden dimension in chunks."""
     predicted = tl.zeros(noisy.shape, tl.float32)
     for start in range(0, H, CHUNK):
         hidden = start + tl.arange(0, CHUNK)
@@ -75,23 +76,12 @@ def _predict(noisy, w1_ptr, bias_ptr, w2_ptr, b2_ptr, dims, H: tl.constexpr, D: 
     return predicted + b2[None, :]
 
 
-@triton.jit
-def _turned(value, e, signal, spread):
-    """sqrt(1 - alpha_bar_k) E_k + sqrt(alpha_bar_k) F, the bounded epsilon_theta, of F and E.
-
-    As if E_k had no noise: what it has there and what epsilon_theta is held to add up to
-    -alpha_bar_k epsilon. So E_k itself need not stay in registers over the products.
-    """
-    return signal * (value + spread * e)
-
-
 @triton.jit(do_not_specialize=["tokens", "batch", "steps", "pairs"])
 def _forward_kernel(
     e_ptr, offsets_ptr, depth_ptr, alpha_bar_ptr, w1_ptr, bias_ptr, w2_ptr, b2_ptr, seed_ptr,
     noise_ptr, x0_ptr, error_ptr, tokens, batch, steps, pairs,
     D: tl.constexpr, H: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
-    CHUNK: tl.constexpr, NOISE: tl.constexpr, BOUNDED: tl.constexpr, OPERAND: tl.constexpr,
-    PRECISION: tl.constexpr,
+    CHUNK: tl.constexpr, NOISE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):
     token = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     # Planes 1..reach are to be computed; capacity has -1.
@@ -130,11 +120,7 @@ def _forward_kernel(
                 bias_row = bias_ptr + (level - 1) * H
                 miss = _predict(noisy.to(OPERAND), w1_ptr, bias_row, w2_ptr, b2_ptr, dims, H, D,
                                 CHUNK, PRECISION)
-                if BOUNDED:
-                    miss = _turned(miss, e, signal, spread)
-                    if NOISE != 0:
-                        miss -= signal * signal * noise
-                elif NOISE != 0:
+                if NOISE != 0:
                     miss -= noise
                 reached = reach >= level
                 squares = tl.sum(tl.where(inside, miss * miss, 0.0), 1)
@@ -151,8 +137,7 @@ def _backward_kernel(
     w2_ptr, b2_ptr, seed_ptr, noise_ptr, d_e_ptr, noisy_ptr, d_predicted_ptr, reach_ptr,
     tokens, batch, steps, pairs,
     D: tl.constexpr, H: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
-    CHUNK: tl.constexpr, NOISE: tl.constexpr, BOUNDED: tl.constexpr, OPERAND: tl.constexpr,
-    PRECISION: tl.constexpr,
+    CHUNK: tl.constexpr, NOISE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):
     token = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     reach = planes_of(token, tokens, offsets_ptr, depth_ptr, batch, steps, 0, True, False) - 1
@@ -195,25 +180,12 @@ def _backward_kernel(
                 bias_row = bias_ptr + (level - 1) * H
                 miss = _predict(x, w1_ptr, bias_row, w2_ptr, b2_ptr, dims, H, D, CHUNK,
                                 PRECISION)
-                if BOUNDED:
-                    if x.dtype != tl.float32:
-                        # Held beside its narrow form, E_k spills at D = 256. The compiler would
-                        # take a load like the one above for the same.
-                        noisy = signal * tl.load(e_ptr + index, mask=mask, other=0.0,
-                                                 eviction_policy="evict_last").to(tl.float32)
-                        if NOISE != 0:
-                            noisy += spread * noise
-                    miss = signal * miss + spread * noisy
                 if NOISE != 0:
                     miss -= noise
                 d_x0 = tl.load(grad_x0_ptr + stride * level + index, mask=mask, other=0.0)
                 d_x0 = d_x0.to(tl.float32)
                 d_miss = 2.0 * d_error[:, None] * miss - sigma * d_x0
-                d_miss = tl.where(mask, d_miss, 0.0)
-                if BOUNDED:
-                    d_x0 += signal * spread * d_miss
-                    d_miss *= signal
-                d_predicted = d_miss.to(OPERAND)
+                d_predicted = tl.where(mask, d_miss, 0.0).to(OPERAND)
                 plane = stride * (level - 1) + index
                 tl.store(noisy_ptr + plane, x, mask=mask)
                 tl.store(d_predicted_ptr + plane, d_predicted, mask=mask)
@@ -231,7 +203,7 @@ def _backward_kernel(
 
 
 def _arguments(
-    kernel: str, ops: Operands, bounded: bool, embeddings: Tensor, offsets: Tensor, depth: Tensor,
+    kernel: str, ops: Operands, embeddings: Tensor, offsets: Tensor, depth: Tensor,
     alpha_bar: Tensor, w1: Tensor, level_bias: Tensor, w2: Tensor, b2: Tensor, seed: Tensor | None,
     noise: Tensor | None,
 ) -> tuple[dict[str, object], _heuristics.Tile]:
@@ -246,23 +218,29 @@ def _arguments(
         "b2_ptr": b2, "seed_ptr": seed, "noise_ptr": noise,
         "tokens": embeddings.shape[0], "batch": batch, "steps": search_steps(batch),
         "D": size, "H": w1.shape[0], "BLOCK_D": block, "ROWS": tile.rows, "CHUNK": tile.chunk,
-        "NOISE": noise_mode(seed, noise), "BOUNDED": bounded, "OPERAND": ops.dtype,
-        "PRECISION": ops.precision,
+        "NOISE": noise_mode(seed, noise), "OPERAND": ops.dtype, "PRECISION": ops.precision,
     }, tile
 
 
 def fwd(
     embeddings: Tensor, offsets: Tensor, depth: Tensor, alpha_bar: Tensor, w1: Tensor,
     level_bias: Tensor, w2: Tensor, b2: Tensor, seed: Tensor | None, noise: Tensor | None,
-    bounded: bool,
+    bounded: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """``hda_trajectory_fwd`` of the op's schema: x0 ``[T+1, N, D]`` and error ``[N]``, float32."""
+    """``hda_trajectory_fwd`` of the op's schema: x0 ``[T+1, N, D]`` and error ``[N]``, float32.
+
+    A bounded denoiser has no kernel yet: packed PyTorch computes it.
+    """
+    if bounded:
+        return packed.fwd(
+            embeddings, offsets, depth, alpha_bar, w1, level_bias, w2, b2, seed, noise, bounded
+        )
     tensors = _contiguous(embeddings, offsets, depth, alpha_bar, w1, level_bias, w2, b2)
     embeddings, alpha_bar = tensors[0], tensors[3]
     noise = None if noise is None else noise.contiguous()
     tokens, size = embeddings.shape
     ops = operands(embeddings)
-    arguments, tile = _arguments("hda_forward", ops, bounded, *tensors, seed, noise)
+    arguments, tile = _arguments("hda_forward", ops, *tensors, seed, noise)
     levels, tiles = alpha_bar.shape[0] - 1, triton.cdiv(tokens, tile.rows)
     pairs = pairs_a_program(tiles, levels, embeddings.device, extra=LAUNCH)
     groups = triton.cdiv(triton.cdiv(levels, 2), pairs)
@@ -276,16 +254,21 @@ def fwd(
 def bwd(
     grad_x0: Tensor, grad_error: Tensor, embeddings: Tensor, offsets: Tensor, depth: Tensor,
     alpha_bar: Tensor, w1: Tensor, level_bias: Tensor, w2: Tensor, b2: Tensor,
-    seed: Tensor | None, noise: Tensor | None, bounded: bool,
+    seed: Tensor | None, noise: Tensor | None, bounded: bool = False,
 ) -> tuple[Tensor, ...]:
     """``hda_trajectory_bwd``: gradients of embeddings, w1, level_bias, w2 and b2."""
+    if bounded:
+        return packed.bwd(
+            grad_x0, grad_error, embeddings, offsets, depth, alpha_bar, w1, level_bias, w2, b2,
+            seed, noise, bounded,
+        )  # fmt: skip
     grad_x0, grad_error = grad_x0.contiguous(), grad_error.contiguous()
     tensors = _contiguous(embeddings, offsets, depth, alpha_bar, w1, level_bias, w2, b2)
     embeddings, offsets, _, alpha_bar, w1, level_bias, w2, b2 = tensors
     noise = None if noise is None else noise.contiguous()
     tokens, size = embeddings.shape
     ops = operands(embeddings)
-    arguments, tile = _arguments("hda_backward", ops, bounded, *tensors, seed, noise)
+    arguments, tile = _arguments("hda_backward", ops, *tensors, seed, noise)
     planes, tiles = alpha_bar.shape[0] - 1, triton.cdiv(tokens, tile.rows)
     parts = Partials()
     pairs = pairs_a_program(tiles, planes, embeddings.device)

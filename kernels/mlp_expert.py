@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import rng
+from ..packed import mlp_expert as packed
 from . import _heuristics
 from ._jagged import levels_of, planes_of, sequence_of, token_of
 from ._launch import (
@@ -63,7 +64,7 @@ def _forward_kernel(
     y_ptr, rows, tokens, batch, steps, planes, pairs, eps, threshold, scale, stream,
     D: tl.constexpr, H: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
     CHUNK: tl.constexpr, DROPOUT: tl.constexpr, HAS_DEPTH: tl.constexpr, LAST: tl.constexpr,
-    RESIDUAL: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     reach = planes_of(row, rows, offsets_ptr, depth_ptr, batch, steps, planes, HAS_DEPTH, LAST)
@@ -90,8 +91,6 @@ def _forward_kernel(
                 x = tl.load(at_x, mask=mask, other=0.0).to(OPERAND)
                 y = perceptron(x, b2, w1_ptr, b1_ptr, w2_ptr, dims, H, D, CHUNK, PRECISION)
                 y *= even if lane == 0 else odd
-                if RESIDUAL:
-                    y += tl.load(at_x, mask=mask, other=0.0).to(tl.float32)
                 y, _ = normalise(y, inside, eps, D)
                 y = y * ln_w[None, :] + ln_b[None, :]
                 tl.store(y_ptr + rows.to(tl.int64) * D * plane + at_row, y, mask=mask)
@@ -104,7 +103,7 @@ def _backward_kernel(
     rows, tokens, batch, steps, planes, pairs, eps, threshold, scale, stream,
     D: tl.constexpr, H: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
     CHUNK: tl.constexpr, DROPOUT: tl.constexpr, HAS_DEPTH: tl.constexpr, LAST: tl.constexpr,
-    RESIDUAL: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """With ``last_ptr``, gradients are given of the mean over tokens (``grad_ptr``), of the last
     one, and of the mean of x, if that is asked for: ``mlp_expert_pooled``.
@@ -147,10 +146,7 @@ def _backward_kernel(
                 factor = even if lane == 0 else odd
                 x = tl.load(x_ptr + at_x, mask=mask, other=0.0).to(OPERAND)
                 y = perceptron(x, b2, w1_ptr, b1_ptr, w2_ptr, dims, H, D, CHUNK, PRECISION)
-                y *= factor
-                if RESIDUAL:
-                    y += tl.load(x_ptr + at_x, mask=mask, other=0.0).to(tl.float32)
-                y, inverse = normalise(y, inside, eps, D)
+                y, inverse = normalise(y * factor, inside, eps, D)
                 if last_ptr is None:
                     grad = tl.load(grad_ptr + at_y, mask=mask, other=0.0).to(tl.float32)
                 else:
@@ -165,10 +161,10 @@ def _backward_kernel(
                 # LayerNorm's backward: take out the mean and the part along y itself.
                 along = tl.sum(grad * y, 1) / D
                 mean = tl.sum(grad, 1) / D
-                d_sum = (grad - mean[:, None] - y * along[:, None]) * inverse[:, None]
-                d_y = tl.where(inside, d_sum * factor, 0.0).to(OPERAND)
+                d_y = (grad - mean[:, None] - y * along[:, None]) * inverse[:, None] * factor
+                d_y = tl.where(inside, d_y, 0.0).to(OPERAND)
                 tl.store(d_y_ptr + at_y, d_y, mask=mask)
-                d_x = d_sum if RESIDUAL else tl.zeros((ROWS, BLOCK_D), tl.float32)
+                d_x = tl.zeros((ROWS, BLOCK_D), tl.float32)
                 for start in range(0, H, CHUNK):
                     hidden = start + tl.arange(0, CHUNK)
                     w1 = load_w1(w1_ptr, hidden, dims, H, D, OPERAND)
@@ -195,7 +191,7 @@ def _backward_kernel(
 def _arguments(
     kernel: str, ops: Operands, x: Tensor, offsets: Tensor, depth: Tensor | None, w1: Tensor,
     b1: Tensor, w2: Tensor, b2: Tensor, ln_w: Tensor, ln_b: Tensor, eps: float,
-    hidden_dropout: float, seed: Tensor | None, stream: int, residual: bool, last_only: bool,
+    hidden_dropout: float, seed: Tensor | None, stream: int, last_only: bool,
 ) -> tuple[dict[str, Any], _heuristics.Tile]:
     planes, tokens, size = x.shape
     block = padded_size(size)
@@ -210,7 +206,7 @@ def _arguments(
         "threshold": rng.dropout_threshold(hidden_dropout), "scale": 1.0 / (1.0 - hidden_dropout),
         "stream": stream, "D": size, "H": w1.shape[0], "BLOCK_D": block, "ROWS": tile.rows,
         "CHUNK": tile.chunk, "DROPOUT": seed is not None, "HAS_DEPTH": depth is not None,
-        "LAST": last_only, "RESIDUAL": residual, "OPERAND": ops.dtype, "PRECISION": ops.precision,
+        "LAST": last_only, "OPERAND": ops.dtype, "PRECISION": ops.precision,
     }, tile
 
 
@@ -228,11 +224,19 @@ def fwd(
     b2: Tensor, ln_w: Tensor, ln_b: Tensor, eps: float, hidden_dropout: float,
     seed: Tensor | None, stream: int, residual: bool, last_only: bool,
 ) -> Tensor:
-    """``mlp_expert_fwd`` of the op's schema: ``[K, N, D]``, or ``[K, B, D]`` if ``last_only``."""
+    """``mlp_expert_fwd`` of the op's schema: ``[K, N, D]``, or ``[K, B, D]`` if ``last_only``.
+
+    A path around the MLP has no kernel yet: packed PyTorch computes it.
+    """
+    if residual:
+        return packed.fwd(
+            x, offsets, depth, w1, b1, w2, b2, ln_w, ln_b, eps, hidden_dropout, seed, stream,
+            residual, last_only,
+        )  # fmt: skip
     x, w1, w2 = x.contiguous(), w1.contiguous(), w2.contiguous()
     arguments, tile = _arguments(
         "mlp_forward", operands(x), x, offsets, depth, w1, b1, w2, b2, ln_w, ln_b, eps,
-        hidden_dropout, seed, stream, residual, last_only,
+        hidden_dropout, seed, stream, last_only,
     )
     rows = arguments["rows"]
     y = x.new_empty(x.shape[0], rows, x.shape[2])
@@ -247,23 +251,28 @@ def bwd(
     seed: Tensor | None, stream: int, residual: bool, last_only: bool,
 ) -> tuple[Tensor, ...]:
     """``mlp_expert_bwd``: gradients of x, w1, b1, w2, b2, ln_w and ln_b."""
+    if residual:
+        return packed.bwd(
+            grad_y, x, offsets, depth, w1, b1, w2, b2, ln_w, ln_b, eps, hidden_dropout, seed,
+            stream, residual, last_only,
+        )  # fmt: skip
     return backward(
         {"grad_ptr": grad_y.contiguous(), "last_ptr": None, "content_ptr": None}, x, offsets,
-        depth, w1, b1, w2, b2, ln_w, ln_b, eps, hidden_dropout, seed, stream, residual, last_only,
+        depth, w1, b1, w2, b2, ln_w, ln_b, eps, hidden_dropout, seed, stream, last_only,
     )
 
 
 def backward(
     given: dict[str, Tensor | None], x: Tensor, offsets: Tensor, depth: Tensor | None, w1: Tensor,
     b1: Tensor, w2: Tensor, b2: Tensor, ln_w: Tensor, ln_b: Tensor, eps: float,
-    hidden_dropout: float, seed: Tensor | None, stream: int, residual: bool, last_only: bool,
+    hidden_dropout: float, seed: Tensor | None, stream: int, last_only: bool,
 ) -> tuple[Tensor, ...]:
     """Those gradients, from the ``given`` ones as the kernel takes them."""
     x, w1, w2 = (t.contiguous() for t in (x, w1, w2))
     ops = operands(x)
     arguments, tile = _arguments(
         "mlp_backward", ops, x, offsets, depth, w1, b1, w2, b2, ln_w, ln_b, eps, hidden_dropout,
-        seed, stream, residual, last_only,
+        seed, stream, last_only,
     )
     rows = arguments["rows"]
     grid, pairs = _grid(arguments, tile, x)

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..packed import mlp_expert_pooled as packed
 from . import mlp_expert
 from ._launch import launch, padded_size
 from .level_pool import LEVELS, STEP, _span
@@ -51,9 +52,11 @@ def _pool_kernel(
 
 def fwd(x: Tensor, offsets: Tensor, depth: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     """``mlp_expert_pooled_fwd`` of the op's schema: each ``[K, B, D]``."""
-    *given, wanted = rest
+    *given, residual, wanted = rest
+    if residual:
+        return packed.fwd(x, offsets, depth, *rest)
     x = x.contiguous()
-    y = mlp_expert.fwd(x, offsets, depth, *given, False)
+    y = mlp_expert.fwd(x, offsets, depth, *given, residual, False)
     planes, tokens, size = x.shape
     batch, block = offsets.shape[0] - 1, padded_size(size)
     last, pooled = (x.new_empty(planes, batch, size) for _ in range(2))
@@ -73,7 +76,9 @@ def bwd(
     d_last: Tensor, d_pooled: Tensor, d_content: Tensor, *inputs: Any
 ) -> tuple[Tensor, ...]:
     """``mlp_expert_pooled_bwd``: gradients of x, w1, b1, w2, b2, ln_w and ln_b."""
-    *given, wanted = inputs
+    *given, residual, wanted = inputs
+    if residual:
+        return packed.bwd(d_last, d_pooled, d_content, *inputs)
     return mlp_expert.backward(
         {
             "grad_ptr": d_pooled.contiguous(), "last_ptr": d_last.contiguous(),

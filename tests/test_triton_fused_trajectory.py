@@ -26,9 +26,7 @@ from adarec_fast.kernels import fused_trajectory as kernel
 from adarec_fast.packed._parts import PART_TOKENS
 
 TRITON = Backend("fused_trajectory", "triton", "cpu")
-INFERENCE = {
-    "content": build, "level": partial(build, content=False), "bounded": VARIANTS["bounded"],
-}  # fmt: skip
+INFERENCE = {"content": build, "level": partial(build, content=False)}
 IN_PARTS = {name: VARIANTS[name] for name in ("training", "all", "level-only")}
 
 
