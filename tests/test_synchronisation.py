@@ -102,7 +102,7 @@ VARIANTS = [
     {},
     {"depth_gradient": "full", "coarse_expert": "transformer", "residual": True},
     {"depth": "fixed", "diffusion": False},
-    {"moe": False},
+    {"moe": False, "local_path": 3},
 ]
 
 
