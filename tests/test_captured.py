@@ -132,3 +132,15 @@ def test_a_captured_bad_step_freezes_the_weights() -> None:
     assert diverged is not None
     assert diverged[0] == 100
     assert torch.equal(stepper.model.item_embedding.weight, before)
+
+
+@pytest.mark.parametrize(
+    "switch", [{"denoiser": "bounded"}, {"start": "backbone"}], ids=lambda one: next(iter(one))
+)
+def test_switches_without_kernels_are_not_captured(switch: dict[str, str]) -> None:
+    """On CUDA packed PyTorch runs them, which waits for the device."""
+    name, value = next(iter(switch.items()))
+    why = ADARec(num_items=9, hidden_size=8, **switch).why_not_captured()
+    assert why is not None
+    assert f"{name}={value!r}" in why
+    assert ADARec(num_items=9, hidden_size=8).why_not_captured() is None

@@ -100,9 +100,10 @@ class Recommender:
         if chosen != "reference":
             self._topk = implementation(op, chosen).fwd
         self._replays: dict[tuple[int, ...], _Replay] | None = None
-        if on_cuda(self._device) and planned is not None and not synchronising(
+        waits = model.why_not_captured() is not None or synchronising(
             config.backend, "cuda", weight.dtype
-        ):
+        )
+        if on_cuda(self._device) and planned is not None and not waits:
             self._replays = {}
         if self._device.type == "cuda":
             self._pinned = Pinned()

@@ -269,6 +269,11 @@ class ADARec(Pretrained, EmbeddingModel):
     def why_not_captured(self) -> str | None:
         if isinstance(self.backbone, ForeignBackbone):
             return "a backbone from outside may wait for the device"
+        config = self.config
+        if config.diffusion and config.denoiser == "bounded":
+            return "denoiser='bounded' has no kernel yet, and plain PyTorch waits for the device"
+        if config.moe and config.coarse_expert == "mlp" and config.start == "backbone":
+            return "start='backbone' has no kernel yet, and plain PyTorch waits for the device"
         return None
 
     @property
