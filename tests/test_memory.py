@@ -15,6 +15,9 @@ from typer.testing import CliRunner
 from adarec_fast import ADARec, Recommender, TrainConfig, synthetic
 from adarec_fast.cli import app
 from adarec_fast.data import EvaluationBatches, InteractionData, Split
+from adarec_fast.experiments.definition import Sweep, run_name
+from adarec_fast.experiments.result import read_ranks
+from adarec_fast.experiments.runner import run_sweep
 from adarec_fast.models.memory import TENSORS, VALUES, Memory
 from adarec_fast.models.pretrained import CheckpointError
 from adarec_fast.models.pretrained import load as load_model
@@ -24,6 +27,9 @@ from adarec_fast.ranking.evaluation import evaluate
 from adarec_fast.ranking.fitting import fit_memory
 from adarec_fast.ranking.recommender import exportable
 from adarec_fast.training import load_run, train
+from adarec_fast.training.remember import remember
+from adarec_fast.training.run_folder import fingerprint
+from adarec_fast.training.values import Values
 
 SMALL = {"hidden_size": 16, "num_layers": 1, "dropout": 0.1, "max_length": 12}
 
@@ -287,3 +293,17 @@ def test_a_run_of_before_gets_one_by_command(data: InteractionData, tmp_path: Pa
     nobody = CliRunner().invoke(app, ["memory", "fit", str(tmp_path / "nowhere")])
     assert nobody.exit_code == 2
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_kept_ranks_are_not_those_of_another_memory(data: InteractionData, tmp_path: Path) -> None:
+    sweep = Sweep.create(
+        Values(model={"model": "sasrec", **SMALL}, train={"epochs": 1, "device": "cpu"}),
+        grid={"seed": [0]},
+    )
+    run_sweep(sweep, tmp_path)
+    run_dir = tmp_path / run_name(sweep.combinations[0])
+    run = load_run(run_dir)
+    asked = run_dir, fingerprint(run.data), "neg-inf"
+    assert read_ranks(*asked) is not None
+    remember(run_dir)
+    assert read_ranks(*asked) is None

@@ -133,6 +133,17 @@ def test_updates_add_up_until_the_best_epoch_is_another(run_dir: Path) -> None:
         assert after.which == "best"
 
 
+def test_a_memory_fitted_anew_puts_an_update_aside(run_dir: Path) -> None:
+    update_memory(run_dir, load({1: [1, 501]}, min_length=1))
+    assert load_current(run_dir).which == "updated"
+    done = invoke("memory", "fit", run_dir, "--neighbours", "2")
+    assert done.exit_code == 0, done.output
+    current = load_current(run_dir)
+    assert current.which == "best"
+    assert current.model.memory is not None
+    assert current.model.memory.widest <= 2
+
+
 def test_a_service_takes_it_over(run_dir: Path) -> None:
     source = Source(run_dir, "best", torch.device("cpu"), 1, 4)
     before, served = signature(source), load_served(source)

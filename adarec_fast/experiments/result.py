@@ -27,7 +27,7 @@ from ..ranking.evaluation import EvaluationResult, evaluate
 from ..ranking.ranks import SeenMask
 from ..ranking.recommender import Recommender
 from ..training import Run
-from ..training.checkpoint import MANIFEST, find_checkpoint, read_json, write_atomically
+from ..training.checkpoint import find_checkpoint, ranks_by, write_atomically
 from ..training.run_folder import describe_environment, fingerprint
 
 RANKS = "ranks.safetensors"
@@ -142,10 +142,9 @@ def plain_difference(difference: Difference) -> dict[str, Any]:
 
 
 def _weights(run_dir: Path) -> str | None:
-    """The SHA-256 of the best epoch's weights: a run that went on has others."""
+    """What the best epoch ranks by: a run that went on, or has a new memory, ranks otherwise."""
     folder = find_checkpoint(run_dir, "best")
-    sums = {} if folder is None else read_json(folder / MANIFEST).get("sha256", {})
-    return sums.get("model.safetensors") if isinstance(sums, dict) else None
+    return None if folder is None else ranks_by(folder)
 
 
 def latency(run: Run, users: int = _LATENCY_USERS) -> float:

@@ -30,7 +30,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..documents import DocumentError, parse_json, read_text, shown
-from ..models.pretrained import CheckpointError, read_weights
+from ..models import memory
+from ..models.pretrained import WEIGHTS, CheckpointError, read_weights
 
 MANIFEST = "manifest.json"
 STATE_TENSORS, STATE_VALUES = "training_state.safetensors", "training_state.json"
@@ -158,6 +159,20 @@ def verify_checkpoint(folder: Path) -> dict[str, Any]:
                 f"{expected}; take the folder from a copy"
             )
     return manifest
+
+
+def ranks_by(folder: Path) -> str | None:
+    """What a checkpoint's rankings follow from: the SHA-256 of its weights, and of its memory's
+    files where it has one; None if the manifest has none of them.
+
+    Raises:
+        CheckpointError: there is no manifest, or it does not parse.
+    """
+    sums = read_json(folder / MANIFEST).get("sha256")
+    if not isinstance(sums, dict):
+        return None
+    files = (WEIGHTS, memory.TENSORS, memory.VALUES)
+    return ":".join(str(sums[name]) for name in files if name in sums) or None
 
 
 def write_state(folder: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:

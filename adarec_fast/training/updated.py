@@ -6,7 +6,8 @@
                 interactions.safetensors and users.json as of a run, and manifest.json
 
 Nothing is trained. The run itself stays what it is: it is evaluated, resumed and exported as
-before; recommendations and the service take ``updated/`` where it is of the best epoch.
+before; recommendations and the service take ``updated/`` where it is of the best epoch and of its
+memory.
 """
 
 from __future__ import annotations
@@ -23,9 +24,16 @@ from ..data.extend import Extended, extended
 from ..models.base import SequenceModel
 from ..models.embedded import EmbeddingModel
 from ..models.memory import Memory
-from ..models.pretrained import WEIGHTS, CheckpointError, load, write
+from ..models.pretrained import CheckpointError, load, write
 from ..models.registry import build
-from .checkpoint import MANIFEST, find_checkpoint, read_json, save_checkpoint, verify_checkpoint
+from .checkpoint import (
+    MANIFEST,
+    find_checkpoint,
+    ranks_by,
+    read_json,
+    save_checkpoint,
+    verify_checkpoint,
+)
 from .run_folder import load_run, read_data, write_data
 
 UPDATED = "updated"
@@ -74,10 +82,9 @@ def current_folder(run_dir: Path, which: str) -> Path | None:
     updated = find_checkpoint(run_dir, UPDATED)
     if which != "best" or trained is None or updated is None:
         return trained
-    # Of another best epoch it is out of date.
-    mine = read_json(trained / MANIFEST).get("sha256")
-    of = read_json(updated / MANIFEST).get("weights")
-    return updated if isinstance(mine, dict) and mine.get(WEIGHTS) == of else trained
+    # Of another best epoch, or of a memory that was fitted anew, it is out of date.
+    of = read_json(updated / MANIFEST).get("of")
+    return updated if of is not None and of == ranks_by(trained) else trained
 
 
 def update_memory(run_dir: Path, more: InteractionData) -> Extended:
@@ -116,13 +123,12 @@ def update_memory(run_dir: Path, more: InteractionData) -> Extended:
     model.item_vocabulary, model.memory = grown.data.items, memory
     best = find_checkpoint(run_dir, "best")
     assert best is not None  # it was loaded
-    sums = read_json(best / MANIFEST)["sha256"]
 
     def fill(folder: Path) -> None:
         write(model, folder)
         write_data(folder, grown.data)
 
-    about = {"weights": sums[WEIGHTS], "vocabulary": grown.data.items.fingerprint()}
+    about = {"of": ranks_by(best), "vocabulary": grown.data.items.fingerprint()}
     save_checkpoint(run_dir, UPDATED, fill, about)
     return grown
 
