@@ -67,7 +67,7 @@ class FusedTrajectory(OpCase):
         return [
             t["embeddings"], batch.offsets, batch.depth, t["level_mass"], t["alpha_bar"].float(),
             *(t[name] for name in _WEIGHTS), seed, None, seed, _HEADS, _EPS, dropout, dropout,
-            True, self.training, True, self.max_length,
+            False, False, True, self.training, True, self.max_length,
         ]
 
     def _outputs(self, found: ops.Trajectory) -> tuple[Tensor, ...]:

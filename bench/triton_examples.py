@@ -143,6 +143,16 @@ def _dropout(size: int) -> Iterator[Example]:
     yield Example([b["e"], b["seed"], 0.1, rng.STREAM_EMBEDDING])
 
 
+def _local_path(size: int) -> Iterator[Example]:
+    b = _batch(size)
+    for seed in (b["seed"], None):
+        inputs = [
+            b["e"], b["offsets"], torch.zeros(3, size), torch.ones(size), torch.zeros(size),
+            1e-12, 0.1, seed, rng.STREAM_BACKBONE + rng.SITE_LOCAL_PATH,
+        ]
+        yield Example(inputs, [b["e"], *inputs])
+
+
 def _objective(size: int) -> Iterator[Example]:
     b, scalar = _batch(size), torch.zeros(())
     for levels in (LEVELS, 5):
@@ -278,6 +288,7 @@ EXAMPLES: dict[str, Callable[[int], Iterator[Example]]] = {
     "encoder_layer": _encoder,
     "dropout": _dropout,
     "embedding": _embedding,
+    "local_path": _local_path,
     "objective": _objective,
     "epoch_statistics": _statistics,
     "gradient_norm": _norm,

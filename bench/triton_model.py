@@ -244,6 +244,12 @@ def _embedding(load: Load, size: int, word: int, backward: bool) -> dict[str, fl
     return {"flops": 0.0, "bytes": rows * (3 * word + 8), "words": rows}
 
 
+def _local_path(load: Load, size: int, word: int, backward: bool) -> dict[str, float]:
+    # x and y; backward x, y's gradient and x's. A Philox call has words for four dimensions.
+    rows = load.tokens * size
+    return {"flops": 0.0, "bytes": (3 if backward else 2) * rows * word, "words": rows / 4}
+
+
 def _objective(load: Load, size: int, word: int, backward: bool) -> dict[str, float]:
     # The error of each token; logits and, forward, gates of each user and level; float32.
     pairs = load.sequences * load.levels
@@ -295,7 +301,8 @@ OPS = {
     "level_pool": _pool,
     "depth_controller": _controller, "level_infonce": _infonce, "score_topk": _topk,
     "memory_topk": _memory,
-    "embedding": _embedding, "objective": _objective, "length_bias": _length_bias,
+    "embedding": _embedding, "local_path": _local_path, "objective": _objective,
+    "length_bias": _length_bias,
     "choose_depth": _choose, "epoch_statistics": _statistics, "gradient_norm": _norm, "adam": _adam,
     "linear_cross_entropy": _cross_entropy,
     "encoder_layer": _encoder, "encoder_layer[last]": _encoder_last, "fused_trajectory": _fused,

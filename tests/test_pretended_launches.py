@@ -95,6 +95,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"depth": "fixed"}, {"diffusion": False}, {"moe": False}, {"router": "level"},
     {"lambda_cont": 0.0}, {"num_layers": 0}, {"dropout": 0.0, "attention_dropout": 0.0},
     {"fused_trajectory": True}, {"hidden_size": 50}, {"hidden_size": 256}, {"num_heads": 1},
+    {"local_path": 3},
 ]  # fmt: skip
 
 

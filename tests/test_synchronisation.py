@@ -102,7 +102,7 @@ VARIANTS = [
     {},
     {"depth_gradient": "full", "coarse_expert": "transformer", "residual": True},
     {"depth": "fixed", "diffusion": False},
-    {"moe": False, "label_smoothing": 0.1},
+    {"moe": False, "label_smoothing": 0.1, "local_path": 3},
 ]
 
 

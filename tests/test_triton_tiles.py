@@ -31,6 +31,7 @@ import test_level_biases
 import test_level_infonce
 import test_level_pool
 import test_linear_cross_entropy
+import test_local_path
 import test_memory_topk
 import test_mlp_expert
 import test_mlp_expert_pooled
@@ -49,9 +50,9 @@ SUITES: tuple[type[OpSuite], ...] = tuple(
     for module in (
         test_choose_depth, test_depth_controller, test_dropout, test_encoder_layer,
         test_hda_trajectory, test_embedding, test_length_bias, test_level_biases,
-        test_level_infonce, test_level_pool, test_linear_cross_entropy, test_mlp_expert,
-        test_mlp_expert_pooled, test_moe_aggregate, test_objective, test_score_topk,
-        test_memory_topk,
+        test_level_infonce, test_level_pool, test_linear_cross_entropy, test_local_path,
+        test_mlp_expert, test_mlp_expert_pooled, test_moe_aggregate, test_objective,
+        test_score_topk, test_memory_topk,
     )
     for value in vars(module).values()
     if isinstance(value, type) and issubclass(value, OpSuite) and value is not OpSuite

@@ -33,6 +33,7 @@ define(
     _fake_forward,
     _fake_backward,
     cpu=("cpp", "packed"),
+    cuda=("triton", "packed"),
     waits=False,
 )
 
