@@ -165,6 +165,21 @@ def test_ids_with_commas_and_spaces(tmp_path: Path) -> None:
     assert "an id with a comma stands in double quotes" in refused.stderr
 
 
+def test_recommend_says_why(run: Path) -> None:
+    shown = adarec("recommend", run, "--user", "u00001", "--k", "3", "--why", "--output", "json")
+    (answer,) = json.loads(shown.stdout)
+    for entry in answer["items"]:
+        owed = [reason["difference"] for reason in entry["why"]]
+        assert len(owed) == len(answer["history"])
+        assert owed == sorted(owed, reverse=True)
+    table = adarec("recommend", run, "--user", "u00001", "--k", "3", "--why")
+    assert "without" in table.stdout
+    assert answer["items"][0]["why"][0]["item"] in table.stdout
+    refused = adarec("recommend", run, "--user", "u00001", "--why", "--output", "csv")
+    assert refused.exit_code == 2
+    assert "--why goes with --output table or json, not csv" in refused.stderr
+
+
 def test_recommend_as_csv_and_table(run: Path) -> None:
     shown = adarec("recommend", run, "--user", "u00001", "--k", "3", "--output", "csv")
     rows = list(csv.DictReader(io.StringIO(shown.stdout)))

@@ -71,7 +71,7 @@ def test_the_best_neighbours_stay_in_the_order_of_items(data: InteractionData) -
         assert torch.equal(few.weights[some], whole.weights[all_of][best])
 
 
-def test_sums_and_reasons_by_hand() -> None:
+def test_sums_by_hand() -> None:
     rows = torch.tensor([0, 0, 2, 3, 3, 3])
     memory = Memory(
         rows, torch.tensor([2, 4, 4], dtype=torch.int32), torch.tensor([1.0, 2.0, 3.0]),
@@ -81,10 +81,6 @@ def test_sums_and_reasons_by_hand() -> None:
     sums = memory.sums(history[1:], torch.tensor([0, 3]))
     # Of the last three: 1 two steps back, 2 one step back.
     assert sums.tolist() == [[0, 0, 0.25, 0, 0.25 * 2 + 0.5 * 3]]
-    reasons = memory.reasons(history, 4)
-    assert [reason.place for reason in reasons] == [2, 1]
-    assert [reason.share for reason in reasons] == pytest.approx([0.75, 0.25])
-    assert memory.reasons(history, 3) == []
 
 
 @pytest.mark.parametrize(

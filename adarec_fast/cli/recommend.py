@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ..models.base import SequenceModel
 
 _SHOWN_HISTORY = 5
+_SHOWN_REASONS = 3
 
 
 class Output(str, enum.Enum):
@@ -34,21 +35,40 @@ class Output(str, enum.Enum):
 
 
 class Recommendation(NamedTuple):
-    """What one history leads to; ids are external."""
+    """What one history leads to; ids are external.
+
+    Attributes:
+        reasons: of each item, what its score loses without each place of the history; None where
+            nobody asked.
+    """
 
     user: str | int | None
     history: list[str | int]
     diagnostics: dict[str, int | float]
     items: list[str | int]
     scores: list[float]
+    reasons: list[list[float]] | None = None
+
+    def why(self, place: int) -> list[dict[str, Any]]:
+        """The history's items by what the item at a place of the ranking owes them."""
+        assert self.reasons is not None
+        owed = zip(self.history, self.reasons[place], strict=True)
+        return [
+            {"item": item, "difference": difference}
+            for item, difference in sorted(owed, key=lambda pair: -pair[1])
+        ]
 
     def to_json(self) -> dict[str, Any]:
-        ranked = zip(self.items, self.scores, strict=True)
+        ranked = enumerate(zip(self.items, self.scores, strict=True))
         return {
             "user": self.user,
             "history": self.history,
             **self.diagnostics,
-            "items": [{"item": item, "score": score} for item, score in ranked],
+            "items": [
+                {"item": item, "score": score}
+                | ({} if self.reasons is None else {"why": self.why(place)})
+                for place, (item, score) in ranked
+            ],
         }
 
 
@@ -86,6 +106,14 @@ def recommend(
     file: Annotated[
         Path | None, typer.Option(help="Write CSV or Parquet there: user, item, score, rank.")
     ] = None,
+    why: Annotated[
+        bool,
+        typer.Option(
+            "--why",
+            help="Say which items of the history carried each item's score: what it loses without "
+            "them.",
+        ),
+    ] = False,
     device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, ...")] = "auto",
 ) -> None:
     """Recommend items to known users, or to anyone by a history."""
@@ -95,6 +123,8 @@ def recommend(
         raise ConfigError("--all-users and --output parquet need --file PATH")
     if file is not None and (history or output not in (Output.CSV, Output.PARQUET)):
         raise ConfigError("--file takes --output csv or parquet, and users of the data alone")
+    if why and output not in (Output.TABLE, Output.JSON):
+        raise ConfigError(f"--why goes with --output table or json, not {output.value}")
     from ..data import DataError
     from ..data.text import split_ids
     from ..training.loop import resolve_device
@@ -127,7 +157,9 @@ def recommend(
         if not ids:
             raise ConfigError(f"--history {text!r} names no item; write ITEM,ITEM,...")
         histories.append(_encode(run.data.items, ids, "--history"))
-    answers = recommend_for(run.model, run.data.items, people, histories, k, exclude_seen)
+    answers = recommend_for(
+        run.model, run.data.items, people, histories, k, exclude_seen, why=why
+    )
     if output is Output.JSON:
         print(json.dumps([answer.to_json() for answer in answers], indent=2))
     elif output is Output.CSV:
@@ -149,14 +181,19 @@ def recommend_for(
     histories: list[list[int]],
     k: int,
     exclude_seen: bool = True,
+    *,
+    why: bool = False,
 ) -> list[Recommendation]:
     """Ranked items for histories of item indices; fewer than ``k`` where no more are left.
+
+    With ``why`` each says what it owes to the history.
 
     Raises:
         ConfigError: ``k`` is larger than the catalogue.
     """
     import torch
 
+    from ..ranking.reasons import score_differences
     from ..ranking.recommender import Recommender
 
     if k > len(items):
@@ -167,13 +204,16 @@ def recommend_for(
     answers = []
     for row, user in enumerate(users):
         left = torch.isfinite(scores[row])
+        best = chosen[row][left]
+        owed = score_differences(model, histories[row], best.tolist()).tolist() if why else None
         answers.append(
             Recommendation(
                 user,
                 items.decode(histories[row]),
                 {name: column[row] for name, column in told.items()},
-                items.decode(chosen[row][left]),
+                items.decode(best),
                 scores[row][left].tolist(),
+                owed,
             )
         )
     return answers
@@ -229,9 +269,21 @@ def _ranking(answer: Recommendation) -> Table:
     table.add_column("rank", justify="right")
     table.add_column("item")
     table.add_column("score", justify="right")
+    if answer.reasons is not None:
+        table.add_column("without", overflow="fold")
     for rank, (item, score) in enumerate(zip(answer.items, answer.scores, strict=True), 1):
-        table.add_row(str(rank), escape(str(item)), f"{score:.3f}")
+        told = [] if answer.reasons is None else [_because(answer.why(rank - 1))]
+        table.add_row(str(rank), escape(str(item)), f"{score:.3f}", *told)
     return table
+
+
+def _because(reasons: list[dict[str, Any]]) -> str:
+    """The strongest of them, and what the score loses without each."""
+    shown = [
+        f"{escape(str(reason['item']))} {-reason['difference']:+.3f}"
+        for reason in reasons[:_SHOWN_REASONS] if reason["difference"] > 0
+    ]  # fmt: skip
+    return ", ".join(shown) or "[dim]none of the history[/]"
 
 
 def _number(value: int | float) -> str:

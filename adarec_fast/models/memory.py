@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -26,18 +26,6 @@ from .transitions import Recipe, transitions
 
 TENSORS, VALUES = "memory.safetensors", "memory.json"
 NEIGHBOURS = 128
-
-
-class Reason(NamedTuple):
-    """An item of a history that led to an item.
-
-    Attributes:
-        place: in the history, from 0.
-        share: of S, 0 to 1.
-    """
-
-    place: int
-    share: float
 
 
 class Memory(nn.Module):
@@ -164,25 +152,6 @@ class Memory(nn.Module):
         users = offsets.shape[0] - 1
         read = self.rows, self.neighbours, self.weights, self.widest, self.decay
         return history_sums(users, values, offsets, *read)[0].view(users, -1)
-
-    def reasons(self, history: Tensor, item: int) -> list[Reason]:
-        """Which items of one history led to an item, the strongest first; none where S is 0.
-
-        Args:
-            history: int64 ``[n]``, n >= 1, on the CPU; the last ``max_length`` items are read.
-            item: 1..V.
-        """
-        rows, neighbours, weights = (t.cpu() for t in (self.rows, self.neighbours, self.weights))
-        found, places = [], range(max(0, history.shape[0] - self.max_length), history.shape[0])
-        for place in places:
-            begin, end = rows[history[place]], rows[history[place] + 1]
-            at = begin + int(torch.searchsorted(neighbours[begin:end], item))
-            if at < end and int(neighbours[at]) == item:
-                back = history.shape[0] - 1 - place
-                found.append((place, self.decay**back * float(weights[at])))
-        total = sum(weight for _, weight in found)
-        shares = [Reason(place, weight / total) for place, weight in found if weight > 0]
-        return sorted(shares, key=lambda reason: -reason.share)
 
     # ------------------------------------------------------------------ on disk
 

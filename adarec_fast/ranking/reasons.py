@@ -1,0 +1,77 @@
+"""Why an item was recommended: what its score loses when an item of the history had not been."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import ragged
+from ..data import EvaluationBatch
+from ..histories import check_histories, pack_lists
+from ..models.base import SequenceModel
+from ..precision import ranking
+
+# Scores of a chunk of histories over the whole catalogue, as many as this holds.
+_CHUNK_SCORES = 2**23
+
+
+@torch.inference_mode()
+def score_differences(
+    model: SequenceModel, history: Sequence[int], items: Sequence[int]
+) -> Tensor:
+    """The score with the whole history less the score without one of its places, memory included.
+
+    Exact: the model answers n + 1 histories. Differences need not add up to the score. Of more
+    items than ``max_length`` the earlier ones are not read unless a later one is left out. With one
+    item nothing can be left out, and its difference is the score itself.
+
+    Args:
+        model: put into evaluation mode.
+        history: n >= 1 items 1..num_items, oldest first.
+        items: k items 1..num_items, of which to tell.
+
+    Returns:
+        float32 ``[k, n]`` on the CPU.
+
+    Raises:
+        ValueError: an empty history, or an id outside the catalogue.
+    """
+    model.eval()
+    cpu, config = torch.device("cpu"), model.config
+    whole = list(history)
+    if not whole:
+        raise ValueError("history is empty; it must hold one item or more")
+    without = [whole[:place] + whole[place + 1 :] for place in range(len(whole))]
+    values, offsets = check_histories(
+        pack_lists([whole, *(left for left in without if left)], cpu), None,
+        num_items=config.num_items, crop=config.max_length,
+    )  # fmt: skip
+    wanted, _ = check_histories(
+        pack_lists([list(items)], cpu), None, num_items=config.num_items, crop=None
+    )
+    users = offsets.shape[0] - 1
+    many = max(1, _CHUNK_SCORES // (config.num_items + 1))
+    found = torch.cat([
+        _scores(model, ragged.rows(ragged.Jagged(values, offsets), first, min(users, first + many)))
+        [:, wanted.to(model.device)].float().cpu()
+        for first in range(0, users, many)
+    ])  # fmt: skip
+    return (found[:1] - found[1:] if users > 1 else found).T
+
+
+def _scores(model: SequenceModel, histories: ragged.Jagged) -> Tensor:
+    """``[B, V+1]``, the memory's share included."""
+    values, offsets = (tensor.to(model.device) for tensor in histories)
+    users = torch.arange(offsets.shape[0] - 1, device=model.device)
+    with ranking(model.config.precision, model.device.type):
+        scores = model.scores(
+            EvaluationBatch(
+                item_ids=values, offsets=offsets, targets=torch.zeros_like(users), users=users,
+                seen_values=values, seen_offsets=offsets,
+            )
+        )
+    if model.memory is not None:
+        model.memory.add_to(scores, values, offsets)
+    return scores
