@@ -207,8 +207,8 @@ def test_results_of_an_earlier_version_are_completed(done: Path, tmp_path: Path)
     shutil.copytree(done / "out" / "runs", tmp_path / "runs")
     before = report(done)
     new = {
-        "valid_sparse", "train_seconds", "valid_seconds", "parameters", "seed", "config",
-        "environment",
+        "valid_sparse", "train_seconds", "valid_seconds", "memory_seconds", "parameters", "seed",
+        "config", "environment",
     }  # fmt: skip
     for path in (tmp_path / "runs").glob(f"*/{RESULT}"):
         result = {n: v for n, v in json.loads(path.read_text()).items() if n not in new}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ from typer.testing import CliRunner
 from adarec_fast import ADARec, Recommender, TrainConfig, synthetic
 from adarec_fast.cli import app
 from adarec_fast.data import EvaluationBatches, InteractionData, Split
+from adarec_fast.experiments.comparison_table import markdown
 from adarec_fast.experiments.definition import Sweep, run_name
-from adarec_fast.experiments.result import read_ranks
+from adarec_fast.experiments.result import measure, read_ranks
 from adarec_fast.experiments.runner import run_sweep
 from adarec_fast.models.memory import TENSORS, VALUES, Memory
 from adarec_fast.models.pretrained import CheckpointError
@@ -303,3 +305,37 @@ def test_kept_ranks_are_not_those_of_another_memory(data: InteractionData, tmp_p
     assert read_ranks(*asked) is not None
     remember(run_dir)
     assert read_ranks(*asked) is None
+
+
+def test_a_result_says_what_the_memory_gave(data: InteractionData, tmp_path: Path) -> None:
+    values = Values(
+        model={"model": "sasrec", "memory": "transitions", **SMALL},
+        train={"epochs": 1, "device": "cpu"},
+    )
+    sweep = Sweep.create(values, grid={"seed": [0]})
+    run_sweep(sweep, tmp_path)
+    run = load_run(tmp_path / run_name(sweep.combinations[0]))
+    figures, ranks = measure(run)
+    assert figures["memory_seconds"] > 0
+    assert run.model.memory is not None
+    with_it = {part: figures[part] for part in figures["without_memory"]}
+    run.model.memory = None
+    alone, plain = measure(run)
+    assert "without_memory" not in alone
+    assert figures["without_memory"] == {part: alone[part] for part in with_it} != with_it
+    assert not torch.equal(ranks["test"], plain["test"])
+    entry = {"data": "shop", "arm": "best"}
+    report = {
+        "arms": {"best": {}, "alone": {}}, "baseline": "best",
+        "data": {"shop": dict.fromkeys(("users", "sparse_users", "items"), 1)},
+        "runs": [{**entry, **figures}, {**entry, "arm": "alone", **alone}], "missing": [],
+        "diverged": [], "differences": [], "confidence": 0.95, "resamples": 1, "notes": [],
+        "versions": {"torch": "", "adarec_fast": ""}, "date": "",
+        "machine": {"cpu": "", "cores": 2},
+    }  # fmt: skip
+    for row in report["runs"]:
+        row["status"] = "finished"
+    text = markdown(report, "test")
+    (line,) = re.findall(r"\| memory left out .*\n\| ---.*\n((?:\|.*\n)+)", text)
+    assert line.startswith(f"| best | 1 | {alone['test']['NDCG@20']:.4f} |")
+    assert line.count("\n") == 1

@@ -38,7 +38,8 @@ from adarec_fast.training.values import Values
 
 PACKAGE = Path(__file__).resolve().parent.parent
 TIMES = (
-    "seconds_per_epoch", "milliseconds_per_user", "train_seconds", "valid_seconds", "environment",
+    "seconds_per_epoch", "milliseconds_per_user", "train_seconds", "valid_seconds",
+    "memory_seconds", "environment",
 )  # fmt: skip
 MODEL = {
     "hidden_size": 8, "num_layers": 1, "max_depth": 2, "max_length": 10, "dropout": 0.1,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich import box
@@ -17,6 +17,7 @@ from .summary import mean_std, to_csv
 
 _WORDS = {"test": "test", "valid": "validation"}
 _SECONDS = ("train_seconds", "valid_seconds")
+_ALONE = "without_memory"
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,19 @@ class Line:
 
     @property
     def hours(self) -> float | None:
-        """Training and validation of a run, the mean over seeds."""
+        """Training, validation and memory of a run, the mean over seeds."""
         parts = [self.mean(name) for name in _SECONDS]
         known = [part for part in parts if part is not None]
-        return sum(known) / 3600 if len(known) == len(parts) else None
+        if len(known) < len(parts):
+            return None
+        # Rows of before say nothing of a memory's time.
+        return (sum(known) + (self.mean("memory_seconds") or 0.0)) / 3600
+
+    def without_memory(self) -> Line | None:
+        """The same runs with their memory left out; None where one has none."""
+        if not self.runs or any(_ALONE not in run for run in self.runs):
+            return None
+        return replace(self, runs=tuple(run[_ALONE] for run in self.runs), differences={})
 
 
 def lines(report: Mapping[str, Any], data: str) -> list[Line]:
@@ -123,6 +133,16 @@ def markdown(report: Mapping[str, Any], part: str) -> str:
                 [line.arm, _seeds(line), *_compared(line, part, group)] for line in arms
             ]
             parts.append(_markdown(header, rows))
+        alone = [line for each in arms if (line := each.without_memory()) is not None]
+        if alone:
+            header = ["memory left out", "seeds"]
+            header += [f"{group} {metric}" for group in GROUPS for metric in METRICS]
+            rows = [
+                [line.arm, _seeds(line),
+                 *(_mean(line, part, group, metric) for group in GROUPS for metric in METRICS)]
+                for line in alone
+            ]  # fmt: skip
+            parts.append(_markdown(header, rows))
         names = [f"{_WORDS['valid']} {metric}" for metric in METRICS]
         parts.append(
             _markdown(
@@ -168,7 +188,7 @@ def notes(report: Mapping[str, Any]) -> list[str]:
         f"{report['baseline']}, seed by seed and user by user; {report['confidence']:.0%} "
         f"intervals over users ({report['resamples']:,} resamples, of means over seeds) and over "
         "seeds (Student's t); bold where all there are leave out zero. Sparse users have at most "
-        "5 items of history. Training is a run's, with its validation.",
+        "5 items of history. Training is a run's, with its validation and its memory.",
     ]
     where = {f"{run['device']}, threads: {run['threads']}" for run in report["runs"]}
     versions, machine = report["versions"], report["machine"]

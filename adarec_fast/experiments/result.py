@@ -28,6 +28,7 @@ from ..ranking.ranks import SeenMask
 from ..ranking.recommender import Recommender
 from ..training import Run
 from ..training.checkpoint import find_checkpoint, ranks_by, write_atomically
+from ..training.remember import memory_seconds
 from ..training.run_folder import describe_environment, fingerprint
 
 RANKS = "ranks.safetensors"
@@ -42,28 +43,34 @@ def measure(run: Run) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Returns:
         Figures: ``epochs`` run, ``best_epoch``; ``valid``, ``valid_sparse``, ``test`` and
         ``test_sparse``, all at that epoch: metrics by name, of all users and of those with at most
-        5 items of history (None without any); ``train_seconds`` and ``valid_seconds`` of all
-        epochs; ``seconds_per_epoch``: median, training alone; ``milliseconds_per_user``: median of
-        recommending to one user at a time; ``parameters``; ``config``: every field of model and
-        training; ``seed``; ``device``, ``threads``; ``environment``: versions, commit, processor.
+        5 items of history (None without any); ``without_memory``, of a run that has one: the same
+        four with it left out; ``train_seconds`` and ``valid_seconds`` of all epochs;
+        ``memory_seconds``: counting and fitting; ``seconds_per_epoch``: median, training alone;
+        ``milliseconds_per_user``: median of recommending to one user at a time; ``parameters``;
+        ``config``: every field of model and training; ``seed``; ``device``, ``threads``;
+        ``environment``: versions, commit, processor.
 
         Ranks: int64 [users] by part, ``valid`` and ``test``.
     """
     config = run.train_config
     tested = {part: evaluate_run(run, part) for part in PARTS}
+    alone, memory = {}, run.model.memory
+    if memory is not None:
+        run.model.memory = None
+        alone = _by_users({part: evaluate_run(run, part) for part in PARTS})
+        run.model.memory = memory
     best = max((line for line in run.history if line.get("best")), key=lambda line: line["epoch"])
     environment = describe_environment(run.model.device, ())
     told = {n: v for n, v in tested["test"].diagnostics.items() if isinstance(v, float)}
     figures = {
         "epochs": len(run.history),
         "best_epoch": best["epoch"],
-        "valid": tested["valid"].overall,
-        "valid_sparse": tested["valid"].sparse,
-        "test": tested["test"].overall,
-        "test_sparse": tested["test"].sparse,
+        **_by_users(tested),
+        **({"without_memory": alone} if alone else {}),
         **told,
         "train_seconds": sum(line["seconds"] for line in run.history),
         "valid_seconds": sum(line.get("valid_seconds", 0.0) for line in run.history),
+        "memory_seconds": memory_seconds(run.path),
         "seconds_per_epoch": statistics.median(line["seconds"] for line in run.history),
         "milliseconds_per_user": latency(run),
         "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
@@ -74,6 +81,14 @@ def measure(run: Run) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "environment": {n: v for n, v in environment.items() if n != "command"},
     }
     return figures, {part: result.ranks for part, result in tested.items()}
+
+
+def _by_users(tested: Mapping[Literal["valid", "test"], EvaluationResult]) -> dict[str, Any]:
+    parts = ((part, tested[part]) for part in PARTS)
+    return {
+        name: metrics for part, found in parts
+        for name, metrics in ((part, found.overall), (f"{part}_sparse", found.sparse))
+    }  # fmt: skip
 
 
 def evaluate_run(

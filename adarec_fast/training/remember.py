@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import torch
@@ -34,6 +35,7 @@ def remember(
         RunFolderError: there is no run, or it has no ``best/`` yet.
         CheckpointError: a file is damaged, or the disk is full.
     """
+    begun = time.perf_counter()
     run = load_run(run_dir, device=device)
     config = run.model.config
     memory = Memory.of(
@@ -47,7 +49,7 @@ def remember(
         raise RunFolderError(f"{run_dir / 'best'}: no such checkpoint any more")
     about = read_json(folder / MANIFEST)
     kept = {name: value for name, value in about.items() if name not in _OF_FILES}
-    kept["memory"] = fitted._asdict()
+    kept["memory"] = {**fitted._asdict(), "seconds": time.perf_counter() - begun}
     save_checkpoint(run_dir, "best", lambda fresh: write(run.model, fresh), kept)
     return fitted
 
@@ -58,6 +60,13 @@ def in_words(fitted: Fitted) -> str:
         f"memory: alpha {fitted.alpha:g}, gamma {fitted.gamma:.3g}; validation NDCG@20 "
         f"{fitted.before:.4f} without it, {fitted.after:.4f} with it"
     )
+
+
+def memory_seconds(run_dir: Path) -> float:
+    """What counting and fitting took, as the best epoch's folder says; 0 without a memory."""
+    folder = find_checkpoint(run_dir, "best")
+    about = {} if folder is None else read_json(folder / MANIFEST)
+    return float((about.get("memory") or {}).get("seconds", 0.0))
 
 
 def has_memory(run_dir: Path) -> bool:
