@@ -244,7 +244,7 @@ def test_the_others_end_when_a_worker_is_lost(signals: Path, case: str, lost: in
         assert words.startswith(f"WorkersError: worker {rank} of 3 lost another one (")
         assert "are kept in" in words
         assert "resume" in words
-        assert seconds < 60
+        assert seconds < 120
     assert not (signals / case / f"said-{lost}").exists()
 
 
@@ -259,7 +259,7 @@ def test_the_others_end_when_the_first_hangs_in_a_save(signals: Path) -> None:
             "writing in 3 s, --save-timeout allows more)"
         )
         assert "are kept in" in words
-        assert seconds < 30
+        assert seconds < 120
     # It stopped with a checkpoint half made; what was there before is whole, a run goes on from it.
     run = folder / "run"
     assert len(list(run.glob("*.new"))) == 1

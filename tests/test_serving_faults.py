@@ -111,9 +111,9 @@ def assault(folder: Path, seconds: float) -> tuple[int, int, Counter[int]]:
                 bad.done.total() <= 100 or good.done.total() <= 20 or not set(statuses) >= STATUSES
             ):
                 time.sleep(0.2)
-        health = httpx.get(f"{where}/health").json()
+        health = httpx.get(f"{where}/health", timeout=60).json()
         assert health["status"] == "ok"
-        metrics = httpx.get(f"{where}/metrics").text
+        metrics = httpx.get(f"{where}/metrics", timeout=60).text
         assert 'status="500"' not in metrics
         assert "adarec_queue_length 0.0" in metrics
     return good.done.total(), bad.done.total(), statuses

@@ -213,7 +213,8 @@ def test_a_lonely_request_does_not_wait_for_others(folder: Path) -> None:
         begun = time.monotonic()
         for _ in range(20):
             assert client.get("/recommend?user=u00001").status_code == 200
-        assert time.monotonic() - begun < 1.0
+        # A second each if they waited.
+        assert time.monotonic() - begun < 15
 
 
 def test_batching_can_be_turned_off(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
