@@ -73,7 +73,14 @@ class DataConfig(_Base):
     )
     user_column: str | None = Field(None, description="column of the user ids")
     item_column: str | None = Field(None, description="column of the item ids")
-    time_column: str | None = Field(None, description="column to sort each history by")
+    time_column: str | None = Field(
+        None,
+        description="column to sort each history by, or several as in date,time; file-order sorts "
+        "by none",
+    )
+    time_format: str | None = Field(
+        None, description="how times are written, as for strptime, where it is not told by itself"
+    )
     k_core: int = Field(0, ge=0, description="keep users and items with so many interactions")
     deduplicate: Literal["off", "consecutive", "all"] = Field(
         "off", description="drop repeats of an item in a history: adjacent ones, or all"

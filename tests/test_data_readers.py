@@ -230,7 +230,7 @@ def test_named_columns(tmp_path: Path) -> None:
     path = write(tmp_path, "who,item,what,when\n1,x,5,30\n1,x,6,20\n1,x,7,10\n")
     data = load(path, user="who", item="what", time="when")
     assert histories(data) == {1: [7, 6, 5]}
-    assert histories(load(path, user="who", item="what")) == {1: [5, 6, 7]}
+    assert histories(load(path, user="who", item="what", time="file-order")) == {1: [5, 6, 7]}
     header_only_by_extension = write(tmp_path, "a,b\n1,5\n1,6\n1,7\n", "d.csv")
     assert histories(load(header_only_by_extension, user="a", item="b")) == {1: [5, 6, 7]}
 

@@ -52,7 +52,10 @@ def update(
     user_column: Annotated[str | None, typer.Option(help="Column of the user ids.")] = None,
     item_column: Annotated[str | None, typer.Option(help="Column of the item ids.")] = None,
     time_column: Annotated[
-        str | None, typer.Option(help="Column to sort each history by.")
+        str | None, typer.Option(help="Column to sort each history by, as for train.")
+    ] = None,
+    time_format: Annotated[
+        str | None, typer.Option(help="How times are written, as for train.")
     ] = None,
 ) -> None:
     """Count new interactions into a run's memory, without training: later ones of known users, new
@@ -70,7 +73,7 @@ def update(
     asked = DataConfig.create(data=str(data), format=format)  # what a format may be
     more = load(
         data, format=asked.format, user=user_column, item=item_column, time=time_column,
-        min_length=1,
+        time_format=time_format, min_length=1,
     )  # fmt: skip
     with locked(run):
         grown = update_memory(run, more)

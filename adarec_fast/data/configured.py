@@ -32,6 +32,7 @@ def load_data(values: Mapping[str, Any]) -> InteractionData:
         user=config.user_column,
         item=config.item_column,
         time=config.time_column,
+        time_format=config.time_format,
         k_core=config.k_core,
         deduplicate=None if config.deduplicate == "off" else config.deduplicate,
         min_length=config.min_length,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -56,6 +57,11 @@ class ReadReport:
         num_k_core_users: users removed by ``k_core``.
         num_k_core_items: items removed by ``k_core``.
         num_dropped_short: users removed because their history was under ``min_length``.
+        num_ties: interactions read whose time is that of the one before in the same history; the
+            order of the source counts among them.
+        columns: names of the columns of ``user``, ``item`` and ``time`` (empty for the order of
+            the source); nothing where the format has no named columns.
+        why: for each of these, why it is this one.
     """
 
     format: str
@@ -64,6 +70,9 @@ class ReadReport:
     num_k_core_users: int = 0
     num_k_core_items: int = 0
     num_dropped_short: int = 0
+    num_ties: int = 0
+    columns: Mapping[str, str] = field(default_factory=dict)
+    why: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

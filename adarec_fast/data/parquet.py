@@ -6,18 +6,23 @@ Exception`` catches.
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .columns import SAMPLE, Columns, Table
 from .errors import DataError
-from .tables import Columns, Events, cell_ids, cell_times
+from .tables import Events, cell_ids
+from .times import UNITS, cell_times, nanoseconds
 
 # Run-length encoding can claim any number of rows in a few bytes; real interactions take at least
 # some bits each.
 _MOST_ROWS_PER_BYTE = 64
+# Groups of rows that a sample is from.
+_GROUPS = 8
 
 
 def read_parquet(path: Path, columns: Columns) -> Events:
@@ -36,14 +41,17 @@ def read_parquet(path: Path, columns: Columns) -> Events:
     try:
         with parquet.ParquetFile(path, memory_map=False) as file:
             schema, rows = file.schema_arrow, file.metadata.num_rows
-        chosen = columns.choose(str(path), schema.names)
-        wanted = [name for name in dict.fromkeys(chosen) if name is not None]
-        strings = [name for name in wanted if _holds_strings(schema, name, path)]
+            groups = file.metadata.num_row_groups
         size = path.stat().st_size
         if not 0 <= rows <= size * _MOST_ROWS_PER_BYTE:
             raise DataError(f"{path}: claims {rows} rows in {size} bytes; the file is damaged")
+        choice = columns.choose(
+            Table(str(path), schema.names, lambda name: _sample(path, name, schema, rows, groups))
+        )
         if not rows:
             raise DataError(f"{path}: no row")
+        wanted = choice.names()
+        strings = [name for name in wanted if _holds_strings(schema, name, path)]
         # As a dictionary each distinct string is held once, however many rows it fills.
         with parquet.ParquetFile(path, memory_map=False, read_dictionary=strings) as file:
             table = file.read(columns=wanted, use_threads=False)
@@ -59,9 +67,45 @@ def read_parquet(path: Path, columns: Columns) -> Events:
     def locate(row: int) -> str:
         return f"{path}, row {row}"
 
-    user, item, time = chosen
-    times = None if time is None else cell_times(cells[time], locate)
-    return Events(cell_ids(cells[user], locate, user), cell_ids(cells[item], locate, item), times)
+    times = tuple(
+        cell_times(cells[name], locate, columns.time_format, clock=place > 0)
+        for place, name in enumerate(choice.times)
+    )
+    users, items = choice.user, choice.item
+    return Events(
+        cell_ids(cells[users], locate, users), cell_ids(cells[items], locate, items), times, choice
+    )
+
+
+def _sample(path: Path, name: str, schema: Any, rows: int, groups: int) -> list[Any]:
+    """Values of a column from the begin of some of the file's groups of rows."""
+    from pyarrow import parquet, types
+
+    kind = schema.field(schema.names.index(name)).type
+    if not rows or schema.names.count(name) > 1 or types.is_nested(kind) or types.is_binary(kind):
+        return []
+    some = sorted({round(group) for group in np.linspace(0, groups - 1, min(groups, _GROUPS))})
+    values: list[Any] = []
+    with parquet.ParquetFile(path, memory_map=False) as file:
+        for group in some:
+            batches = file.iter_batches(
+                SAMPLE // len(some), row_groups=[group], columns=[name], use_threads=False
+            )
+            for batch in itertools.islice(batches, 1):
+                batch.validate(full=True)
+                values += _python_values(batch.column(0))
+    return values
+
+
+def _python_values(column: Any) -> list[Any]:
+    """Cells as Python values; of nanoseconds the last three digits do not matter here."""
+    import pyarrow
+
+    if pyarrow.types.is_timestamp(column.type):
+        column = column.cast(pyarrow.timestamp("us"), safe=False)
+    elif pyarrow.types.is_time(column.type):
+        column = column.cast(pyarrow.time64("us"), safe=False)
+    return list(column.to_pylist())
 
 
 def _holds_strings(schema: Any, name: str, path: Path) -> bool:
@@ -75,7 +119,8 @@ def _holds_strings(schema: Any, name: str, path: Path) -> bool:
     if types.is_string(value) or types.is_large_string(value):
         return True
     times = types.is_timestamp(kind) or types.is_date(kind) or types.is_time(kind)
-    if not (times or types.is_integer(kind) or types.is_floating(kind)):
+    numbers = types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind)
+    if not (times or numbers):
         raise DataError(f"{path}: {name!r} has type {kind}; ids must be int or str")
     return False
 
@@ -93,7 +138,12 @@ def _cells(column: Any, path: Path, name: str) -> list[Any] | NDArray[Any]:
             words = np.array(chunk.dictionary.to_pylist(), dtype=object)
             values += words[chunk.indices.to_numpy()].tolist()
         return values
+    if pyarrow.types.is_decimal(column.type):
+        return list(column.to_pylist())
     if pyarrow.types.is_temporal(column.type):
         width = column.type.bit_width
-        column = column.cast(pyarrow.int32() if width == 32 else pyarrow.int64())
+        unit = getattr(column.type, "unit", "D" if width == 32 else "ms")
+        numbers = column.cast(pyarrow.int32() if width == 32 else pyarrow.int64()).to_numpy()
+        # A date of 64 bits counts milliseconds.
+        return nanoseconds(numbers, UNITS[unit])
     return np.asarray(column.to_numpy())

@@ -14,21 +14,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from .columns import Choice, Columns
 from .dataset import InteractionData, ReadReport
 from .errors import DataError
 from .flat import lengths_to_offsets
 from .parquet import read_parquet
 from .preprocess import Deduplicate, deduplicate, drop_short, k_core, truncate_histories
-from .tables import (
-    Columns,
-    Events,
-    is_inter_header,
-    read_csv,
-    read_frame,
-    read_inter,
-    read_jsonl,
-)
+from .tables import Events, is_inter_header, read_csv, read_frame, read_inter, read_jsonl
 from .text import Fields, Ids, checked_text, read_file, split_whitespace
+from .times import sort_key
 from .vocabulary import Vocabulary, normalise_ids
 
 Format = Literal["auto", "sequences", "pairs", "inter", "csv", "tsv", "jsonl", "parquet"]
@@ -53,7 +47,8 @@ def load(
     format: Format = "auto",
     user: str | None = None,
     item: str | None = None,
-    time: str | None = None,
+    time: str | Sequence[str] | None = None,
+    time_format: str | None = None,
     k_core: int = 0,
     deduplicate: Deduplicate | None = None,
     min_length: int = 3,
@@ -74,8 +69,12 @@ def load(
             ``"inter"``: RecBole's typed TSV; ``"csv"``, ``"tsv"``, ``"jsonl"``, ``"parquet"``.
         user: name of the column of user ids; guessed from common names when None.
         item: name of the column of item ids; guessed likewise.
-        time: name of the column of times (numbers, datetimes or ISO 8601); guessed likewise,
-            and the order of the source counts when there is none.
+        time: name of the column of times (numbers, datetimes, dates), or names of several to
+            sort by, the first before the second, such as a date and a time of day; as one text
+            they have a comma between them. When None, it is guessed likewise, where it is sure.
+            ``"file-order"``, or no column that looks like times: the order of the source counts.
+        time_format: how times are written, as for ``strptime``; ISO 8601 and most other ways are
+            read without it.
         k_core: keep the part where every user and item has at least this many interactions.
         deduplicate: ``"consecutive"`` drops repetitions in a row, ``"all"`` all but the first
             occurrence of an item in a history.
@@ -84,13 +83,15 @@ def load(
             ``truncate_histories``).
 
     Returns:
-        The data; ``report`` counts what was dropped, which is also logged as a warning.
+        The data; ``report`` says which columns were read and why, and counts what was dropped,
+        which is also logged as a warning, as is a table without times.
 
     Raises:
         DataError: anything wrong with the source (the message names file and line) or an
-            argument out of range, or no user is left.
+            argument out of range, a column looks like times that was not named and cannot be
+            told for sure, or no user is left.
     """
-    columns = Columns(user, item, time)
+    columns = Columns(user, item, time, time_format)
     if format not in FORMATS:
         raise DataError(f"format={format!r} must be one of {', '.join(map(repr, FORMATS))}")
     if isinstance(source, (str, os.PathLike)):
@@ -212,7 +213,7 @@ def _from_text(path: Path, content: bytes, format: str) -> InteractionData:
         if len(user_ids) < len(users):
             raise _recurring_user(fields[first], codes)
         codes = np.repeat(codes, counts - 1)
-    return _assemble(user_ids, codes, items, None, path.stem, format)
+    return _assemble(user_ids, codes, items, (), path.stem, format)
 
 
 def _recurring_user(fields: Fields, codes: NDArray[np.int64]) -> DataError:
@@ -246,26 +247,36 @@ def _from_lists(source: Any) -> InteractionData:
     flat = list(itertools.chain.from_iterable(histories))
     items = normalise_ids(flat, "item ids")
     codes = np.repeat(np.arange(len(histories)), counts)
-    return _assemble(users, codes, items, None, "lists", "lists")
+    return _assemble(users, codes, items, (), "lists", "lists")
 
 
 def _from_events(events: Events, name: str, format: str) -> InteractionData:
     users, codes = _factorise(events.users)
-    return _assemble(users, codes, events.items, events.times, name, format)
+    if not events.times:
+        logger.warning("%s: %s; histories keep the order of the rows", name,
+                       events.choice.why["time"])  # fmt: skip
+    return _assemble(users, codes, events.items, events.times, name, format, events.choice)
 
 
 def _assemble(
     users: Ids,
     codes: NDArray[np.int64],
     item_ids: Ids,
-    times: NDArray[Any] | None,
+    times: tuple[NDArray[Any], ...],
     name: str,
     format: str,
+    choice: Choice | None = None,
 ) -> InteractionData:
     """Group events by user (``codes`` index ``users``) and sort each history by time, stably."""
     items, values = _factorise(item_ids, sort=True)
-    if times is not None:
-        order = np.lexsort((times, codes))
+    ties = 0
+    if times:
+        keys = (*map(sort_key, reversed(times)), codes)
+        order = np.lexsort(keys)
+        equal = np.ones(max(len(order) - 1, 0), dtype=bool)
+        for key in keys:
+            equal &= key[order[1:]] == key[order[:-1]]
+        ties = int(equal.sum())
         codes, values = codes[order], values[order]
     elif (codes[1:] < codes[:-1]).any():
         order = np.argsort(codes, kind="stable")
@@ -277,8 +288,15 @@ def _assemble(
         Vocabulary(items, 1),
         Vocabulary(users, 0),
         name,
-        report=ReadReport(format, len(values)),
+        report=_read_report(format, len(values), choice, ties),
     )
+
+
+def _read_report(format: str, rows: int, choice: Choice | None, ties: int) -> ReadReport:
+    if choice is None:
+        return ReadReport(format, rows)
+    columns = {"user": choice.user, "item": choice.item, "time": ", ".join(choice.times)}
+    return ReadReport(format, rows, num_ties=ties, columns=columns, why=dict(choice.why))
 
 
 def _factorise(ids: Ids, sort: bool = False) -> tuple[Ids, NDArray[np.int64]]:
@@ -298,7 +316,10 @@ def _factorise(ids: Ids, sort: bool = False) -> tuple[Ids, NDArray[np.int64]]:
 
 
 def _refuse_columns(columns: Columns, format: str) -> None:
-    for argument, value in columns.given().items():
+    given = columns.given()
+    if columns.time_format is not None:
+        given["time_format"] = columns.time_format
+    for argument, value in given.items():
         raise DataError(f"{argument}={value!r}: format {format!r} has no named columns")
 
 

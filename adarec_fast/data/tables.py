@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,74 +17,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .columns import SAMPLE, Choice, Columns, Table
 from .errors import DataError
-from .text import Ids, Locate, ids_from_strings, split_tabs, times_from_strings
+from .text import Ids, Locate, ids_from_strings, split_tabs
+from .times import UNITS, cell_times, field_times, nanoseconds, one_scale, text_times
 from .vocabulary import normalise_ids
 
-# Compared in lower case and without punctuation, the first that is there wins.
-_COMMON_NAMES = {
-    "user": ("userid", "user", "uid", "reviewerid", "customerid", "visitorid", "sessionid"),
-    "item": ("itemid", "item", "iid", "movieid", "productid", "asin", "parentasin", "articleid",
-             "businessid", "bookid", "trackid", "songid"),
-    "time": ("timestamp", "time", "ts", "datetime", "date", "unixreviewtime", "eventtime"),
-}  # fmt: skip
 _INTER_FIELD = re.compile(r"[^\t:]+:(token|token_seq|float|float_seq)")
 
 
 @dataclass(frozen=True)
 class Events:
-    """Interactions as read: one user, item and (where known) time an entry, in file order."""
+    """Interactions as read, in file order.
+
+    Attributes:
+        users, items: an id an interaction.
+        times: what to sort by, the first before the second; none where file order counts.
+        choice: the columns that these are from.
+    """
 
     users: Ids
     items: Ids
-    times: NDArray[Any] | None
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Names of the columns to read, as the caller gave them; None is guessed."""
-
-    user: str | None = None
-    item: str | None = None
-    time: str | None = None
-
-    def given(self) -> dict[str, str]:
-        return {k: v for k, v in vars(self).items() if v is not None}
-
-    def choose(self, where: str, names: Sequence[str]) -> tuple[str, str, str | None]:
-        """User, item and time column among ``names``; the time may be absent.
-
-        Raises:
-            DataError: a named column is absent, or one can not be guessed; lists what there is.
-        """
-        there = ", ".join(map(repr, names)) or "none"
-        found: dict[str, str | None] = {}
-        for role, common in _COMMON_NAMES.items():
-            name = getattr(self, role)
-            if name is not None:
-                if name not in names:
-                    raise DataError(f"{where}: there is no column {name!r}; columns: {there}")
-                found[role] = name
-                continue
-            plain = {re.sub(r"[^a-z0-9]", "", n.lower()): n for n in reversed(names)}
-            found[role] = next((plain[c] for c in common if c in plain), None)
-            if found[role] is None and role != "time":
-                raise DataError(
-                    f"{where}: cannot tell which column holds the {role} ids; "
-                    f"name it with {role}=… (--{role}-column); columns: {there}"
-                )
-        user, item = found["user"], found["item"]
-        assert user is not None
-        assert item is not None
-        return user, item, found["time"]
-
-    def fit(self, names: Sequence[str]) -> bool:
-        """Whether user and item columns are among ``names``."""
-        try:
-            self.choose("", names)
-        except DataError:
-            return False
-        return True
+    times: tuple[NDArray[Any], ...]
+    choice: Choice
 
 
 def is_inter_header(line: str) -> bool:
@@ -99,16 +56,32 @@ def read_inter(path: Path, data: bytes, columns: Columns) -> Events:
             "name:type, with the type token, token_seq, float or float_seq"
         )
     names = [field.rsplit(":", 1)[0] for field in header.rstrip("\r").split("\t")]
-    user, item, time = columns.choose(str(path), names)
-    fields = dict(zip(names, split_tabs(path, data), strict=True))
-    if not len(fields[user]):
+    columns_of_file = split_tabs(path, data)
+    fields = dict(zip(names, columns_of_file, strict=True))
+    if not len(columns_of_file[0]):
         raise DataError(f"{path}: there is a header but no interaction")
-    for name in filter(None, (user, item, time)):
+
+    def sample(name: str) -> list[Any]:
+        some = fields[name][spread(len(fields[name]))]
+        return [text or None for text in some.strings()]
+
+    choice = columns.choose(Table(str(path), names, sample))
+    for name in choice.names():
         empty = fields[name].ends == fields[name].starts
         if empty.any():
             raise DataError(f"{fields[name].locate(int(empty.argmax()))}: {name!r} is empty")
-    times = None if time is None else fields[time].times()
-    return Events(fields[user].ids("user id"), fields[item].ids("item id"), times)
+    times = tuple(
+        field_times(fields[name], columns.time_format, clock=place > 0)
+        for place, name in enumerate(choice.times)
+    )
+    return Events(
+        fields[choice.user].ids("user id"), fields[choice.item].ids("item id"), times, choice
+    )
+
+
+def spread(rows: int) -> NDArray[np.int64]:
+    """Some of so many rows, from the first to the last."""
+    return np.unique(np.linspace(0, rows - 1, min(rows, SAMPLE)).astype(np.int64))
 
 
 def import_polars(why: str) -> ModuleType:
@@ -140,7 +113,9 @@ def read_csv(path: Path, data: bytes, columns: Columns, separator: str) -> Event
         )
     except polars.exceptions.PolarsError as error:
         raise _csv_problem(path, data, separator, error) from error
-    user, item, time = columns.choose(str(path), frame.columns)
+    names = _header_names(header, separator)
+    if len(names) != frame.width:  # a line break inside of quotes
+        names = frame.columns
     blank = frame.select(polars.all_horizontal(polars.all().is_null())).to_series().to_numpy()
     rows = np.flatnonzero(~blank)
     if not len(rows):
@@ -152,20 +127,47 @@ def read_csv(path: Path, data: bytes, columns: Columns, separator: str) -> Event
         line = _csv_line(data, separator, int(rows[row]))
         return f"{path}, row {rows[row]}" if line is None else f"{path}:{line}"
 
-    def strings(name: str) -> list[str]:
-        series = frame[name]
+    def sample(name: str) -> list[Any]:
+        return list(frame[:, names.index(name)].gather(spread(len(frame))).to_list())
+
+    choice = columns.choose(Table(str(path), names, sample))
+
+    def column(name: str) -> Any:
+        series = frame[:, names.index(name)]
         if series.null_count():
             raise DataError(f"{locate(series.is_null().arg_max())}: {name!r} is empty")
-        return list(series.to_list())
+        return series
+
+    def integers(series: Any) -> NDArray[np.int64] | None:
+        if not series.str.contains(r"^(0|-?[1-9][0-9]{0,17})$").all():
+            return None
+        return np.asarray(series.cast(polars.Int64).to_numpy())
 
     def ids(name: str, what: str) -> Ids:
-        if frame[name].str.contains(r"^(0|-?[1-9][0-9]{0,17})$").all():
-            strings(name)  # no nulls
-            return np.asarray(frame[name].cast(polars.Int64).to_numpy())
-        return ids_from_strings(strings(name), what, locate)
+        series = column(name)
+        numbers = integers(series)
+        if numbers is not None:
+            return numbers
+        return ids_from_strings(list(series.to_list()), what, locate)
 
-    times = None if time is None else times_from_strings(strings(time), locate)
-    return Events(ids(user, "user id"), ids(item, "item id"), times)
+    def times(name: str, clock: bool) -> NDArray[Any]:
+        series = column(name)
+        numbers = integers(series) if columns.time_format is None else None
+        if numbers is not None:
+            return one_scale(numbers, locate)
+        return text_times(list(series.to_list()), locate, columns.time_format, clock=clock)
+
+    return Events(
+        ids(choice.user, "user id"), ids(choice.item, "item id"),
+        tuple(times(name, place > 0) for place, name in enumerate(choice.times)), choice,
+    )  # fmt: skip
+
+
+def _header_names(header: str, separator: str) -> list[str]:
+    """Names of the columns as they stand in a header of one line."""
+    if separator != ",":
+        return header.split(separator)
+    return next(csv.reader([header]), [])
 
 
 def _csv_rows(data: bytes, separator: str, strict: bool) -> Iterable[tuple[int, list[str]]]:
@@ -205,73 +207,142 @@ def _csv_problem(path: Path, data: bytes, separator: str, error: Exception) -> D
 
 
 def read_jsonl(path: Path, data: bytes, columns: Columns) -> Events:
-    """One JSON object a line; blank lines are skipped."""
-    names: tuple[str, str, str | None] | None = None
-    cells: tuple[list[Any], list[Any], list[Any]] = ([], [], [])
-    lines: list[int] = []
-    for number, text in enumerate(data.split(b"\n"), start=1):
-        if not text.strip():
-            continue
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}:{number}: not JSON: {error}") from error
-        if not isinstance(value, dict):
-            raise DataError(f"{path}:{number}: {type(value).__name__}, not a JSON object")
-        if names is None:
-            names = columns.choose(f"{path}:{number}", list(value))
-        for name, column in zip(names, cells, strict=True):
-            if name is not None:
-                if value.get(name) is None:
-                    raise DataError(f"{path}:{number}: {name!r} is missing or null")
-                column.append(value[name])
-        lines.append(number)
-    assert names is not None  # the file is not empty
+    """One JSON object a line; blank lines are skipped, and a member may be absent from a line."""
+    texts = data.split(b"\n")
+    filled = [number for number, text in enumerate(texts) if text and not text.isspace()]
+    seen = [_json_object(path, texts, filled[row]) for row in spread(len(filled)).tolist()]
+    begin = f"{path}:{filled[0] + 1}"
+    while True:
+        names = list(dict.fromkeys(itertools.chain.from_iterable(seen)))
+        choice = columns.choose(Table(begin, names, lambda name: [x.get(name) for x in seen]))
+        wanted, known = choice.names(), set(names)
+        cells: dict[str, list[Any]] = {name: [] for name in wanted}
+        marks = [json.dumps(name, ensure_ascii=False).encode() for name in wanted]
+        news = 0
+        for number in filled:
+            value = _json_object(path, texts, number)
+            if not known.issuperset(value):
+                # Names that no line of the sample had: they may be a better choice.
+                known.update(value)
+                seen.append(value)
+                news += 1
+            if any(texts[number].count(mark) > 1 for mark in marks):
+                _refuse_twice(texts[number], wanted, f"{path}:{number + 1}")
+            for name in wanted:
+                cells[name].append(value.get(name))
+        if not news:
+            break
 
     def locate(row: int) -> str:
-        return f"{path}:{lines[row]}"
+        return f"{path}:{filled[row] + 1}"
 
-    times = None if names[2] is None else cell_times(cells[2], locate)
-    return Events(cell_ids(cells[0], locate, names[0]), cell_ids(cells[1], locate, names[1]), times)
+    for name in wanted:
+        if None in cells[name]:
+            row = cells[name].index(None)
+            raise DataError(f"{locate(row)}: {name!r} is missing or null")
+    times = tuple(
+        cell_times(cells[name], locate, columns.time_format, clock=place > 0)
+        for place, name in enumerate(choice.times)
+    )
+    users, items = choice.user, choice.item
+    return Events(
+        cell_ids(cells[users], locate, users), cell_ids(cells[items], locate, items), times, choice
+    )
+
+
+def _exact_float(text: str) -> float | Decimal:
+    """A number of a JSON text; one with more digits than float64 tells apart stays exact."""
+    return float(text) if len(text) <= 16 else Decimal(text)
+
+
+_DECODER = json.JSONDecoder(parse_float=_exact_float)
+
+
+def _json_object(path: Path, texts: list[bytes], number: int) -> dict[str, Any]:
+    """The object of a line."""
+    try:
+        value = _DECODER.decode(texts[number].decode())
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}:{number + 1}: not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{path}:{number + 1}: {type(value).__name__}, not a JSON object")
+    return value
+
+
+def _refuse_twice(text: bytes, wanted: Sequence[str], where: str) -> None:
+    """Of a name that an object has twice, Python's reader keeps the last."""
+
+    def check(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        twice = next((name for name in wanted if names.count(name) > 1), None)
+        if twice is not None:
+            raise DataError(f"{where}: the object has {twice!r} twice")
+        return dict(pairs)
+
+    json.loads(text, object_pairs_hook=check)
 
 
 def read_frame(frame: Any, columns: Columns, where: str) -> Events:
     """A pandas or polars data frame."""
     names = [str(name) for name in frame.columns]
-    user, item, time = columns.choose(where, names)
     if not len(frame):
+        columns.choose(Table(where, names, lambda name: []))
         raise DataError(f"{where}: no row")
 
     def locate(row: int) -> str:
         return f"{where}, row {row}"
 
+    def sample(name: str) -> list[Any]:
+        rows = spread(len(frame))
+        column = frame[name]
+        if hasattr(column, "null_count"):  # polars
+            return list(column.gather(rows).to_list())
+        if column.ndim != 1:  # the name occurs twice
+            return []
+        column = column.iloc[rows]
+        null = column.isna().to_numpy()
+        return [None if gone else x for x, gone in zip(column.tolist(), null, strict=True)]
+
+    choice = columns.choose(Table(where, names, sample))
+
     def cells(name: str) -> list[Any] | NDArray[Any]:
-        values, null = _frame_column(frame, name, where)
+        values, null = _frame_column(frame, name)
         if null.any():
             raise DataError(f"{locate(int(null.argmax()))}: {name!r} is null")
         return values
 
-    times = None if time is None else cell_times(cells(time), locate)
-    return Events(cell_ids(cells(user), locate, user), cell_ids(cells(item), locate, item), times)
+    times = tuple(
+        cell_times(cells(name), locate, columns.time_format, clock=place > 0)
+        for place, name in enumerate(choice.times)
+    )
+    users, items = choice.user, choice.item
+    return Events(
+        cell_ids(cells(users), locate, users), cell_ids(cells(items), locate, items), times, choice
+    )
 
 
-def _frame_column(
-    frame: Any, name: str, where: str
-) -> tuple[list[Any] | NDArray[Any], NDArray[np.bool_]]:
+def _frame_column(frame: Any, name: str) -> tuple[list[Any] | NDArray[Any], NDArray[np.bool_]]:
     """Values of a column, and which are null (rows counted from 0)."""
     column = frame[name]
     if hasattr(column, "null_count"):  # polars
         null = column.is_null().to_numpy()
+        if null.any():
+            return [], null
         if column.dtype.is_temporal():
-            column = column.to_physical()
-        elif str(column.dtype).startswith(("Categorical", "Enum")):
+            unit = getattr(column.dtype, "time_unit", None)
+            unit = unit or ("D" if str(column.dtype) == "Date" else "ns")
+            return nanoseconds(column.to_physical().to_numpy(), UNITS[unit]), null
+        if str(column.dtype).startswith(("Categorical", "Enum")):
             column = column.cast(str)
-        return (column.to_numpy() if column.dtype.is_numeric() else column.to_list()), null
-    if column.ndim != 1:
-        raise DataError(f"{where}: the column {name!r} occurs twice")
+        narrow = column.dtype.is_float() or (
+            column.dtype.is_integer() and not str(column.dtype).endswith("128")
+        )
+        return (column.to_numpy() if narrow else column.to_list()), null
     null = column.isna().to_numpy()
     if null.any():
         return [], null
+    if str(column.dtype).startswith("period"):
+        column = column.dt.to_timestamp()
     if getattr(column.dtype, "tz", None) is not None:
         column = column.dt.tz_convert("UTC").dt.tz_localize(None)
     values = column.to_numpy()
@@ -312,25 +383,3 @@ def _is_int64(value: object) -> bool:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         return False
     return bool(-(2**63) <= value < 2**63)
-
-
-def cell_times(values: list[Any] | NDArray[Any], locate: Locate) -> NDArray[Any]:
-    """Typed cells as times: numbers, datetimes or ISO 8601 strings."""
-    if isinstance(values, np.ndarray):
-        if values.dtype.kind == "M":
-            return values.astype(np.int64)
-        if values.dtype.kind in "iuf":
-            finite = np.isfinite(values)
-            if not finite.all():
-                row = int((~finite).argmax())
-                raise DataError(f"{locate(row)}: time {values[row]} is not a finite number")
-            return values
-        raise DataError(f"{locate(0)}: times of dtype {values.dtype} cannot be ordered")
-    number = isinstance(values[0], float) or _is_int64(values[0])
-    for row, value in enumerate(values):
-        if not (isinstance(value, float) or _is_int64(value) if number else isinstance(value, str)):
-            expected = "a number, as the first is" if number else "a number or an ISO 8601 text"
-            raise DataError(f"{locate(row)}: time {value!r} is not {expected}")
-    if number:
-        return cell_times(np.array(values), locate)
-    return times_from_strings(values, locate)

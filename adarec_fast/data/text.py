@@ -1,12 +1,11 @@
-"""Text files as bytes: checks, fields, and ids and times parsed a whole column at a time."""
+"""Text files as bytes: checks, fields, and ids parsed a whole column at a time."""
 
 from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -96,13 +95,12 @@ class Fields:
 
     def ids(self, what: str) -> Ids:
         """The fields as ids: int64 when all are integers, else strings."""
-        numbers, good = _parse_integers(self.data, self.starts, self.ends)
+        numbers, good = self.integers()
         return numbers if good.all() else ids_from_strings(self.strings(), what, self.locate)
 
-    def times(self) -> NDArray[Any]:
-        """The fields as times: int64, or whatever ``times_from_strings`` makes of them."""
-        numbers, good = _parse_integers(self.data, self.starts, self.ends)
-        return numbers if good.all() else times_from_strings(self.strings(), self.locate)
+    def integers(self) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """The fields as int64, and which of them are integers written as ``str(int)`` would."""
+        return _parse_integers(self.data, self.starts, self.ends)
 
 
 def split_whitespace(path: Path, data: bytes) -> Fields:
@@ -201,41 +199,6 @@ def ids_from_strings(values: list[str], what: str, locate: Locate) -> Ids:
     )
 
 
-def times_from_strings(values: Sequence[str], locate: Locate) -> NDArray[Any]:
-    """Times written as integers, decimal numbers, or ISO 8601 (naive ones are taken as UTC).
-
-    Returns:
-        int64 or float64 [len(values)]; ISO times in microseconds.
-
-    Raises:
-        DataError: a value is none of these, or not like the first one.
-    """
-    for convert in (int, float):
-        try:
-            result = np.array([convert(value) for value in values])
-        except ValueError:
-            continue
-        if result.dtype.kind in "if" and np.isfinite(result).all():
-            return result
-    number = _is_number(values[0])
-    times = np.zeros(len(values), dtype=np.int64)
-    for row, value in enumerate(values):
-        try:
-            if number and _is_number(value):
-                continue
-            if number:
-                raise ValueError(value)
-            times[row] = _iso_microseconds(value)
-        except ValueError as error:
-            expected = "a finite number" if number else "an ISO 8601 date and time"
-            if row:
-                expected += f", as the first is ({values[0]})"
-            elif not number:
-                expected = f"a number or {expected}"
-            raise DataError(f"{locate(row)}: time {value!r} is not {expected}") from error
-    return times
-
-
 def split_ids(text: str) -> list[str]:
     """The ids of ``ID,ID,...``; one with a comma stands in double quotes, as in CSV.
 
@@ -247,21 +210,3 @@ def split_ids(text: str) -> list[str]:
     except csv.Error as error:
         raise DataError(f"{text!r} is not ID,ID,... with ids in double quotes: {error}") from None
     return [part.strip() for row in rows for part in row if part.strip()]
-
-
-def _is_number(value: str) -> bool:
-    try:
-        return bool(np.isfinite(float(value)))
-    except ValueError:
-        return False
-
-
-def _iso_microseconds(value: str) -> int:
-    value = value.strip()
-    if value.endswith("Z"):  # which Python 3.10 does not read
-        value = value[:-1] + "+00:00"
-    moment = datetime.fromisoformat(value)
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=timezone.utc)
-    delta = moment - datetime(1970, 1, 1, tzinfo=timezone.utc)
-    return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
