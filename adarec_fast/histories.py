@@ -2,22 +2,116 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Mapping, Sequence, Set
+from itertools import chain
+from typing import Any, NoReturn, TypeGuard
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from . import ragged
 
 History = Tensor | tuple[Tensor, Tensor]
+_UNORDERED = (str, bytes, bytearray, Mapping, Set)
 
 
-def pack_lists(histories: Sequence[Sequence[int]], device: torch.device) -> ragged.Jagged:
-    """Lists of item ids as a jagged pair on a device."""
-    sizes = torch.tensor([0] + [len(history) for history in histories])
-    flat = [item for history in histories for item in history]
-    values = torch.tensor(flat, dtype=torch.int64, device=device)
-    return ragged.Jagged(values, sizes.cumsum(0).to(device))
+def is_packed(histories: Any) -> TypeGuard[History]:
+    """Whether these are tensors, padded or a jagged pair, and not a sequence of lists."""
+    return isinstance(histories, Tensor) or (
+        isinstance(histories, tuple)
+        and bool(histories)
+        and all(isinstance(part, Tensor) for part in histories)
+    )
+
+
+def pack_lists(
+    histories: Any, device: torch.device, *, name: str = "histories"
+) -> ragged.Jagged:
+    """Lists of item ids as a jagged pair on a device; rows may be arrays or tensors of ints.
+
+    Args:
+        histories: a list of ids for every user.
+        device: of the result.
+        name: of the argument, for errors.
+
+    Raises:
+        ValueError: what is no list of lists of ints, naming row and value.
+    """
+    if isinstance(histories, _UNORDERED) or not isinstance(histories, Iterable):
+        raise ValueError(
+            f"{name} is a {type(histories).__name__}; it must be a list of lists of item ids, one "
+            "for each user"
+        )
+    rows = histories if isinstance(histories, list) else list(histories)
+    if not {list, tuple}.issuperset(map(type, rows)):
+        rows = [_row(row, f"{name}[{place}]") for place, row in enumerate(rows)]
+    flat = list(chain.from_iterable(rows))
+    if not {int}.issuperset(map(type, flat)):
+        rows = [
+            [_id(item, f"{name}[{place}][{at}]") for at, item in enumerate(row)]
+            for place, row in enumerate(rows)
+        ]
+        flat = list(chain.from_iterable(rows))
+    try:
+        values = torch.tensor(flat, dtype=torch.int64)
+    except (RuntimeError, ValueError, OverflowError):  # beyond 64 bits
+        place, at = next(
+            (place, at) for place, row in enumerate(rows) for at, item in enumerate(row)
+            if not -(2**63) <= item < 2**63
+        )  # fmt: skip
+        raise ValueError(
+            f"{name}[{place}][{at}] is {rows[place][at]}: item id outside the catalogue"
+        ) from None
+    sizes = torch.tensor([0, *map(len, rows)])
+    return ragged.Jagged(values.to(device), sizes.cumsum(0).to(device))
+
+
+def _row(row: Any, where: str) -> Sequence[Any]:
+    """A row as something to go through in its order."""
+    if isinstance(row, (list, tuple)):
+        return row
+    if isinstance(row, (Tensor, np.ndarray)):
+        if row.ndim != 1:
+            raise ValueError(f"{where} has shape {list(row.shape)}; it must be a list of item ids")
+        found: list[Any] = row.tolist()
+        return found
+    if isinstance(row, _UNORDERED) or not isinstance(row, Iterable):
+        _refuse(row, where, "a list of item ids, oldest first")
+    return list(row)
+
+
+def _id(item: Any, where: str) -> int:
+    if isinstance(item, Tensor):
+        item = item.item() if item.numel() == 1 else item
+    if not isinstance(item, (bool, np.bool_)):
+        try:
+            return operator.index(item)
+        except TypeError:
+            pass
+    _refuse(item, where, "an int, an item's index")
+
+
+def _refuse(value: Any, where: str, right: str) -> NoReturn:
+    hint = ""
+    if isinstance(value, (str, bytes)):
+        hint = "; external ids become indices by item_vocabulary.encode(ids)"
+    shown = repr(value)
+    if len(shown) > 60:
+        shown = f"{shown[:60]}…"
+    raise ValueError(f"{where} is {shown}, a {type(value).__name__}; it must be {right}{hint}")
+
+
+def check_k(k: Any, num_items: int) -> int:
+    """How many items to recommend.
+
+    Raises:
+        ValueError: it is no int, or not in 1..num_items.
+    """
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= num_items:
+        raise ValueError(f"k={k!r} must lie in 1..{num_items}, the number of items")
+    return k
 
 
 def check_histories(
@@ -25,8 +119,8 @@ def check_histories(
 ) -> ragged.Jagged:
     """Packed histories, checked, each cut to its last ``crop`` items.
 
-    Reads the input on the host. A graph under compilation trusts it instead, and of a padded one
-    keeps all B L places, those behind the last item as capacity; a jagged one is not cut.
+    Reads the input on the host. A graph under compilation trusts it instead, and keeps all N or
+    B L places, those behind the last item as capacity.
 
     Args:
         item_ids: int64 ``[B, L]`` padded with 0 on one side, or a pair (values ``[N]``,
@@ -43,20 +137,68 @@ def check_histories(
     if torch.compiler.is_compiling():
         if isinstance(item_ids, Tensor):
             return ragged.packed_in_place(item_ids, crop)
-        return ragged.Jagged(*item_ids)
+        packed = ragged.Jagged(*item_ids)
+        return packed if crop is None else ragged.keep_last_in_place(*packed, crop)
+    if not is_packed(item_ids) or (isinstance(item_ids, tuple) and len(item_ids) != 2):
+        raise ValueError(
+            f"item_ids is a {type(item_ids).__name__}; it must be int64 [B, L], padded with 0, or "
+            "a jagged pair (values [N], offsets [B+1]); recommend takes lists, too"
+        )
     if isinstance(item_ids, Tensor):
+        if lengths is not None and not isinstance(lengths, Tensor):
+            raise ValueError(f"lengths is a {type(lengths).__name__}; it must be int64 [B]")
         values, offsets = ragged.from_padded_ids(item_ids, lengths)
     else:
         values, offsets = item_ids
-    if values.dtype != torch.int64 or values.dim() != 1:
-        raise ValueError(f"item ids must be int64 [N], got {values.dtype} {list(values.shape)}")
+        _check_int64(values, "item ids", "[N]")
     ragged.check_offsets(offsets, values.shape[0])
-    end = int(offsets[-1])
-    if end:
-        low, high = int(values[:end].min()), int(values[:end].max())
-        if low < 1 or high > num_items:
-            wrong = low if low < 1 else high
-            raise ValueError(f"item id {wrong} is outside the catalogue, 1..{num_items}")
-    if crop is not None and end and int(ragged.lengths(offsets).max()) > crop:
+    check_ids(values, offsets, num_items)
+    if crop is not None and int(offsets[-1]) and int(ragged.lengths(offsets).max()) > crop:
         return ragged.keep_last(values, offsets, crop)
     return ragged.Jagged(values, offsets)
+
+
+def check_ids(values: Tensor, offsets: Tensor, num_items: int, what: str = "") -> None:
+    """Refuse ids outside 1..num_items with a ValueError that begins with ``what`` and names the
+    row. Reads them on the host."""
+    end = int(offsets[-1])
+    if not end:
+        return
+    low, high = int(values[:end].min()), int(values[:end].max())
+    if low < 1 or high > num_items:
+        wrong = low if low < 1 else high
+        place = int((values[:end] == wrong).nonzero()[0])
+        row = int(torch.searchsorted(offsets[1:].contiguous(), place, right=True))
+        raise ValueError(
+            f"{what}item id {wrong} is outside the catalogue, 1..{num_items} (row {row})"
+        )
+
+
+def check_seen(seen: tuple[Tensor, Tensor], users: int, num_items: int) -> None:
+    """Jagged items to leave out: values ``[N]`` and offsets ``[users + 1]``, a list may be empty.
+
+    Raises:
+        ValueError: a shape, dtype or id that does not fit.
+    """
+    if not is_packed(seen) or isinstance(seen, Tensor) or len(seen) != 2:
+        raise ValueError(
+            f"seen is a {type(seen).__name__}; it must be a jagged pair (values [N], offsets "
+            f"[{users + 1}])"
+        )
+    values, offsets = seen
+    _check_int64(values, "seen: values", "[N]")
+    _check_int64(offsets, "seen: offsets", f"[{users + 1}]")
+    whole = offsets.shape[0] == users + 1 and int(offsets[0]) == 0
+    if not whole or int(offsets[-1]) > values.shape[0] or bool((offsets.diff() < 0).any()):
+        raise ValueError(
+            f"seen: offsets must be {users + 1} numbers from 0 to at most {values.shape[0]} that "
+            "do not fall"
+        )
+    check_ids(values, offsets, num_items, "seen: ")
+
+
+def _check_int64(tensor: Tensor, what: str, shape: str) -> None:
+    if tensor.dtype != torch.int64 or tensor.dim() != 1 or tensor.layout != torch.strided:
+        raise ValueError(
+            f"{what} must be int64 {shape}, got {ragged.described(tensor)}"
+        )

@@ -95,6 +95,16 @@ def row_of_tokens(rows: Tensor, offsets: Tensor, num_tokens: int, *, dim: int = 
     return padded.index_select(dim, sequence_ids(offsets, num_tokens))
 
 
+def described(tensor: Tensor) -> str:
+    """A tensor's dtype, shape and first value, for errors: ``torch.float32 [1, 2], row 0: 1.5``."""
+    if tensor.layout != torch.strided:
+        return f"a tensor of layout {tensor.layout}"
+    text = f"{tensor.dtype} {list(tensor.shape)}"
+    if tensor.numel() and not tensor.is_meta and tensor.dim():
+        text += f", row 0: {tensor.flatten()[0].item()}"
+    return text
+
+
 def check_offsets(offsets: Tensor, num_tokens: int, *, max_length: int | None = None) -> None:
     """Validate ``offsets`` against the number of tokens. Reads ``offsets`` on the host.
 
@@ -102,10 +112,9 @@ def check_offsets(offsets: Tensor, num_tokens: int, *, max_length: int | None = 
         ValueError: wrong dtype or shape, not from 0, decreasing, beyond the tokens, an empty
             sequence, or one longer than ``max_length``.
     """
-    if offsets.dtype != torch.int64 or offsets.dim() != 1 or offsets.numel() < 1:
-        raise ValueError(
-            f"offsets must be int64 [B+1], got {offsets.dtype} {list(offsets.shape)}"
-        )
+    strided = offsets.layout == torch.strided
+    if not strided or offsets.dtype != torch.int64 or offsets.dim() != 1 or offsets.numel() < 1:
+        raise ValueError(f"offsets must be int64 [B+1], got {described(offsets)}")
     if num_tokens < 0 or int(offsets[0]) != 0:
         raise ValueError(f"offsets must begin at 0, got {int(offsets[0])}")
     sizes = lengths(offsets)
@@ -134,10 +143,10 @@ def from_padded_ids(item_ids: Tensor, sequence_lengths: Tensor | None = None) ->
         ValueError: wrong shape or dtype, an empty row, a 0 inside a history, or lengths that
             disagree with the padding.
     """
-    if item_ids.dim() != 2 or item_ids.dtype != torch.int64:
+    strided = item_ids.layout == torch.strided
+    if not strided or item_ids.dim() != 2 or item_ids.dtype != torch.int64:
         raise ValueError(
-            f"item_ids must be int64 [B, L] or a pair (values, offsets), "
-            f"got {item_ids.dtype} {list(item_ids.shape)}"
+            f"item_ids must be int64 [B, L] or a pair (values, offsets), got {described(item_ids)}"
         )
     valid = item_ids != 0
     counts = valid.sum(1)
@@ -219,6 +228,17 @@ def keep_last(values: Tensor, offsets: Tensor, limit: int) -> Jagged:
     )
     place = torch.arange(total, device=offsets.device) - kept[owner]
     return Jagged(values[(offsets[1:] - sizes)[owner] + place], kept)
+
+
+def keep_last_in_place(values: Tensor, offsets: Tensor, limit: int) -> Jagged:
+    """The last ``limit`` rows of every sequence, without reading one on the host: as many places
+    as before, those behind the last row are capacity."""
+    sizes = lengths(offsets).clamp(max=limit)
+    kept = F.pad(sizes.cumsum(0), (1, 0))
+    shift = F.pad(offsets[1:] - sizes - kept[:-1], (0, 1))
+    place = torch.arange(values.shape[0], device=values.device)
+    source = place + shift[sequence_ids(kept, values.shape[0])]
+    return Jagged(values[source.clamp(max=values.shape[0] - 1)], kept)
 
 
 def rows(jagged: Jagged, start: int, stop: int) -> Jagged:

@@ -33,6 +33,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import ragged
+
 # Streams keep uses apart that share element indices. A Transformer layer takes four from its base.
 STREAM_NOISE = 0
 STREAM_GUMBEL = 1
@@ -53,6 +55,7 @@ _MASK = 0xFFFFFFFF
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85
 _ROUNDS = 10
+_GOLDEN = 0x9E3779B97F4A7C15  # SplitMix64's step
 
 
 def _signed(value: int) -> int:
@@ -161,6 +164,31 @@ def trajectory_noise(
     return normal_levels(seed, index, depth, dtype)
 
 
+def history_noise(
+    seed: Tensor, values: Tensor, offsets: Tensor, size: int, depth: int, dtype: torch.dtype
+) -> Tensor:
+    """Diffusion noise that goes by the history alone: ``[depth, N, size]``.
+
+    The element index of a token is not its place in the batch but a 64-bit hash of its whole
+    history, plus ``place in the history * size + dimension``: who stands beside a user, and where,
+    plays no part.
+
+    Args:
+        seed: int64 ``[1]``, the key.
+        values: int64 ``[N]``, item ids.
+        offsets: int64 ``[B+1]``.
+        size: D.
+        depth: levels.
+        dtype: of the noise.
+    """
+    owner = ragged.sequence_ids(offsets, values.shape[0])
+    place = ragged.positions(offsets, values.shape[0])
+    history = torch.zeros_like(offsets).index_add_(0, owner, mixed(mixed(values) + place))
+    first = mixed(history)[owner] + place * size
+    index = first[:, None] + torch.arange(size, device=values.device)
+    return normal_levels(seed, index, depth, dtype)
+
+
 def gumbel(seed: Tensor, num_sequences: int, choices: int, dtype: torch.dtype) -> Tensor:
     """Gumbel(0, 1) noise of Eq. 3: ``[num_sequences, choices]``, index = sequence * choices + i."""
     index = torch.arange(num_sequences * choices, device=seed.device).view(num_sequences, choices)
@@ -220,13 +248,21 @@ def as_seed(value: int, device: torch.device | str = "cpu") -> Tensor:
     return torch.tensor([_signed(value % (1 << 64))], dtype=torch.int64, device=device)
 
 
+def mixed(x: Tensor) -> Tensor:
+    """SplitMix64's finaliser of every element, int64: a bijection that spreads neighbours."""
+    x = x + _signed(_GOLDEN)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * _signed(factor)
+    return x ^ ((x >> 31) & ((1 << 33) - 1))
+
+
 def spread_seed(seed: int) -> Tensor:
     """A key far from those of neighbouring seeds, since each training step takes the next key.
 
     The finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014). int64 ``[1]``.
     """
     mask = (1 << 64) - 1
-    z = (seed + 0x9E3779B97F4A7C15) & mask
+    z = (seed + _GOLDEN) & mask
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
     return as_seed(z ^ (z >> 31))

@@ -105,6 +105,26 @@ def test_padded_histories_compile_whole(side: str) -> None:
     assert counter.frame_count <= 3
 
 
+def test_long_jagged_histories_are_cut_as_in_eager() -> None:
+    torch._dynamo.reset()
+    model = ADARec(**SMALL).eval()
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    ranker = torch.compile(exportable(model, k=5), fullgraph=True, backend="eager")
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for sizes in ([20, 3, 8], [1, 9, 9, 30], [8, 8], [25, 9]):
+            offsets = torch.tensor([0, *sizes]).cumsum(0)
+            values = torch.randint(1, 41, (sum(sizes),), generator=generator)
+            request = values, offsets
+            torch.testing.assert_close(compiled(request).user, model(request).user)
+            items, scores = ranker(values, offsets)
+            expected, expected_scores = model.recommend(request, k=5)
+            assert torch.equal(items, expected)
+            torch.testing.assert_close(scores, expected_scores)
+    assert counter.frame_count <= 2
+
+
 def _ragged_batches(count: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of 1 to 29 histories, all different."""
     generator = torch.Generator().manual_seed(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -246,11 +247,31 @@ def test_averaging_noisy_samples_at_evaluation() -> None:
     a, b = sampled((VALUES, OFFSETS)).user, sampled((VALUES, OFFSETS)).user
     assert torch.equal(a, b)
     assert not torch.allclose(a, plain((VALUES, OFFSETS)).user)
-    seed = rng.as_seed(0)
-    one = [
-        parse(sampled, VALUES, OFFSETS, None, "last", noise_seed=seed + i).user for i in range(2)
-    ]
+    size, depth = sampled.config.hidden_size, sampled.config.max_depth
+    one = []
+    for key in range(2):
+        noise = rng.history_noise(
+            rng.as_seed(key), VALUES, OFFSETS, size, depth, torch.float32
+        )
+        one.append(parse(sampled, VALUES, OFFSETS, None, "last", noise=noise).user)
     assert not torch.allclose(one[0], one[1])
+
+
+def test_a_users_noise_goes_by_the_history_alone() -> None:
+    draw = partial(rng.history_noise, rng.as_seed(3), size=4, depth=2, dtype=torch.float64)
+    whole = draw(VALUES, OFFSETS)
+    for row in range(3):
+        begin, end = OFFSETS[row : row + 2].tolist()
+        alone = draw(VALUES[begin:end], torch.tensor([0, end - begin]))
+        assert torch.equal(alone, whole[:, begin:end])
+    # Capacity behind the last token changes nothing; another order is another history.
+    room = torch.cat([VALUES, VALUES.new_zeros(5)])
+    assert torch.equal(draw(room, OFFSETS)[:, : VALUES.numel()], whole)
+    both = draw(torch.tensor([5, 9, 9, 5]), torch.tensor([0, 2, 4]))
+    assert both.flatten().unique().numel() == both.numel()
+    many = draw(torch.arange(1, 20_001), torch.arange(20_001))
+    assert abs(float(many.mean())) < 0.01
+    assert abs(float(many.std()) - 1) < 0.01
 
 
 def test_recommend_leaves_out_what_was_seen_and_maps_lists() -> None:

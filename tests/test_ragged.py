@@ -151,6 +151,16 @@ def test_packing_in_place(batch: Batch, on_the_left: bool, limit: int) -> None:
         assert torch.equal(found.values[: expected.values.shape[0]], expected.values)
 
 
+@given(batches(), st.integers(1, 6), st.integers(0, 3))
+def test_cutting_in_place(batch: Batch, limit: int, room: int) -> None:
+    values, offsets = torch.arange(batch.num_tokens + room), batch.offsets()
+    found = ragged.keep_last_in_place(values, offsets, limit)
+    expected = ragged.keep_last(values, offsets, limit)
+    assert found.values.shape == values.shape
+    assert torch.equal(found.offsets, expected.offsets)
+    assert torch.equal(found.values[: expected.values.shape[0]], expected.values)
+
+
 @given(batches(), st.data())
 def test_parts_of_a_batch_joined_with_another(batch: Batch, data: st.DataObject) -> None:
     lists = rows_of(batch)

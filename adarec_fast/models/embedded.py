@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,9 +11,17 @@ from torch import Tensor, nn
 from .. import ops, ragged, rng
 from ..config import ConfigError, ModelConfig
 from ..data import Split
-from ..histories import History, check_histories, pack_lists
+from ..histories import (
+    History,
+    check_histories,
+    check_k,
+    check_seen,
+    is_packed,
+    pack_lists,
+)
 from ..precision import ranking
 from .base import SequenceModel
+from .evaluating import evaluating
 from .soft_targets import SoftTargets
 
 if TYPE_CHECKING:
@@ -117,16 +124,20 @@ class EmbeddingModel(SequenceModel):
 
         Returns:
             items int64 ``[B, k]`` and their scores ``[B, k]``, falling.
+
+        Raises:
+            ValueError: a history or ``seen`` that does not fit, naming row and value, or a k out
+                of range.
         """
         device = self.device
-        if not isinstance(item_ids, (Tensor, tuple)):
-            item_ids = pack_lists(item_ids, device)
-        values, offsets = check_histories(
-            item_ids, lengths, num_items=self.config.num_items, crop=None
-        )
+        num_items = self.config.num_items
+        check_k(k, num_items)
+        packed: History = item_ids if is_packed(item_ids) else pack_lists(item_ids, device)
+        values, offsets = check_histories(packed, lengths, num_items=num_items, crop=None)
+        if seen is not None:
+            check_seen(seen, offsets.shape[0] - 1, num_items)
         read = ragged.keep_last(values, offsets, self.config.max_length)
-        with self._evaluating():
-            user = self.represent(*read)
+        user = evaluating(self).represent(*read)
         if not exclude_seen:
             seen = values[:0], torch.zeros_like(offsets)
         mask, mask_offsets = seen if seen is not None else (values, offsets)
@@ -145,20 +156,14 @@ class EmbeddingModel(SequenceModel):
                 scores, items = table.topk(user, mask, mask_offsets, k, backend)
         return items, scores
 
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        """Evaluation mode for a while. Setting the mode walks over all modules: only if needed."""
-        if not self.training:
-            yield
-            return
-        self.eval()
-        try:
-            yield
-        finally:
-            self.train()
-
-    def _histories(self, item_ids: History, lengths: Tensor | None) -> ragged.Jagged:
+    def _histories(
+        self, item_ids: History, lengths: Tensor | None, *, aligned: bool = False
+    ) -> ragged.Jagged:
+        """Checked, and cut to ``max_length``; ``aligned``: targets stand beside every item, so
+        that a graph, which cannot complain, must not move one against the other."""
         config = self.config
+        whole = aligned and not isinstance(item_ids, Tensor) and torch.compiler.is_compiling()
         return check_histories(
-            item_ids, lengths, num_items=config.num_items, crop=config.max_length
-        )
+            item_ids, lengths, num_items=config.num_items,
+            crop=None if whole else config.max_length,
+        )  # fmt: skip

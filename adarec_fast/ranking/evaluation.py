@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..clustering import kmeans, normalized_mutual_info
 from ..data import EvaluationBatch, EvaluationBatches, PlantedLabels, Split
 from ..models.base import SequenceModel
+from ..models.evaluating import evaluating
 from .ranks import METRICS, UNREACHABLE, SeenMask, ranking_metrics, target_ranks
 from .sharded import sharded_target_ranks
 
@@ -127,8 +128,8 @@ def evaluate(
     """Rank the whole catalogue for every user, a chunk of users at a time.
 
     Args:
-        model: a :class:`~adarec_fast.models.base.SequenceModel` (evaluated in evaluation mode, its
-            mode is restored), or a :class:`Scorer`.
+        model: a :class:`~adarec_fast.models.base.SequenceModel` (evaluated in evaluation mode,
+            whatever its own, which stays as it is), or a :class:`Scorer`.
         split: leave-one-out split of the catalogue that the model knows.
         part: which held-out item to predict.
         ks: cut-offs.
@@ -151,6 +152,8 @@ def evaluate(
         raise ValueError(f"seen_mask={seen_mask!r} must be 'neg-inf', 'official' or 'off'")
     if not ks or any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in ks):
         raise ValueError(f"ks={tuple(ks)!r} must be one or more ints of at least 1")
+    if isinstance(model, nn.Module):
+        model = evaluating(model)
     if isinstance(model, SequenceModel):
         if model.config.num_items != split.num_items:
             raise ValueError(
@@ -181,19 +184,12 @@ def evaluate(
         users=chosen if sharing is None else chosen[sharing.part(chosen.numel())],
         device=device,
     )
-    was_training = isinstance(model, nn.Module) and model.training
     ranks = [torch.zeros(0, dtype=torch.int64, device=device)]
-    try:
-        if isinstance(model, nn.Module):
-            model.eval()
-        for batch in batches:
-            if isinstance(scorer, _ModelScorer):
-                ranks.append(scorer.ranks(batch, seen_mask))
-            else:
-                ranks.append(target_ranks(scorer.scores(batch), batch, seen_mask))
-    finally:
-        if isinstance(model, nn.Module):
-            model.train(was_training)
+    for batch in batches:
+        if isinstance(scorer, _ModelScorer):
+            ranks.append(scorer.ranks(batch, seen_mask))
+        else:
+            ranks.append(target_ranks(scorer.scores(batch), batch, seen_mask))
     rank = torch.cat(ranks).cpu()
     if sharing is not None:
         rank = sharing.whole(rank, chosen.numel())

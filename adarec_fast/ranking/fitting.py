@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..data import EvaluationBatch, EvaluationBatches, Split
 from ..models.base import SequenceModel
+from ..models.evaluating import evaluating
 from ..models.memory import Memory
 from .ranks import seen_rows
 
@@ -94,17 +95,13 @@ def fit_memory(
         split, "valid", batch_size=_CHUNK, max_length=model.config.max_length, users=users,
         device=model.device,
     )  # fmt: skip
-    was_training = model.training
-    model.eval()
-    try:
-        parts, begin = [], 0
-        for batch in batches:
-            scores = model.scores(batch)
-            sums = memory.sums(batch.item_ids, batch.offsets)
-            parts.append(_rivals(scores, sums, batch, begin))
-            begin += scores.shape[0]
-    finally:
-        model.train(was_training)
+    view = evaluating(model)
+    parts, begin = [], 0
+    for batch in batches:
+        scores = view.scores(batch)
+        sums = memory.sums(batch.item_ids, batch.offsets)
+        parts.append(_rivals(scores, sums, batch, begin))
+        begin += scores.shape[0]
     rivals = _Rivals(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
     mean = float(rivals.sum[rivals.sum > 0].mean()) if bool((rivals.sum > 0).any()) else 1.0
     found = {

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from .. import ops, ragged
 from ..data import EvaluationBatch
-from ..histories import History, check_histories, pack_lists
+from ..histories import History, check_histories, check_ids, check_k, is_packed, pack_lists
 from ..models.base import Plan, SequenceModel
+from ..models.evaluating import evaluating
 from ..ops import choose, synchronising
 from ..ops._library import implementation, on_cuda
 from ..precision import computing, ranking
@@ -74,7 +75,7 @@ class Recommender:
     bucket of shapes becomes a graph on its second use, which one thread at a time may ask.
 
     Args:
-        model: put into evaluation mode.
+        model: in whatever mode, which stays as it is; evaluated in evaluation mode.
         batch_size: users computed at once; more are taken in turn.
 
     Raises:
@@ -82,9 +83,11 @@ class Recommender:
     """
 
     def __init__(self, model: SequenceModel, *, batch_size: int = 1024) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size} must be at least 1")
-        self.model = model.eval()
+        if not isinstance(model, SequenceModel):
+            raise ValueError(f"model is a {type(model).__name__}; it must be a SequenceModel")
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size={batch_size!r} must be an int of at least 1")
+        self.model = model = evaluating(model)
         self.batch_size = batch_size
         config, self._device = model.config, model.device
         weight = model.table() if model.by_products else torch.empty(0, device=self._device)
@@ -135,14 +138,12 @@ class Recommender:
                 an ``exclude`` for another number of users.
         """
         config = self.model.config
-        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= config.num_items:
-            raise ValueError(f"k={k!r} must lie in 1..{config.num_items}, the number of items")
-        if not isinstance(histories, (Tensor, tuple)):
-            # Checked where they are: reading a GPU's tensors would be dearer than the answer.
-            histories = pack_lists(histories, torch.device("cpu"))
-        values, offsets = check_histories(
-            histories, None, num_items=config.num_items, crop=None
+        check_k(k, config.num_items)
+        # Lists are checked where they are: reading a GPU's tensors would be dearer than the answer.
+        given: History = (
+            histories if is_packed(histories) else pack_lists(histories, torch.device("cpu"))
         )
+        values, offsets = check_histories(given, None, num_items=config.num_items, crop=None)
         users = offsets.shape[0] - 1
         bounds = [*range(0, users, self.batch_size), users]
         # All that the host must know is read before the histories go to the device.
@@ -322,14 +323,11 @@ def _packed_exclusions(
     exclude: Sequence[Sequence[int]], users: int, num_items: int
 ) -> ragged.Jagged:
     """The checked lists of items to leave out, packed on the CPU."""
-    if len(exclude) != users:
-        raise ValueError(f"exclude has {len(exclude)} lists for {users} users; give one for each")
-    values, offsets = pack_lists(exclude, torch.device("cpu"))
-    if values.numel():
-        low, high = int(values.min()), int(values.max())
-        if low < 1 or high > num_items:
-            wrong = low if low < 1 else high
-            raise ValueError(f"exclude: item id {wrong} is outside the catalogue, 1..{num_items}")
+    values, offsets = pack_lists(exclude, torch.device("cpu"), name="exclude")
+    given = offsets.shape[0] - 1
+    if given != users:
+        raise ValueError(f"exclude has {given} lists for {users} users; give one for each")
+    check_ids(values, offsets, num_items, "exclude: ")
     return ragged.Jagged(values, offsets)
 
 
@@ -342,14 +340,15 @@ class _Ranker(nn.Module):
 
     def forward(self, values: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
         model, config = self.model, self.model.config
-        user, items = model.represent(values, offsets), model.table()
+        read = ragged.keep_last_in_place(values, offsets, config.max_length)
+        user, items = model.represent(*read), model.table()
         if model.memory is None:
             scores, best = ops.score_topk(
                 user, items, values, offsets, self.k, backend=config.backend
             )
         else:
             scores, best = ops.memory_topk(
-                user, items, values, offsets, values, offsets, model.memory.reads(), self.k,
+                user, items, *read, values, offsets, model.memory.reads(), self.k,
                 max_length=config.max_length, backend=config.backend,
             )  # fmt: skip
         return best, scores
@@ -359,14 +358,14 @@ def exportable(model: SequenceModel, *, k: int = 20) -> nn.Module:
     """The inference graph alone, for ``torch.export`` and ``torch.compile(fullgraph=True)``.
 
     Args:
-        model: put into evaluation mode.
+        model: in whatever mode, which stays as it is.
         k: items a user, 1..num_items.
 
     Returns:
-        A module from values ``[N]`` and offsets ``[B+1]``, int64, of histories of at most
-        ``max_length`` items, to unseen items ``[B, k]`` and their scores. It checks nothing that
-        would have to be read from the tensors. N and B may be dynamic, though torch exports B = 1
-        apart from greater ones. An exported program needs ``adarec_fast.ops`` imported, since
-        its ops are those.
+        A module from values ``[N]`` and offsets ``[B+1]``, int64, to unseen items ``[B, k]`` and
+        their scores; of longer histories the last ``max_length`` items are read, and all of them
+        count as seen. It checks nothing that would have to be read from the tensors. N and B may
+        be dynamic, though torch exports B = 1 apart from greater ones. An exported program needs
+        ``adarec_fast.ops`` imported, since its ops are those.
     """
-    return _Ranker(model.eval(), k).eval()
+    return _Ranker(evaluating(model), k).eval()

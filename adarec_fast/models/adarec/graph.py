@@ -23,6 +23,7 @@ from ..base import UserGraph
 from ..encoders.graph import at, encode, layer, with_spare_column
 from ..encoders.sasrec import SASRecEncoder
 from ..encoders.transformer_layer import TransformerLayer
+from ..evaluating import evaluating
 from .parsing import finish, parse
 from .router import mean_of_levels
 
@@ -34,7 +35,7 @@ class ADARecGraph(UserGraph):
     """h_u of padded histories.
 
     Args:
-        model: an :class:`ADARec`, put into evaluation mode.
+        model: an :class:`ADARec`, in whatever mode.
 
     Raises:
         ConfigError: the model has a foreign backbone, or averages noisy samples.
@@ -52,8 +53,8 @@ class ADARecGraph(UserGraph):
                 f"evaluation_samples={model.config.evaluation_samples} draws noise, which an "
                 "exported graph cannot; export with 0"
             )
-        self.model = model.eval()
-        self.encoder = model.backbone
+        self.model = evaluating(model)
+        self.encoder: SASRecEncoder = self.model.backbone
 
     def forward(self, item_ids: Tensor) -> Tensor:
         """``[B, D]`` of int64 ``[B, L]``, 1 <= L <= max_length, padded with 0 on the right."""

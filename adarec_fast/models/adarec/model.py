@@ -16,6 +16,7 @@ from ..embedded import EmbeddingModel
 from ..encoders.foreign import ForeignBackbone
 from ..encoders.sasrec import SASRecEncoder
 from ..encoders.transformer_layer import TransformerLayer
+from ..evaluating import evaluating
 from ..pretrained import Pretrained
 from . import losses
 from . import plan as serving
@@ -170,7 +171,8 @@ class ADARec(Pretrained, EmbeddingModel):
         return_hierarchy: bool,
         return_gates: bool,
     ) -> ADARecOutput:
-        values, offsets = self._histories(item_ids, lengths)
+        everywhere = targets is not None and self.config.supervision == "all"
+        values, offsets = self._histories(item_ids, lengths, aligned=everywhere)
         if targets is not None:
             parsed, output = self._loss(values, offsets, targets, hierarchy=return_hierarchy)
             user = parsed.user
@@ -200,11 +202,18 @@ class ADARec(Pretrained, EmbeddingModel):
         )
 
     def _sampled(self, values: Tensor, offsets: Tensor) -> Tensor:
-        """Mean of h over S noisy trajectories, at the evaluation depth and without dropout."""
+        """Mean of h over S noisy trajectories, at the evaluation depth and without dropout.
+
+        The noise goes by the history, so that a user's is the same in every batch.
+        """
         total = None
-        for sample in range(self.config.evaluation_samples):
-            seed = rng.spread_seed(self.config.seed).to(values.device) + sample
-            user = parse(self, values, offsets, None, "last", noise_seed=seed).user
+        config, dtype = self.config, self.item_embedding.weight.dtype
+        for sample in range(config.evaluation_samples):
+            seed = rng.spread_seed(config.seed).to(values.device) + sample
+            noise = rng.history_noise(
+                seed, values, offsets, config.hidden_size, config.max_depth, dtype
+            )
+            user = parse(self, values, offsets, None, "last", noise=noise).user
             total = user if total is None else total + user
         assert total is not None
         return total / self.config.evaluation_samples
@@ -289,9 +298,8 @@ class ADARec(Pretrained, EmbeddingModel):
         Without HP-MoE the two are the user representation itself.
         """
         values, offsets = self._histories(item_ids, None)
-        precision = computing(self.config.precision, self.noise_seed.device.type)
-        with self._evaluating(), precision:
-            parsed = parse(self, values, offsets, None, "last")
+        with computing(self.config.precision, self.noise_seed.device.type):
+            parsed = parse(evaluating(self), values, offsets, None, "last")
         fused = parsed.aggregate
         return {
             "user": parsed.user,

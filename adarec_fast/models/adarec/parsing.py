@@ -52,7 +52,7 @@ def parse(
     seed: Tensor | None,
     readout: str,
     *,
-    noise_seed: Tensor | None = None,
+    noise: Tensor | None = None,
     contrast: bool = False,
     hierarchy: bool = False,
 ) -> Parsed:
@@ -64,7 +64,8 @@ def parse(
         offsets: int64 ``[B+1]``.
         seed: of dropout, the depth's sample and the diffusion noise; None draws none of them.
         readout: ``"last"`` or ``"all"``.
-        noise_seed: of the diffusion noise alone, in place of ``seed``.
+        noise: the diffusion noise ``[T, N, D]``, in place of the seed's; it takes the ops apart,
+            since the fused one draws its own.
         contrast: also pool the coarse levels for Eq. 6.
         hierarchy: the levels are wanted, whatever the configuration says of fusing them.
     """
@@ -72,7 +73,6 @@ def parse(
     embeddings, table = _encode(model, values, offsets, seed)
     rows = ragged.last_tokens(offsets) if readout == "last" else None
     logits, depth, reading = _depths(model, embeddings, offsets, rows, seed)
-    noise_seed = seed if noise_seed is None else noise_seed
     biases = _level_biases(model)
     levels: Tensor | None = None
     error: Tensor | None = None
@@ -80,12 +80,12 @@ def parse(
     aggregate: ops.Aggregate | None = None
     if not config.augmented:
         user, levels = _at(rows, embeddings), embeddings[None]
-    elif config.fused_trajectory and not hierarchy:
-        fused = _fused(model, embeddings, reading, seed, noise_seed, contrast, biases)
+    elif config.fused_trajectory and not hierarchy and noise is None:
+        fused = _fused(model, embeddings, reading, seed, contrast, biases)
         user, error, pooled = fused.user, fused.error, fused.pooled if contrast else None
         aggregate = ops.Aggregate(user, fused.gates, fused.fine, fused.coarse)
     else:
-        levels, error = _hierarchy(model, embeddings, reading, noise_seed, biases)
+        levels, error = _hierarchy(model, embeddings, reading, seed, noise, biases)
         if config.moe:
             aggregate, pooled = _experts(model, levels, reading, seed, contrast, biases)
             user = aggregate.user
@@ -163,7 +163,8 @@ def _hierarchy(
     model: Parts,
     embeddings: Tensor,
     reading: _Reading,
-    noise_seed: Tensor | None,
+    seed: Tensor | None,
+    noise: Tensor | None,
     biases: _Biases,
 ) -> tuple[Tensor, Tensor | None]:
     """HDA, Eq. 4 and 5: x0 ``[T+1, N, D]`` and each token's denoising error ``[N]``."""
@@ -174,7 +175,7 @@ def _hierarchy(
         return ragged.mask_levels(x0, reading.offsets, reading.computed), None
     return model.denoiser(
         embeddings, reading.offsets, reading.computed, model.level_embedding.weight,
-        seed=noise_seed, level_bias=biases.denoiser, max_length=config.max_length,
+        seed=seed, noise=noise, level_bias=biases.denoiser, max_length=config.max_length,
         backend=config.backend,
     )  # fmt: skip
 
@@ -229,7 +230,6 @@ def _fused(
     embeddings: Tensor,
     reading: _Reading,
     seed: Tensor | None,
-    noise_seed: Tensor | None,
     contrast: bool,
     biases: _Biases,
 ) -> ops.Trajectory:
@@ -242,7 +242,7 @@ def _fused(
         denoiser.weights(table, biases.denoiser), fine.weights(), coarse.weights(),
         model.router.weights(table, biases.router),
         heads=fine.heads, eps=config.layer_norm_eps, attention_dropout=config.attention_dropout,
-        hidden_dropout=config.dropout, seed=seed, noise_seed=noise_seed,
+        hidden_dropout=config.dropout, seed=seed, noise_seed=seed,
         bounded=denoiser.bounded, residual=coarse.residual, content=model.router.content,
         contrast=contrast, last_only=reading.rows is not None, max_length=config.max_length,
         backend=config.backend,

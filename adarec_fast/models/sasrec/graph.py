@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..base import UserGraph
 from ..encoders.graph import at, encode, with_spare_column
+from ..evaluating import evaluating
 
 if TYPE_CHECKING:
     from ..encoders.sasrec import SASRecEncoder
@@ -18,13 +19,13 @@ class SASRecGraph(UserGraph):
     """Users of padded histories.
 
     Args:
-        model: a :class:`SASRec`, put into evaluation mode.
+        model: a :class:`SASRec`, in whatever mode.
     """
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self.model = model.eval()
-        self.encoder: SASRecEncoder = model.backbone
+        self.model = evaluating(model)
+        self.encoder: SASRecEncoder = self.model.backbone
 
     def forward(self, item_ids: Tensor) -> Tensor:
         item_ids, valid, lengths = with_spare_column(item_ids)
