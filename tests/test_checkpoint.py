@@ -14,6 +14,7 @@ import torch
 from helpers_disk import mounted
 from safetensors.torch import load_file, save_file
 
+from adarec_fast import files
 from adarec_fast.models.pretrained import CheckpointError
 from adarec_fast.training import checkpoint
 from adarec_fast.training.checkpoint import (
@@ -226,7 +227,7 @@ def test_small_files_are_replaced_whole(tmp_path: Path, monkeypatch: pytest.Monk
         raise OSError(errno.EIO, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "flush_to_disk", refuse)
+        patch.setattr(files, "flush_to_disk", refuse)
         with pytest.raises(CheckpointError, match=r"file: cannot be written: .*Input/output"):
             write_atomically(path, "two")
     assert path.read_text(encoding="utf-8") == "one"

@@ -211,6 +211,12 @@ def test_aoti_from_cpp(run: Run, tmp_path: Path) -> None:
     assert [int(line) for line in done.stdout.split()] == expected[0].tolist()
 
 
+def test_files_have_the_usual_mode(exported: dict[str, Exported], tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    modes = {p.stat().st_mode for made in exported.values() for p in made.folder.rglob("*.*")}
+    assert modes == {(tmp_path / "plain").stat().st_mode}
+
+
 def test_embeddings_and_index(run: Run, exported: dict[str, Exported]) -> None:
     import faiss
 

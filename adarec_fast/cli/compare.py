@@ -19,7 +19,7 @@ from ..training.values import read_assignments
 from .console import RUN_FAILED, command, err, out
 from .evaluate import Part
 from .reproduce import RUNS, planned
-from .sweep import conclude, progress
+from .sweep import conclude, failed, progress
 
 if TYPE_CHECKING:
     from ..experiments import RunOutcome
@@ -207,7 +207,7 @@ def _train(
         f"{size / 1e6:.1f} MB"
     )
     conclude(outcomes, f"the same command (finished runs are kept in {folder})")
-    if any(outcome.status == "diverged" for outcome in outcomes):
+    if failed(outcomes):
         raise typer.Exit(RUN_FAILED)
 
 

@@ -13,7 +13,7 @@ from rich.table import Table as RichTable
 from ..config import ConfigError
 from ..training.values import Values, place, read_assignments, read_config
 from .console import RUN_FAILED, command, err, out
-from .sweep import conclude, progress
+from .sweep import conclude, failed, progress
 
 if TYPE_CHECKING:
     from ..experiments.estimate import Planned
@@ -104,7 +104,7 @@ def reproduce(
     write_atomically(to / f"{name}.csv", csv_text(filled))
     out.print(f"in [bold]{escape(str(to))}[/]: {name}.md, {name}.csv", soft_wrap=True)
     conclude(outcomes, f"the same command (finished runs are kept in {folder})")
-    if any(outcome.status == "diverged" for outcome in outcomes):
+    if failed(outcomes):
         raise typer.Exit(RUN_FAILED)
 
 

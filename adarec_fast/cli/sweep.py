@@ -95,7 +95,7 @@ def sweep(
     groups = write_summary(sweep_dir)
     out.print(summary_table(groups))
     out.print(f"in [bold]{escape(str(sweep_dir))}[/]: summary.json, summary.csv", soft_wrap=True)
-    if any(outcome.status == "diverged" for outcome in outcomes):
+    if failed(outcomes):
         raise typer.Exit(RUN_FAILED)
 
 
@@ -126,6 +126,15 @@ def conclude(outcomes: list[RunOutcome], again: str) -> None:
     if outcomes and outcomes[-1].status == "interrupted":
         err.print(f"[yellow]interrupted[/]; go on with: {escape(again)}", soft_wrap=True)
         raise typer.Exit(INTERRUPTED)
+
+
+def failed(outcomes: list[RunOutcome]) -> bool:
+    """Whether a run diverged, or nothing was trained though something is left to do."""
+    states = {outcome.status for outcome in outcomes}
+    if "busy" in states and "finished" not in states:
+        err.print("nothing was trained: other processes are at all that is left", soft_wrap=True)
+        return True
+    return "diverged" in states
 
 
 def show_plan(definition: Any, folder: Path) -> None:

@@ -92,7 +92,8 @@ def download(
         raise DataError(f"timeout={timeout} must be above 0 seconds")
     remote = FILES[name]
     target = Path(folder) / remote.file
-    part = target.with_name(target.name + ".part")
+    place = Path(os.path.realpath(target))  # a link stays one
+    part = place.with_name(target.name + ".part")
     base = base_url or os.environ.get(BASE_URL_VARIABLE) or BASE_URL
     if not base.startswith(("http://", "https://")):
         raise DataError(f"base_url={base!r} must begin with http:// or https://")
@@ -108,7 +109,7 @@ def download(
                 f"{remote.sha256}); move it away or choose another folder"
             )
         _fetch(url, part, remote.sha256, timeout, retries, progress)
-        os.replace(part, target)
+        os.replace(part, place)
     except OSError as error:
         raise DataError(f"{target}: cannot be written: {error.strerror or error}") from error
     return target

@@ -6,13 +6,13 @@ import csv
 import io
 import itertools
 import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..files import replacing
 from .dataset import InteractionData, PlantedLabels
 from .errors import DataError
 from .flat import lengths_to_offsets
@@ -236,18 +236,8 @@ def write_csv(data: InteractionData, path: str | os.PathLike[str]) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write under a temporary name in the same folder, then rename."""
-    temporary: str | None = None
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-        # mkstemp makes the file private; give it what a plain open() would have given.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, path)
+        with replacing(path) as fresh:
+            fresh.write_text(text, encoding="utf-8", newline="")
     except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
         raise DataError(f"{path}: cannot be written: {error.strerror}") from error

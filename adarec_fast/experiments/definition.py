@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import itertools
 import json
@@ -25,6 +24,7 @@ from typing import Any
 import yaml
 
 from ..config import ConfigError, DataConfig, TrainConfig, read_mapping
+from ..files import locked
 from ..models.registry import DEFAULT, create_config, described
 from ..training.checkpoint import read_json, write_atomically
 from ..training.errors import RunFolderError
@@ -288,9 +288,12 @@ def read_sweep_file(
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Wait for, then hold, the small files of a sweep's folder."""
+    """Wait for, then hold, the small files of a sweep's folder.
+
+    Raises:
+        OSError: the folder cannot be written, or its file system gives no locks.
+    """
     locks = folder / LOCKS
     locks.mkdir(parents=True, exist_ok=True)
-    with (locks / "files").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with locked(locks / "files"):
         yield

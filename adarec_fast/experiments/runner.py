@@ -19,7 +19,7 @@ from ..data.configured import load_data
 from ..models.registry import create_config
 from ..training import Reporter, TrainingDiverged, load_run, train
 from ..training.checkpoint import read_json, write_atomically
-from ..training.errors import RunFolderError
+from ..training.errors import RunFolderBusy
 from ..training.loop import resolve_device
 from ..training.run_folder import CONFIG, fingerprint, locked
 from .definition import LOCKS, RESULT, Sweep, SweepError, run_name
@@ -81,6 +81,7 @@ def run_sweep(
     Raises:
         SweepError: the folder holds another sweep, or runs on other data; or torchrun started
             several workers.
+        RunFolderError: a combination's folder cannot be locked.
     """
     # Workers would each take a run of their own, and wait in it for the others.
     workers = os.environ.get("WORLD_SIZE", "1")
@@ -109,7 +110,7 @@ def run_sweep(
                     outcomes.append(_kept(run_dir, name))
                     continue
                 outcomes.append(_one(sweep, combination, folder, loaded, reporter()))
-        except RunFolderError:
+        except RunFolderBusy:
             if held:
                 raise
             outcomes.append(RunOutcome(name, "busy", None))

@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..config import ConfigError
+from ..files import save_file
 from ..models.base import UserGraph
 from ..models.memory import TENSORS, VALUES
 from ..models.pretrained import ITEMS

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..documents import DocumentError, parse_json, read_text
+from ..files import save_file
 from ..ops import TransitionWeights
 from ..packed.memory_topk import add_remembered, history_sums
 from .transitions import Recipe, transitions

@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..config import ConfigError, ModelConfig, Precision, read_mapping
 from ..data import Vocabulary
+from ..files import save_file, scratch_folder
 from . import memory
 from .base import SequenceModel
 from .registry import DEFAULT, create_config, described, model_type
@@ -35,18 +35,17 @@ def save(model: SequenceModel, folder: Path) -> None:
     """Write a model's folder whole, or leave what was there.
 
     The files go to a temporary folder beside it first; the old folder is put aside for the moment
-    between the two renames.
+    between the two renames. A link stays one, and what it leads to is replaced.
 
     Raises:
         CheckpointError: it cannot be written, e.g. a full disk.
     """
-    folder = folder.absolute()
+    folder = Path(os.path.realpath(folder))
     temporary = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        temporary = scratch_folder(folder)
         write(model, temporary)
-        temporary.chmod(0o755)
         old = temporary.with_name(temporary.name + "-old")
         if folder.exists():
             os.replace(folder, old)

@@ -17,18 +17,18 @@ Environment:
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..files import locked as locked
 from ._library import Implementation, provide
 from ._ninja import compile_plan
 from ._plans import Plan, content, digest, environment, make_plan
@@ -48,16 +48,6 @@ def cache_dir() -> Path:
 def _library(plan: Plan) -> Path:
     contents = [f"{u.source.name} {content(u.source)}" for u in plan.units]
     return cache_dir() / f"{plan.name}-{digest(environment(plan), *contents)}.so"
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file ``path`` against other processes."""
-    import fcntl
-
-    with path.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 def build(

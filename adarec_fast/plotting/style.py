@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import ConfigError
+from ..files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -115,16 +114,9 @@ def save(figure: Figure, stem: Path, formats: Sequence[str], dpi: int) -> list[P
     paths = []
     for kind in formats:
         path = stem.with_name(f"{stem.name}.{kind}")
-        handle, temporary = tempfile.mkstemp(dir=stem.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        try:
-            # Without these a file names the date, or the version that made it.
-            metadata = {"Date": None} if kind == "svg" else {"Software": None}
-            figure.savefig(temporary, format=kind, dpi=dpi, metadata=metadata)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        # Without these a file names the date, or the version that made it.
+        metadata = {"Date": None} if kind == "svg" else {"Software": None}
+        with replacing(path) as fresh:
+            figure.savefig(fresh, format=kind, dpi=dpi, metadata=metadata)
         paths.append(path)
     return paths

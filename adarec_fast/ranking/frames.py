@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from ..config import ConfigError
 from ..data import DataError, InteractionData
 from ..data.flat import gather_ranges
 from ..data.tables import import_polars
+from ..files import replacing
 from ..models.base import SequenceModel
 from .recommender import Recommender
 
@@ -88,7 +88,7 @@ def write_recommendations(
 ) -> int:
     """Write :func:`recommendation_frames` to a file, chunk by chunk, and give the number of rows.
 
-    The file gets its name when it is whole.
+    The file gets its name when it is whole; pipes and devices get all of it at the end.
 
     Raises:
         ConfigError, DataError: as there.
@@ -96,14 +96,9 @@ def write_recommendations(
     """
     import_polars("writing recommendations")
     frames = recommendation_frames(model, data, kind="polars", **options)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        rows = (_write_parquet if format == "parquet" else _write_csv)(frames, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return rows
+    with replacing(path) as fresh:
+        return (_write_parquet if format == "parquet" else _write_csv)(frames, fresh)
 
 
 def _write_parquet(frames: Iterator[Any], path: Path) -> int:

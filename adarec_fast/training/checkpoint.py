@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..documents import DocumentError, parse_json, read_text, shown
+from ..files import flush_to_disk, replacing, save_file
 from ..models import memory
 from ..models.pretrained import WEIGHTS, CheckpointError, read_weights
 
@@ -49,6 +49,8 @@ def save_checkpoint(
     size: int | None = None,
 ) -> None:
     """Replace the checkpoint ``run_dir / name`` as a whole.
+
+    Where ``run_dir / name`` is a link, what it leads to is replaced.
 
     Args:
         run_dir: an existing folder, locked by this process.
@@ -81,7 +83,7 @@ def save_checkpoint(
             if existed:
                 os.rename(target, old)
             os.rename(fresh, target)
-            flush_to_disk(run_dir)
+            flush_to_disk(target.parent)
     except BaseException:
         # What the disk refuses here too is left to recover().
         with contextlib.suppress(OSError):
@@ -104,7 +106,7 @@ def recover(run_dir: Path, name: str) -> None:
     with disk_errors(target):
         if not target.exists() and old.exists():
             os.rename(fresh if fresh.exists() else old, target)
-            flush_to_disk(run_dir)
+            flush_to_disk(target.parent)
         for leftover in (fresh, old):
             if leftover.exists():
                 shutil.rmtree(leftover)
@@ -112,8 +114,8 @@ def recover(run_dir: Path, name: str) -> None:
 
 def find_checkpoint(run_dir: Path, name: str) -> Path | None:
     """The whole checkpoint of that name, or None if there is none; changes nothing."""
-    target, _, old = _folders(run_dir, name)
-    return next((folder for folder in (target, old) if folder.exists()), None)
+    _, _, old = _folders(run_dir, name)
+    return next((folder for folder in (run_dir / name, old) if folder.exists()), None)
 
 
 def verify_checkpoint(folder: Path) -> dict[str, Any]:
@@ -219,21 +221,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_atomically(path: Path, data: str | bytes) -> None:
-    """Write a small file under a temporary name, flush it, and put it in place.
+    """Write a small file whole, see :func:`adarec_fast.files.replacing`.
 
     Raises:
         CheckpointError: the disk is full or refuses; what was there stays.
     """
-    temporary = path.with_name(path.name + _NEW)
-    try:
-        content = data.encode() if isinstance(data, str) else data
-        with disk_errors(path, len(content)):
-            temporary.write_bytes(content)
-            flush_to_disk(temporary)
-            os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    content = data.encode() if isinstance(data, str) else data
+    with disk_errors(path, len(content)), replacing(path, temporary=path.name + _NEW) as fresh:
+        fresh.write_bytes(content)
 
 
 @contextlib.contextmanager
@@ -259,17 +254,10 @@ def disk_errors(path: Path, size: int | None = None) -> Iterator[None]:
         raise CheckpointError(f"{where}: cannot be written: {error}") from error
 
 
-def flush_to_disk(path: Path) -> None:
-    """fsync a file or a folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _folders(run_dir: Path, name: str) -> tuple[Path, Path, Path]:
-    return run_dir / name, run_dir / f"{name}{_NEW}", run_dir / f"{name}{_OLD}"
+    target = Path(os.path.realpath(run_dir / name))
+    fresh, old = (target.with_name(target.name + suffix) for suffix in (_NEW, _OLD))
+    return target, fresh, old
 
 
 def _sha256(path: Path) -> str:

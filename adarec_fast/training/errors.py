@@ -17,6 +17,10 @@ class RunFolderError(TrainingError):
     """A run folder is in use by another process, holds another run, or holds none."""
 
 
+class RunFolderBusy(RunFolderError):
+    """A run folder is in use by another process."""
+
+
 class TrainingDiverged(TrainingError):
     """A loss or the gradient's norm became NaN or infinite.
 

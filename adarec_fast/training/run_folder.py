@@ -14,7 +14,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -35,6 +34,7 @@ from safetensors.torch import save
 
 from ..config import ConfigError, ModelConfig, Precision, TrainConfig
 from ..data import DataError, InteractionData, PlantedLabels, Split, Vocabulary
+from ..files import try_lock
 from ..models.base import SequenceModel
 from ..models.pretrained import CheckpointError, load, read_weights
 from ..models.registry import create_config, described
@@ -46,7 +46,7 @@ from .checkpoint import (
     verify_checkpoint,
     write_atomically,
 )
-from .errors import RunFolderError
+from .errors import RunFolderBusy, RunFolderError
 from .metrics_log import read_metrics
 from .origin import check_origin, run_identity
 
@@ -139,7 +139,8 @@ def locked(run_dir: Path) -> Iterator[None]:
     """Hold the run folder for writing; the system lets go of it when the process dies.
 
     Raises:
-        RunFolderError: another process holds it, or the folder cannot be written.
+        RunFolderBusy: another process holds it.
+        RunFolderError: the folder cannot be written, or its file system gives no locks.
         CheckpointError: the disk is full.
     """
     path = run_dir / ".lock"
@@ -153,14 +154,20 @@ def locked(run_dir: Path) -> Iterator[None]:
         ) from error
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = try_lock(file)
         except OSError as error:
+            raise RunFolderError(
+                f"run_dir={str(run_dir)!r} cannot be locked against other processes: "
+                f"{error.strerror}; choose a folder on a file system that gives locks, such as a "
+                "local disk"
+            ) from error
+        if not free:
             file.seek(0)
             owner = file.read(40).decode(errors="replace").strip() or "unknown"
-            raise RunFolderError(
+            raise RunFolderBusy(
                 f"run_dir={str(run_dir)!r} is in use by process {owner}; wait for it, end it, or "
                 "choose another folder"
-            ) from error
+            )
         with disk_errors(path):
             file.seek(0)
             file.truncate()
