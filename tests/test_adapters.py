@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -79,6 +81,59 @@ def test_replay(data: InteractionData, kind: str, tmp_path: Path) -> None:
     late = recommender.predict(replay.Dataset(feature_schema=schema, interactions=newer), 3)
     items, _ = recommender.model.recommend([[5]], k=3)
     assert late["thing"].to_list() == data.items.decode(items)
+
+
+def _dataset(frame: Any, kind: str) -> Any:
+    """What the adapter reads of RePlay's ``Dataset``."""
+    schema = SimpleNamespace(
+        query_id_column="query", item_id_column="thing", interactions_timestamp_column="at"
+    )
+    return SimpleNamespace(
+        interactions=frame, feature_schema=schema, is_pandas=kind == "pandas",
+        is_polars=kind == "polars",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["pandas", "polars"])
+def test_queries_without_a_known_item_are_left_out_aloud(data: InteractionData, kind: str) -> None:
+    frames = pytest.importorskip(kind)
+    from adarec_fast.adapters.replay import ADARecRePlay
+
+    recommender = ADARecRePlay(train={"epochs": 1, "batch_size": 64}, **TINY)
+    recommender.fit(_dataset(frames.DataFrame(_columns(data)), kind))
+    one, two = data.items.decode([3, 8])
+
+    def predict(rows: list[tuple[str, str]], **options: Any) -> Any:
+        columns = zip(*rows, strict=True)
+        frame = frames.DataFrame(dict(zip(("query", "thing"), columns, strict=True)))
+        frame = _columns_with_time(frame, len(rows), frames, kind)
+        return recommender.predict(_dataset(frame, kind), 2, **options)
+
+    rows = [("a", one), ("a", two), ("b", "newer"), ("c", "newer"), ("c", two)]
+    whole = predict([row for row in rows if row[0] != "b"])
+    with pytest.warns(UserWarning, match=r"left out.*'thing'.*1 of the queries \('query': 'b'\)"):
+        found = predict(rows)
+    assert found["query"].to_list() == whole["query"].to_list() == ["a", "a", "c", "c"]
+    assert found["thing"].to_list() == whole["thing"].to_list()
+    with pytest.warns(UserWarning, match="left out"):
+        named = predict(rows, queries=["b", "a"])
+    assert named["query"].to_list() == ["a", "a"]
+    with pytest.raises(DataError, match="unknown id 'nobody'"):
+        predict(rows, queries=["a", "nobody"])
+    for options in ({}, {"queries": ["b"]}):
+        with pytest.warns(UserWarning, match="left out"):
+            nothing = predict([("b", "newer")], **options)
+        assert len(nothing) == 0
+        assert list(nothing.columns) == list(found.columns)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(predict(rows, queries=[])) == 0
+
+
+def _columns_with_time(frame: Any, rows: int, frames: Any, kind: str) -> Any:
+    if kind == "pandas":
+        return frame.assign(at=range(rows))
+    return frame.with_columns(frames.Series("at", list(range(rows))))
 
 
 def test_recbole(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from adarec_fast import ADARec, ConfigError, InteractionData, TrainConfig, synthetic
+from adarec_fast import ADARec, ConfigError, InteractionData, Split, TrainConfig, synthetic
 from adarec_fast.cli import app
 from adarec_fast.ranking.frames import (
     recommendation_frame,
@@ -56,10 +57,39 @@ def test_rows_end_where_nothing_is_left(data: InteractionData, model: ADARec) ->
     assert sorted(every["item"].to_list()) == sorted(data.items.ids)
 
 
+@pytest.mark.parametrize("kind", ["polars", "pandas"])
+def test_nobody_gets_an_empty_frame_of_the_same_types(
+    data: InteractionData, model: ADARec, kind: str
+) -> None:
+    pytest.importorskip(kind)
+    empty = recommendation_frame(model, data, k=3, users=[], kind=kind)
+    whole = recommendation_frame(model, data, k=3, users=[1], kind=kind)
+    assert len(empty) == 0
+    assert list(empty.columns) == list(whole.columns)
+    assert list(empty.dtypes) == list(whole.dtypes)
+
+
+@pytest.mark.parametrize("part", ["valid", "test"])
+def test_lists_that_a_part_of_the_split_judges(
+    data: InteractionData, model: ADARec, part: str
+) -> None:
+    frame = recommendation_frame(model, data, k=40, users=[9, 2], part=part)
+    values, offsets = Split(data).inputs(part)
+    targets = Split(data).targets(part)
+    for user in (9, 2):
+        history = values[offsets[user] : offsets[user + 1]].tolist()
+        rows = frame.filter(polars.col("user") == data.users.ids[user])
+        items, _ = model.recommend([history], k=40 - len(set(history)))
+        assert rows["item"].to_list() == data.items.decode(items[0])
+        if targets[user] not in history:
+            assert data.items.decode(targets[[user]])[0] in rows["item"].to_list()
+
+
 def test_bad_arguments_are_named(data: InteractionData, model: ADARec) -> None:
     for options, message in (
         ({"k": 41}, r"k=41 must lie in 1\.\.40"), ({"chunk_size": 0}, "chunk_size=0"),
-        ({"kind": "spark"}, "kind='spark'"),
+        ({"kind": "spark"}, "kind='spark'"), ({"users": [3, 50]}, r"users: 50 must lie in 0\.\.49"),
+        ({"users": [-1]}, "users: -1"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=message):
             recommendation_frames(model, data, **options)
@@ -80,8 +110,10 @@ def test_files_are_whole_or_not_there(
         "user", "item", "rank"
     ).rows()
     before = path.read_bytes()
-    with pytest.raises(IndexError):
-        write_recommendations(model, data, path, format=form, users=[1, 999], k=4, chunk_size=1)
+    damaged = replace(data, values=data.values.clone())
+    damaged.values[-1] = 99  # of the last chunk
+    with pytest.raises(ValueError, match="item id 99"):
+        write_recommendations(model, damaged, path, format=form, k=4, chunk_size=1)
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
@@ -105,5 +137,18 @@ def test_the_command_writes_all_users(data: InteractionData, tmp_path: Path) -> 
     assert polars.read_csv(some)["user"].unique(maintain_order=True).to_list() == data.users.decode(
         [4, 2]
     )
+    judged = tmp_path / "test.csv"
+    shown = recommend("--all-users", "--part", "test", "--output", "csv", "--file", str(judged))
+    assert shown.startswith("0"), shown
+    mine = polars.read_csv(judged).filter(polars.col("user") == data.users.ids[4])
+    shown = recommend("--user", ids[0], "--part", "test", "--output", "csv")
+    # The file and the standard output have the same columns in the same order.
+    table = polars.read_csv(shown[2:].encode())
+    assert table.columns == mine.columns == ["user", "item", "score", "rank"]
+    assert table["item"].to_list() == mine["item"].to_list()
+    whole = polars.read_csv(recommend("--user", ids[0], "--output", "csv")[2:].encode())
+    assert whole["item"].to_list() != mine["item"].to_list()
+    shown = recommend("--history", "t1", "--part", "test")
+    assert shown.startswith("2 error: --part takes users of the data"), shown
     assert recommend("--all-users").startswith("2 error: --all-users and --output parquet need")
     assert recommend("--all-users", "--file", str(some)).startswith("2 error: --file takes")

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adarec_fast import ADARec, rng
+from adarec_fast import ADARec, ConfigError, rng
 from adarec_fast.models.adarec.depth_controller import DepthController
 from adarec_fast.models.adarec.diffusion import alpha_bar_schedule
+from adarec_fast.models.encoders.foreign import ForeignBackbone, check_causal
 from adarec_fast.models.encoders.sasrec import SASRecEncoder
 
 VALUES = torch.tensor([3, 4, 9, 1, 2, 7])
@@ -179,3 +180,77 @@ def test_an_encoder_that_asks_for_what_it_cannot_get_is_refused() -> None:
 def test_time_major_recurrent_networks_are_refused() -> None:
     with pytest.raises(ValueError, match="batch_first=True"):
         ADARec(num_items=40, hidden_size=16, backbone=nn.GRU(16, 16))
+
+
+class Ahead(nn.Module):
+    """Gives each place the mean over the places around it."""
+
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__()
+        self.before, self.after = before, after
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, embedded: torch.Tensor) -> torch.Tensor:
+        padded = nn.functional.pad(embedded, (0, 0, self.before, self.after))
+        return self.dropout(padded.unfold(1, self.before + self.after + 1, 1).mean(-1))
+
+
+class OfIds(nn.Module):
+    """Looks ahead in the ids."""
+
+    def __init__(self, shift: int) -> None:
+        super().__init__()
+        self.items, self.shift = nn.Embedding(41, 16), shift
+
+    def forward(self, item_ids: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.items(item_ids.roll(-self.shift, 1))
+        return found
+
+
+def _layer(masked: bool) -> nn.Module:
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.TransformerEncoder(
+                nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 1
+            )
+
+        def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.inner(x, mask=mask if masked else None)
+            return found
+
+    return Plain()
+
+
+LOOKING = {
+    "one place": lambda: Ahead(3, 1), "far": lambda: Ahead(0, 5), "ids": lambda: OfIds(1),
+    "both directions": lambda: nn.GRU(16, 8, batch_first=True, bidirectional=True),
+    "no mask": lambda: _layer(False),
+}  # fmt: skip
+CAUSAL = {
+    "before": lambda: Ahead(3, 0), "ids": lambda: OfIds(0), "mask": lambda: _layer(True),
+    "gru": lambda: nn.GRU(16, 16, batch_first=True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", LOOKING)
+def test_an_encoder_that_looks_ahead_cannot_predict_every_place(kind: str) -> None:
+    shape = {"num_items": 40, "hidden_size": 16, "max_length": 9, "max_depth": 1}
+    with pytest.raises(ConfigError, match=r'backbone looks ahead: .*supervision="all"'):
+        ADARec(**shape, supervision="all", backbone=LOOKING[kind]())
+    ADARec(**shape, supervision="prefix", backbone=LOOKING[kind]())
+
+
+@pytest.mark.parametrize("kind", CAUSAL)
+@pytest.mark.parametrize("length", [1, 2, 9])
+def test_a_causal_encoder_passes_and_nothing_is_changed(kind: str, length: int) -> None:
+    backbone = CAUSAL[kind]()
+    before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
+    state = torch.random.get_rng_state()
+    foreign = ForeignBackbone(backbone, 16, length)
+    check_causal(foreign, 40)
+    check_causal(foreign, 1)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert backbone.training
+    assert all(torch.equal(before[name], now) for name, now in backbone.state_dict().items())
+    ADARec(num_items=40, hidden_size=16, max_length=length, supervision="all", backbone=backbone)

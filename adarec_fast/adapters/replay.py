@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,6 +15,11 @@ from ..data import DataError, InteractionData, load
 from ..models.base import SequenceModel
 from ..ranking.frames import recommendation_frame
 from ..training import load_run, train
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ..models.options import ADARecOptions
 
 
 class ADARecRePlay:
@@ -30,11 +36,11 @@ class ADARecRePlay:
 
     def __init__(
         self, *, run_dir: str | Path | None = None, train: dict[str, Any] | None = None,
-        **model: Any,
+        **model: Unpack[ADARecOptions],
     ) -> None:
         self.run_dir = run_dir
         self.train_config = TrainConfig.create(**(train or {}))
-        self.model_options = model
+        self.model_options = dict(model)
         self.model: SequenceModel | None = None
 
     def fit(self, dataset: Any) -> None:
@@ -66,7 +72,7 @@ class ADARecRePlay:
 
         Args:
             dataset: the histories to go by, of any length; items that ``fit`` has not seen are
-                skipped.
+                skipped, and a query that has no other is left out with a warning.
             k: items a query.
             queries: ids, or a frame with the query column; all of the data set when None.
             items: not supported: the whole catalogue is ranked.
@@ -74,11 +80,12 @@ class ADARecRePlay:
             recs_file_path: write Parquet there and return None.
 
         Returns:
-            A frame of the data set's kind with the query column, the item column and ``rating``.
+            A frame of the data set's kind with the query column, the item column and ``rating``;
+            without rows where no query can be served.
 
         Raises:
             ConfigError: ``items`` was given, or ``fit`` has not been called.
-            DataError: an unknown query.
+            DataError: a query that the data set does not have.
         """
         if self.model is None or self.model.item_vocabulary is None:
             raise ConfigError("predict needs a fitted model; call fit first")
@@ -87,10 +94,14 @@ class ADARecRePlay:
         schema = dataset.feature_schema
         query, item = schema.query_id_column, schema.item_id_column
         data = _known(_interactions(dataset, min_length=1), self.model)
-        chosen = None
+        asked = torch.arange(data.num_users)
         if queries is not None:
             ids = queries[query] if hasattr(queries, "columns") else queries
-            chosen = data.users.encode(dict.fromkeys(_plain(ids))).tolist()
+            asked = torch.from_numpy(data.users.encode(dict.fromkeys(_plain(ids))))
+        served = data.lengths[asked] > 0
+        if not bool(served.all()):
+            _warn_of(data.users.decode(asked[~served]), query, item)
+        chosen = asked[served].tolist()
         frame = recommendation_frame(
             self.model, data, k=k, exclude_seen=filter_seen_items, users=chosen,
             kind="pandas" if dataset.is_pandas else "polars",
@@ -136,10 +147,18 @@ def _known(data: InteractionData, model: SequenceModel) -> InteractionData:
     values = index[data.values]
     owner = torch.repeat_interleave(torch.arange(data.num_users), data.lengths)[values > 0]
     counts = torch.bincount(owner, minlength=data.num_users)
-    kept = counts.nonzero()[:, 0]
-    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), counts[kept].cumsum(0)])
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
     return InteractionData.from_flat(
-        values[values > 0], offsets, vocabulary, data.users.take(kept.numpy()), data.name
+        values[values > 0], offsets, vocabulary, data.users, data.name
+    )
+
+
+def _warn_of(left_out: list[Any], query: str, item: str) -> None:
+    some = ", ".join(map(repr, left_out[:5])) + (", …" if len(left_out) > 5 else "")
+    warnings.warn(
+        f"left out, since fit has seen none of their items (column {item!r}): {len(left_out)} of "
+        f"the queries ({query!r}: {some})",
+        stacklevel=3,
     )
 
 

@@ -25,6 +25,13 @@ _SHOWN_HISTORY = 5
 _SHOWN_REASONS = 3
 
 
+class Part(str, enum.Enum):
+    """What of a user's history is held out."""
+
+    VALID = "valid"
+    TEST = "test"
+
+
 class Output(str, enum.Enum):
     """Forms of an answer."""
 
@@ -114,6 +121,15 @@ def recommend(
             "them.",
         ),
     ] = False,
+    part: Annotated[
+        Part | None,
+        typer.Option(
+            help="For users of the data: the lists that this part of the split judges, from the "
+            "history before its target. Without it the whole history is read, the last items "
+            "included, and all of it is left out of the lists.",
+            show_default="the whole history",
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, ...")] = "auto",
 ) -> None:
     """Recommend items to known users, or to anyone by a history."""
@@ -125,7 +141,9 @@ def recommend(
         raise ConfigError("--file takes --output csv or parquet, and users of the data alone")
     if why and output not in (Output.TABLE, Output.JSON):
         raise ConfigError(f"--why goes with --output table or json, not {output.value}")
-    from ..data import DataError
+    if part is not None and history:
+        raise ConfigError("--part takes users of the data; a --history is read as it is")
+    from ..data import DataError, Split
     from ..data.text import split_ids
     from ..training.loop import resolve_device
     from ..training.updated import load_current
@@ -138,16 +156,19 @@ def recommend(
 
         rows = write_recommendations(
             run.model, run.data, file, format="csv" if output is Output.CSV else "parquet", k=k,
-            exclude_seen=exclude_seen,
+            exclude_seen=exclude_seen, part=None if part is None else part.value,
             users=None if all_users else _encode(run.data.users, user or [], "--user"),
         )  # fmt: skip
         err.print(f"{rows:,} rows in {escape(str(file))}")
         return
     people: list[str | int | None] = []
     histories: list[list[int]] = []
+    values, offsets = run.data.values, run.data.offsets
+    if part is not None:
+        values, offsets = Split(run.data).inputs(part.value)
     for index in _encode(run.data.users, user or [], "--user"):
         people.append(run.data.users.decode([index])[0])
-        histories.append(run.data.sequence(index).tolist())
+        histories.append(values[int(offsets[index]) : int(offsets[index + 1])].tolist())
     for text in history or []:
         people.append(None)
         try:
@@ -163,11 +184,13 @@ def recommend(
     if output is Output.JSON:
         print(json.dumps([answer.to_json() for answer in answers], indent=2))
     elif output is Output.CSV:
+        from ..ranking.frames import COLUMNS
+
         writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(("user", "rank", "item", "score"))
+        writer.writerow(COLUMNS)
         for answer in answers:
             for rank, pair in enumerate(zip(answer.items, answer.scores, strict=True), 1):
-                writer.writerow((answer.user, rank, *pair))
+                writer.writerow((answer.user, *pair, rank))
     else:
         for answer in answers:
             out.print(_heading(answer))

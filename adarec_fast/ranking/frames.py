@@ -4,21 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..config import ConfigError
-from ..data import DataError, InteractionData
+from ..data import DataError, InteractionData, Split
 from ..data.flat import gather_ranges
 from ..data.tables import import_polars
 from ..files import replacing
 from ..models.base import SequenceModel
+from ..ragged import Jagged
 from .recommender import Recommender
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 FrameKind = Literal["polars", "pandas"]
+HeldOut = Literal["valid", "test"]
 COLUMNS = ("user", "item", "score", "rank")
+
+
+class FrameOptions(TypedDict, total=False):
+    """The options of :func:`recommendation_frames`."""
+
+    k: int
+    exclude_seen: bool
+    users: Sequence[int] | None
+    chunk_size: int
+    kind: FrameKind
+    part: HeldOut | None
 
 
 def recommendation_frames(
@@ -30,6 +47,7 @@ def recommendation_frames(
     users: Sequence[int] | None = None,
     chunk_size: int = 4096,
     kind: FrameKind = "polars",
+    part: HeldOut | None = None,
 ) -> Iterator[Any]:
     """The k best items of every user, a frame for each chunk of users.
 
@@ -41,10 +59,13 @@ def recommendation_frames(
         users: indices of users, all of them when None.
         chunk_size: users in a frame.
         kind: ``"polars"`` or ``"pandas"``.
+        part: ``"test"`` or ``"valid"``: the lists that this part of the leave-one-out split
+            judges, from the history before its target. None: from the whole history, the last
+            items included, which so are masked.
 
     Yields:
         Frames of the columns user and item (external ids), score (float32, falling) and rank
-        (int32, from 1), a user's rows together.
+        (int32, from 1), a user's rows together; at least one, which may be empty.
 
     Raises:
         ConfigError: k, chunk_size or kind out of range, or a model of another catalogue.
@@ -62,16 +83,27 @@ def recommendation_frames(
             "two are not of one catalogue"
         )
     make = _maker(kind)
-    chosen = torch.arange(data.num_users) if users is None else torch.as_tensor(list(users))
+    chosen = torch.arange(data.num_users)
+    if users is not None:
+        chosen = torch.tensor(list(users), dtype=torch.int64)
+        if chosen.numel() and not 0 <= int(chosen.min()) <= int(chosen.max()) < data.num_users:
+            wrong = chosen[(chosen < 0) | (chosen >= data.num_users)][0]
+            raise ConfigError(f"users: {int(wrong)} must lie in 0..{data.num_users - 1}")
+    histories = Jagged(data.values, data.offsets)
+    if part is not None:
+        histories = Jagged(*Split(data).inputs(part))
+    if not chosen.numel():
+        return iter([make(_one_row(data))[:0]])
     recommender = Recommender(model)
     return (
-        make(_columns(recommender, data, part, k, exclude_seen))
-        for part in chosen.split(chunk_size)
-        if part.numel()
+        make(_columns(recommender, data, histories, chunk, k, exclude_seen))
+        for chunk in chosen.split(chunk_size)
     )
 
 
-def recommendation_frame(model: SequenceModel, data: InteractionData, **options: Any) -> Any:
+def recommendation_frame(
+    model: SequenceModel, data: InteractionData, **options: Unpack[FrameOptions]
+) -> Any:
     """All of :func:`recommendation_frames` as one frame, which takes its options."""
     kind = options.get("kind", "polars")
     frames = list(recommendation_frames(model, data, **options))
@@ -84,7 +116,7 @@ def recommendation_frame(model: SequenceModel, data: InteractionData, **options:
 
 def write_recommendations(
     model: SequenceModel, data: InteractionData, path: Path, *, format: Literal["parquet", "csv"],
-    **options: Any,
+    **options: Unpack[FrameOptions],
 ) -> int:
     """Write :func:`recommendation_frames` to a file, chunk by chunk, and give the number of rows.
 
@@ -95,7 +127,8 @@ def write_recommendations(
         OSError: the file cannot be written.
     """
     import_polars("writing recommendations")
-    frames = recommendation_frames(model, data, kind="polars", **options)
+    given: FrameOptions = {**options, "kind": "polars"}
+    frames = recommendation_frames(model, data, **given)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as fresh:
         return (_write_parquet if format == "parquet" else _write_csv)(frames, fresh)
@@ -129,11 +162,13 @@ def _write_csv(frames: Iterator[Any], path: Path) -> int:
 
 
 def _columns(
-    recommender: Recommender, data: InteractionData, users: Tensor, k: int, exclude_seen: bool
+    recommender: Recommender, data: InteractionData, histories: Jagged, users: Tensor, k: int,
+    exclude_seen: bool,
 ) -> dict[str, Any]:
-    starts = data.offsets[users]
-    histories = gather_ranges(data.values, starts, data.offsets[users + 1] - starts)
-    ranking = recommender.recommend(histories, k, exclude_seen=exclude_seen)
+    values, offsets = histories
+    starts = offsets[users]
+    chosen = gather_ranges(values, starts, offsets[users + 1] - starts)
+    ranking = recommender.recommend(chosen, k, exclude_seen=exclude_seen)
     scores = ranking.scores.float().cpu()
     left = torch.isfinite(scores)
     rank = torch.arange(1, k + 1, dtype=torch.int32).expand(len(users), -1)
@@ -142,6 +177,16 @@ def _columns(
         "item": data.items.decode(ranking.items.cpu()[left]),
         "score": scores[left].numpy(),
         "rank": rank[left].numpy(),
+    }
+
+
+def _one_row(data: InteractionData) -> dict[str, Any]:
+    """Columns of the right types."""
+    return {
+        "user": data.users.ids[:1],
+        "item": data.items.ids[:1],
+        "score": np.zeros(min(1, data.num_users), np.float32),
+        "rank": np.zeros(min(1, data.num_users), np.int32),
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from ...histories import History
 from ...precision import computing
 from ..base import LossOutput, Plan, Represented, UserGraph, initialise
 from ..embedded import EmbeddingModel
-from ..encoders.foreign import ForeignBackbone
+from ..encoders.foreign import ForeignBackbone, check_causal
 from ..encoders.sasrec import SASRecEncoder
 from ..encoders.transformer_layer import TransformerLayer
 from ..evaluating import evaluating
@@ -30,7 +30,10 @@ from .parsing import parse
 from .router import Router
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from ...distributed.share import Share
+    from ..options import ADARecOptions
 
 
 class ADARec(Pretrained, EmbeddingModel):
@@ -43,7 +46,8 @@ class ADARec(Pretrained, EmbeddingModel):
         options: fields of :class:`ADARecConfig`, e.g. ``num_items=12101, max_depth=8``.
 
     Raises:
-        ConfigError: an unknown field, or a value out of range.
+        ConfigError: an unknown field, a value out of range, or a backbone that looks ahead under
+            ``supervision="all"``.
     """
 
     config_type = ADARecConfig
@@ -54,7 +58,7 @@ class ADARec(Pretrained, EmbeddingModel):
         config: ADARecConfig | None = None,
         *,
         backbone: nn.Module | None = None,
-        **options: Any,
+        **options: Unpack[ADARecOptions],
     ) -> None:
         if config is None:
             config = ADARecConfig.create(**options)
@@ -67,6 +71,8 @@ class ADARec(Pretrained, EmbeddingModel):
             self.backbone = SASRecEncoder(config)
         else:
             self.backbone = ForeignBackbone(backbone, size, config.max_length)
+            if config.supervision == "all":
+                check_causal(self.backbone, config.num_items)
         if config.augmented:
             self.level_embedding = nn.Embedding(config.num_levels, size)
         if config.depth == "adaptive":

@@ -5,7 +5,8 @@ Each is fitted by :meth:`SequenceModel.prepare` from the training histories alon
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,11 @@ from ..base import SequenceModel
 from ..pretrained import Pretrained
 from ..transitions import Recipe, popularity, transitions
 from .config import CountingConfig, MarkovConfig, PopularityConfig
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ..options import CountingOptions, PopularityOptions
 
 
 class Popularity(Pretrained, SequenceModel):
@@ -30,7 +36,9 @@ class Popularity(Pretrained, SequenceModel):
     config_type: ClassVar[type[ModelConfig]] = PopularityConfig
     popularity: Tensor
 
-    def __init__(self, config: PopularityConfig | None = None, **options: Any) -> None:
+    def __init__(
+        self, config: PopularityConfig | None = None, **options: Unpack[PopularityOptions]
+    ) -> None:
         super().__init__(_config(PopularityConfig, config, options))
         self.register_buffer("popularity", torch.zeros(self.config.num_items + 1))
 
@@ -70,7 +78,9 @@ class Counting(Pretrained, SequenceModel):
     weights: Tensor
     popularity: Tensor
 
-    def __init__(self, config: ModelConfig | None = None, **options: Any) -> None:
+    def __init__(
+        self, config: ModelConfig | None = None, **options: Unpack[CountingOptions]
+    ) -> None:
         made = _config(self.config_type, config, options)
         super().__init__(made)
         self.recipe, self.decay, self.prior = self._recipe(made)
@@ -128,7 +138,9 @@ class MarkovChain(Counting):
         return Recipe(1, 0.0, 0.0, 0.0, 0.0), 0.0, 1.0
 
 
-def _config(kind: type[ModelConfig], config: ModelConfig | None, options: dict[str, Any]) -> Any:
+def _config(
+    kind: type[ModelConfig], config: ModelConfig | None, options: Mapping[str, Any]
+) -> Any:
     if config is None:
         return kind.create(**options)
     return config.replace(**options) if options else config

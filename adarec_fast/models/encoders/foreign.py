@@ -8,6 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from ... import ragged
+from ...config import ConfigError
+from ..evaluating import evaluating
+
+# Differences that are no more than the order of sums, of the largest number.
+_ROUNDING = 1e-5
 
 
 class ForeignBackbone(nn.Module):
@@ -81,3 +86,45 @@ class ForeignBackbone(nn.Module):
                 f"backbone returned {result.shape[0]} rows for {tokens} tokens in [N, D] form"
             )
         return ragged.mask_levels(result[None], offsets, None)[0]
+
+
+@torch.no_grad()
+def check_causal(backbone: ForeignBackbone, num_items: int) -> None:
+    """Refuse an encoder in which an item reaches the places before it.
+
+    Under ``supervision="all"`` every place predicts the item behind it: an encoder that looks ahead
+    copies it, its training losses are near 0 and its rankings random. Two histories that
+    differ in their second half alone show it.
+
+    Raises:
+        ConfigError: it looks ahead.
+    """
+    length = backbone.max_length
+    if length < 2:
+        return
+    half = length // 2
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(1, num_items + 1, (length,), generator=draw).repeat(2, 1)
+    embedded = torch.randn(num_items + 1, backbone.size, generator=draw)[ids]
+    # Where the catalogue is too small for other ids, other vectors still tell.
+    ids[1, half:] = ids[1, half:] % num_items + 1
+    embedded[1, half:] = torch.randn(length - half, backbone.size, generator=draw)
+    weight = next((p for p in backbone.parameters() if p.is_floating_point()), embedded)
+    offsets = torch.tensor([0, length], device=weight.device)
+    # A backbone that draws numbers in evaluation mode, too, draws the same for both.
+    found = []
+    with torch.random.fork_rng(devices=[weight.device] if weight.is_cuda else []):
+        for row in range(2):
+            torch.manual_seed(0)
+            encoded = evaluating(backbone)(
+                ids[row].to(weight.device), embedded[row].to(weight), offsets
+            )
+            found.append(encoded[:half].float())
+    change = (found[0] - found[1]).abs().amax(1)
+    if bool((change > _ROUNDING * found[0].abs().max()).any()):
+        place = int(change.argmax())
+        raise ConfigError(
+            f"backbone looks ahead: what it gives for place {place} of a history changes with the "
+            f'items from place {half} on, and under supervision="all" each place has to predict '
+            'the item behind it; make it causal, or train it with supervision="prefix"'
+        )

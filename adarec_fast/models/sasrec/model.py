@@ -7,7 +7,7 @@ sampled one; with the same configuration and seed it is that backbone to the las
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,10 @@ from ..pretrained import Pretrained
 from .config import SASRecConfig
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from ...distributed.share import Share
+    from ..options import SASRecOptions
 
 
 class SASRec(Pretrained, EmbeddingModel):
@@ -44,7 +47,9 @@ class SASRec(Pretrained, EmbeddingModel):
     config_type: ClassVar[type[ModelConfig]] = SASRecConfig
     config: SASRecConfig
 
-    def __init__(self, config: SASRecConfig | None = None, **options: Any) -> None:
+    def __init__(
+        self, config: SASRecConfig | None = None, **options: Unpack[SASRecOptions]
+    ) -> None:
         if config is None:
             config = SASRecConfig.create(**options)
         elif options:

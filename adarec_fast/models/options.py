@@ -1,0 +1,83 @@
+"""The fields of the models' configurations as keyword arguments, for type checkers and editors.
+
+``ADARec(num_items=12101, max_depth=8)`` takes what ``ADARecConfig`` has; a test holds these lists
+to the configurations.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypedDict
+
+from ..config import Backend, Precision, Supervision
+
+
+class ModelOptions(TypedDict, total=False):
+    """Of every model."""
+
+    num_items: int
+    max_length: int
+    supervision: Supervision
+    memory: Literal["none", "transitions"]
+    memory_neighbours: int
+    seed: int
+    backend: Backend
+    precision: Precision
+
+
+class EncoderOptions(ModelOptions, total=False):
+    """Of every model on the built-in encoder."""
+
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    feedforward_multiplier: int
+    dropout: float
+    attention_dropout: float
+    layer_norm_eps: float
+    local_path: int
+    label_smoothing: float
+    transition_smoothing: float
+
+
+class SASRecOptions(EncoderOptions, total=False):
+    """Of :class:`adarec_fast.models.sasrec.config.SASRecConfig`."""
+
+
+class ADARecOptions(EncoderOptions, total=False):
+    """Of :class:`adarec_fast.ADARecConfig`."""
+
+    max_depth: int
+    schedule: Literal["respaced", "direct"]
+    denoiser: Literal["paper", "bounded"]
+    depth_gradient: Literal["truncated", "full"]
+    gumbel_temperature: float
+    contrastive_temperature: float
+    coarse_expert: Literal["mlp", "transformer"]
+    evaluation_samples: int
+    lambda_deno: float
+    lambda_cont: float
+    lambda_expl: float
+    depth: Literal["adaptive", "fixed"]
+    diffusion: bool
+    moe: bool
+    router: Literal["content", "level"]
+    start: Literal["random", "backbone"]
+    residual: bool
+    fused_trajectory: bool
+
+
+class PopularityOptions(ModelOptions, total=False):
+    """Of :class:`adarec_fast.models.counting.config.PopularityConfig`."""
+
+
+class CountingOptions(ModelOptions, total=False):
+    """Of :class:`adarec_fast.models.counting.config.CountingConfig`."""
+
+    window: int
+    transition: float
+    backward: float
+    decay: float
+    row_exponent: float
+    popularity_exponent: float
+    prior: float
+    neighbours: int
