@@ -280,7 +280,7 @@ class _Work:
         bonus = None
         memory = self.run.model.memory
         if memory is not None:
-            blank = torch.zeros(1, memory.num_items + 1, device=self.device)
+            blank = memory.weights.new_zeros(1, memory.num_items + 1)
             bonus = torch.cat([
                 remembered(memory, given.item_ids, blank.expand(given.user.shape[0], -1))[:, 1:]
                 for given in self.given

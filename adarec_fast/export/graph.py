@@ -62,7 +62,8 @@ def remembered(memory: Memory, item_ids: Tensor, scores: Tensor) -> Tensor:
     at = begin[..., None] + lane
     there = at < end[..., None]
     at = at.clamp(max=memory.neighbours.shape[0] - 1)
-    fading = torch.tensor(memory.decay, device=item_ids.device) ** back.to(scores.dtype)
+    decay = torch.tensor(memory.decay, dtype=scores.dtype, device=item_ids.device)
+    fading = decay ** back.to(scores.dtype)
     added = torch.where(there, memory.weights[at] * fading[..., None], 0.0)
     places = memory.neighbours[at].long()
     sums = torch.zeros_like(scores).scatter_add(1, places.flatten(1), added.flatten(1))

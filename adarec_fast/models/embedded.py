@@ -48,7 +48,7 @@ class EmbeddingModel(SequenceModel):
         super().__init__(config)
         self.soft_targets: SoftTargets | None = None
         self.item_embedding: nn.Embedding | ShardedItems = nn.Embedding(
-            config.num_items + 1, size, padding_idx=0
+            config.num_items + 1, size, padding_idx=0, dtype=torch.float32
         )
 
     def _add_noise_seed(self) -> None:

@@ -20,7 +20,7 @@ from ..data import Vocabulary
 from ..files import save_file, scratch_folder
 from . import memory
 from .base import SequenceModel
-from .registry import DEFAULT, create_config, described, model_type
+from .registry import DEFAULT, build, create_config, described
 
 WEIGHTS, CONFIG, ITEMS = "model.safetensors", "config.json", "items.json"
 # Names and shapes of 256 layers and of Adam's state for them take about 2 MB.
@@ -67,7 +67,16 @@ def write(model: SequenceModel, folder: Path, state: Mapping[str, Tensor] | None
     """Write the files into an existing folder, in place, each flushed to the disk.
 
     ``state`` replaces the model's own, of which a worker may have a part only.
+
+    Raises:
+        CheckpointError: a parameter is not float32, and no configuration could read it back.
     """
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and parameter.dtype is not torch.float32:
+            raise CheckpointError(
+                f"{folder}: {name} is {parameter.dtype}, and a saved model is float32; "
+                "model.float() makes it so"
+            )
     state = model.state_dict() if state is None else state
     save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / WEIGHTS)
     text = json.dumps(described(model.config), indent=2) + "\n"
@@ -110,12 +119,12 @@ def load(
     changes = {"backend": backend, "precision": precision}
     config = config.replace(**{name: new for name, new in changes.items() if new is not None})
     state = read_weights(folder / WEIGHTS)
-    make, options = model_type(config.system), {} if backbone is None else {"backbone": backbone}
+    options = {} if backbone is None else {"backbone": backbone}
     # The shapes that the configuration asks for are compared before any memory is taken for them.
     with torch.device("meta"), _NothingDrawn():
-        skeleton = make(config, **options)
+        skeleton = build(config, **options)
     check_weights(skeleton, state, folder / WEIGHTS)
-    model = make(config, **options)
+    model = build(config, **options)
     model.load_state_dict(state)
     items = folder / ITEMS
     if items.exists():

@@ -7,9 +7,10 @@ Another package adds its own by an entry point of the group ``adarec_fast.models
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -142,8 +143,25 @@ def described(config: ModelConfig) -> dict[str, Any]:
 
 
 def build(config: ModelConfig, **options: Any) -> SequenceModel:
-    """A fresh model of a configuration; ``options`` go to its class."""
-    return model_type(config.system)(config, **options)
+    """A fresh model of a configuration, in float32; ``options`` go to its class."""
+    with _float32_default():
+        return model_type(config.system)(config, **options)
+
+
+@contextlib.contextmanager
+def _float32_default() -> Iterator[None]:
+    """For the modules of other packages, which take torch's default; ours name their own."""
+    import torch
+
+    before = torch.get_default_dtype()
+    if before is torch.float32:
+        yield
+        return
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _load(place: str) -> Any:

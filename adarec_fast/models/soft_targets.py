@@ -48,7 +48,7 @@ class SoftTargets(nn.Module):
         row = ragged.sequence_ids(found.rows, found.items.shape[0])
         place = torch.arange(row.shape[0]) - found.rows[row]
         items = torch.arange(num_items + 1)[:, None].repeat(1, width)
-        shares = torch.zeros(num_items + 1, width)
+        shares = torch.zeros(num_items + 1, width, dtype=torch.float32)
         items[row, place] = found.items.long()
         shares[row, place] = found.weights
         shares[shares.sum(1) == 0, 0] = 1.0

@@ -168,7 +168,8 @@ def bootstrap_intervals(
     for size in _chunks(resamples, max(1, _DRAWN // users)):
         drawn = torch.randint(users, (size, users), generator=generator)
         # How often each user is drawn; a sum over the sample is then a product.
-        times = torch.zeros(size, users).scatter_add_(1, drawn, torch.ones(size, users))
+        none, once = (torch.full((size, users), n, dtype=torch.float32) for n in (0.0, 1.0))
+        times = none.scatter_add_(1, drawn, once)
         means.append(times.double() @ columns / users)
     tail = (1 - CONFIDENCE) / 2
     ends = torch.quantile(

@@ -90,7 +90,9 @@ class Recommender:
         self.model = model = evaluating(model)
         self.batch_size = batch_size
         config, self._device = model.config, model.device
-        weight = model.table() if model.by_products else torch.empty(0, device=self._device)
+        weight = model.table() if model.by_products else torch.empty(
+            0, dtype=torch.float32, device=self._device
+        )
         self._items = weight.detach()
         with torch.inference_mode(), computing(config.precision, self._device.type):
             planned = model.plan() if model.by_products else None

@@ -63,7 +63,8 @@ class Stepper:
         # As a group, which may be empty.
         self.optimizer = torch.optim.Adam(
             [{"params": self._parameters}],
-            lr=torch.full((), self._rate, device=device) if on_device else self._rate,
+            lr=torch.full((), self._rate, dtype=torch.float32, device=device)
+            if on_device else self._rate,
             weight_decay=config.weight_decay,
             fused=True,
             capturable=self.capturable,

@@ -147,7 +147,7 @@ def _with_items(model: EmbeddingModel, memory: Memory) -> EmbeddingModel:
 def _vectors(table: Tensor, memory: Memory) -> Tensor:
     """A vector for each item behind the table's last one."""
     known = table.shape[0]
-    matrix = torch.zeros(memory.num_items + 1 - known, known)
+    matrix = memory.weights.new_zeros(memory.num_items + 1 - known, known)
     for row, item in enumerate(range(known, memory.num_items + 1)):
         entries = slice(*memory.rows[item : item + 2].tolist())
         others = memory.neighbours[entries].long()

@@ -22,14 +22,17 @@ class DepthController(nn.Module):
     def __init__(self, size: int, max_depth: int, max_length: int, temperature: float) -> None:
         super().__init__()
         self.max_depth, self.max_length, self.temperature = max_depth, max_length, temperature
-        self.length_mlp = nn.Sequential(nn.Linear(1, size), nn.SiLU(), nn.Linear(size, size))
-        self.w_ih = nn.Parameter(torch.empty(3 * size, size))
-        self.length_w_ih = nn.Parameter(torch.empty(3 * size, size))
-        self.b_ih = nn.Parameter(torch.empty(3 * size))
-        self.w_hh = nn.Parameter(torch.empty(3 * size, size))
-        self.b_hh = nn.Parameter(torch.empty(3 * size))
-        self.w_out = nn.Parameter(torch.empty(max_depth + 1, size))
-        self.b_out = nn.Parameter(torch.empty(max_depth + 1))
+        self.length_mlp = nn.Sequential(
+            nn.Linear(1, size, dtype=torch.float32), nn.SiLU(),
+            nn.Linear(size, size, dtype=torch.float32),
+        )  # fmt: skip
+        self.w_ih = nn.Parameter(torch.empty(3 * size, size, dtype=torch.float32))
+        self.length_w_ih = nn.Parameter(torch.empty(3 * size, size, dtype=torch.float32))
+        self.b_ih = nn.Parameter(torch.empty(3 * size, dtype=torch.float32))
+        self.w_hh = nn.Parameter(torch.empty(3 * size, size, dtype=torch.float32))
+        self.b_hh = nn.Parameter(torch.empty(3 * size, dtype=torch.float32))
+        self.w_out = nn.Parameter(torch.empty(max_depth + 1, size, dtype=torch.float32))
+        self.b_out = nn.Parameter(torch.empty(max_depth + 1, dtype=torch.float32))
 
     def forward(self, embeddings: Tensor, offsets: Tensor, *, backend: str) -> Tensor:
         """Logits ``[B, T+1]`` (Eq. 1, 2) of packed embeddings ``[N, D]``."""

@@ -60,11 +60,11 @@ class Denoiser(nn.Module):
         super().__init__()
         self.bounded = bounded
         hidden = 2 * size
-        self.w1 = nn.Parameter(torch.empty(hidden, size))
-        self.level_w1 = nn.Parameter(torch.empty(hidden, size))
-        self.b1 = nn.Parameter(torch.empty(hidden))
-        self.w2 = nn.Parameter(torch.empty(size, hidden))
-        self.b2 = nn.Parameter(torch.empty(size))
+        self.w1 = nn.Parameter(torch.empty(hidden, size, dtype=torch.float32))
+        self.level_w1 = nn.Parameter(torch.empty(hidden, size, dtype=torch.float32))
+        self.b1 = nn.Parameter(torch.empty(hidden, dtype=torch.float32))
+        self.w2 = nn.Parameter(torch.empty(size, hidden, dtype=torch.float32))
+        self.b2 = nn.Parameter(torch.empty(size, dtype=torch.float32))
         # float32 whatever the model's dtype: Eq. 4 needs 1 - alpha_bar to be accurate.
         table = alpha_bar_schedule(max_depth, schedule).float().to(torch.get_default_device())
         self.register_buffer("alpha_bar", table, persistent=False)

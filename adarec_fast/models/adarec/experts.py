@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from ... import ops, rng
@@ -19,9 +20,9 @@ class MLPExpert(nn.Module):
     ) -> None:
         super().__init__()
         self.eps, self.hidden_dropout, self.residual = eps, hidden_dropout, residual
-        self.ff1 = nn.Linear(size, 2 * size)
-        self.ff2 = nn.Linear(2 * size, size)
-        self.norm = nn.LayerNorm(size)
+        self.ff1 = nn.Linear(size, 2 * size, dtype=torch.float32)
+        self.ff2 = nn.Linear(2 * size, size, dtype=torch.float32)
+        self.norm = nn.LayerNorm(size, dtype=torch.float32)
 
     def forward(
         self,

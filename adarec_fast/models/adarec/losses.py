@@ -155,7 +155,7 @@ def _counts(
 def gate_sums(parsed: Parsed, levels: int) -> tuple[Tensor, Tensor]:
     """Sum of g_k ``[K]`` over the rows that reach level k, and their number ``[K]``."""
     if parsed.aggregate is None:
-        nothing = torch.zeros(levels, device=parsed.user.device)
+        nothing = parsed.user.new_zeros(levels)
         return nothing, nothing
     gates = parsed.aggregate.gates.detach()
     reached = ragged.reached_levels(parsed.row_depth, levels)

@@ -74,7 +74,7 @@ class ADARec(Pretrained, EmbeddingModel):
             if config.supervision == "all":
                 check_causal(self.backbone, config.num_items)
         if config.augmented:
-            self.level_embedding = nn.Embedding(config.num_levels, size)
+            self.level_embedding = nn.Embedding(config.num_levels, size, dtype=torch.float32)
         if config.depth == "adaptive":
             self.depth_controller = DepthController(
                 size, config.max_depth, config.max_length, config.gumbel_temperature
@@ -97,7 +97,7 @@ class ADARec(Pretrained, EmbeddingModel):
             )
             self.router = Router(size, content=config.router == "content")
         if config.residual:
-            self.output_norm = nn.LayerNorm(size, eps=config.layer_norm_eps)
+            self.output_norm = nn.LayerNorm(size, eps=config.layer_norm_eps, dtype=torch.float32)
         self._add_noise_seed()
         self._initialise()
 

@@ -22,15 +22,16 @@ class Router(nn.Module):
         self.content = content
         self.router_w1: Tensor
         if content:
-            self.router_w1 = nn.Parameter(torch.empty(size, size))
+            self.router_w1 = nn.Parameter(torch.empty(size, size, dtype=torch.float32))
         else:
             # The op takes one all the same, and does not read it.
-            self.register_buffer("router_w1", torch.zeros(size, size), persistent=False)
-        self.level_w1 = nn.Parameter(torch.empty(size, size))
-        self.b1 = nn.Parameter(torch.empty(size))
-        self.router_w2 = nn.Parameter(torch.empty(size))
-        self.b2 = nn.Parameter(torch.empty(1))
-        self.gate = nn.Linear(size, size)
+            nothing = torch.zeros(size, size, dtype=torch.float32)
+            self.register_buffer("router_w1", nothing, persistent=False)
+        self.level_w1 = nn.Parameter(torch.empty(size, size, dtype=torch.float32))
+        self.b1 = nn.Parameter(torch.empty(size, dtype=torch.float32))
+        self.router_w2 = nn.Parameter(torch.empty(size, dtype=torch.float32))
+        self.b2 = nn.Parameter(torch.empty(1, dtype=torch.float32))
+        self.gate = nn.Linear(size, size, dtype=torch.float32)
 
     def forward(
         self,

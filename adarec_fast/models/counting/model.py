@@ -40,7 +40,8 @@ class Popularity(Pretrained, SequenceModel):
         self, config: PopularityConfig | None = None, **options: Unpack[PopularityOptions]
     ) -> None:
         super().__init__(_config(PopularityConfig, config, options))
-        self.register_buffer("popularity", torch.zeros(self.config.num_items + 1))
+        counts = torch.zeros(self.config.num_items + 1, dtype=torch.float32)
+        self.register_buffer("popularity", counts)
 
     def prepare(self, split: Split) -> None:
         self.popularity.copy_(popularity(split.inputs("train")[0], self.config.num_items))
@@ -86,8 +87,8 @@ class Counting(Pretrained, SequenceModel):
         self.recipe, self.decay, self.prior = self._recipe(made)
         rows, kept = made.num_items + 1, min(made.neighbours, made.num_items)
         self.register_buffer("neighbours", torch.zeros(rows, kept, dtype=torch.int32))
-        self.register_buffer("weights", torch.zeros(rows, kept))
-        self.register_buffer("popularity", torch.zeros(rows))
+        self.register_buffer("weights", torch.zeros(rows, kept, dtype=torch.float32))
+        self.register_buffer("popularity", torch.zeros(rows, dtype=torch.float32))
 
     @staticmethod
     def _recipe(config: Any) -> tuple[Recipe, float, float]:
@@ -115,7 +116,7 @@ class Counting(Pretrained, SequenceModel):
         values, offsets = batch.item_ids, batch.offsets
         users, width = offsets.shape[0] - 1, self.popularity.shape[0]
         user = ragged.sequence_ids(offsets, values.shape[0])
-        decay = torch.tensor(self.decay, device=values.device)
+        decay = self.weights.new_tensor(self.decay)
         fading = decay ** ragged.from_end(offsets, values.shape[0])
         found = self.popularity.repeat(users, 1)
         places = user[:, None] * width + self.neighbours[values].long()

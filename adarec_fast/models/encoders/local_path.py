@@ -24,8 +24,8 @@ class LocalPath(nn.Module):
     def __init__(self, size: int, taps: int, *, eps: float, dropout: float, stream: int) -> None:
         super().__init__()
         self.eps, self.dropout, self.stream = eps, dropout, stream
-        self.taps = nn.Parameter(torch.zeros(taps, size))
-        self.norm = nn.LayerNorm(size)
+        self.taps = nn.Parameter(torch.zeros(taps, size, dtype=torch.float32))
+        self.norm = nn.LayerNorm(size, dtype=torch.float32)
 
     def weights(self) -> tuple[Tensor, Tensor, Tensor]:
         """The parameters in the op's order."""

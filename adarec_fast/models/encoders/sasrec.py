@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import zip_longest
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from ... import ops, ragged, rng
@@ -51,8 +52,8 @@ class SASRecEncoder(nn.Module):
         size = config.hidden_size
         self.max_length, self.dropout = config.max_length, config.dropout
         self.eps = config.layer_norm_eps
-        self.position = nn.Embedding(config.max_length, size)
-        self.norm = nn.LayerNorm(size)
+        self.position = nn.Embedding(config.max_length, size, dtype=torch.float32)
+        self.norm = nn.LayerNorm(size, dtype=torch.float32)
         self.layers = nn.ModuleList(
             TransformerLayer(
                 size,

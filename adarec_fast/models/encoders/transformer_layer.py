@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from ... import ops
@@ -33,12 +34,12 @@ class TransformerLayer(nn.Module):
         super().__init__()
         self.heads, self.eps, self.stream = heads, eps, stream
         self.attention_dropout, self.hidden_dropout = attention_dropout, hidden_dropout
-        self.qkv = nn.Linear(size, 3 * size)
-        self.out = nn.Linear(size, size)
-        self.norm1 = nn.LayerNorm(size)
-        self.ff1 = nn.Linear(size, feedforward)
-        self.ff2 = nn.Linear(feedforward, size)
-        self.norm2 = nn.LayerNorm(size)
+        self.qkv = nn.Linear(size, 3 * size, dtype=torch.float32)
+        self.out = nn.Linear(size, size, dtype=torch.float32)
+        self.norm1 = nn.LayerNorm(size, dtype=torch.float32)
+        self.ff1 = nn.Linear(size, feedforward, dtype=torch.float32)
+        self.ff2 = nn.Linear(feedforward, size, dtype=torch.float32)
+        self.norm2 = nn.LayerNorm(size, dtype=torch.float32)
 
     def weights(self) -> ops.LayerWeights:
         """The parameters in the op's order."""

@@ -1,0 +1,79 @@
+"""A default dtype that another part of the program has set changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers_training import DATA, config, outcome
+from torch import nn
+
+from adarec_fast import ADARec, Recommender, Split
+from adarec_fast.models.pretrained import CheckpointError
+from adarec_fast.models.registry import build, config_type
+from adarec_fast.ranking.evaluation import evaluate
+from adarec_fast.training import load_run, train
+
+TINY: dict[str, Any] = {"hidden_size": 16, "num_layers": 1, "max_length": 10}
+MODELS: dict[str, dict[str, Any]] = {
+    "ours": {**TINY, "max_depth": 2, "memory": "transitions", "local_path": 2},
+    "reference": {
+        **TINY, "max_depth": 2, "backend": "reference", "supervision": "all",
+        "coarse_expert": "transformer", "transition_smoothing": 0.1,
+    },
+    "sasrec": {**TINY, "model": "sasrec"},
+    "counting": {"model": "counting"},
+}  # fmt: skip
+
+
+@pytest.fixture(params=[torch.float64, torch.bfloat16], ids=str)
+def default(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
+    yield request.param
+    torch.set_default_dtype(torch.float32)
+
+
+def results(folder: Path, fields: dict[str, Any]) -> list[Any]:
+    train(fields, config(epochs=1), DATA, folder)
+    run = load_run(folder)
+    ranking = Recommender(run.model).recommend([[1, 2, 3], [4] * 20], 5)
+    metrics = evaluate(run.model, run.split, "test").overall
+    scores = ranking.scores.dtype, ranking.scores.tolist()
+    return [outcome(folder), ranking.items.tolist(), scores, metrics]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_training_and_ranking_are_the_same(
+    name: str, default: torch.dtype, tmp_path: Path
+) -> None:
+    expected = results(tmp_path / "plain", MODELS[name])
+    torch.set_default_dtype(default)
+    assert results(tmp_path / "other", MODELS[name]) == expected
+
+
+def test_models_of_other_packages_are_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Other(build(config_type("popularity").create(num_items=3)).__class__):  # type: ignore[misc]
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            self.layer = nn.Linear(2, 2)
+
+    monkeypatch.setattr("adarec_fast.models.registry.model_type", lambda _: Other)
+    torch.set_default_dtype(torch.float64)
+    try:
+        model = build(config_type("popularity").create(num_items=DATA.num_items))
+        assert torch.get_default_dtype() is torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    model.prepare(Split(DATA))
+
+
+def test_what_could_not_be_read_back_is_not_saved(tmp_path: Path) -> None:
+    model = ADARec(num_items=30, max_depth=2, **TINY)
+    for other in (model.double(), model.bfloat16()):
+        with pytest.raises(CheckpointError, match=r"is torch\.\w+, and a saved model is float32; "):
+            other.save_pretrained(tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+    model.float().save_pretrained(tmp_path / "model")
