@@ -26,17 +26,16 @@ A process that loads the device guard does nothing else: the guard cannot be unr
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from pretend_launches import Graph, Noted, check_launch, launches_of, poison, tensors
+from pretend_memory import CudaError, Memory, OnCuda, Stream, enter, merge, order, sites
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter, tree_map_only
+from torch.utils._pytree import tree_map_only
 
-ROOT = Path(__file__).resolve().parent.parent
 _POINTWISE, _READS, _SHAPES = (
     torch.Tag.pointwise, torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape
 )  # fmt: skip
@@ -45,12 +44,6 @@ _INDEXING = (
     _aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default,
     _aten._index_put_impl_.default,
 )  # fmt: skip
-# Kernels take strides for these, and whole rows for all others.
-_STRIDED = ("q_ptr", "kv_ptr", "d_q_ptr", "d_kv_ptr")
-
-
-class CudaError(RuntimeError):
-    """What a GPU would have refused, or done wrong without a word."""
 
 
 class Read(NamedTuple):
@@ -58,162 +51,6 @@ class Read(NamedTuple):
 
     what: str
     sites: tuple[str, ...]
-
-
-class Memory:
-    """Which streams wrote and read a piece of memory last, in ticks of theirs."""
-
-    def __init__(self) -> None:
-        self.written: dict[Stream, int] = {}
-        self.read: dict[Stream, int] = {}
-
-
-class OnCuda(Tensor):
-    """A tensor that says it is on ``cuda:0``; ``inner`` has its values."""
-
-    inner: Tensor
-    memory: Memory
-
-    @staticmethod
-    def __new__(cls, inner: Tensor, memory: Memory) -> OnCuda:
-        self = Tensor._make_wrapper_subclass(
-            cls, inner.size(), strides=inner.stride(), storage_offset=inner.storage_offset(),
-            dtype=inner.dtype, device=the_device().place,
-        )  # fmt: skip
-        self.inner, self.memory = inner, memory
-        return self
-
-    @classmethod
-    def __torch_dispatch__(
-        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        return the_device().run(func, args, kwargs or {})
-
-    def __repr__(self) -> str:  # type: ignore[override]
-        return f"OnCuda({self.inner!r})"
-
-    def data_ptr(self) -> int:
-        return self.inner.data_ptr()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> OnCuda:
-        made = self.detach().clone().requires_grad_(self.requires_grad)
-        if getattr(self, "_is_param", False):
-            made._is_param = True
-        memo[id(self)] = made
-        return made
-
-    def tolist(self) -> Any:
-        return self.detach().cpu().tolist()
-
-    def numpy(self, **_: Any) -> Any:
-        raise TypeError("can't convert cuda:0 device type tensor to numpy")
-
-
-class Event:
-    """A point of a stream's clock."""
-
-    def __init__(self, **_: Any) -> None:
-        self.clock: dict[Stream, int] = {}
-
-    def record(self, stream: Stream | None = None) -> None:
-        self.clock = dict((stream or the_device().stream).clock)
-
-    def synchronize(self) -> None:
-        merge(the_device().host, self.clock)
-
-    def query(self) -> bool:
-        return True
-
-
-class Stream:
-    """A stream with its clock: the ticks of each stream that have happened before its next."""
-
-    def __init__(self, device: Any = None, **_: Any) -> None:
-        self.index = the_device().index_of(device)
-        self.clock: dict[Stream, int] = {self: 0}
-
-    def wait_stream(self, other: Stream) -> None:
-        merge(self.clock, other.clock)
-
-    def synchronize(self) -> None:
-        merge(the_device().host, self.clock)
-
-
-def merge(clock: dict[Stream, int], other: dict[Stream, int]) -> None:
-    for stream, tick in other.items():
-        clock[stream] = max(clock.get(stream, 0), tick)
-
-
-class _Noted(NamedTuple):
-    """A captured launch: a function of CPU tensors, and where its fresh results go."""
-
-    call: Callable[[], Any]
-    results: tuple[Tensor, ...]
-    reads: tuple[Memory, ...]
-    writes: tuple[Memory, ...]
-    name: str = ""
-    launches: int = 1  # on a GPU: see launches_of
-
-
-class Graph:
-    """Stands for ``torch.cuda.CUDAGraph``."""
-
-    def __init__(self) -> None:
-        self.notes: list[_Noted] = []
-        self.pool: list[Graph] = []
-        self.replays = 0
-
-    @property
-    def launches(self) -> dict[str, int]:
-        """How many kernels a GPU would be given by a replay, by name."""
-        found: dict[str, int] = {}
-        for note in self.notes:
-            if note.launches:
-                found[note.name] = found.get(note.name, 0) + note.launches
-        return found
-
-    def replay(self) -> None:
-        device = the_device()
-        if device.capturing is not None:
-            raise CudaError("a graph is replayed while another is captured")
-        self.replays += 1
-        for graph in self.pool:
-            for note in graph.notes:
-                for result in note.results:
-                    _poison(result)
-        for note in self.notes:
-            device.order(note.reads, note.writes)
-            found = note.call()
-            for result, now in zip(note.results, _tensors(found), strict=True):
-                result.copy_(now)
-
-
-# Kernels that an ATen op starts on CUDA, where it is not one: memory that is only allocated, and
-# ops of several passes. Of lists of tensors (``_foreach_``, fused Adam) one kernel takes as many as
-# its argument holds: 110 of one list, 36 of four (ATen/native/cuda/MultiTensorApply.cuh).
-_PASSES = {
-    "empty": 0, "new_empty": 0, "empty_like": 0, "empty_strided": 0, "new_empty_strided": 0,
-    "sort": 4, "topk": 2, "cumsum": 2, "embedding_dense_backward": 8, "_foreach_norm": 2,
-}  # fmt: skip
-_LISTS = {"_foreach": 110, "_fused_adam_": 36}
-
-
-def launches_of(func: Any, args: tuple[Any, ...]) -> int:
-    """How many kernels an ATen op starts on CUDA."""
-    name = func._schema.name.removeprefix("aten::")
-    passes = _PASSES.get(name, 1)
-    for prefix, most in _LISTS.items():
-        if name.startswith(prefix):
-            return passes * -(-len(args[0]) // most)
-    return passes
-
-
-def _poison(tensor: Tensor) -> None:
-    tensor.fill_(float("nan") if tensor.is_floating_point() else 0)
-
-
-def _tensors(found: Any) -> list[Tensor]:
-    return [t for t in tree_iter(found) if isinstance(t, Tensor)]
 
 
 class PretendCuda(TorchDispatchMode):
@@ -226,9 +63,8 @@ class PretendCuda(TorchDispatchMode):
     """
 
     def __init__(self, architecture: int, index: int, current: int) -> None:
-        global _current
         super().__init__()
-        _current = self
+        enter(self)
         self.architecture, self.index, self.current = architecture, index, current
         self.place = torch.device("cuda", index)
         self.streams = {n: Stream(torch.device("cuda", n)) for n in range(2)}
@@ -281,7 +117,7 @@ class PretendCuda(TorchDispatchMode):
             storage = made.untyped_storage()
             self.pinned[storage.data_ptr()] = storage, Memory()
             return made
-        given = _tensors((args, kwargs))
+        given = tensors((args, kwargs))
         ours = [t for t in given if isinstance(t, OnCuda)]
         asked = kwargs.get("device")
         asked = None if asked is None else torch.device(asked)
@@ -298,7 +134,7 @@ class PretendCuda(TorchDispatchMode):
         sent = self._sent(func, args, kwargs) if copies and there else None
         if sent is not None:
             if self.capturing is not None:
-                raise CudaError(f"{func} would copy at every replay what is pinned: {_sites()}")
+                raise CudaError(f"{func} would copy at every replay what is pinned: {sites()}")
             others = []
         self._check_devices(func, ours, others, copies, there)
         self._check_reads(func, args, kwargs)
@@ -328,7 +164,7 @@ class PretendCuda(TorchDispatchMode):
             if memory is None or argument.alias_info is None or not argument.alias_info.is_write:
                 continue
             if any(self.host.get(s, 0) < tick for s, tick in memory.read.items()):
-                raise CudaError(f"pinned memory is written before it was read: {_sites()}")
+                raise CudaError(f"pinned memory is written before it was read: {sites()}")
 
     def _as_one(
         self, name: str, launches: int, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -375,15 +211,15 @@ class PretendCuda(TorchDispatchMode):
 
     def note_read(self, what: str) -> None:
         if self.capturing is not None:
-            raise CudaError(f"{what} waits for the device while a graph is captured: {_sites()}")
-        self.reads.append(Read(what, _sites()))
+            raise CudaError(f"{what} waits for the device while a graph is captured: {sites()}")
+        self.reads.append(Read(what, sites()))
         merge(self.host, self.stream.clock)
 
     def _upload(self, what: str) -> None:
         """A copy from pageable memory: the host waits for it, and no graph can hold it."""
         if self.capturing is not None:
-            raise CudaError(f"{what} copies from the host while a graph is captured: {_sites()}")
-        self.uploads.append(Read(what, _sites()))
+            raise CudaError(f"{what} copies from the host while a graph is captured: {sites()}")
+        self.uploads.append(Read(what, sites()))
 
     def _compute(
         self, func: Any, given: Any, args: tuple[Any, ...], kwargs: dict[str, Any], there: bool,
@@ -396,21 +232,21 @@ class PretendCuda(TorchDispatchMode):
             a.name: named[a.name] for a in schema.arguments
             if a.alias_info is not None and a.alias_info.is_write and a.name in named
         }  # fmt: skip
-        writes = tuple(t.memory for t in _tensors(list(changed.values())) if isinstance(t, OnCuda))
-        reads = (*(t.memory for t in _tensors(given) if isinstance(t, OnCuda)), *sent)
+        writes = tuple(t.memory for t in tensors(list(changed.values())) if isinstance(t, OnCuda))
+        reads = (*(t.memory for t in tensors(given) if isinstance(t, OnCuda)), *sent)
         fresh = not any(r.alias_info is not None for r in schema.returns)
         views = not fresh and not changed
         if changed:
             if fresh and schema.returns:
                 raise NotImplementedError(f"{func} changes arguments and makes new ones")
             self.launch(lambda: (func(*args, **kwargs), None)[1], reads, writes)
-            for tensor in _tensors(list(changed.values())):
+            for tensor in tensors(list(changed.values())):
                 if isinstance(tensor, OnCuda) and tensor.shape != tensor.inner.shape:
                     raise NotImplementedError(f"{func} changes a shape")
             return _changed_results(schema, named)
         if views or not there:
             if views:
-                base = next(t for t in _tensors(given) if isinstance(t, OnCuda))
+                base = next(t for t in tensors(given) if isinstance(t, OnCuda))
                 found = func(*args, **kwargs)
                 with torch.inference_mode(base.is_inference()):
                     return tree_map_only(Tensor, lambda t: OnCuda(t, base.memory), found)
@@ -430,14 +266,14 @@ class PretendCuda(TorchDispatchMode):
         for tensor, value in zip(changed, before, strict=False):
             tensor.inner.copy_(value)
         if self.poison and name.startswith(("empty", "new_empty")):
-            for result in _tensors(found):
-                _poison(result)
+            for result in tensors(found):
+                poison(result)
         # Some "fresh" results are an argument all the same, as of `contiguous`.
         fresh = tree_map_only(Tensor, lambda t: OnCuda(t, Memory()), found)
-        writes = tuple(t.memory for t in (*_tensors(fresh), *changed))
+        writes = tuple(t.memory for t in (*tensors(fresh), *changed))
         if self.capturing is not None:
-            results = tuple(_tensors(found))
-            self.capturing.notes.append(_Noted(call, results, reads, writes, *self._noting))
+            results = tuple(tensors(found))
+            self.capturing.notes.append(Noted(call, results, reads, writes, *self._noting))
             self._only_captured_stream()
         else:
             self.order(reads, writes)
@@ -448,7 +284,7 @@ class PretendCuda(TorchDispatchMode):
     ) -> None:
         """Run what only changes memory that is there, or note it while capturing."""
         if self.capturing is not None:
-            self.capturing.notes.append(_Noted(call, (), reads, writes, *self._noting))
+            self.capturing.notes.append(Noted(call, (), reads, writes, *self._noting))
             self._only_captured_stream()
         else:
             self.order(reads, writes)
@@ -460,18 +296,7 @@ class PretendCuda(TorchDispatchMode):
 
     def order(self, reads: tuple[Memory, ...], writes: tuple[Memory, ...]) -> None:
         """A tick of the current stream; fails if it is not ordered after earlier uses."""
-        stream = self.stream
-        merge(stream.clock, self.host)
-        clock = stream.clock
-        clock[stream] += 1
-        for users in (*(m.written for m in (*reads, *writes)), *(m.read for m in writes)):
-            late = [s for s, tick in users.items() if clock.get(s, 0) < tick]
-            if late:
-                raise CudaError(f"memory is used on two streams, without waiting: {_sites()}")
-        for memory in reads:
-            memory.read[stream] = clock[stream]
-        for memory in writes:
-            memory.written, memory.read = {stream: clock[stream]}, {}
+        order(self.stream, self.host, reads, writes)
 
     def _of_the_package(self, func: Any, args: tuple[Any, ...]) -> Any:
         """An op's own code: launchers and ATen ops, each of which comes back here."""
@@ -493,7 +318,7 @@ class PretendCuda(TorchDispatchMode):
 
         ``written``: which of its arguments it changes.
         """
-        for given in _tensors(args):
+        for given in tensors(args):
             if not isinstance(given, OnCuda):
                 raise CudaError(f"{function.__module__}: {list(given.shape)} is on the CPU")
         plain = tree_map_only(OnCuda, lambda t: t.inner, args)
@@ -503,8 +328,8 @@ class PretendCuda(TorchDispatchMode):
                 return function(*plain)
 
         self._noting = (function.__module__.rpartition(".")[2], 1)
-        changed = tuple(_tensors([args[i] for i in written]))
-        return self.made(call, tuple(t.memory for t in _tensors(args)), changed=changed)
+        changed = tuple(tensors([args[i] for i in written]))
+        return self.made(call, tuple(t.memory for t in tensors(args)), changed=changed)
 
     # ------------------------------------------------------------------ kernels
 
@@ -519,7 +344,7 @@ class PretendCuda(TorchDispatchMode):
     ) -> None:
         """Check a kernel's launch; ``run`` gets its arguments with CPU tensors."""
         self.check_launch(kernel, grid, given)
-        memories = tuple(t.memory for t in _tensors(given) if isinstance(t, OnCuda))
+        memories = tuple(t.memory for t in tensors(given) if isinstance(t, OnCuda))
         plain = tree_map_only(OnCuda, lambda t: t.inner, given)
 
         def call() -> None:
@@ -528,40 +353,6 @@ class PretendCuda(TorchDispatchMode):
 
         self._noting = (kernel.__name__, 1)
         self.launch(call, memories, memories)
-
-
-def check_launch(kernel: Any, grid: Any, given: dict[str, Any]) -> None:
-    """What a launch on CUDA asks for, and what our kernels ask of their tensors."""
-    name = kernel.__name__
-    bounds = (2**31, 65536, 65536)
-    if not 1 <= len(grid) <= 3 or any(
-        type(n) is not int or not 0 < n < most for n, most in zip(grid, bounds, strict=False)
-    ):
-        raise CudaError(f"{name}: the grid {grid} is out of range")
-    flat = [(k, v) for k, value in given.items()
-            for v in (value if isinstance(value, tuple) else (value,))]
-    for key, value in flat:
-        if not isinstance(value, Tensor):
-            if type(value) is int and not -(2**63) <= value < 2**63:
-                raise CudaError(f"{name}: {key}={value} has more than 64 bits")
-            continue
-        if not isinstance(value, OnCuda):
-            raise CudaError(f"{name}: {key} is on the CPU")
-        if key == "seed_ptr" and (value.shape != (3,) or value.dtype != torch.int64):
-            raise CudaError(f"{name}: a seed of {list(value.shape)} {value.dtype}")
-        if key in _STRIDED and value.dim() == 3:
-            row = value.stride(-2)
-            whole = value.stride(-1) == 1 and value.stride(0) == row * value.shape[1]
-        else:
-            whole = value.is_contiguous()
-        if not whole and value.numel():
-            raise CudaError(f"{name}: {key} is {list(value.shape)} with {value.stride()}")
-    warps, stages = given.get("num_warps", 4), given.get("num_stages", 1)
-    if warps not in (1, 2, 4, 8, 16, 32) or not 1 <= stages <= 8:
-        raise CudaError(f"{name}: {warps} warps, {stages} stages")
-    missing = [n for n in kernel.arg_names if n not in given]
-    if missing:
-        raise CudaError(f"{name}: {missing} are not given")
 
 
 @contextlib.contextmanager
@@ -575,19 +366,6 @@ def _is_mask(index: object) -> bool:
     return isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8)
 
 
-def _sites() -> tuple[str, ...]:
-    """Functions of the package on the stack, innermost first, as ``file:function``."""
-    found, frame = [], sys._getframe(1)
-    while frame is not None:
-        path = Path(frame.f_code.co_filename)
-        if path.is_relative_to(ROOT) and path.parent.name != "tests":
-            name = f"{path.stem}:{frame.f_code.co_qualname}"
-            if name not in found:
-                found.append(name)
-        frame = frame.f_back  # type: ignore[assignment]
-    return tuple(found)
-
-
 def _changed_results(schema: Any, named: dict[str, Any]) -> Any:
     """What an op that changes its arguments returns: those arguments."""
     found = []
@@ -598,12 +376,3 @@ def _changed_results(schema: Any, named: dict[str, Any]) -> Any:
             if a.alias_info is not None and a.alias_info.before_set & aliases
         ))  # fmt: skip
     return None if not found else found[0] if len(found) == 1 else tuple(found)
-
-
-_current: PretendCuda | None = None
-
-
-def the_device() -> PretendCuda:
-    """The one that was entered last."""
-    assert _current is not None, "no device is pretended"
-    return _current

@@ -12,17 +12,9 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
-from pretend_cuda import (
-    CudaError,
-    Event,
-    Graph,
-    OnCuda,
-    PretendCuda,
-    Stream,
-    merge,
-    on_the_host,
-    the_device,
-)
+from pretend_cuda import PretendCuda, on_the_host
+from pretend_launches import Graph
+from pretend_memory import CudaError, Event, OnCuda, Stream, merge, the_device
 from torch.utils import _foreach_utils
 from torch.utils._pytree import tree_map_only
 

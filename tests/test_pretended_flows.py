@@ -12,7 +12,7 @@ from torch import Tensor
 if os.environ.get("ADAREC_FAST_TESTS_PRETEND_CUDA") != "1":
     pytest.skip("test_cuda_host.py runs this", allow_module_level=True)
 
-from pretend_cuda import CudaError, OnCuda
+from pretend_memory import CudaError, OnCuda
 from pretend_torch import pretend_cuda
 
 from adarec_fast import ADARec, Recommender, TrainConfig, synthetic

@@ -11,7 +11,9 @@ import torch
 if os.environ.get("ADAREC_FAST_TESTS_PRETEND_CUDA") != "1":
     pytest.skip("test_cuda_host.py runs this", allow_module_level=True)
 
-from pretend_cuda import CudaError, PretendCuda, check_launch
+from pretend_cuda import PretendCuda
+from pretend_launches import check_launch
+from pretend_memory import CudaError
 from pretend_torch import Bound, pretend_cuda
 
 from adarec_fast import ADARec, Recommender, TrainConfig, synthetic
