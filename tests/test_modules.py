@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -243,7 +244,9 @@ def test_an_encoder_that_looks_ahead_cannot_predict_every_place(kind: str) -> No
 
 @pytest.mark.parametrize("kind", CAUSAL)
 @pytest.mark.parametrize("length", [1, 2, 9])
-def test_a_causal_encoder_passes_and_nothing_is_changed(kind: str, length: int) -> None:
+def test_a_causal_encoder_passes_and_nothing_is_changed(
+    kind: str, length: int, tmp_path: Path
+) -> None:
     backbone = CAUSAL[kind]()
     before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
     state = torch.random.get_rng_state()
@@ -253,4 +256,8 @@ def test_a_causal_encoder_passes_and_nothing_is_changed(kind: str, length: int) 
     assert torch.equal(torch.random.get_rng_state(), state)
     assert backbone.training
     assert all(torch.equal(before[name], now) for name, now in backbone.state_dict().items())
-    ADARec(num_items=40, hidden_size=16, max_length=length, supervision="all", backbone=backbone)
+    shape = {"num_items": 40, "hidden_size": 16, "max_length": length, "supervision": "all"}
+    model = ADARec(**shape, backbone=backbone)
+    model.save_pretrained(tmp_path / "model")
+    again = ADARec.from_pretrained(tmp_path / "model", backbone=CAUSAL[kind]())
+    assert torch.equal(again.item_embedding.weight, model.item_embedding.weight)
