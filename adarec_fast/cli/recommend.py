@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import csv
 import enum
+import io
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from rich import box
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from ..config import ConfigError
-from .console import command, err, out
+from .console import command, err, out, print_exactly, words
 
 if TYPE_CHECKING:
     from ..data import Split, Vocabulary
     from ..models.base import SequenceModel
 
 _SHOWN_HISTORY = 5
+_SHORT_ID = 20  # characters; such a column is not made narrower
 
 
 class Output(str, enum.Enum):
@@ -111,7 +112,7 @@ def recommend(
             exclude_seen=exclude_seen,
             users=None if all_users else _encode(run.data.users, user or [], "--user"),
         )  # fmt: skip
-        err.print(f"{rows:,} rows in {escape(str(file))}")
+        err.print(words("{} rows in {}", f"{rows:,}", file), soft_wrap=True)
         return
     people: list[str | int | None] = []
     histories: list[list[int]] = []
@@ -131,14 +132,16 @@ def recommend(
     if output is Output.JSON:
         print(json.dumps([answer.to_json() for answer in answers], indent=2))
     elif output is Output.CSV:
-        writer = csv.writer(sys.stdout, lineterminator="\n")
+        table = io.StringIO()
+        writer = csv.writer(table, lineterminator="\n")
         writer.writerow(("user", "rank", "item", "score"))
         for answer in answers:
             for rank, pair in enumerate(zip(answer.items, answer.scores, strict=True), 1):
                 writer.writerow((answer.user, rank, *pair))
+        print_exactly(table.getvalue(), "--output csv")
     else:
         for answer in answers:
-            out.print(_heading(answer))
+            out.print(_heading(answer), soft_wrap=True)
             out.print(_ranking(answer))
 
 
@@ -189,48 +192,45 @@ def samples(model: SequenceModel, split: Split, count: int = 5, k: int = 5) -> T
     answers = recommend_for(model, items, names, histories, min(k, len(items)))
     truth = items.decode(split.targets("test")[users])
     table = Table(box=box.SIMPLE_HEAD, title="Some users of the test set", title_justify="left")
-    table.add_column("user", no_wrap=True)
+    longest = max((len(str(answer.user)) for answer in answers), default=0)
+    table.add_column("user", overflow="fold", no_wrap=longest <= _SHORT_ID)
     table.add_column("history, latest last", overflow="fold", ratio=3)
     for name in answers[0].diagnostics if answers else ():
-        table.add_column(name, justify="right")
+        table.add_column(Text(name), justify="right")
     table.add_column("recommended", overflow="fold", ratio=3)
     table.add_column("next was", overflow="fold")
     for answer, target in zip(answers, truth, strict=True):
         older = len(answer.history) - _SHOWN_HISTORY
-        shown = [f"[dim]{older} more[/]"] if older > 0 else []
-        shown += [escape(str(item)) for item in answer.history[-_SHOWN_HISTORY:]]
-        ranked = [
-            f"[bold green]{escape(str(item))}[/]" if item == target else escape(str(item))
-            for item in answer.items
-        ]
+        shown = [Text(f"{older} more", "dim")] if older > 0 else []
+        shown += [Text(str(item)) for item in answer.history[-_SHOWN_HISTORY:]]
+        ranked = [Text(str(i), "bold green" if i == target else "") for i in answer.items]
         table.add_row(
-            escape(str(answer.user)),
-            ", ".join(shown),
+            Text(str(answer.user)),
+            Text(", ").join(shown),
             *map(_number, answer.diagnostics.values()),
-            ", ".join(ranked),
-            escape(str(target)),
+            Text(", ").join(ranked),
+            Text(str(target)),
         )
     return table
 
 
-def _heading(answer: Recommendation) -> str:
-    who = "a new user" if answer.user is None else f"user {escape(str(answer.user))}"
-    latest = ", ".join(escape(str(item)) for item in answer.history[-_SHOWN_HISTORY:])
+def _heading(answer: Recommendation) -> Text:
+    who = "a new user" if answer.user is None else f"user {answer.user}"
+    latest = ", ".join(str(item) for item in answer.history[-_SHOWN_HISTORY:])
     older = "… " if len(answer.history) > _SHOWN_HISTORY else ""
     told = "".join(f"{name} {_number(value)}, " for name, value in answer.diagnostics.items())
-    return (
-        f"[bold]{who}[/], {told}{len(answer.history)} items, latest last: "
-        f"{older}{latest}"
+    return words(
+        "[bold]{}[/], {}", who, f"{told}{len(answer.history)} items, latest last: {older}{latest}"
     )
 
 
 def _ranking(answer: Recommendation) -> Table:
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("rank", justify="right")
-    table.add_column("item")
+    table.add_column("item", overflow="fold")
     table.add_column("score", justify="right")
     for rank, (item, score) in enumerate(zip(answer.items, answer.scores, strict=True), 1):
-        table.add_row(str(rank), escape(str(item)), f"{score:.3f}")
+        table.add_row(str(rank), Text(str(item)), f"{score:.3f}")
     return table
 
 
