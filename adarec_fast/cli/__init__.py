@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,8 +23,16 @@ from . import (
     train,
     tune,
 )
+from .console import print_in_any_encoding
 
-app = typer.Typer(
+
+class _App(typer.Typer):
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        print_in_any_encoding()  # help texts and typer's own errors, too
+        return super().__call__(*args, **options)
+
+
+app = _App(
     name="adarec-fast",
     help="ADARec: sequential recommendation by adaptive diffusion and a mixture of experts.",
     no_args_is_help=True,

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from ..config import ConfigError
 from ..training.values import read_assignments
-from .console import RUN_FAILED, command, err, out
+from .console import RUN_FAILED, command, err, out, words
 from .evaluate import Part
 from .reproduce import RUNS, planned
 from .sweep import conclude, failed, progress
@@ -135,10 +135,10 @@ def _compare_runs(
         for users in ("all", "sparse"):
             if run[users] is not None:
                 figures = (f"{run[users][name]:.4f}" for name in _METRICS)
-                table.add_row(escape(run["run"]) if users == "all" else "", users, *figures)
+                table.add_row(Text(run["run"] if users == "all" else ""), users, *figures)
     out.print(table)
     table = Table(
-        box=box.SIMPLE_HEAD, title=f"less {escape(base)}, and 95% interval over users",
+        box=box.SIMPLE_HEAD, title=Text(f"less {base}, and 95% interval over users"),
         title_justify="left",
     )  # fmt: skip
     table.add_column("run", overflow="fold")
@@ -146,7 +146,7 @@ def _compare_runs(
         table.add_column(name, justify="right", no_wrap=True)
     for one in found["differences"]:
         numbers = (f"{value:+.4f}" for value in (one["difference"], *one["over_users"]))
-        table.add_row(escape(one["run"]), one["users"], one["metric"], *numbers)
+        table.add_row(Text(one["run"]), one["users"], one["metric"], *numbers)
     out.print(table)
 
 
@@ -225,4 +225,4 @@ def _show(found: Comparison, part: Part, to: Path | None) -> None:
         to.mkdir(parents=True, exist_ok=True)
         write_atomically(to / "compare.md", markdown(report, part.value))
         write_atomically(to / "compare.csv", csv_text(report))
-        out.print(f"in [bold]{escape(str(to))}[/]: compare.md, compare.csv", soft_wrap=True)
+        out.print(words("in [bold]{}[/]: compare.md, compare.csv", to), soft_wrap=True)

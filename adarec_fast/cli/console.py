@@ -1,20 +1,25 @@
-"""What all commands share: the two consoles, and errors turned into one line and an exit code."""
+"""What all commands share: the two consoles, and errors turned into one line and an exit code.
+
+Ids and paths appear letter by letter: :func:`words` and rich's ``Text`` hold them, never markup.
+"""
 
 from __future__ import annotations
 
+import codecs
 import functools
 import inspect
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 # Results go to stdout, everything that is said about them to stderr.
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+out = Console(highlight=False, emoji=False)
+err = Console(stderr=True, highlight=False, emoji=False)
 
 RUN_FAILED = 1
 BAD_INPUT = 2
@@ -52,7 +57,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             if debug or code is None:
                 raise
             message = str(error) or type(error).__name__
-            err.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
+            err.print(words("[bold red]error:[/] {}", message), soft_wrap=True)
             raise typer.Exit(code) from None
 
     if function.__doc__ is not None:
@@ -102,4 +107,72 @@ def exit_code(error: Exception) -> int | None:
 
 def _show_warning(message: Warning | str, *_: Any) -> None:
     """A warning as one line, without the place in the code that gave it."""
-    err.print(f"[yellow]warning:[/] {escape(str(message))}", soft_wrap=True)
+    err.print(words("[yellow]warning:[/] {}", message), soft_wrap=True)
+
+
+_HOLE = "\ue000"  # of Unicode's private letters
+
+
+def words(template: str, *values: object) -> Text:
+    """rich's markup with a ``{}`` for each value, which stands there letter by letter.
+
+    rich's own ``escape`` loses or doubles backslashes, and reads ``:new:`` as a picture.
+    """
+    text = Text.from_markup(template.replace("{}", _HOLE), emoji=False)
+    for value in reversed(values):
+        place = text.plain.rindex(_HOLE)
+        filled = Text(str(value))
+        for span in text.spans:
+            if span.start <= place < span.end:
+                filled.stylize(span.style)
+        text = text[:place] + filled + text[place + 1 :]
+    return text
+
+
+# Letters of our own that a terminal may lack.
+_INSTEAD = str.maketrans({
+    "…": "...", "–": "-", "—": "-", "≥": ">=", "≤": "<=", "−": "-", "±": "+-", "×": "x", "ᾱ": "a",
+    **{chr(dots): "*" for dots in range(0x2800, 0x2900)},  # the turning sign of a wait
+})  # fmt: skip
+
+
+def print_in_any_encoding() -> None:
+    """Let standard output and error write what their encoding lacks in other letters.
+
+    A lone surrogate is a byte of a file's name that is no letter, and is written as it was.
+    """
+    codecs.register_error("adarec_fast", _in_other_letters)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # neither closed nor another program's own
+            stream.reconfigure(errors="adarec_fast")
+
+
+def _in_other_letters(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    letter = error.object[error.start]
+    if "\udc80" <= letter <= "\udcff":
+        return bytes([ord(letter) & 0xFF]), error.start + 1
+    instead = letter.translate(_INSTEAD)
+    return instead.encode("ascii", "backslashreplace").decode(), error.start + 1
+
+
+def print_exactly(text: str, option: str) -> None:
+    """Print what programs read; ``option`` asked for it.
+
+    Raises:
+        ConfigError: standard output's encoding lacks a letter of it.
+    """
+    if sys.stdout is None:  # closed by who started the process
+        return
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError as error:
+        from ..config import ConfigError
+
+        raise ConfigError(
+            f"{option}: standard output is in {encoding}, which lacks the letter "
+            f"{text[error.start]!a}; set PYTHONIOENCODING=utf-8, or write to a file (--file)"
+        ) from None
+    sys.stdout.write(text)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -18,6 +17,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from ..training.values import Values
 from .console import command, err, out
@@ -126,7 +126,7 @@ def synth(
 
 
 def _table(facts: dict[str, Any]) -> Table:
-    table = Table(title=escape(facts["name"]), title_justify="left", box=None, show_header=False)
+    table = Table(title=Text(facts["name"]), title_justify="left", box=None, show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     length = facts["length"]
@@ -159,9 +159,9 @@ def _table(facts: dict[str, Any]) -> Table:
         else "none",
         "dropped": ", ".join(removed) or "nothing",
         "most frequent": "  ".join(
-            f"{escape(str(row['item']))} ({row['count']:,})" for row in facts["top_items"]
+            f"{row['item']} ({row['count']:,})" for row in facts["top_items"]
         ),
     }
     for name, value in rows.items():
-        table.add_row(name, value)
+        table.add_row(name, Text(str(value)))
     return table

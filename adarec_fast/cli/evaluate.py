@@ -96,7 +96,7 @@ def report(results: Sequence[EvaluationResult]) -> RenderableType:
     for result in results:
         for users, metrics in (("all", result.overall), ("sparse", result.sparse)):
             if metrics is not None:
-                table.add_column(f"{result.name}\n{users}", justify="right")
+                table.add_column(Text(f"{result.name}\n{users}"), justify="right")
                 columns.append(metrics)
     # One target a user: Recall is HR.
     for metric in ("HR", "NDCG", "MRR"):

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 from rich import box
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from ..models.registry import DEFAULT, listed
 from ..training import presets
@@ -33,5 +33,5 @@ def models(
         table.add_column("what it is", overflow="fold")
         table.add_column(last, overflow="fold")
         for entry in entries:
-            table.add_row(*(escape(entry[name]) for name in ("name", "summary", last)))
+            table.add_row(*(Text(entry[name]) for name in ("name", "summary", last)))
         out.print(table)

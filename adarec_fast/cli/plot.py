@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from ..config import ConfigError
 from .console import command, err, out
@@ -94,7 +93,7 @@ def plot(
         with err.status("drawing"):
             written = plot_run(
                 pictures, target, only=names, formats=kinds, dpi=dpi,
-                skipped=lambda why: err.print(f"left out: {escape(why)}", soft_wrap=True),
+                skipped=lambda why: err.print(f"left out: {why}", markup=False, soft_wrap=True),
             )  # fmt: skip
     for path in written:
         out.print(str(path), markup=False, soft_wrap=True)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import csv
 import enum
+import io
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from rich import box
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from ..config import ConfigError
-from .console import command, err, out
+from .console import command, err, out, print_exactly, words
 
 if TYPE_CHECKING:
     from ..data import Split, Vocabulary
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _SHOWN_HISTORY = 5
 _SHOWN_REASONS = 3
+_SHORT_ID = 20  # characters; such a column is not made narrower
 
 
 class Part(str, enum.Enum):
@@ -159,7 +160,7 @@ def recommend(
             exclude_seen=exclude_seen, part=None if part is None else part.value,
             users=None if all_users else _encode(run.data.users, user or [], "--user"),
         )  # fmt: skip
-        err.print(f"{rows:,} rows in {escape(str(file))}")
+        err.print(words("{} rows in {}", f"{rows:,}", file), soft_wrap=True)
         return
     people: list[str | int | None] = []
     histories: list[list[int]] = []
@@ -186,14 +187,16 @@ def recommend(
     elif output is Output.CSV:
         from ..ranking.frames import COLUMNS
 
-        writer = csv.writer(sys.stdout, lineterminator="\n")
+        table = io.StringIO()
+        writer = csv.writer(table, lineterminator="\n")
         writer.writerow(COLUMNS)
         for answer in answers:
             for rank, pair in enumerate(zip(answer.items, answer.scores, strict=True), 1):
                 writer.writerow((answer.user, *pair, rank))
+        print_exactly(table.getvalue(), "--output csv")
     else:
         for answer in answers:
-            out.print(_heading(answer))
+            out.print(_heading(answer), soft_wrap=True)
             out.print(_ranking(answer))
 
 
@@ -252,61 +255,58 @@ def samples(model: SequenceModel, split: Split, count: int = 5, k: int = 5) -> T
     answers = recommend_for(model, items, names, histories, min(k, len(items)))
     truth = items.decode(split.targets("test")[users])
     table = Table(box=box.SIMPLE_HEAD, title="Some users of the test set", title_justify="left")
-    table.add_column("user", no_wrap=True)
+    longest = max((len(str(answer.user)) for answer in answers), default=0)
+    table.add_column("user", overflow="fold", no_wrap=longest <= _SHORT_ID)
     table.add_column("history, latest last", overflow="fold", ratio=3)
     for name in answers[0].diagnostics if answers else ():
-        table.add_column(name, justify="right")
+        table.add_column(Text(name), justify="right")
     table.add_column("recommended", overflow="fold", ratio=3)
     table.add_column("next was", overflow="fold")
     for answer, target in zip(answers, truth, strict=True):
         older = len(answer.history) - _SHOWN_HISTORY
-        shown = [f"[dim]{older} more[/]"] if older > 0 else []
-        shown += [escape(str(item)) for item in answer.history[-_SHOWN_HISTORY:]]
-        ranked = [
-            f"[bold green]{escape(str(item))}[/]" if item == target else escape(str(item))
-            for item in answer.items
-        ]
+        shown = [Text(f"{older} more", "dim")] if older > 0 else []
+        shown += [Text(str(item)) for item in answer.history[-_SHOWN_HISTORY:]]
+        ranked = [Text(str(i), "bold green" if i == target else "") for i in answer.items]
         table.add_row(
-            escape(str(answer.user)),
-            ", ".join(shown),
+            Text(str(answer.user)),
+            Text(", ").join(shown),
             *map(_number, answer.diagnostics.values()),
-            ", ".join(ranked),
-            escape(str(target)),
+            Text(", ").join(ranked),
+            Text(str(target)),
         )
     return table
 
 
-def _heading(answer: Recommendation) -> str:
-    who = "a new user" if answer.user is None else f"user {escape(str(answer.user))}"
-    latest = ", ".join(escape(str(item)) for item in answer.history[-_SHOWN_HISTORY:])
+def _heading(answer: Recommendation) -> Text:
+    who = "a new user" if answer.user is None else f"user {answer.user}"
+    latest = ", ".join(str(item) for item in answer.history[-_SHOWN_HISTORY:])
     older = "… " if len(answer.history) > _SHOWN_HISTORY else ""
     told = "".join(f"{name} {_number(value)}, " for name, value in answer.diagnostics.items())
-    return (
-        f"[bold]{who}[/], {told}{len(answer.history)} items, latest last: "
-        f"{older}{latest}"
+    return words(
+        "[bold]{}[/], {}", who, f"{told}{len(answer.history)} items, latest last: {older}{latest}"
     )
 
 
 def _ranking(answer: Recommendation) -> Table:
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("rank", justify="right")
-    table.add_column("item")
+    table.add_column("item", overflow="fold")
     table.add_column("score", justify="right")
     if answer.reasons is not None:
         table.add_column("without", overflow="fold")
     for rank, (item, score) in enumerate(zip(answer.items, answer.scores, strict=True), 1):
         told = [] if answer.reasons is None else [_because(answer.why(rank - 1))]
-        table.add_row(str(rank), escape(str(item)), f"{score:.3f}", *told)
+        table.add_row(str(rank), Text(str(item)), f"{score:.3f}", *told)
     return table
 
 
-def _because(reasons: list[dict[str, Any]]) -> str:
+def _because(reasons: list[dict[str, Any]]) -> Text:
     """The strongest of them, and what the score loses without each."""
     shown = [
-        f"{escape(str(reason['item']))} {-reason['difference']:+.3f}"
+        f"{reason['item']} {-reason['difference']:+.3f}"
         for reason in reasons[:_SHOWN_REASONS] if reason["difference"] > 0
     ]  # fmt: skip
-    return ", ".join(shown) or "[dim]none of the history[/]"
+    return Text(", ".join(shown)) if shown else Text("none of the history", "dim")
 
 
 def _number(value: int | float) -> str:

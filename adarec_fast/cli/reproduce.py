@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
-from rich.markup import escape
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from ..config import ConfigError
 from ..training.values import Values, place, read_assignments, read_config
-from .console import RUN_FAILED, command, err, out
+from .console import RUN_FAILED, command, err, out, words
 from .sweep import conclude, failed, progress
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def reproduce(
         out.print(rich_table(one))
     write_atomically(to / f"{name}.md", markdown(filled))
     write_atomically(to / f"{name}.csv", csv_text(filled))
-    out.print(f"in [bold]{escape(str(to))}[/]: {name}.md, {name}.csv", soft_wrap=True)
+    out.print(words("in [bold]{}[/]: {}", to, f"{name}.md, {name}.csv"), soft_wrap=True)
     conclude(outcomes, f"the same command (finished runs are kept in {folder})")
     if failed(outcomes):
         raise typer.Exit(RUN_FAILED)
@@ -130,9 +130,9 @@ def _catalogue() -> RichTable:
             f"{row.label}: " + (" ".join(f"{k}={v}" for k, v in (row.values or {}).items()) or "-")
             for row in rows
         )
-        table.add_row(one.name, one.title, escape(text))
+        table.add_row(one.name, one.title, Text(text))
     for name, why in NOT_RUNNABLE.items():
-        table.add_row(name, "not runnable", escape(why))
+        table.add_row(name, "not runnable", Text(why))
     return table
 
 
@@ -150,7 +150,7 @@ def planned(rows: list[Planned]) -> RichTable:
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         left = _hours(row.seconds) if row.seconds else ""
-        table.add_row(escape(row.name), row.state, f"{row.done}/{row.epochs}", left)
+        table.add_row(Text(row.name), row.state, f"{row.done}/{row.epochs}", left)
     return table
 
 

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from ..serving.config import ServeConfig
-from .console import command, err
+from .console import command, err, words
 from .options import field_options
 
 if TYPE_CHECKING:
@@ -53,7 +52,11 @@ def serve(
 def _announce(service: Service, address: str) -> None:
     model = service.model
     err.print(
-        f"serving {escape(str(model.path))} (model {model.id}, {len(model.items)} items, "
-        f"{model.data.num_users} users) on [bold]{address}[/], its page at {address}/docs",
+        words(
+            "serving {} on [bold]{}[/], its page at {}",
+            f"{model.path} (model {model.id}, {len(model.items)} items, "
+            f"{model.data.num_users} users)",
+            address + service.config.root_path, f"{address}{service.config.root_path}/docs",
+        ),
         soft_wrap=True,
     )

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from ..config import ConfigError
 from ..training.values import Values, read_assignments
-from .console import INTERRUPTED, RUN_FAILED, command, err, out
+from .console import INTERRUPTED, RUN_FAILED, command, err, out, words
 from .options import config_options
 from .train import SYNTHETIC
 
@@ -94,7 +94,7 @@ def sweep(
     conclude(outcomes, f"adarec-fast sweep --sweep-dir {sweep_dir}")
     groups = write_summary(sweep_dir)
     out.print(summary_table(groups))
-    out.print(f"in [bold]{escape(str(sweep_dir))}[/]: summary.json, summary.csv", soft_wrap=True)
+    out.print(words("in [bold]{}[/]: summary.json, summary.csv", sweep_dir), soft_wrap=True)
     if failed(outcomes):
         raise typer.Exit(RUN_FAILED)
 
@@ -124,7 +124,7 @@ def conclude(outcomes: list[RunOutcome], again: str) -> None:
         elif outcome.status == "diverged" and outcome.result is not None:
             err.print(f"{outcome.name}: {outcome.result['error']}", markup=False, soft_wrap=True)
     if outcomes and outcomes[-1].status == "interrupted":
-        err.print(f"[yellow]interrupted[/]; go on with: {escape(again)}", soft_wrap=True)
+        err.print(words("[yellow]interrupted[/]; go on with: {}", again), soft_wrap=True)
         raise typer.Exit(INTERRUPTED)
 
 
@@ -154,7 +154,7 @@ def summary_table(groups: list[Group]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, title="test, mean ± std over seeds", title_justify="left")
     keys = list(dict.fromkeys(key for group in groups for key in group.values))
     for key in keys:
-        table.add_column(key, overflow="fold")
+        table.add_column(Text(key), overflow="fold")
     figures = [(part, metric) for part in ("test", "test_sparse") for metric in SHOWN]
     names = [f"{users}\n{metric}" for users in ("all", "sparse") for metric in SHOWN]
     for name in ("runs", *names):
@@ -162,7 +162,7 @@ def summary_table(groups: list[Group]) -> Table:
     for group in groups:
         runs = str(len(group.results)) + ("" if not group.missing else f"+{len(group.missing)}")
         cells = [mean_pm(*group.mean_std(part, metric)) for part, metric in figures]
-        table.add_row(*(escape(str(group.values.get(k, ""))) for k in keys), runs, *cells)
+        table.add_row(*(Text(str(group.values.get(k, ""))) for k in keys), runs, *cells)
     if any(group.missing for group in groups):
         table.caption = "runs: finished + still to run"
     return table

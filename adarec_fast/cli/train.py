@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from ..config import ConfigError, DataConfig, TrainConfig
 from ..models.registry import DEFAULT, create_config, described
 from ..training.presets import preset as preset_values
 from ..training.values import Values, known_keys, read_assignments, read_config, renamed
-from .console import INTERRUPTED, command, err, out
+from .console import INTERRUPTED, command, err, out, words
 from .evaluate import report
 from .options import config_options
 from .recommend import samples
@@ -94,7 +93,8 @@ def train(
         given = smaller.update(given)
         shown = " ".join(f"{name}={value}" for name, value in kept.items())
         if speaks():
-            out.print(f"synthetic data; smaller defaults for it: {shown or 'none left'}")
+            shown = f"synthetic data; smaller defaults for it: {shown or 'none left'}"
+            out.print(shown, markup=False)
     train_config = TrainConfig.create(**given.train)
     data = load_data(given.data)
     model_config = create_config({**given.model, "num_items": data.num_items})
@@ -126,11 +126,8 @@ def train(
     if not first:
         raise typer.Exit(INTERRUPTED if result.status == "interrupted" else 0)
     if result.status == "interrupted":
-        err.print(
-            "[yellow]interrupted[/]; go on with: adarec-fast train --run-dir "
-            f"{escape(shlex.quote(str(folder)))} --resume",
-            soft_wrap=True,
-        )
+        again = shlex.join(["adarec-fast", "train", "--run-dir", str(folder), "--resume"])
+        err.print(words("[yellow]interrupted[/]; go on with: {}", again), soft_wrap=True)
         # As a shell counts: 130 for SIGINT, 143 for SIGTERM.
         raise typer.Exit(INTERRUPTED if result.signal is None else 128 + result.signal)
     _conclude(folder, train_config)
@@ -191,7 +188,7 @@ def _conclude(folder: Path, config: TrainConfig) -> None:
     out.print(report([result]))
     out.print(samples(run.model, run.split))
     user = run.data.users.ids[0]
-    out.print(f"The run is in [bold]{escape(str(folder))}[/]. Next:")
-    for words in (["evaluate", folder], ["recommend", folder, "--user", user]):
-        line = shlex.join(["adarec-fast", *map(str, words)])
+    out.print(words("The run is in [bold]{}[/]. Next:", folder), soft_wrap=True)
+    for following in (["evaluate", folder], ["recommend", folder, "--user", user]):
+        line = shlex.join(["adarec-fast", *map(str, following)])
         out.print(f"  {line}", markup=False, soft_wrap=True)

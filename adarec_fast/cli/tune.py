@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from .console import command, err, out
 
@@ -63,8 +64,8 @@ def tune(
         table.add_column(column, justify="right" if column.endswith("ms") else "left")
     for key, entry in tiles.read().items():
         table.add_row(
-            key, f"{entry['fixed_milliseconds']:.4f}", f"{entry['milliseconds']:.4f}",
+            Text(key), f"{entry['fixed_milliseconds']:.4f}", f"{entry['milliseconds']:.4f}",
             ", ".join(f"{name} {v}" for name, v in _autotune.tile_of(entry)._asdict().items()),
         )  # fmt: skip
     out.print(table)
-    out.print(str(tiles.path), soft_wrap=True)
+    out.print(str(tiles.path), markup=False, soft_wrap=True)

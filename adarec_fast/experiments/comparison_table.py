@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rich import box
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from ..ranking.comparison import METRICS, Interval
 from .comparison import GROUPS
@@ -98,20 +98,20 @@ def rich_tables(report: Mapping[str, Any], part: str) -> list[Table]:
     first, *others = METRICS
     for data in report["data"]:
         table = Table(
-            box=box.SIMPLE_HEAD, title=escape(_title(report, data, part)), title_justify="left",
+            box=box.SIMPLE_HEAD, title=Text(_title(report, data, part)), title_justify="left",
             padding=(0, 1, 0, 0),
         )  # fmt: skip
         table.add_column("arm", overflow="fold")
         table.add_column("users")
-        for name in (first, f"less {escape(report['baseline'])}", "from", "to", *others):
-            table.add_column(name, justify="right", no_wrap=not name.startswith("less"))
+        for name in (first, f"less {report['baseline']}", "from", "to", *others):
+            table.add_column(Text(name), justify="right", no_wrap=not name.startswith("less"))
         for line in lines(report, data):
             for group in GROUPS:
                 found = line.differences.get((part, group, first))
                 numbers = [] if found is None else [found["difference"], *found["over_users"]]
                 label = line.arm if group == "all" else f"  n={_seeds(line)}, {_hours(line)}"
                 table.add_row(
-                    escape(label), group, _mean(line, part, group, first),
+                    Text(label), group, _mean(line, part, group, first),
                     *([_signed(number) for number in numbers] or [""] * 3),
                     *(_mean(line, part, group, metric).partition("±")[0] for metric in others),
                 )  # fmt: skip

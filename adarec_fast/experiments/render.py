@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rich import box
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from .summary import to_csv
 from .tables import Entry, Filled
@@ -17,9 +18,9 @@ def rich_table(filled: Filled) -> RichTable:
     """For a terminal of 80 columns: a line for the paper and one for ours, notes as caption."""
     table = RichTable(
         box=box.SIMPLE_HEAD,
-        title=_title(filled),
+        title=Text(_title(filled)),
         title_justify="left",
-        caption=" ".join(_notes(filled)),
+        caption=Text(" ".join(_notes(filled))),
         caption_justify="left",
         padding=(0, 1, 0, 0),
     )

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from ..version import __version__
-from .edge import Edge
+from .edge import ENDPOINTS, Edge, own_path
 from .errors import ErrorBody, RequestError, shown
 from .requests import Recommendations, RequestFields, read_body, read_query
 from .service import Service
@@ -52,6 +52,7 @@ def create_app(service: Service) -> FastAPI:
         version=__version__,
         description=_ABOUT,
         lifespan=lifespan,
+        redirect_slashes=False,  # Starlette's name the host that a proxy has
         exception_handlers={
             RequestError: _refused,
             HTTPException: _not_found,
@@ -59,7 +60,8 @@ def create_app(service: Service) -> FastAPI:
         },
     )
     app.add_middleware(
-        Edge, metrics=service.metrics, max_body=config.max_body, timeout=config.timeout_ms / 1000
+        Edge, metrics=service.metrics, max_body=config.max_body, timeout=config.timeout_ms / 1000,
+        root_path=config.root_path,
     )
 
     async def respond(request: Request, fields: RequestFields) -> Response:
@@ -102,7 +104,7 @@ def create_app(service: Service) -> FastAPI:
 
     schema = service.request_type.model_json_schema()
     refusals: dict[int | str, dict[str, Any]] = {
-        400: {"model": ErrorBody, "description": "The body is not JSON."},
+        400: {"model": ErrorBody, "description": "The body is not JSON, or has a key twice."},
         404: {"model": ErrorBody, "description": "The user is unknown."},
         408: {"model": ErrorBody, "description": "The body came too slowly."},
         413: {"model": ErrorBody, "description": "The body is too large."},
@@ -164,18 +166,24 @@ async def _refused(_: Request, error: Exception) -> Response:
 
 
 async def _not_found(request: Request, error: Exception) -> Response:
-    """Starlette's own refusals: no such path, no such method."""
+    """Starlette's own refusals: no such path, no such method; a slash too many is led back."""
     assert isinstance(error, HTTPException)
-    path = request.url.path
+    path = own_path(request.scope)
     headers = dict(error.headers or {})
+    routes = [route for route in request.app.routes if getattr(route, "path", None) == path]
     if error.status_code == 405:  # Starlette names the methods of the first route only
-        routes = [route for route in request.app.routes if getattr(route, "path", None) == path]
-        headers["Allow"] = ", ".join(sorted({m for route in routes for m in route.methods}))
+        methods = {m for route in routes for m in route.methods}
+        headers["Allow"] = ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
+    if error.status_code == 404 and path[:-1] in ENDPOINTS and path.endswith("/"):
+        # From where the client is, whatever a proxy has put before it.
+        query = request.scope["query_string"].decode("ascii", "replace")
+        target = f"..{path[:-1]}" + (f"?{query}" if query else "")
+        return Response(status_code=307, headers={"Location": target})
     where = f"{request.method} {shown(path)[1:-1]}"
     refusal = RequestError(
         error.status_code,
         "no_such_path" if error.status_code == 404 else "http",
-        f"{where}: {error.detail}; /docs lists what there is",
+        f"{where}: {error.detail}; {request.scope['root_path']}/docs lists what there is",
         headers=headers,
     )
     return await _refused(request, refusal)

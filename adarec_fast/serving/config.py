@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ..config import _Base
 
@@ -14,6 +15,10 @@ class ServeConfig(_Base):
 
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 is every network")
     port: int = Field(8000, ge=0, le=65535, description="port; 0 takes a free one")
+    root_path: str = Field(
+        "",
+        description="path that a proxy puts before the service's own and may strip, like /rec",
+    )
     max_batch: int = Field(
         128, ge=1, description="requests computed together; 1 turns batching off"
     )
@@ -42,3 +47,10 @@ class ServeConfig(_Base):
         0.0, ge=0, description="look for a new model every so many seconds; 0 only on SIGHUP"
     )
     threads: int = Field(1, ge=1, description="threads of the model on a CPU")
+
+    @field_validator("root_path")
+    @classmethod
+    def _begins_and_ends(cls, value: str) -> str:
+        if not re.fullmatch(r"(/[^/?#\s]+)*", value):
+            raise ValueError("must begin with / and not end with it, like /rec; or be empty")
+        return value

@@ -1,4 +1,4 @@
-"""Around the application: bodies are bounded, requests counted and timed."""
+"""Around the application: bodies are bounded, requests counted and timed, HEAD is GET."""
 
 from __future__ import annotations
 
@@ -16,6 +16,12 @@ ENDPOINTS = ("/recommend", "/health", "/ready", "/metrics", "/docs", "/openapi.j
 _PATIENCE = 1 << 23
 
 
+def own_path(scope: Scope) -> str:
+    """The path below what a proxy has put before it, which it may have stripped or not."""
+    path, root = str(scope["path"]), str(scope.get("root_path", ""))
+    return path.removeprefix(root) if path.startswith(f"{root}/") else path
+
+
 class Edge:
     """ASGI middleware.
 
@@ -24,10 +30,13 @@ class Edge:
         metrics: told of every answer.
         max_body: bytes; a larger body gets a 413.
         timeout: seconds for the body to come; then a 408.
+        root_path: what a proxy puts before our paths; by default what the server says of it.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, max_body: int, timeout: float) -> None:
-        self._app, self._metrics = app, metrics
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, max_body: int, timeout: float, root_path: str = ""
+    ) -> None:
+        self._app, self._metrics, self._root_path = app, metrics, root_path
         self._max_body, self._timeout = max_body, timeout
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -35,12 +44,21 @@ class Edge:
             await self._app(scope, receive, send)
             return
         begun, status = time.perf_counter(), 500
-        endpoint = scope["path"] if scope["path"] in ENDPOINTS else "other"
+        root = self._root_path or str(scope.get("root_path", ""))
+        path = own_path({**scope, "root_path": root})
+        # As ASGI wants it, and static files need it: the prefix is there, stripped or not.
+        scope = {**scope, "root_path": root, "path": root + path}
+        endpoint = path if path in ENDPOINTS else "other"
+        head = scope["method"] == "HEAD"
+        if head:
+            scope["method"] = "GET"
 
         async def noted(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+            elif head and message["type"] == "http.response.body":
+                message = {**message, "body": b""}
             await send(message)
 
         try:

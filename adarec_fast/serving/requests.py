@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -116,12 +118,33 @@ def read_body(kind: type[RequestFields], body: bytes) -> RequestFields:
     """A request from JSON.
 
     Raises:
-        RequestError: 400 for what is no JSON, 422 for what does not fit.
+        RequestError: 400 for what is no JSON or has a key twice, 422 for what does not fit.
     """
     try:
-        return _checked(kind.model_validate_json(body))
+        fields = kind.model_validate_json(body)
     except ValidationError as error:
+        _refuse_repeated(body)
         raise _refusal(error) from None
+    _refuse_repeated(body)
+    return _checked(fields)
+
+
+def _refuse_repeated(body: bytes) -> None:
+    """pydantic takes the last of two equal keys, and other readers the first."""
+    repeated: list[str] = []
+
+    def note(pairs: list[tuple[str, Any]]) -> None:
+        counts = Counter(name for name, _ in pairs)
+        repeated.extend(name for name, count in counts.items() if count > 1)
+
+    try:
+        # Numbers stay text: Python refuses those of thousands of digits.
+        json.loads(body, object_pairs_hook=note, parse_int=str, parse_float=str)
+    except (ValueError, RecursionError):
+        return  # no JSON, which pydantic has said or will say
+    if repeated:
+        name = _short(repeated[0])
+        raise RequestError(400, "repeated", f"the key {name} is given twice; give it once", name)
 
 
 def read_query(kind: type[RequestFields], pairs: Sequence[tuple[str, str]]) -> RequestFields:

@@ -7,6 +7,7 @@ import contextlib
 import gc
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 
 import uvicorn
@@ -69,9 +70,11 @@ def serve(
         announce: called once requests are accepted.
 
     Raises:
-        ConfigError: the address cannot be listened on.
+        ConfigError: the address cannot be listened on; or this is not the main thread, or an event
+            loop runs in it, as in a notebook.
         RunFolderError, CheckpointError: there is no model to serve.
     """
+    _check_place()
     with listen(config.host, config.port) as bound:
         service = Service(source, config)
         settings = server_settings(service, access_log)
@@ -83,6 +86,23 @@ def serve(
             server.run(sockets=[bound])
         finally:
             gc.unfreeze()
+
+
+def _check_place() -> None:
+    """Before the model is loaded."""
+    place = ""
+    if threading.current_thread() is not threading.main_thread():
+        place = "in a thread"
+    with contextlib.suppress(RuntimeError):
+        asyncio.get_running_loop()
+        place = "where an event loop runs already, as in a notebook"
+    if place:
+        raise ConfigError(
+            f"serve() was called {place}, and needs the main thread for its signals and a loop of "
+            "its own; run adarec-fast serve in a process of its own, or give "
+            "create_app(Service(source, config)) to a server such as uvicorn.Server, which there "
+            "can be awaited"
+        )
 
 
 def server_settings(service: Service, access_log: bool = False) -> uvicorn.Config:

@@ -116,12 +116,12 @@ class RichReporter(Reporter):
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console()
+        self._console = console or Console(emoji=False)
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[status]}"),
+            TextColumn("{task.fields[status]}", markup=False),
             console=self._console,
             transient=True,
         )
@@ -186,7 +186,7 @@ _COMPILING = "compiling {} kernels for this device, once; a later run finds them
 
 def make_reporter(console: Console | None = None) -> Reporter:
     """A :class:`RichReporter` when the console is a terminal, else a :class:`PlainReporter`."""
-    console = console or Console()
+    console = console or Console(emoji=False)
     return RichReporter(console) if console.is_terminal else PlainReporter(console.file)
 
 
