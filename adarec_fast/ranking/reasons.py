@@ -11,6 +11,7 @@ from .. import ragged
 from ..data import EvaluationBatch
 from ..histories import check_histories, pack_lists
 from ..models.base import SequenceModel
+from ..models.evaluating import evaluating
 from ..precision import ranking
 
 # Scores of a chunk of histories over the whole catalogue, as many as this holds.
@@ -28,7 +29,7 @@ def score_differences(
     item nothing can be left out, and its difference is the score itself.
 
     Args:
-        model: put into evaluation mode.
+        model: in whatever mode.
         history: n >= 1 items 1..num_items, oldest first.
         items: k items 1..num_items, of which to tell.
 
@@ -38,7 +39,7 @@ def score_differences(
     Raises:
         ValueError: an empty history, or an id outside the catalogue.
     """
-    model.eval()
+    model = evaluating(model)
     cpu, config = torch.device("cpu"), model.config
     whole = list(history)
     if not whole:
