@@ -80,15 +80,16 @@ class ExportOptions:
     def __post_init__(self) -> None:
         for name, least in (("k", 1), ("max_batch", 2), ("users", 1)):
             value = getattr(self, name)
-            if value < least:
-                raise ConfigError(f"{name}={value} must be at least {least}")
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ConfigError(f"{name}={value!r} must be an int of at least {least}")
         for name, known in (("dtype", _DTYPES), ("user_model", PROGRAMS)):
-            if getattr(self, name) not in known:
+            if not isinstance(getattr(self, name), str) or getattr(self, name) not in known:
                 raise ConfigError(
                     f"{name}={getattr(self, name)!r} must be one of {', '.join(known)}"
                 )
-        if not 0 <= self.min_recall <= 1:
-            raise ConfigError(f"min_recall={self.min_recall} must lie in 0..1")
+        recall = self.min_recall
+        if not isinstance(recall, (int, float)) or not 0 <= recall <= 1:
+            raise ConfigError(f"min_recall={recall!r} must lie in 0..1")
 
 
 @dataclass(frozen=True)
