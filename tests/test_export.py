@@ -192,9 +192,8 @@ def test_foreign_inputs_are_answered_rightly_or_refused_by_all(
 
 def fake(answer: Callable[..., tuple[Tensor, ...]], run: Run) -> dict[str, str]:
     ranking = RankingModel(run.model, k=5, exclude_seen=False)
-    given = list(
-        requests(ranking, [[1, 2, 3], [4]], exclude_seen=False, max_batch=8)
-    )
+    histories = [[5], [1, 2, 3], [4], [7, 8]]  # a batch of one, and one of three
+    given = list(requests(ranking, histories, exclude_seen=False, max_batch=8))
     table = run.model.table()
     return check_foreign(
         "fake", answer, given, lambda found, request: ranked_right(*found, request, table),
