@@ -39,7 +39,8 @@ def pack_lists(
     Raises:
         ValueError: what is no list of lists of ints, naming row and value.
     """
-    if isinstance(histories, _UNORDERED) or not isinstance(histories, Iterable):
+    strided = not isinstance(histories, Tensor) or histories.layout == torch.strided
+    if not strided or isinstance(histories, _UNORDERED) or not _can_be_read(histories):
         raise ValueError(
             f"{name} is a {type(histories).__name__}; it must be a list of lists of item ids, one "
             "for each user"
@@ -68,16 +69,24 @@ def pack_lists(
     return ragged.Jagged(values.to(device), sizes.cumsum(0).to(device))
 
 
+def _can_be_read(given: Any) -> bool:
+    # Tensors and arrays of no axis, and classes, only seem to be iterable.
+    return (
+        isinstance(given, Iterable) and not isinstance(given, type)
+        and getattr(given, "ndim", 1) != 0
+    )  # fmt: skip
+
+
 def _row(row: Any, where: str) -> Sequence[Any]:
     """A row as something to go through in its order."""
     if isinstance(row, (list, tuple)):
         return row
     if isinstance(row, (Tensor, np.ndarray)):
-        if row.ndim != 1:
+        if row.ndim != 1 or (isinstance(row, Tensor) and row.layout != torch.strided):
             raise ValueError(f"{where} has shape {list(row.shape)}; it must be a list of item ids")
         found: list[Any] = row.tolist()
         return found
-    if isinstance(row, _UNORDERED) or not isinstance(row, Iterable):
+    if isinstance(row, _UNORDERED) or not _can_be_read(row):
         _refuse(row, where, "a list of item ids, oldest first")
     return list(row)
 
@@ -195,6 +204,23 @@ def check_seen(seen: tuple[Tensor, Tensor], users: int, num_items: int) -> None:
             "do not fall"
         )
     check_ids(values, offsets, num_items, "seen: ")
+
+
+def check_targets(targets: Tensor, num_items: int) -> None:
+    """Items asked for: int64, 1..num_items, or 0 where none is. Reads them on the host; a graph
+    under compilation trusts them.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if torch.compiler.is_compiling():
+        return
+    if not isinstance(targets, Tensor):
+        raise ValueError(f"targets is a {type(targets).__name__}; it must be an int64 tensor")
+    _check_int64(targets, "targets", "[B] or [N]")
+    if targets.numel() and not 0 <= int(targets.min()) <= int(targets.max()) <= num_items:
+        wrong = targets[(targets < 0) | (targets > num_items)][0]
+        raise ValueError(f"targets: item id {int(wrong)} is outside the catalogue, 1..{num_items}")
 
 
 def _check_int64(tensor: Tensor, what: str, shape: str) -> None:

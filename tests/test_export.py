@@ -19,8 +19,10 @@ from typer.testing import CliRunner, Result
 from adarec_fast import ADARec, ConfigError, Split, TrainConfig, synthetic
 from adarec_fast.cli import app
 from adarec_fast.export import Exported, ExportError, ExportOptions, export_run, formats
-from adarec_fast.export.check import Request, check, requests, sample
+from adarec_fast.export.check import Request, check, ranked_right, requests, sample
+from adarec_fast.export.foreign import check_foreign
 from adarec_fast.export.graph import RankingModel, capture
+from adarec_fast.ragged import packed_in_place
 from adarec_fast.training import Run, load_run, train
 
 SIZES = {"hidden_size": 16, "num_layers": 1, "max_length": 6, "max_depth": 2}
@@ -159,6 +161,76 @@ def test_onnx(run: Run, exported: dict[str, Exported]) -> None:
     assert_ranks_like(run.model, answer)
 
 
+def test_the_axes_of_an_onnx_file_are_the_manifests(exported: dict[str, Exported]) -> None:
+    import onnx
+
+    folder = exported["onnx"].folder
+    graph = onnx.load(folder / "model.onnx").graph
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for side, values in (("inputs", graph.input), ("outputs", graph.output)):
+        shapes = {
+            value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+            for value in values
+        }
+        assert shapes == {entry["name"]: entry["shape"] for entry in manifest[side]}
+
+
+ANSWERED = {
+    "columns cut out of a wider tensor", "a transposed tensor", "every second place of a tensor",
+    "padding on the left",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("format", ["torch", "onnx", "ann"])
+def test_foreign_inputs_are_answered_rightly_or_refused_by_all(
+    exported: dict[str, Exported], format: str
+) -> None:
+    told = json.loads((exported[format].folder / "manifest.json").read_text())["foreign_inputs"]
+    assert {name for name, what in told.items() if what == "answered"} == ANSWERED
+    assert len(told) == (19 if format == "ann" else 23)
+
+
+def fake(answer: Callable[..., tuple[Tensor, ...]], run: Run) -> dict[str, str]:
+    ranking = RankingModel(run.model, k=5, exclude_seen=False)
+    histories = [[5], [1, 2, 3], [4], [7, 8]]  # a batch of one, and one of three
+    given = list(requests(ranking, histories, exclude_seen=False, max_batch=8))
+    table = run.model.table()
+    return check_foreign(
+        "fake", answer, given, lambda found, request: ranked_right(*found, request, table),
+        seen=False, num_items=50, longest=6, max_batch=8,
+    )  # fmt: skip
+
+
+def test_a_program_that_is_wrong_about_foreign_inputs_is_named(run: Run) -> None:
+    ranking = RankingModel(run.model, k=5, exclude_seen=False)
+
+    def by_bytes(ids: Tensor) -> tuple[Tensor, ...]:
+        """As compiled code that trusts the strides."""
+        if ids.dtype != torch.int64 or ids.min() < 0:
+            raise ValueError
+        return ranking(torch.as_strided(ids, ids.shape, (ids.shape[1], 1)))
+
+    def from_the_end(ids: Tensor) -> tuple[Tensor, ...]:
+        """As runtimes in which -1 is the last item."""
+        if ids.is_floating_point() or ids.dtype == torch.bool:
+            raise ValueError
+        values, offsets = packed_in_place(ids.long(), 6)
+        counted = torch.where(values < 0, values + 51, values)
+        return model.recommend((counted[: offsets[-1]], offsets), k=5, exclude_seen=False)
+
+    model = run.model
+    with torch.no_grad():
+        with pytest.raises(ExportError, match=r"fake answers columns cut out of .* wrongly"):
+            fake(by_bytes, run)
+        with pytest.raises(ExportError, match="fake answers an id of -1 wrongly"):
+            fake(from_the_end, run)
+
+    def refusing(ids: Tensor) -> tuple[Tensor, ...]:
+        raise ValueError
+
+    assert set(fake(refusing, run).values()) == {"refused"}
+
+
 def compiler() -> str:
     found = shutil.which("g++") or shutil.which("clang++")
     if found is None:
@@ -173,6 +245,9 @@ def test_aoti(tmp_path: Path) -> None:
     run = make_run(tmp_path, num_layers=0, max_depth=1, hidden_size=8)
     (made,) = export_run(run, tmp_path / "out", ["aoti"], FEW)
     assert_ranks_like(run.model, torch._inductor.aoti_load_package(str(made.folder / "model.pt2")))
+    told = json.loads((made.folder / "manifest.json").read_text())["foreign_inputs"]
+    assert {name for name, what in told.items() if what == "answered"} == ANSWERED
+    assert len(told) == 23
 
 
 PROGRAM = r"""
@@ -347,7 +422,8 @@ def test_what_is_missing_is_named(
 def test_a_length_of_one_item(tmp_path: Path) -> None:
     model = make_model(9, max_length=1)
     program = capture(
-        RankingModel(model, k=3, exclude_seen=False), model.config.max_length, max_batch=8
+        RankingModel(model, k=3, exclude_seen=False), model.config.max_length, max_batch=8,
+        num_items=9,
     ).module()
     for users in (1, 8):
         ids = torch.arange(1, users + 1)[:, None]

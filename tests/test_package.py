@@ -122,6 +122,21 @@ def test_wheel_holds_every_source_as_a_real_file(wheel: Path) -> None:
     assert any(name.endswith("licenses/LICENSE") for name in infos)
 
 
+def test_an_editable_install_is_a_path_that_type_checkers_follow(
+    sdist: Path, tmp_path: Path
+) -> None:
+    """Of an import hook, which setuptools else makes, mypy and pyright see nothing."""
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (source,) = tmp_path.iterdir()
+    with zipfile.ZipFile(build("editable", source, tmp_path / "dist")) as archive:
+        (path,) = [name for name in archive.namelist() if name.endswith(".pth")]
+        assert not [name for name in archive.namelist() if name.endswith(".py")]
+        (root,) = archive.read(path).decode().split()
+    assert Path(root).resolve() == source.resolve()
+    assert (source / "adarec_fast" / "py.typed").exists()
+
+
 def test_sdist_holds_every_source_as_a_real_file(sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         members = {m.name.split("/", 1)[1]: m for m in archive.getmembers() if "/" in m.name}

@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import shutil
 import struct
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,12 @@ import numpy as np
 import pytest
 import torch
 from test_sweep import MODEL, PACKAGE, TRAIN, adarec
+from typer.testing import CliRunner
 
+from adarec_fast.cli import app
 from adarec_fast.clustering import kmeans, normalized_mutual_info
 from adarec_fast.config import ConfigError, TrainConfig
-from adarec_fast.data import InteractionData, synthetic, write_csv
+from adarec_fast.data import InteractionData, Split, synthetic, write_csv
 from adarec_fast.experiments import Group, Sweep, run_sweep
 from adarec_fast.models.adarec.parsing import encode
 from adarec_fast.plotting import PICTURES, RunPictures, _short, plot_run
@@ -433,3 +437,37 @@ def test_the_callers_matplotlib_is_left_alone(pictures: RunPictures, tmp_path: P
     loaded += "assert not {'matplotlib', 'sklearn'} & set(sys.modules)"
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE)}
     subprocess.run([sys.executable, "-c", loaded], env=environment, check=True, timeout=120)
+
+
+def test_runs_on_other_data_are_not_drawn_beside(run: Run) -> None:
+    def beside(data: InteractionData) -> Run:
+        return replace(run, path=Path("other"), data=data, split=Split(data))
+
+    data = run.data
+    fewer = InteractionData.from_flat(
+        data.values[: data.offsets[-2]], data.offsets[:-1], data.items,
+        data.users.take(np.arange(data.num_users - 1)), data.name,
+    )  # fmt: skip
+    reordered = replace(data, values=data.values.flip(0))
+    for other in (fewer, reordered):
+        with pytest.raises(ConfigError, match="other was trained on other data than"):
+            RunPictures(run, compare=(beside(other),))
+    RunPictures(run, compare=(beside(replace(data, values=data.values.clone())),))
+
+
+def test_a_run_without_a_validation_is_drawn_from_its_last_weights(
+    run: Run, tmp_path: Path
+) -> None:
+    """As of one that diverged before the first."""
+    folder = tmp_path / "run"
+    shutil.copytree(run.path, folder)
+    shutil.rmtree(folder / "best")
+    shown = CliRunner().invoke(
+        app, ["plot", str(folder), "--only", "losses", "--format", "png", "--dpi", "50"]
+    )
+    assert shown.exit_code == 0, shown.output
+    assert "no validation yet, drawn from last/" in shown.output
+    assert (folder / "plots" / "losses.png").exists()
+    shown = CliRunner().invoke(app, ["plot", str(folder), "--which", "best"])
+    assert shown.exit_code == 2
+    assert "no such checkpoint yet" in shown.output

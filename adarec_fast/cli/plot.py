@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -25,8 +25,12 @@ def plot(
         ),
     ] = None,
     which: Annotated[
-        str, typer.Option(help="Weights: best or last.", rich_help_panel=_RUN)
-    ] = "best",
+        str | None,
+        typer.Option(
+            help="Weights: best or last.", rich_help_panel=_RUN,
+            show_default="best, or last where a run ended before its first validation",
+        ),
+    ] = None,
     users: Annotated[
         int, typer.Option(help="Users drawn for tsne and clusters.", rich_help_panel=_RUN)
     ] = 2000,
@@ -79,11 +83,11 @@ def plot(
             folder, target, metric=metric, sparse=sparse, formats=kinds, dpi=dpi
         )
     else:
-        if which not in ("best", "last"):
+        if which not in ("best", "last", None):
             raise ConfigError(f"--which {which!r} must be best or last")
         place = resolve_device(device)
         runs = [
-            load_run(path, which="best" if which == "best" else "last", device=place)
+            load_run(path, which=_weights(path, which), device=place)
             for path in (folder, *(compare or []))
         ]
         pictures = RunPictures(
@@ -97,3 +101,11 @@ def plot(
             )  # fmt: skip
     for path in written:
         out.print(str(path), markup=False, soft_wrap=True)
+
+
+def _weights(folder: Path, which: str | None) -> Literal["best", "last"]:
+    """A run that diverged, or was stopped, before its first validation has no best weights."""
+    if which is None and not (folder / "best").exists() and (folder / "last").exists():
+        err.print(f"{escape(str(folder))}: no validation yet, drawn from last/", soft_wrap=True)
+        return "last"
+    return "last" if which == "last" else "best"

@@ -98,11 +98,21 @@ class TrainingBatches:
         device: torch.device | str = "cpu",
         drop_last: bool = False,
     ) -> None:
-        if supervision not in ("prefix", "all"):
+        if not isinstance(supervision, str) or supervision not in ("prefix", "all"):
             raise ValueError(f"supervision={supervision!r} must be 'prefix' or 'all'")
         _check_positive(batch_size=batch_size, max_length=max_length)
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
             raise ValueError(f"seed={seed!r} must be an int in 0 .. 2**63 - 1")
+        for name, tensor in (("values", values), ("offsets", offsets)):
+            right = isinstance(tensor, Tensor) and tensor.layout == torch.strided
+            if not right or tensor.dtype != torch.int64 or tensor.dim() != 1:
+                raise ValueError(f"{name} must be int64 and of one axis, got {tensor!r:.80}")
+        whole = offsets.numel() > 0 and int(offsets[0]) == 0 and bool((offsets.diff() >= 0).all())
+        if not whole or int(offsets[-1]) > values.numel():
+            raise ValueError(
+                f"offsets must run from 0 to at most {values.numel()}, the length of values, and "
+                "not fall"
+            )
         self.supervision = supervision
         self.batch_size = batch_size
         self.max_length = max_length
@@ -310,5 +320,5 @@ def pack(sequences: Sequence[Sequence[int]], max_length: int) -> tuple[Tensor, T
 
 def _check_positive(**arguments: int) -> None:
     for name, value in arguments.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
             raise ValueError(f"{name}={value!r} must be an int of at least 1")

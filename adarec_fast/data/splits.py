@@ -31,6 +31,8 @@ class Split:
     data: InteractionData
 
     def __post_init__(self) -> None:
+        if not isinstance(self.data, InteractionData):
+            raise DataError(f"data is a {type(self.data).__name__}; it must be an InteractionData")
         lengths = self.data.lengths
         if lengths.numel() == 0:
             raise DataError(f"{self.data.name} has no users to split")
@@ -96,6 +98,6 @@ class Split:
 
 
 def _checked(part: str, known: dict[str, int]) -> str:
-    if part not in known:
+    if not isinstance(part, str) or part not in known:
         raise ValueError(f"part={part!r} must be one of {', '.join(map(repr, known))}")
     return part

@@ -36,8 +36,9 @@ from ..training.checkpoint import save_checkpoint
 from ..training.run_folder import locked
 from ..version import __version__
 from . import index as ann
-from .check import TOLERANCE, Outcome, Request, check, requests, sample
+from .check import TOLERANCE, Outcome, Request, check, ranked_right, requests, sample
 from .errors import ExportError
+from .foreign import check_foreign
 from .formats import PROGRAMS, Format, Program, require
 from .graph import RankingModel, capture, remembered
 
@@ -81,15 +82,16 @@ class ExportOptions:
     def __post_init__(self) -> None:
         for name, least in (("k", 1), ("max_batch", 2), ("users", 1)):
             value = getattr(self, name)
-            if value < least:
-                raise ConfigError(f"{name}={value} must be at least {least}")
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ConfigError(f"{name}={value!r} must be an int of at least {least}")
         for name, known in (("dtype", _DTYPES), ("user_model", PROGRAMS)):
-            if getattr(self, name) not in known:
+            if not isinstance(getattr(self, name), str) or getattr(self, name) not in known:
                 raise ConfigError(
                     f"{name}={getattr(self, name)!r} must be one of {', '.join(known)}"
                 )
-        if not 0 <= self.min_recall <= 1:
-            raise ConfigError(f"min_recall={self.min_recall} must lie in 0..1")
+        recall = self.min_recall
+        if not isinstance(recall, (int, float)) or not 0 <= recall <= 1:
+            raise ConfigError(f"min_recall={recall!r} must lie in 0..1")
 
 
 @dataclass(frozen=True)
@@ -209,7 +211,12 @@ class _Work:
             items, scores = call(*inputs)
             return items, scores
 
+        table = self.run.model.table()
         self._compare(answer, torch.float32)
+        self._give_foreign(
+            call, lambda found, request: ranked_right(found[0], found[1], request, table),
+            seen=self.options.exclude_seen,
+        )  # fmt: skip
         k = self.options.k
         self.about |= {
             "files": [file, ITEMS],
@@ -253,6 +260,7 @@ class _Work:
             return best.indices + 1, best.values
 
         self._compare(answer, dtype)
+        self._give_foreign(represent, _same_vectors, seen=False)
         size = table.shape[1]
         self.about |= {
             "files": files,
@@ -303,8 +311,9 @@ class _Work:
         ranks = isinstance(module, RankingModel)
         if ranks not in self.captured:
             self.captured[ranks] = capture(
-                module, self.run.model.config.max_length, max_batch=self.options.max_batch
-            )
+                module, self.run.model.config.max_length, max_batch=self.options.max_batch,
+                num_items=self.run.model.config.num_items,
+            )  # fmt: skip
         kept.write(self.captured[ranks], path)
         return kept.load(path, self.device)
 
@@ -315,11 +324,24 @@ class _Work:
         self.outcome = check(self.format, answer, self.given, items, self.options.k, dtype)
         self.about["check"] = {**asdict(self.outcome), "tolerance": TOLERANCE[dtype]}
 
+    def _give_foreign(
+        self,
+        call: Callable[..., tuple[Tensor, ...]],
+        right: Callable[[tuple[Tensor, ...], Request], Tensor],
+        *,
+        seen: bool,
+    ) -> None:
+        config = self.run.model.config
+        self.about["foreign_inputs"] = check_foreign(
+            self.format, call, self.given, right, seen=seen, num_items=config.num_items,
+            longest=config.max_length, max_batch=self.options.max_batch,
+        )  # fmt: skip
+
     def _inputs(self, *, seen: bool) -> list[dict[str, Any]]:
         described: list[dict[str, Any]] = [
             {
                 "name": "item_ids", "dtype": "int64", "shape": ["batch", "length"],
-                "meaning": "item indices, oldest first, padded with 0 on the right",
+                "meaning": "item indices, oldest first, padded with 0 on the right or the left",
             }
         ]  # fmt: skip
         if seen:
@@ -346,6 +368,14 @@ class _Work:
                 **_versions(self.format, self.options.user_model),
             },
         }
+
+
+def _same_vectors(found: tuple[Tensor, ...], request: Request) -> Tensor:
+    """bool ``[B]``: users ``[B, D]`` that are the model's within rounding."""
+    distance = (found[0] - request.user).norm(dim=-1)
+    # What a score may differ by is less, since not all of it lies along one item.
+    near = distance <= 10 * TOLERANCE[torch.float32] * request.user.norm(dim=-1)
+    return near | ~request.clear
 
 
 def _versions(format: str, user_model: str) -> dict[str, str]:

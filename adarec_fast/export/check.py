@@ -43,6 +43,11 @@ class Request:
     scores: Tensor
     clear: Tensor
 
+    def rows(self, index: Tensor) -> Request:
+        """Of some users alone."""
+        parts = (self.item_ids, self.seen, self.user, self.scores, self.clear)
+        return Request(*(part[index.to(part.device)] for part in parts))
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -121,7 +126,6 @@ def check(
     Raises:
         ExportError: a user's list differs.
     """
-    scale = items.norm(dim=-1).max()
     users = ties = 0
     largest = 0.0
     for request in given:
@@ -130,11 +134,7 @@ def check(
         shapes = found.shape == claimed.shape == expected.shape
         if not shapes or bool(((found < 1) | (found >= items.shape[0])).any()):
             raise ExportError(f"{name}: not {list(expected.shape)} items of the catalogue")
-        own = request.scores.gather(1, found)
-        allowed = TOLERANCE[dtype] * scale * request.user.norm(dim=-1, keepdim=True)
-        distinct = found.sort(-1).values.diff(dim=-1).ne(0).all(-1)
-        right = _close(claimed, expected, allowed) & _close(own, expected, allowed) & distinct
-        wrong = (~right & request.clear).nonzero()
+        wrong = (~ranked_right(found, claimed, request, items, dtype)).nonzero()
         if wrong.numel():
             row = int(wrong[0])
             raise ExportError(
@@ -151,6 +151,21 @@ def check(
         users += int(request.clear.sum())
     first = given[0]
     return Outcome(users, ties, largest, latency(lambda: answer(first.item_ids, first.seen)))
+
+
+def ranked_right(
+    found: Tensor, claimed: Tensor, request: Request, items: Tensor,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """bool ``[B]``: items and scores ``[B, k]`` that are the model's within rounding, or of a user
+    whom rounding decides."""
+    scale = items.norm(dim=-1).max()
+    expected = request.scores.topk(found.shape[1], dim=-1).values
+    own = request.scores.gather(1, found)
+    allowed = TOLERANCE[dtype] * scale * request.user.norm(dim=-1, keepdim=True)
+    distinct = found.sort(-1).values.diff(dim=-1).ne(0).all(-1)
+    right = _close(claimed, expected, allowed) & _close(own, expected, allowed) & distinct
+    return right | ~request.clear
 
 
 def latency(call: Callable[[], object]) -> float:

@@ -16,6 +16,10 @@ from torch._inductor.exc import InductorError
 
 from ..config import ConfigError
 from .errors import ExportError
+from .inputs import checked_by_aoti
+
+# What the manifest calls the axes of the inputs.
+AXES = (("batch", "length"), ("batch", "seen"))
 
 Program = torch.export.ExportedProgram
 # From the inputs, in their order, to the outputs.
@@ -63,7 +67,8 @@ def _write_aoti(program: Program, path: Path) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch's own, about its own trees
-            torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+            with checked_by_aoti():
+                torch._inductor.aoti_compile_and_package(program, package_path=str(path))
     except InductorError as error:
         raise ExportError(
             f"AOTInductor cannot compile the model (it needs a C++ compiler): {error}"
@@ -86,12 +91,21 @@ def _write_onnx(program: Program, path: Path) -> None:
             output_names=["items", "scores"] if len(names.user_outputs) == 2 else ["user"],
         )  # fmt: skip
     assert made is not None
+    # Torch calls them s42 and the like.
+    made.rename_axes({
+        axis: name
+        for tensor, names in zip(made.model.graph.inputs, AXES, strict=False)
+        for axis, name in zip(tensor.shape or (), names, strict=True)
+        if not isinstance(axis, int)
+    })
     made.save(str(path))
 
 
 def _load_onnx(path: Path, device: torch.device) -> Call:
     runtime = require("onnxruntime", "onnx", "the format onnx")
-    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    options = runtime.SessionOptions()
+    options.log_severity_level = 4  # what it refuses, it raises as well
+    session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [entry.name for entry in session.get_inputs()]
 
     def call(*inputs: Tensor) -> tuple[Tensor, ...]:

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from ..config import ConfigError
 from ..models.base import SequenceModel, UserGraph
+from ..models.evaluating import evaluating
 from ..models.memory import Memory
+from .inputs import Guarded
 
 # What a graph may consist of: it then loads wherever torch or a runtime for ONNX does.
 _NAMESPACES = ("aten", "higher_order", "prim", "prims")
@@ -18,7 +20,7 @@ class RankingModel(nn.Module):
     """The k best items and their scores, of padded histories.
 
     Args:
-        model: put into evaluation mode; its scores are products of vectors.
+        model: in whatever mode; its scores are products of vectors.
         k: 1..num_items.
         exclude_seen: take a second input, what must not come again.
 
@@ -30,8 +32,8 @@ class RankingModel(nn.Module):
         super().__init__()
         if not 1 <= k <= model.config.num_items:
             raise ConfigError(f"k={k} must lie in 1..{model.config.num_items}, the number of items")
-        self.model = model.eval()
-        self.user_model = model.user_graph()
+        self.model = evaluating(model)
+        self.user_model = self.model.user_graph()
         self.k, self.exclude_seen = k, exclude_seen
 
     def forward(self, item_ids: Tensor, seen: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -71,9 +73,10 @@ def remembered(memory: Memory, item_ids: Tensor, scores: Tensor) -> Tensor:
 
 
 def capture(
-    module: UserGraph | RankingModel, longest: int, *, max_batch: int
+    module: UserGraph | RankingModel, longest: int, *, max_batch: int, num_items: int
 ) -> torch.export.ExportedProgram:
-    """``torch.export`` of one of the two, for 1..max_batch users of 1..longest items.
+    """``torch.export`` of one of the two, for 1..max_batch users of 1..longest items, ids
+    1..num_items, behind a check of what it is given (:class:`.inputs.Guarded`).
 
     Raises:
         ConfigError: ``max_batch`` is under 2.
@@ -89,7 +92,9 @@ def capture(
         inputs.append(torch.ones_like(inputs[0]).repeat(1, 3))
         dimensions.append({0: batch, 1: torch.export.Dim("seen", min=1)})
     with torch.no_grad():
-        program = torch.export.export(module, tuple(inputs), dynamic_shapes=tuple(dimensions))
+        guarded = Guarded(module, num_items=num_items, longest=longest, max_batch=max_batch)
+        shapes = dict(zip(("item_ids", "seen"), dimensions, strict=False))
+        program = torch.export.export(guarded.eval(), tuple(inputs), dynamic_shapes=shapes)
     foreign = {
         str(node.target)
         for graph in program.graph_module.modules()

@@ -201,6 +201,8 @@ class Pretrained(SequenceModel):
         backbone: nn.Module | None = None,
     ) -> _Model:
         """Load what :meth:`save_pretrained` wrote, in evaluation mode. See :func:`load`."""
+        if not isinstance(folder, (str, Path)):
+            raise CheckpointError(f"folder={folder!r} must be the path of a model's folder")
         model: Any = load(
             Path(folder), device=device, backend=backend, precision=precision, backbone=backbone,
             kind=cls.config_type.system,

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..config import ConfigError
+from ..data import InteractionData
 from ..experiments import summarise
 from ..training import Run
+from ..training.run_folder import fingerprint
 from . import curves, hierarchy, intents, measure
 from .sensitivity import sensitivity
 from .style import FORMATS, PlottingUnavailable, look, require, save
@@ -33,7 +35,10 @@ class RunPictures:
         clusters: of k-means.
         seed: of the draw, of k-means and of t-SNE.
         sparse: draw among users with at most five items of history.
-        compare: other runs whose representations stand beside.
+        compare: other runs on the same data, whose representations stand beside.
+
+    Raises:
+        ConfigError: a run to compare with was trained on other data.
     """
 
     run: Run
@@ -42,6 +47,16 @@ class RunPictures:
     seed: int = 0
     sparse: bool = False
     compare: Sequence[Run] = field(default_factory=tuple)
+
+    def __post_init__(self) -> None:
+        mine = fingerprint(self.run.data)
+        for other in self.compare:
+            if fingerprint(other.data) != mine:
+                raise ConfigError(
+                    f"compare: {other.path} was trained on other data than {self.run.path}: "
+                    f"{_size(other.data)} there, {_size(self.run.data)} here, of other users, "
+                    "items or histories; points side by side would be other people"
+                )
 
     @cached_property
     def _depths(self) -> measure.Depths:
@@ -179,6 +194,10 @@ def plot_sweep(
             formats,
             dpi,
         )
+
+
+def _size(data: InteractionData) -> str:
+    return f"{data.name!r} with {data.num_users} users and {data.num_items} items"
 
 
 def _short(name: str, limit: int = 36) -> str:

@@ -148,10 +148,13 @@ def evaluate(
         ValueError: an argument is out of range, the catalogue is another, or scores are NaN.
     """
     begun = time.perf_counter()
-    if seen_mask not in ("neg-inf", "official", "off"):
+    if not isinstance(seen_mask, str) or seen_mask not in ("neg-inf", "official", "off"):
         raise ValueError(f"seen_mask={seen_mask!r} must be 'neg-inf', 'official' or 'off'")
-    if not ks or any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in ks):
-        raise ValueError(f"ks={tuple(ks)!r} must be one or more ints of at least 1")
+    if not isinstance(split, Split):
+        raise ValueError(f"split is a {type(split).__name__}; it must be a Split of the data")
+    several = isinstance(ks, Sequence) and len(ks) > 0
+    if not several or any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in ks):
+        raise ValueError(f"ks={ks!r} must be one or more ints of at least 1")
     if isinstance(model, nn.Module):
         model = evaluating(model)
     if isinstance(model, SequenceModel):
@@ -171,6 +174,8 @@ def evaluate(
             f"model is a {type(model).__name__}; it must be a SequenceModel, or have a name and "
             "scores(batch)"
         )
+    if users is not None and not isinstance(users, Tensor):
+        raise ValueError(f"users is a {type(users).__name__}; it must be an int64 tensor")
     chosen = torch.arange(split.num_users) if users is None else users.cpu()
     if not chosen.numel():
         raise ValueError("users is empty: there is nobody to evaluate")

@@ -15,6 +15,7 @@ from ..data import DataError, InteractionData, Split
 from ..data.flat import gather_ranges
 from ..data.tables import import_polars
 from ..files import replacing
+from ..histories import pack_lists
 from ..models.base import SequenceModel
 from ..ragged import Jagged
 from .recommender import Recommender
@@ -71,12 +72,16 @@ def recommendation_frames(
         ConfigError: k, chunk_size or kind out of range, or a model of another catalogue.
         DataError: polars or pandas is not installed.
     """
-    if kind not in ("polars", "pandas"):
+    if not isinstance(kind, str) or kind not in ("polars", "pandas"):
         raise ConfigError(f"kind={kind!r} must be 'polars' or 'pandas'")
-    if chunk_size < 1:
-        raise ConfigError(f"chunk_size={chunk_size} must be at least 1")
-    if not 1 <= k <= data.num_items:
-        raise ConfigError(f"k={k} must lie in 1..{data.num_items}, the number of items")
+    for name, given, right in (("model", model, SequenceModel), ("data", data, InteractionData)):
+        if not isinstance(given, right):
+            raise ConfigError(f"{name} is a {type(given).__name__}; it must be of {right.__name__}")
+    sized = isinstance(chunk_size, int) and not isinstance(chunk_size, bool)
+    if not sized or not 1 <= chunk_size < 2**31:
+        raise ConfigError(f"chunk_size={chunk_size!r} must be an int of at least 1")
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= data.num_items:
+        raise ConfigError(f"k={k!r} must lie in 1..{data.num_items}, the number of items")
     if model.config.num_items != data.num_items:
         raise ConfigError(
             f"the model knows {model.config.num_items} items, the data have {data.num_items}: the "
@@ -85,7 +90,10 @@ def recommendation_frames(
     make = _maker(kind)
     chosen = torch.arange(data.num_users)
     if users is not None:
-        chosen = torch.tensor(list(users), dtype=torch.int64)
+        try:
+            chosen = pack_lists([users], torch.device("cpu"), name="users").values
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
         if chosen.numel() and not 0 <= int(chosen.min()) <= int(chosen.max()) < data.num_users:
             wrong = chosen[(chosen < 0) | (chosen >= data.num_users)][0]
             raise ConfigError(f"users: {int(wrong)} must lie in 0..{data.num_users - 1}")
@@ -105,9 +113,8 @@ def recommendation_frame(
     model: SequenceModel, data: InteractionData, **options: Unpack[FrameOptions]
 ) -> Any:
     """All of :func:`recommendation_frames` as one frame, which takes its options."""
-    kind = options.get("kind", "polars")
     frames = list(recommendation_frames(model, data, **options))
-    if kind == "pandas":
+    if options.get("kind") == "pandas":
         import pandas
 
         return pandas.concat(frames, ignore_index=True)

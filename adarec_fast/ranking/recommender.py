@@ -72,7 +72,7 @@ class Recommender:
 
     The weights are read where they are, what is derived from them (biases of levels and of
     lengths) is computed here once: make another recommender after training on. On CUDA each
-    bucket of shapes becomes a graph on its second use, which one thread at a time may ask.
+    bucket of shapes becomes a graph on its second use; threads take turns at the graphs.
 
     Args:
         model: in whatever mode, which stays as it is; evaluated in evaluation mode.
@@ -110,6 +110,8 @@ class Recommender:
         )
         if on_cuda(self._device) and planned is not None and not waits:
             self._replays = {}
+        # A graph reads and writes buffers of its own, one request at a time.
+        self._turn = None if self._replays is None else threading.Lock()
         if self._device.type == "cuda":
             self._pinned = Pinned()
             self._pool = torch.cuda.graph_pool_handle()
@@ -201,8 +203,9 @@ class Recommender:
         elif crop:
             values, offsets = ragged.keep_last(values, offsets, limit)
         request = values, offsets, seen, seen_offsets
-        if self._replays is not None and values.numel():
-            return self._replayed(request, k)
+        if self._turn is not None and values.numel():
+            with self._turn:
+                return self._replayed(request, k)
         values, offsets, seen, seen_offsets = (tensor.to(self._device) for tensor in request)
         return self._rank(values, offsets, seen, seen_offsets, k)
 
@@ -370,4 +373,6 @@ def exportable(model: SequenceModel, *, k: int = 20) -> nn.Module:
         be dynamic, though torch exports B = 1 apart from greater ones. An exported program needs
         ``adarec_fast.ops`` imported, since its ops are those.
     """
-    return _Ranker(evaluating(model), k).eval()
+    if not isinstance(model, SequenceModel):
+        raise ValueError(f"model is a {type(model).__name__}; it must be a SequenceModel")
+    return _Ranker(evaluating(model), check_k(k, model.config.num_items)).eval()

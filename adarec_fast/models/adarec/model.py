@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ... import ragged, rng
+from ...config import ConfigError
 from ...data import Batch
-from ...histories import History
+from ...histories import History, check_targets
 from ...precision import computing
 from ..base import LossOutput, Plan, Represented, UserGraph, initialise
 from ..embedded import EmbeddingModel
@@ -62,6 +63,8 @@ class ADARec(Pretrained, EmbeddingModel):
     ) -> None:
         if config is None:
             config = ADARecConfig.create(**options)
+        elif not isinstance(config, ADARecConfig):
+            raise ConfigError(f"config={config!r} must be an ADARecConfig")
         elif options:
             config = config.replace(**options)
         size = config.hidden_size
@@ -70,6 +73,8 @@ class ADARec(Pretrained, EmbeddingModel):
         if backbone is None:
             self.backbone = SASRecEncoder(config)
         else:
+            if not isinstance(backbone, nn.Module):
+                raise ConfigError(f"backbone={backbone!r} must be an nn.Module")
             self.backbone = ForeignBackbone(backbone, size, config.max_length)
             if config.supervision == "all":
                 check_causal(self.backbone, config.num_items)
@@ -180,6 +185,7 @@ class ADARec(Pretrained, EmbeddingModel):
         everywhere = targets is not None and self.config.supervision == "all"
         values, offsets = self._histories(item_ids, lengths, aligned=everywhere)
         if targets is not None:
+            check_targets(targets, self.config.num_items)
             parsed, output = self._loss(values, offsets, targets, hierarchy=return_hierarchy)
             user = parsed.user
             if self.config.supervision == "all":
