@@ -250,7 +250,7 @@ def _missing() -> str | None:
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is not a CUDA build"
     try:
-        _toolkit.toolkit(_plans.compiler())
+        _toolkit.toolkit(tuple(_plans.host_compiler(_plans.compiler())))
     except extension.ExtensionError as error:
         return str(error)
     return None

@@ -1,4 +1,4 @@
-"""A default dtype that another part of the program has set changes nothing."""
+"""What the program has set in torch for all changes nothing: the default dtype, gradients off."""
 
 from __future__ import annotations
 
@@ -77,3 +77,11 @@ def test_what_could_not_be_read_back_is_not_saved(tmp_path: Path) -> None:
             other.save_pretrained(tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
     model.float().save_pretrained(tmp_path / "model")
+
+
+@pytest.mark.parametrize("switched", [torch.no_grad, torch.inference_mode])
+def test_gradients_that_are_switched_off(switched: Any, tmp_path: Path) -> None:
+    train(MODELS["sasrec"], config(epochs=1), DATA, tmp_path / "plain")
+    with switched():
+        train(MODELS["sasrec"], config(epochs=1), DATA, tmp_path / "other")
+    assert outcome(tmp_path / "other") == outcome(tmp_path / "plain")

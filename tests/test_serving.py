@@ -204,7 +204,7 @@ def test_other_refusals_are_json_too(client: httpx.Client) -> None:
     assert "/docs lists" in error_of(client.get("/nothing\ud7ff"), 404)["message"]
     wrong = client.put("/recommend", json={})
     assert error_of(wrong, 405)["code"] == "http"
-    assert wrong.headers["allow"] == "GET, POST"
+    assert wrong.headers["allow"] == "GET, HEAD, POST"
 
 
 # ---------------------------------------------------------------------- state

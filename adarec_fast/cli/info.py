@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import json
@@ -13,8 +14,8 @@ from typing import Annotated, Any
 
 import typer
 from rich import box
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from .console import command, err, out
 
@@ -35,11 +36,12 @@ def info(
     table.add_column(overflow="fold")
     for title in ("versions", "machine", "compilers"):
         for index, (name, value) in enumerate(facts[title].items()):
-            table.add_row(title if index == 0 else "", f"{name} {value or '[dim]not found[/]'}")
+            found = Text("not found", "dim") if value is None else Text(str(value))
+            table.add_row(title if index == 0 else "", Text(f"{name} ") + found)
     for index, device in enumerate(facts["devices"]):
-        table.add_row("devices" if index == 0 else "", escape(device))
+        table.add_row("devices" if index == 0 else "", Text(device))
     for trouble in facts["trouble"]:
-        table.add_row("", f"[yellow]{escape(trouble)}[/]")
+        table.add_row("", Text(trouble, "yellow"))
     out.print(table)
 
     ops = Table(box=box.SIMPLE_HEAD)
@@ -51,7 +53,7 @@ def info(
     for row in facts["ops"]:
         available = ", ".join(row["available"])
         ops.add_row(
-            row["op"], row["device"], f"[green]{row['backend']}[/]", row["reason"], available
+            row["op"], row["device"], Text(row["backend"], "green"), Text(row["reason"]), available
         )
     out.print(ops)
 
@@ -127,8 +129,9 @@ def build(
     except extension.NotForThisMachine as reason:
         if requested:
             raise
-        err.print(f"adarec_fast: cpp was built, cuda was not: {escape(str(reason))}",
-                  soft_wrap=True)
+        err.print(
+            f"adarec_fast: cpp was built, cuda was not: {reason}", markup=False, soft_wrap=True
+        )
     if kernels:
         _compile_kernels(requested, hidden_size, max_depth, batch_size)
 
@@ -186,14 +189,15 @@ def _version(name: str) -> str | None:
 
 
 def _compilers() -> dict[str, str]:
+    from ..ops._plans import compiler
     from ..ops._toolkit import find_nvcc
     from ..ops.extension import ExtensionError
 
-    try:
-        nvcc = str(find_nvcc())
-    except ExtensionError:
-        nvcc = "nvcc"
-    return {"C++": os.environ.get("CXX", "c++"), "CUDA": nvcc, "ninja": "ninja"}
+    found = {"C++": "c++", "CUDA": "nvcc", "ninja": "ninja"}
+    for name, find in (("C++", lambda: compiler()[0]), ("CUDA", lambda: str(find_nvcc()))):
+        with contextlib.suppress(ExtensionError):
+            found[name] = find()
+    return found
 
 
 def _first_line(program: str) -> str | None:
@@ -203,7 +207,8 @@ def _first_line(program: str) -> str | None:
         return None
     try:
         answer = subprocess.run(
-            [path, "--version"], capture_output=True, text=True, timeout=10, check=False
+            [path, "--version"], capture_output=True, text=True, errors="replace", timeout=10,
+            check=False,
         ).stdout.split("\n")
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"{path} (does not run: {error})"

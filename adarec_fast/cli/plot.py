@@ -106,6 +106,7 @@ def plot(
 def _weights(folder: Path, which: str | None) -> Literal["best", "last"]:
     """A run that diverged, or was stopped, before its first validation has no best weights."""
     if which is None and not (folder / "best").exists() and (folder / "last").exists():
-        err.print(f"{escape(str(folder))}: no validation yet, drawn from last/", soft_wrap=True)
+        said = f"{folder}: no validation yet, drawn from last/"
+        err.print(said, markup=False, soft_wrap=True)
         return "last"
     return "last" if which == "last" else "best"

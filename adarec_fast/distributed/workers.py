@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import threading
 import time
@@ -244,12 +245,63 @@ def started() -> bool:
         return False
     if dist.is_initialized():
         return dist.get_world_size() > 1
-    return all(name in os.environ for name in _ENVIRONMENT) and int(os.environ["WORLD_SIZE"]) > 1
+    return all(name in os.environ for name in _ENVIRONMENT) and _number("WORLD_SIZE") > 1
 
 
 def speaks() -> bool:
     """Whether this process is alone or the first worker; for words before the workers have met."""
-    return not started() or os.environ.get("RANK", "0") == "0"
+    return not started() or _number("RANK") == 0
+
+
+def _number(name: str, most: int = 1 << 31) -> int:
+    """A number of torchrun's environment, 0 where it is not set.
+
+    Raises:
+        ConfigError: it is none, or not in 0..``most``.
+    """
+    text = os.environ.get(name, "0")
+    if not re.fullmatch(r"\s*\d{1,10}\s*", text) or int(text) > most:
+        raise ConfigError(
+            f"{name}={text!r} must be a whole number in 0..{most}, as torchrun sets it; unset "
+            "RANK, LOCAL_RANK and WORLD_SIZE to train in one process"
+        )
+    return int(text)
+
+
+def _check_alone() -> None:
+    """Several processes that each believe to be alone would train the same run side by side."""
+    missing = [name for name in _ENVIRONMENT if name not in os.environ]
+    grouped = dist.is_available() and dist.is_initialized()
+    if missing and not grouped and _number("WORLD_SIZE") > 1:
+        raise ConfigError(
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']}: one of several workers, but not set: "
+            f"{', '.join(missing)}; start them with torchrun, or unset WORLD_SIZE to train in one "
+            "process"
+        )
+
+
+def _meet(device: torch.device) -> None:
+    """Make the process group.
+
+    Raises:
+        ConfigError: a number of torchrun's environment is none.
+        WorkersError: the workers cannot meet where the environment says.
+    """
+    size = _number("WORLD_SIZE")
+    _number("LOCAL_RANK")
+    rank, port = _number("RANK", size - 1), _number("MASTER_PORT", 65535)
+    try:
+        # Meeting takes as long as the slowest start, so the steps' timeout is not asked here.
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=_CONTROL_TIMEOUT
+        )
+    except (RuntimeError, ValueError, OSError) as error:  # RuntimeError: torch's DistError too
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+        raise WorkersError(
+            f"worker {rank} of {size} cannot meet the others at {os.environ['MASTER_ADDR']}, port "
+            f"{port}: {reason}; if another program has the port, choose another "
+            "(torchrun --rdzv-endpoint=HOST:PORT, or --standalone on one machine)"
+        ) from error
 
 
 def worker_device(name: str) -> torch.device:
@@ -265,7 +317,7 @@ def worker_device(name: str) -> torch.device:
             f"device={name!r} would be every worker's; write auto, cuda (each worker takes its "
             "own) or cpu"
         )
-    local, devices = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    local, devices = _number("LOCAL_RANK"), torch.cuda.device_count()
     if local >= devices:
         raise ConfigError(
             f"device={name!r}: worker {local} of this machine has no CUDA device of its own, there "
@@ -284,17 +336,19 @@ def join(device: str, timeout: float) -> Iterator[Workers | None]:
     Args:
         device: ``auto``, ``cpu`` or ``cuda``.
         timeout: seconds that a step or an evaluation waits for the other workers.
+
+    Raises:
+        ConfigError: the environment is torchrun's in part only, or a number of it is none.
+        WorkersError: the workers cannot meet.
     """
     if not started():
+        _check_alone()
         yield None
         return
     own = not dist.is_initialized()
     chosen = worker_device(device)
     if own:
-        # Meeting takes as long as the slowest start, so the steps' timeout is not asked here.
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo", timeout=_CONTROL_TIMEOUT
-        )
+        _meet(chosen)
     workers = Workers(chosen, timeout)
     yield workers
     # After an error the others may be gone, and leaving together would wait for them.

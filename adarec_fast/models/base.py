@@ -8,7 +8,9 @@ reaches logs, answers and pictures through :class:`Diagnostics`.
 
 from __future__ import annotations
 
+import functools
 import itertools
+import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -206,6 +208,16 @@ class Observer:
         return []
 
 
+@functools.cache
+def _forked_on_one_thread() -> None:
+    """A process that is forked off computes on one thread, as torch's own data loaders do.
+
+    OpenMP's threads do not come along, and a product that counts on them waits for ever.
+    """
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
+
+
 class SequenceModel(nn.Module):
     """A sequential model. A kind of model sets ``config_type``, takes its configuration as the
     first argument and fills in :meth:`loss`, :meth:`represent` and :meth:`table`.
@@ -225,6 +237,7 @@ class SequenceModel(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        _forked_on_one_thread()
         self.config = config
         self.memory = None
 

@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 
 from . import _plans, _toolkit
-from ._plans import Plan, Unit, compiler, content
+from ._plans import Plan, Unit, compiler, content, host_compiler
 from ._toolkit import ExtensionError
 
 _PREFIX = "prefix.h"
@@ -44,6 +44,10 @@ def _escape(path: Path) -> str:
     return re.sub(r"([$ :])", r"$\1", str(path))
 
 
+def _in_ninja(words: list[str]) -> str:
+    return shlex.join(words).replace("$", "$$")
+
+
 def _edge(rule: str, unit: Unit, target: str, flags: str = "", needs: str = "") -> str:
     # The contents' hash is part of the command, so ninja does not depend on file times.
     return (
@@ -55,9 +59,12 @@ def _edge(rule: str, unit: Unit, target: str, flags: str = "", needs: str = "") 
 
 
 def _ninja_file(plan: Plan, folder: Path) -> str:
-    lines = [f"cxx = {compiler()}\n"]
+    words = compiler()
+    lines = [f"cxx = {_in_ninja(words)}\n"]
     if any(unit.tool == "nvcc" for unit in plan.units):
-        kit = _toolkit.toolkit(compiler())
+        host = host_compiler(words)
+        kit = _toolkit.toolkit(tuple(host))
+        lines.append(f"host = {_in_ninja(host)}\n")
         includes = (f"-isystem {shlex.quote(str(folder))}" for folder in kit.includes)
         lines.append(f"nvcc = {shlex.quote(str(kit.nvcc))}\n")
         lines.append(f"cuda_includes = {' '.join(includes)}\n")
@@ -86,7 +93,8 @@ def compile_plan(plan: Plan, library: Path, folder: Path) -> None:
         text = f'#include "{plan.prefix.source}"\n'
         (folder / _PREFIX).write_text(text, encoding="utf-8")
     (folder / "build.ninja").write_text(_ninja_file(plan, folder), encoding="utf-8")
-    done = subprocess.run([_ninja(), "-C", str(folder)], capture_output=True, text=True)
+    line = [_ninja(), "-C", str(folder)]
+    done = subprocess.run(line, capture_output=True, text=True, errors="replace")
     if done.returncode != 0:
         lines = [s for s in done.stdout.splitlines() if re.search("error|fatal", s.lower())]
         lines = (lines or done.stdout.splitlines() or done.stderr.splitlines())[:12]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import os
 import platform
 import re
@@ -100,16 +101,36 @@ def _link_flags(*libraries: str) -> str:
     return " ".join(["-shared", f"-L{folder}", *(f"-l{name}" for name in libraries), *extra])
 
 
-def compiler() -> str:
-    chosen = os.environ.get("CXX")
-    for name in [chosen] if chosen else ["c++", "g++", "clang++"]:
+def compiler() -> list[str]:
+    """The C++ compiler's program, found, and its arguments: ``CXX`` as a shell would split it.
+
+    Raises:
+        ExtensionError: there is none, or ``CXX`` names none.
+    """
+    chosen = os.environ.get("CXX", "").strip()
+    if shutil.which(chosen):  # a path with blanks
+        return [str(shutil.which(chosen))]
+    try:
+        words = shlex.split(chosen)
+    except ValueError as error:
+        raise ExtensionError(f"CXX={chosen!r} is no command: {error}") from None
+    for name in words[:1] or ["c++", "g++", "clang++"]:
         found = shutil.which(name)
         if found:
-            return shlex.quote(found)
+            return [found, *words[1:]]
+    if words:
+        told = f": {words[0]!r}" if len(words) > 1 else ""
+        raise ExtensionError(f"CXX={chosen!r}{told} is not a program")
     raise ExtensionError(
-        f"CXX={chosen!r} is not a program" if chosen
-        else "no C++ compiler found (looked for c++, g++, clang++); install one or set CXX"
+        "no C++ compiler found (looked for c++, g++, clang++); install one or set CXX"
     )
+
+
+def host_compiler(words: list[str]) -> list[str]:
+    """nvcc's options for that compiler: it takes one program, without a launcher before it."""
+    programs = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
+    options = words[len(programs) :]
+    return ["-ccbin", programs[-1], *(part for word in options for part in ("-Xcompiler", word))]
 
 
 def _plan_cpp() -> Plan:
@@ -136,7 +157,7 @@ def _plan_cpp() -> Plan:
 def _plan_cuda(architectures: tuple[str, ...]) -> Plan:
     targets = " ".join(f"-gencode arch=compute_{a},code=sm_{a}" for a in architectures)
     # What lies in the toolkit is found when it is needed: see _ninja_file.
-    kernel = f"-O3 -std=c++17 {targets} -Xcompiler -fPIC -ccbin $cxx $cuda_includes"
+    kernel = f"-O3 -std=c++17 {targets} -Xcompiler -fPIC $host $cuda_includes"
     units = [Unit(p, "nvcc", kernel) for p in sorted((SOURCES / "cuda").glob("*.cu"))]
     # Only the kernels take time, so the host's part may run on any processor.
     bound = f"-O1 {_host_flags('x86-64-v3')} {_torch_flags()} $cuda_includes"

@@ -110,11 +110,13 @@ def find_nvcc() -> Path:
 
 
 @functools.cache
-def _dry_run(nvcc: Path, compiler: str) -> str:
+def _dry_run(nvcc: Path, host: tuple[str, ...]) -> str:
     """What nvcc would do: it alone knows where its headers are, be it called by a script."""
-    line = [str(nvcc), "--dryrun", "-ccbin", *shlex.split(compiler), "-x", "cu", "-c", "/dev/null"]
+    line = [str(nvcc), "--dryrun", *host, "-x", "cu", "-c", "/dev/null"]
     try:
-        done = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            line, capture_output=True, text=True, errors="replace", timeout=60, check=False
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ExtensionError(f"{nvcc} does not run: {error}") from error
     if done.returncode != 0:
@@ -128,15 +130,15 @@ def _folders(said: str, variable: str, option: str) -> list[Path]:
     return [Path(word[2:]) for word in words if word.startswith(option)]
 
 
-def toolkit(compiler: str) -> Toolkit:
-    """What nvcc and torch's wheels hold together, with ``compiler`` for the host's part.
+def toolkit(host: tuple[str, ...]) -> Toolkit:
+    """What nvcc and torch's wheels hold together, with nvcc's options ``host`` for the host's part.
 
     Raises:
         NotForThisMachine: no nvcc.
         ExtensionError: nvcc is of another CUDA than torch, or headers or the runtime are missing.
     """
     nvcc = find_nvcc()
-    said = _dry_run(nvcc, compiler)
+    said = _dry_run(nvcc, host)
     release = re.search(r"__CUDACC_VER_MAJOR__=(\d+) -D__CUDACC_VER_MINOR__=(\d+)", said)
     wanted = torch.version.cuda or ""
     if release is None or release[1] != wanted.partition(".")[0]:

@@ -10,7 +10,8 @@ Environment:
     ADAREC_FAST_NO_EXT=1     never build or load; other backends run.
     ADAREC_FAST_PORTABLE=1   build for AVX2 (x86-64-v3) instead of the machine at hand.
     ADAREC_FAST_SANITIZE     compiler sanitizers, e.g. ``address,undefined`` (for tests).
-    CXX, NVCC, CUDA_HOME     compilers, where ``c++`` and ``nvcc`` are not the ones wanted.
+    CXX, NVCC, CUDA_HOME     compilers, where ``c++`` and ``nvcc`` are not the ones wanted; ``CXX``
+                             may have arguments or a launcher, ``ccache g++ -fno-plt``.
     TORCH_CUDA_ARCH_LIST     what ``adarec-fast build`` makes CUDA libraries for, e.g. ``8.0 8.6``,
                              with or without a device; else for the devices there are.
 """
@@ -37,12 +38,22 @@ from ._toolkit import NotForThisMachine as NotForThisMachine
 
 
 def cache_dir() -> Path:
-    """Where built libraries are kept."""
+    """Where built libraries are kept.
+
+    Raises:
+        ExtensionError: there is no home, and no other folder was named.
+    """
     chosen = os.environ.get("ADAREC_FAST_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "adarec_fast"
+    try:
+        if chosen:
+            return Path(chosen).expanduser()
+        return (Path(base) if base else Path.home() / ".cache") / "adarec_fast"
+    except RuntimeError:  # HOME is not set, and the system does not know the user
+        raise ExtensionError(
+            "there is no home folder to keep what is built in (HOME is not set, and user "
+            f"{os.getuid()} has no entry); set ADAREC_FAST_CACHE to a writable folder"
+        ) from None
 
 
 def _library(plan: Plan) -> Path:
@@ -113,7 +124,12 @@ def _load(backend: str) -> str | None:
         try:
             torch.ops.load_library(str(library))
         except OSError as error:
-            raise ExtensionError(f"cannot load {library}: {error}") from error
+            # torch says only that it could not; the loader's own words are the cause of that.
+            reason = str(error.__cause__ or error).removeprefix(f"{library}: ")
+            raise ExtensionError(
+                f"cannot load {library}: {reason}; remove it to have it built again, or set "
+                "ADAREC_FAST_CACHE to a folder that programs may run from (not mounted noexec)"
+            ) from error
     except ExtensionError as error:
         # A machine without a GPU or nvcc is no reason to warn; `adarec-fast info` says it.
         usual = isinstance(error, NotForThisMachine) or not torch.cuda.is_available()

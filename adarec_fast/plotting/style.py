@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import os
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,15 +69,30 @@ def require(module: str) -> Any:
     Raises:
         PlottingUnavailable: it is not installed.
     """
-    import importlib
-
     try:
-        return importlib.import_module(module)
+        with _no_backend_named():
+            return importlib.import_module(module)
     except ImportError as error:
         raise PlottingUnavailable(
             f"pictures need {module.split('.')[0]}, which cannot be imported ({error}); "
             'pip install "adarec_fast[viz]"'
         ) from None
+
+
+@contextmanager
+def _no_backend_named() -> Iterator[None]:
+    """``MPLBACKEND`` of a notebook is inherited, and matplotlib does not load if it lacks that one.
+
+    Files need none. A program that goes on to show pictures finds the variable in force.
+    """
+    named = None if "matplotlib" in sys.modules else os.environ.pop("MPLBACKEND", None)
+    try:
+        yield
+    finally:
+        if named is not None:
+            os.environ["MPLBACKEND"] = named
+            with suppress(KeyError, ValueError):  # not imported, or no such backend
+                sys.modules["matplotlib"].rcParams["backend"] = named
 
 
 def new_figure(height: float, width: float = WIDTH) -> Figure:

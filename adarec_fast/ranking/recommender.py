@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +74,9 @@ class Recommender:
     lengths) is computed here once: make another recommender after training on. On CUDA each
     bucket of shapes becomes a graph on its second use; threads take turns at the graphs.
 
+    It may be pickled, for a process that is spawned. One that is forked off computes on one thread,
+    on a CPU; CUDA does not outlive a fork.
+
     Args:
         model: in whatever mode, which stays as it is; evaluated in evaluation mode.
         batch_size: users computed at once; more are taken in turn.
@@ -105,11 +108,10 @@ class Recommender:
         if chosen != "reference":
             self._topk = implementation(op, chosen).fwd
         self._replays: dict[tuple[int, ...], _Replay] | None = None
-        waits = model.why_not_captured() is not None or synchronising(
-            config.backend, "cuda", weight.dtype
-        )
-        if on_cuda(self._device) and planned is not None and not waits:
-            self._replays = {}
+        if on_cuda(self._device) and planned is not None:
+            waits = synchronising(config.backend, "cuda", weight.dtype)
+            if model.why_not_captured() is None and not waits:
+                self._replays = {}
         # A graph reads and writes buffers of its own, one request at a time.
         self._turn = None if self._replays is None else threading.Lock()
         if self._device.type == "cuda":
@@ -117,6 +119,10 @@ class Recommender:
             self._pool = torch.cuda.graph_pool_handle()
             # torch.cuda.graph's own stream is on whatever device was current at its first use.
             self._stream = torch.cuda.Stream(self._device)
+
+    def __reduce__(self) -> Any:
+        # What is prepared is of this machine: another process, or a copy, prepares its own.
+        return _prepared, (self.model, self.batch_size)
 
     @torch.inference_mode()
     def recommend(
@@ -322,6 +328,10 @@ class Recommender:
             found = ranking.items, *told.values(), ranking.scores
             whole = packed(found)
         return _Replay(request, graph, whole, found, tuple(told))
+
+
+def _prepared(model: SequenceModel, batch_size: int) -> Recommender:
+    return Recommender(model, batch_size=batch_size)
 
 
 def _packed_exclusions(

@@ -121,7 +121,9 @@ def train(
             shown = reporter if reporter is not None and first else Reporter()
             prewarm(config, train_config, device, shown.compiling)
             trainer = Trainer(config, train_config, data, run_dir, device, shown, workers)
-            with contextlib.nullcontext() if workers is None else workers.watched(trainer.kept):
+            watched = contextlib.nullcontext() if workers is None else workers.watched(trainer.kept)
+            # Whatever the caller has switched off for itself.
+            with watched, torch.inference_mode(False), torch.enable_grad():
                 trainer.prepare(data_source)
                 if first:
                     run_folder.write_environment(run_dir, device, told)
