@@ -40,6 +40,9 @@ def test_codes_among_numbers_are_text(tmp_path: Path, kind: str) -> None:
     assert data.items.ids == sorted(items)
     data = load(written(tmp_path, kind, items, [i % 7 for i in range(100)]), min_length=1)
     assert data.users.ids == items
+    again = items[:94] + ["85123A"] * 4 + ["POST"] * 2  # two only, but in many rows
+    data = load(written(tmp_path, kind, [i // 10 for i in range(100)], again))
+    assert data.items.kind == "str"
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -97,6 +97,11 @@ def train(
             out.print(f"synthetic data; smaller defaults for it: {shown or 'none left'}")
     train_config = TrainConfig.create(**given.train)
     data = load_data(given.data)
+    if data.report is not None and speaks():
+        # What is wrong there is wrong in every figure that follows.
+        for name, words in (("read", data.report.chosen()), ("left out", data.report.left_out())):
+            if words:
+                out.print(escape(f"{name}: {', '.join(words)}"), soft_wrap=True)
     model_config = create_config({**given.model, "num_items": data.num_items})
     source = DataConfig.create(**given.data).to_dict()
     if source["data"] != "synthetic":

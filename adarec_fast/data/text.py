@@ -26,6 +26,8 @@ _WHOLE = re.compile(r"(0|-?[1-9][0-9]{0,14})\.0")
 # An article's number with a letter, such as 85123A.
 _CODE = re.compile(r"(?=.*[A-Za-z])(?=.*[0-9])[A-Za-z0-9_-]+")
 _SAMPLE = 1000
+# A damaged line is a single one; so many rows with a code are no accident.
+_CODES = 3
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -179,8 +181,8 @@ def ids_from_strings(values: list[str], what: str, locate: Locate, text: bool = 
 
     A column whose first ids are nearly all integers must be integers throughout: one that is
     not is far more often a damaged line than a name. Numbers with leading zeros or of more than
-    18 digits (ISBNs, say) make the column strings, as do several numbers with letters (85123A).
-    Integers written 17850.0, which pandas does, are integers.
+    18 digits (ISBNs, say) make the column strings, as do numbers with letters (85123A) in
+    several rows. Integers written 17850.0, which pandas does, are integers.
 
     Args:
         values: the ids, none empty.
@@ -203,8 +205,8 @@ def ids_from_strings(values: list[str], what: str, locate: Locate, text: bool = 
     nearly_all = wrong <= max(1, len(sample) // 10) and len(sample) > 2 * wrong
     if not nearly_all or any(_DIGITS.fullmatch(x) for x in strays):
         return values
-    codes = sum(_CODE.fullmatch(x) is not None for x in strays)
-    if codes >= max(3, len(strays) / 2):
+    codes = {x for x in strays if _CODE.fullmatch(x)}
+    if 2 * len(codes) >= len(strays) and sum(x in codes for x in values) >= _CODES:
         return values
     row = next(i for i, x in enumerate(values) if x in strays)
     raise DataError(
