@@ -81,6 +81,9 @@ class DataConfig(_Base):
     time_format: str | None = Field(
         None, description="how times are written, as for strptime, where it is not told by itself"
     )
+    ids: Literal["auto", "text"] = Field(
+        "auto", description="auto: integers where all ids are; text: as they are written"
+    )
     k_core: int = Field(0, ge=0, description="keep users and items with so many interactions")
     deduplicate: Literal["off", "consecutive", "all"] = Field(
         "off", description="drop repeats of an item in a history: adjacent ones, or all"

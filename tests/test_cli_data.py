@@ -106,6 +106,32 @@ def test_inspect_prints_json_or_a_table(tmp_path: Path) -> None:
     assert "repeats kept       none" in table.stdout
 
 
+def test_inspect_and_train_say_what_was_read_and_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [f"2020-01-{1 + i:02d},c{u},{i}" for u in range(9) for i in range(3 + u % 3)]
+    Path("d.csv").write_text("t_dat,customer_id,article_id\n" + "\n".join(
+        [*rows, "2020-01-01,once,1", rows[0]]))  # fmt: skip
+    shown = runner.invoke(app, ["data", "inspect", "d.csv"], env={"COLUMNS": "100"})
+    words = " ".join(shown.stdout.split())
+    assert "users from 'customer_id' (by its name) items from 'article_id' (by its name)" in words
+    assert "sorted by 't_dat' (by its name, such as 2020-01-01); 1 tie and keep the order" in words
+    assert "ids users text, items whole numbers" in words
+    report = json.loads(runner.invoke(app, ["data", "inspect", "d.csv", "--json"]).stdout)["report"]
+    assert report["columns"]["time"] == "t_dat"
+    shown = runner.invoke(app, ["data", "inspect", "d.csv", "--time-column", "file-order"])
+    words = " ".join(shown.stdout.split())
+    assert "the order of the rows (file-order was asked for)" in words
+    shown = runner.invoke(app, ["train", "--data", "d.csv", "--epochs", "1", "--hidden-size", "8"])
+    assert shown.exit_code == 0, shown.output
+    assert "read: users from 'customer_id' (by its name), items from" in shown.stdout
+    assert "left out: 1 users with too short a history" in shown.stdout
+    Path("p.txt").write_text("1 2\n1 3\n1 4\n")
+    shown = runner.invoke(app, ["data", "inspect", "p.txt"], env={"COLUMNS": "100"})
+    assert "the order of the lines, since pairs have no times" in shown.stdout
+
+
 def test_inspect_counts_repeats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # a long path takes the table's width
     path = Path("d.txt")

@@ -88,7 +88,7 @@ def inspect(
     *,
     chosen: Values,
 ) -> None:
-    """Show sizes, density, history lengths, and what preprocessing dropped."""
+    """Show which columns were read and why, sizes, history lengths, and what was dropped."""
     from ..data import inspect as describe
     from ..data.configured import load_data
 
@@ -126,6 +126,8 @@ def synth(
 
 
 def _table(facts: dict[str, Any]) -> Table:
+    from ..data import ReadReport
+
     table = Table(title=Text(facts["name"]), title_justify="left", box=None, show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -135,15 +137,11 @@ def _table(facts: dict[str, Any]) -> Table:
     )
     report = facts["report"] or {}
     repeats = facts["repeats"]
-    dropped = {
-        "num_duplicates": "repeated interactions",
-        "num_k_core_users": "users outside the k-core",
-        "num_k_core_items": "items outside the k-core",
-        "num_dropped_short": "users with too short a history",
-    }
-    removed = [f"{report[key]:,} {what}" for key, what in dropped.items() if report.get(key)]
+    kinds = {"int": "whole numbers", "str": "text"}
     rows = {
         "read as": report.get("format", "generated"),
+        "columns": "\n".join(ReadReport(**report).chosen() if report else ()),
+        "ids": ", ".join(f"{role}s {kinds[kind]}" for role, kind in facts["ids"].items()),
         "users": f"{facts['users']:,}",
         "items": f"{facts['items']:,} ({facts['items_untouched']:,} in no history)",
         "interactions": f"{facts['interactions']:,} (density {facts['density']:.3%})",
@@ -157,11 +155,12 @@ def _table(facts: dict[str, Any]) -> Table:
         f"{repeats['consecutive']:,} of them in a row (--deduplicate)"
         if repeats["all"]
         else "none",
-        "dropped": ", ".join(removed) or "nothing",
+        "dropped": ", ".join(ReadReport(**report).left_out() if report else ()) or "nothing",
         "most frequent": "  ".join(
             f"{row['item']} ({row['count']:,})" for row in facts["top_items"]
         ),
     }
     for name, value in rows.items():
-        table.add_row(name, Text(str(value)))
+        if value:
+            table.add_row(name, Text(str(value)))
     return table

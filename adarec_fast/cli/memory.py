@@ -57,6 +57,7 @@ def update(
     time_format: Annotated[
         str | None, typer.Option(help="How times are written, as for train.")
     ] = None,
+    ids: Annotated[str, typer.Option(help="auto or text, as for train.")] = "auto",
 ) -> None:
     """Count new interactions into a run's memory, without training: later ones of known users, new
     users, new items.
@@ -70,10 +71,10 @@ def update(
     from ..training.updated import update_memory
 
     read_config(run)  # before a lock would make the folder
-    asked = DataConfig.create(data=str(data), format=format)  # what a format may be
+    asked = DataConfig.create(data=str(data), format=format, ids=ids)  # what they may be
     more = load(
         data, format=asked.format, user=user_column, item=item_column, time=time_column,
-        time_format=time_format, min_length=1,
+        time_format=time_format, ids=asked.ids, min_length=1,
     )  # fmt: skip
     with locked(run):
         grown = update_memory(run, more)

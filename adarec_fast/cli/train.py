@@ -97,6 +97,11 @@ def train(
             out.print(shown, markup=False)
     train_config = TrainConfig.create(**given.train)
     data = load_data(given.data)
+    if data.report is not None and speaks():
+        # What is wrong there is wrong in every figure that follows.
+        for name, told in (("read", data.report.chosen()), ("left out", data.report.left_out())):
+            if told:
+                out.print(f"{name}: {', '.join(told)}", markup=False, soft_wrap=True)
     model_config = create_config({**given.model, "num_items": data.num_items})
     source = DataConfig.create(**given.data).to_dict()
     if source["data"] != "synthetic":

@@ -67,13 +67,14 @@ class Columns:
     """Names of the columns to read, as the caller gave them; None is guessed.
 
     ``time`` may be the names of several columns, also as one text with commas, or ``file-order``.
-    ``time_format`` says how times are written, as for ``strptime``.
+    ``time_format`` says how times are written, as for ``strptime``; ``text_ids`` keeps ids as text.
     """
 
     user: str | None = None
     item: str | None = None
     time: str | Sequence[str] | None = None
     time_format: str | None = None
+    text_ids: bool = False
 
     def given(self) -> dict[str, Any]:
         """What the caller named. The order of the file is no column."""

@@ -33,6 +33,7 @@ def load_data(values: Mapping[str, Any]) -> InteractionData:
         item=config.item_column,
         time=config.time_column,
         time_format=config.time_format,
+        ids=config.ids,
         k_core=config.k_core,
         deduplicate=None if config.deduplicate == "off" else config.deduplicate,
         min_length=config.min_length,

@@ -74,6 +74,27 @@ class ReadReport:
     columns: Mapping[str, str] = field(default_factory=dict)
     why: Mapping[str, str] = field(default_factory=dict)
 
+    def chosen(self) -> list[str]:
+        """Which columns are users, items and times, and why, in words."""
+        if not self.columns:
+            return ["the order of the lines, since pairs have no times"] * (self.format == "pairs")
+        named = {role: f"{name!r} ({self.why[role]})" for role, name in self.columns.items()}
+        words = [f"users from {named['user']}", f"items from {named['item']}"]
+        if not self.columns["time"]:
+            return [*words, f"the order of the rows ({self.why['time']})"]
+        ties = f"; {self.num_ties:,} tie and keep the order of the rows" if self.num_ties else ""
+        return [*words, f"sorted by {named['time']}{ties}"]
+
+    def left_out(self) -> list[str]:
+        """How many interactions, users and items are not in the data, and why, in words."""
+        counts = {
+            "repeated interactions": self.num_duplicates,
+            "users outside the k-core": self.num_k_core_users,
+            "items outside the k-core": self.num_k_core_items,
+            "users with too short a history": self.num_dropped_short,
+        }
+        return [f"{count:,} {what}" for what, count in counts.items() if count]
+
 
 @dataclass(frozen=True, eq=False)
 class InteractionData:

@@ -71,10 +71,11 @@ def read_parquet(path: Path, columns: Columns) -> Events:
         cell_times(cells[name], locate, columns.time_format, clock=place > 0)
         for place, name in enumerate(choice.times)
     )
-    users, items = choice.user, choice.item
-    return Events(
-        cell_ids(cells[users], locate, users), cell_ids(cells[items], locate, items), times, choice
-    )
+    ids = {
+        name: cell_ids(cells[name], locate, name, columns.text_ids)
+        for name in (choice.user, choice.item)
+    }
+    return Events(ids[choice.user], ids[choice.item], times, choice)
 
 
 def _sample(path: Path, name: str, schema: Any, rows: int, groups: int) -> list[Any]:

@@ -49,6 +49,7 @@ def load(
     item: str | None = None,
     time: str | Sequence[str] | None = None,
     time_format: str | None = None,
+    ids: Literal["auto", "text"] = "auto",
     k_core: int = 0,
     deduplicate: Deduplicate | None = None,
     min_length: int = 3,
@@ -75,6 +76,8 @@ def load(
             ``"file-order"``, or no column that looks like times: the order of the source counts.
         time_format: how times are written, as for ``strptime``; ISO 8601 and most other ways are
             read without it.
+        ids: ``"auto"`` makes integers of ids that all are, and refuses a stray one among them;
+            ``"text"`` keeps all as they are written.
         k_core: keep the part where every user and item has at least this many interactions.
         deduplicate: ``"consecutive"`` drops repetitions in a row, ``"all"`` all but the first
             occurrence of an item in a history.
@@ -91,7 +94,9 @@ def load(
             argument out of range, a column looks like times that was not named and cannot be
             told for sure, or no user is left.
     """
-    columns = Columns(user, item, time, time_format)
+    if ids not in ("auto", "text"):
+        raise DataError(f"ids={ids!r} must be 'auto' or 'text'")
+    columns = Columns(user, item, time, time_format, ids == "text")
     if format not in FORMATS:
         raise DataError(f"format={format!r} must be one of {', '.join(map(repr, FORMATS))}")
     if isinstance(source, (str, os.PathLike)):
@@ -102,7 +107,7 @@ def load(
         data = _from_events(read_frame(source, columns, "data frame"), "frame", "frame")
     elif isinstance(source, Mapping) or _is_list(source):
         _refuse_columns(columns, "lists")
-        data = _from_lists(source)
+        data = _from_lists(source, columns.text_ids)
     else:
         raise DataError(
             f"source is a {_kind(source)}; give a path, a list of lists of item ids, a dict of "
@@ -154,7 +159,7 @@ def _load_path(path: Path, format: str, columns: Columns) -> InteractionData:
         events = read_jsonl(path, content, columns)
     else:
         _refuse_columns(columns, format)
-        return _from_text(path, content, format)
+        return _from_text(path, content, format, columns.text_ids)
     return _from_events(events, path.stem, format)
 
 
@@ -178,7 +183,7 @@ def _detect(path: Path, content: bytes, columns: Columns) -> str:
     return "text"
 
 
-def _from_text(path: Path, content: bytes, format: str) -> InteractionData:
+def _from_text(path: Path, content: bytes, format: str, text_ids: bool) -> InteractionData:
     """Whitespace-separated text: ``"sequences"``, ``"pairs"``, or whichever of them it is."""
     fields = split_whitespace(path, content)
     first = np.flatnonzero(np.diff(fields.lines, prepend=0))  # the first field of each line
@@ -202,10 +207,10 @@ def _from_text(path: Path, content: bytes, format: str) -> InteractionData:
             f"{fields.locate(int(first[row]))}: {counts[row]} fields; "
             "in format 'pairs' a line is one user and one item"
         )
-    users = fields[first].ids("user id")
+    users = fields[first].ids("user id", text_ids)
     is_item = np.ones(len(fields), dtype=bool)
     is_item[first] = False
-    items = fields[is_item].ids("item id")
+    items = fields[is_item].ids("item id", text_ids)
     user_ids, codes = _factorise(users)
     if format == "text":
         format = "pairs" if all_two and len(user_ids) < len(users) else "sequences"
@@ -228,7 +233,7 @@ def _recurring_user(fields: Fields, codes: NDArray[np.int64]) -> DataError:
     )
 
 
-def _from_lists(source: Any) -> InteractionData:
+def _from_lists(source: Any, text_ids: bool) -> InteractionData:
     if isinstance(source, Mapping):
         users: Ids = normalise_ids(list(source), "user ids")
         histories = list(source.values())
@@ -246,6 +251,8 @@ def _from_lists(source: Any) -> InteractionData:
     counts = np.array([len(history) for history in histories])
     flat = list(itertools.chain.from_iterable(histories))
     items = normalise_ids(flat, "item ids")
+    if text_ids:
+        users, items = ([str(value) for value in ids] for ids in (users, items))
     codes = np.repeat(np.arange(len(histories)), counts)
     return _assemble(users, codes, items, (), "lists", "lists")
 

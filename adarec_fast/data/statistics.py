@@ -27,7 +27,8 @@ def inspect(data: InteractionData, top: int = 10) -> dict[str, Any]:
         item), ``repeated_test_targets`` (share of test targets already in the history),
         ``repeats`` (interactions with an item that the history has already, ``all`` of them and
         those in a row, ``consecutive``: what ``load`` would drop with ``deduplicate``),
-        ``top_items`` (external id and count) and ``report`` (what reading dropped, or None).
+        ``ids`` (``"int"`` or ``"str"``, of users and items), ``top_items`` (external id and count)
+        and ``report`` (columns with their reasons and what reading dropped, or None).
     """
     split = Split(data)
     lengths = data.lengths.numpy()
@@ -55,6 +56,7 @@ def inspect(data: InteractionData, top: int = 10) -> dict[str, Any]:
         "sparse_share": float(split.sparse_users().double().mean()),
         "repeated_test_targets": float(split.repeated_targets("test").double().mean()),
         "repeats": _repeats(data),
+        "ids": {"user": data.users.kind, "item": data.items.kind},
         "top_items": [
             {"item": item, "count": count}
             for item, count in zip(

@@ -75,7 +75,10 @@ def read_inter(path: Path, data: bytes, columns: Columns) -> Events:
         for place, name in enumerate(choice.times)
     )
     return Events(
-        fields[choice.user].ids("user id"), fields[choice.item].ids("item id"), times, choice
+        fields[choice.user].ids("user id", columns.text_ids),
+        fields[choice.item].ids("item id", columns.text_ids),
+        times,
+        choice,
     )
 
 
@@ -145,10 +148,10 @@ def read_csv(path: Path, data: bytes, columns: Columns, separator: str) -> Event
 
     def ids(name: str, what: str) -> Ids:
         series = column(name)
-        numbers = integers(series)
+        numbers = None if columns.text_ids else integers(series)
         if numbers is not None:
             return numbers
-        return ids_from_strings(list(series.to_list()), what, locate)
+        return ids_from_strings(list(series.to_list()), what, locate, columns.text_ids)
 
     def times(name: str, clock: bool) -> NDArray[Any]:
         series = column(name)
@@ -244,10 +247,11 @@ def read_jsonl(path: Path, data: bytes, columns: Columns) -> Events:
         cell_times(cells[name], locate, columns.time_format, clock=place > 0)
         for place, name in enumerate(choice.times)
     )
-    users, items = choice.user, choice.item
-    return Events(
-        cell_ids(cells[users], locate, users), cell_ids(cells[items], locate, items), times, choice
-    )
+    ids = {
+        name: cell_ids(cells[name], locate, name, columns.text_ids)
+        for name in (choice.user, choice.item)
+    }
+    return Events(ids[choice.user], ids[choice.item], times, choice)
 
 
 def _exact_float(text: str) -> float | Decimal:
@@ -315,10 +319,11 @@ def read_frame(frame: Any, columns: Columns, where: str) -> Events:
         cell_times(cells(name), locate, columns.time_format, clock=place > 0)
         for place, name in enumerate(choice.times)
     )
-    users, items = choice.user, choice.item
-    return Events(
-        cell_ids(cells(users), locate, users), cell_ids(cells(items), locate, items), times, choice
-    )
+    ids = {
+        name: cell_ids(cells(name), locate, name, columns.text_ids)
+        for name in (choice.user, choice.item)
+    }
+    return Events(ids[choice.user], ids[choice.item], times, choice)
 
 
 def _frame_column(frame: Any, name: str) -> tuple[list[Any] | NDArray[Any], NDArray[np.bool_]]:
@@ -349,24 +354,64 @@ def _frame_column(frame: Any, name: str) -> tuple[list[Any] | NDArray[Any], NDAr
     return (values.tolist() if values.dtype.kind in "OUT" else values), null
 
 
-def cell_ids(values: list[Any] | NDArray[Any], locate: Locate, name: str) -> Ids:
+def cell_ids(
+    values: list[Any] | NDArray[Any], locate: Locate, name: str, text: bool = False
+) -> Ids:
     """Typed cells as ids; whole numbers held as floats (a habit of pandas) become int64."""
     if isinstance(values, np.ndarray) and values.dtype.kind == "f":
-        whole = np.isfinite(values) & (values == np.floor(values)) & (np.abs(values) < 2**53)
-        if not whole.all():
-            row = int((~whole).argmax())
-            raise DataError(f"{locate(row)}: {name!r} is {values[row]}; ids must be int or str")
-        return values.astype(np.int64)
+        values = _whole_floats(values, locate, name)
     if isinstance(values, np.ndarray) and values.dtype.kind not in "iu":
         raise DataError(f"{locate(0)}: {name!r} has dtype {values.dtype}; ids must be int or str")
     if isinstance(values, list):
+        values = _whole_numbers(values)
         for row, value in enumerate(values):
             if not _is_id(value):
                 raise DataError(
                     f"{locate(row)}: {name!r} is {value!r}; ids must be int or str "
                     "(of at most 64 bits, of valid Unicode)"
                 )
+    if text:
+        return list(map(str, values.tolist() if isinstance(values, np.ndarray) else values))
+    if isinstance(values, np.ndarray) and values.dtype.kind == "u":
+        large = values > np.uint64(2**63 - 1)
+        if large.any():
+            row = int(large.argmax())
+            raise DataError(
+                f"{locate(row)}: {name!r} is {values[row]}, which int64 does not hold; "
+                "say ids='text' (--ids text)"
+            )
     return normalise_ids(values, name)
+
+
+def _whole_floats(values: NDArray[Any], locate: Locate, name: str) -> NDArray[np.int64]:
+    """Floats that are whole and that their type holds exactly."""
+    limit = 2 ** (np.finfo(values.dtype).nmant + 1)
+    whole = np.isfinite(values) & (values == np.floor(values))
+    if not whole.all():
+        row = int((~whole).argmax())
+        raise DataError(f"{locate(row)}: {name!r} is {values[row]}; ids must be int or str")
+    large = np.abs(values) >= limit
+    if large.any():
+        row = int(large.argmax())
+        raise DataError(
+            f"{locate(row)}: {name!r} is {values[row]:.0f}, and {values.dtype} holds whole numbers "
+            f"only up to {limit:,}: ids have been rounded; keep them as integers or text where they"
+            " come from"
+        )
+    return values.astype(np.int64)
+
+
+def _whole_numbers(values: list[Any]) -> list[Any]:
+    """A list with int for floats and decimals that are whole."""
+    if not any(issubclass(kind, (float, np.floating, Decimal)) for kind in set(map(type, values))):
+        return values
+    return [
+        int(x)
+        if (isinstance(x, (float, np.floating)) and abs(x) < 2**53 and float(x).is_integer())
+        or (isinstance(x, Decimal) and abs(x) < 2**63 and x == int(x))
+        else x
+        for x in values
+    ]
 
 
 def _is_id(value: object) -> bool:
