@@ -216,9 +216,9 @@ _ROUNDING = 2.0**-24
 def ours_tiny(device: str, terms: int) -> float:
     """``tiny`` of our results: eight roundings, and what a GPU's arithmetic adds.
 
-    As in the tests' rule for CUDA (``tests/helpers.py`` derives it): functions of two units in the
-    last place, four roundings, of which eight follow one another at most; and sums of ``terms``
-    one after the other, which walk 3 sqrt(terms) roundings far.
+    As in the tests' rule for CUDA (``tests/support/helpers_accuracy.py`` derives it): functions of
+    two units in the last place, four roundings, of which eight follow one another at most; and sums
+    of ``terms`` one after the other, which walk 3 sqrt(terms) roundings far.
     """
     if device != "cuda":
         return OURS_TINY

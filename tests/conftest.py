@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 # Two threads of a busy machine must not spin for each other; read when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# Helpers, and the builders of one op's cases that tests of its kernels use.
+sys.path.insert(0, str(Path(__file__).parent / "ops"))
+sys.path.insert(0, str(Path(__file__).parent / "support"))
 
 import pytest
 import torch
