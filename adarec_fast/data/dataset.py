@@ -51,11 +51,16 @@ class ReadReport:
 
     Attributes:
         format: the format that was read, such as ``"sequences"`` or ``"csv"``.
-        num_read: interactions in the source.
+        num_read: interactions in the source, with those that were left out.
         num_duplicates: interactions removed by ``deduplicate``.
         num_k_core_users: users removed by ``k_core``.
         num_k_core_items: items removed by ``k_core``.
         num_dropped_short: users removed because their history was under ``min_length``.
+        num_missing_users: interactions left out because they had no user id.
+        num_missing_items: interactions left out because they had a user id but no item id.
+        num_other_events: rows left out because their event was none to keep.
+        num_lost_items: items that only users had who were removed as short.
+        num_cut: interactions that ``truncate`` cut off.
     """
 
     format: str
@@ -64,6 +69,11 @@ class ReadReport:
     num_k_core_users: int = 0
     num_k_core_items: int = 0
     num_dropped_short: int = 0
+    num_missing_users: int = 0
+    num_missing_items: int = 0
+    num_other_events: int = 0
+    num_lost_items: int = 0
+    num_cut: int = 0
 
 
 @dataclass(frozen=True, eq=False)

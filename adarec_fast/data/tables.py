@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import dataclasses
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import DataError
-from .text import Ids, Locate, ids_from_strings, split_tabs, times_from_strings
+from .text import Ids, Locate, TextColumn, split_tabs, times_from_strings
 from .vocabulary import normalise_ids
 
 # Compared in lower case and without punctuation, the first that is there wins.
@@ -38,13 +37,74 @@ class Events:
     times: NDArray[Any] | None
 
 
+Column = TextColumn | list[Any] | NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The columns of a table that are wanted, as they stand there.
+
+    Attributes:
+        where: the file, for messages.
+        user, item, time, event: names in ``columns``; None where there is none.
+        columns: cells by name, all of one length.
+        locate: where a row is, for messages.
+        text: whether cells are text that stands for numbers too, as in CSV.
+        empty: what is wrong with the file if it has no row.
+    """
+
+    where: str
+    user: str
+    item: str
+    time: str | None
+    event: str | None
+    columns: dict[str, Column]
+    locate: Locate
+    text: bool
+    empty: str = "no row"
+
+    @classmethod
+    def chosen(
+        cls, columns: Columns, where: str, names: Sequence[str], column: Callable[[str], Column],
+        locate: Locate, *, text: bool, empty: str = "no row",
+    ) -> Cells:  # fmt: skip
+        """Those columns of a table with ``names`` that hold users, items, times and events.
+
+        Raises:
+            DataError: a named column is absent, or one can not be guessed.
+        """
+        user, item, time = columns.choose(where, names)
+        wanted = [name for name in (user, item, time, columns.event) if name is not None]
+        return cls(where, user, item, time, columns.event, {name: column(name) for name in wanted},
+                   locate, text, empty)  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self.columns[self.user])
+
+    def take(self, rows: NDArray[np.int64]) -> Cells:
+        """Some rows, or some of them several times."""
+        columns: dict[str, Column] = {
+            name: [x[row] for row in rows.tolist()] if isinstance(x, list) else x[rows]
+            for name, x in self.columns.items()
+        }
+        return self.having(columns, lambda row: self.locate(int(rows[row])))
+
+    def having(self, columns: dict[str, Column], locate: Locate | None = None) -> Cells:
+        """The same with other columns."""
+        return dataclasses.replace(self, columns=columns, locate=locate or self.locate)
+
+
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns to read, as the caller gave them; None is guessed."""
+    """Names of the columns to read, as the caller gave them; None is guessed.
+
+    The event column alone is not guessed: without a name there is none.
+    """
 
     user: str | None = None
     item: str | None = None
     time: str | None = None
+    event: str | None = None
 
     def given(self) -> dict[str, str]:
         return {k: v for k, v in vars(self).items() if v is not None}
@@ -71,6 +131,8 @@ class Columns:
                     f"{where}: cannot tell which column holds the {role} ids; "
                     f"name it with {role}=… (--{role}-column); columns: {there}"
                 )
+        if self.event is not None and self.event not in names:
+            raise DataError(f"{where}: there is no column {self.event!r}; columns: {there}")
         user, item = found["user"], found["item"]
         assert user is not None
         assert item is not None
@@ -90,25 +152,27 @@ def is_inter_header(line: str) -> bool:
     return all(_INTER_FIELD.fullmatch(field) for field in line.rstrip("\r\n").split("\t"))
 
 
-def read_inter(path: Path, data: bytes, columns: Columns) -> Events:
-    """RecBole's atomic ``.inter`` file: tab-separated under a typed header."""
+def read_inter(path: Path, data: bytes, columns: Columns) -> Cells:
+    """RecBole's atomic ``.inter`` file: tab-separated under a typed header.
+
+    A column of the type ``token_seq`` or ``float_seq`` holds lists, separated by blanks.
+    """
     header = data.lstrip(b"\r\n").split(b"\n", 1)[0].decode("utf-8")
     if not is_inter_header(header):
         raise DataError(
             f"{path}:1: {header!r} is no header of an .inter file; every column is written "
             "name:type, with the type token, token_seq, float or float_seq"
         )
-    names = [field.rsplit(":", 1)[0] for field in header.rstrip("\r").split("\t")]
-    user, item, time = columns.choose(str(path), names)
+    typed = [field.rsplit(":", 1) for field in header.rstrip("\r").split("\t")]
+    names = [name.strip() for name, _ in typed]
+    lists = {name.strip() for name, kind in typed if kind.endswith("_seq")}
     fields = dict(zip(names, split_tabs(path, data), strict=True))
-    if not len(fields[user]):
-        raise DataError(f"{path}: there is a header but no interaction")
-    for name in filter(None, (user, item, time)):
-        empty = fields[name].ends == fields[name].starts
-        if empty.any():
-            raise DataError(f"{fields[name].locate(int(empty.argmax()))}: {name!r} is empty")
-    times = None if time is None else fields[time].times()
-    return Events(fields[user].ids("user id"), fields[item].ids("item id"), times)
+
+    def column(name: str) -> Column:
+        return [x.split() for x in fields[name].strings()] if name in lists else fields[name]
+
+    return Cells.chosen(columns, str(path), names, column, fields[names[0]].locate, text=True,
+                        empty="there is a header but no interaction")  # fmt: skip
 
 
 def import_polars(why: str) -> ModuleType:
@@ -120,95 +184,15 @@ def import_polars(why: str) -> ModuleType:
     return polars
 
 
-def read_csv(path: Path, data: bytes, columns: Columns, separator: str) -> Events:
-    """Comma- or tab-separated text under a header; blank lines are skipped.
-
-    Commas may be quoted as in RFC 4180; in tab-separated files quotes mean nothing.
-    """
-    polars = import_polars(f"{path}: reading {'CSV' if separator == ',' else 'TSV'}")
-    quote = '"' if separator == "," else None
-    header = data.lstrip(b"\r\n").split(b"\n", 1)[0].decode("utf-8").rstrip("\r")
-    other = next((mark for mark in ";|\t" if mark in header), None)
-    if separator == "," and "," not in header and other is not None:
-        raise DataError(
-            f"{path}: the header {header[:80]!r} has {other!r} where a comma should be; separate "
-            "fields by commas, or by tabs and read it with format='tsv' (--format tsv)"
-        )
-    try:
-        frame = polars.read_csv(
-            io.BytesIO(data), separator=separator, quote_char=quote, infer_schema_length=0
-        )
-    except polars.exceptions.PolarsError as error:
-        raise _csv_problem(path, data, separator, error) from error
-    user, item, time = columns.choose(str(path), frame.columns)
-    blank = frame.select(polars.all_horizontal(polars.all().is_null())).to_series().to_numpy()
-    rows = np.flatnonzero(~blank)
-    if not len(rows):
-        raise DataError(f"{path}: there is a header but no row")
-    if blank.any():
-        frame = frame.filter(~blank)
+def read_jsonl(path: Path, data: bytes, columns: Columns) -> Cells:
+    """One JSON object a line; blank lines are skipped."""
+    cells: Cells | None = None
+    table: dict[str, list[Any]] = {}  # filled as lines are read
+    lines: list[int] = []
 
     def locate(row: int) -> str:
-        line = _csv_line(data, separator, int(rows[row]))
-        return f"{path}, row {rows[row]}" if line is None else f"{path}:{line}"
+        return f"{path}:{lines[row]}"
 
-    def strings(name: str) -> list[str]:
-        series = frame[name]
-        if series.null_count():
-            raise DataError(f"{locate(series.is_null().arg_max())}: {name!r} is empty")
-        return list(series.to_list())
-
-    def ids(name: str, what: str) -> Ids:
-        if frame[name].str.contains(r"^(0|-?[1-9][0-9]{0,17})$").all():
-            strings(name)  # no nulls
-            return np.asarray(frame[name].cast(polars.Int64).to_numpy())
-        return ids_from_strings(strings(name), what, locate)
-
-    times = None if time is None else times_from_strings(strings(time), locate)
-    return Events(ids(user, "user id"), ids(item, "item id"), times)
-
-
-def _csv_rows(data: bytes, separator: str, strict: bool) -> Iterable[tuple[int, list[str]]]:
-    """Line number and fields of each row, the header first; slow, for messages only."""
-    text = io.StringIO(data.decode("utf-8"), newline="")
-    if separator == ",":
-        reader = csv.reader(text, strict=strict)
-    else:
-        reader = csv.reader(text, delimiter=separator, quoting=csv.QUOTE_NONE)
-    line, header = 1, False
-    for row in reader:
-        header = header or bool(row)
-        if header:  # blank lines above it do not count as rows
-            yield line, row
-        line = reader.line_num + 1
-
-
-def _csv_line(data: bytes, separator: str, row: int) -> int | None:
-    """Line of a row (from 0, the header not counted), None where the two readers disagree."""
-    for number, (line, _) in enumerate(_csv_rows(data, separator, strict=False)):
-        if number == row + 1:
-            return line
-    return None
-
-
-def _csv_problem(path: Path, data: bytes, separator: str, error: Exception) -> DataError:
-    """The line that a CSV reader stumbled over, found on a second pass."""
-    line, width = 0, None
-    try:
-        for line, row in _csv_rows(data, separator, strict=True):
-            width = len(row) if width is None else width
-            if len(row) > width:
-                return DataError(f"{path}:{line}: {len(row)} fields, the header has {width}")
-    except csv.Error as problem:
-        return DataError(f"{path}:{line + 1}: {problem}")
-    return DataError(f"{path}: {str(error).splitlines()[0]}")
-
-
-def read_jsonl(path: Path, data: bytes, columns: Columns) -> Events:
-    """One JSON object a line; blank lines are skipped."""
-    names: tuple[str, str, str | None] | None = None
-    cells: tuple[list[Any], list[Any], list[Any]] = ([], [], [])
-    lines: list[int] = []
     for number, text in enumerate(data.split(b"\n"), start=1):
         if not text.strip():
             continue
@@ -218,64 +202,64 @@ def read_jsonl(path: Path, data: bytes, columns: Columns) -> Events:
             raise DataError(f"{path}:{number}: not JSON: {error}") from error
         if not isinstance(value, dict):
             raise DataError(f"{path}:{number}: {type(value).__name__}, not a JSON object")
-        if names is None:
-            names = columns.choose(f"{path}:{number}", list(value))
-        for name, column in zip(names, cells, strict=True):
-            if name is not None:
-                if value.get(name) is None:
-                    raise DataError(f"{path}:{number}: {name!r} is missing or null")
-                column.append(value[name])
+        if cells is None:
+            where = f"{path}:{number}"
+            cells = Cells.chosen(columns, where, list(value), lambda name: [], locate, text=False)
+            table = {name: [] for name in cells.columns}
+        for name, column in table.items():
+            column.append(value.get(name))
         lines.append(number)
-    assert names is not None  # the file is not empty
-
-    def locate(row: int) -> str:
-        return f"{path}:{lines[row]}"
-
-    times = None if names[2] is None else cell_times(cells[2], locate)
-    return Events(cell_ids(cells[0], locate, names[0]), cell_ids(cells[1], locate, names[1]), times)
+    assert cells is not None  # the file is not empty
+    return dataclasses.replace(cells, where=str(path), columns={**table})
 
 
-def read_frame(frame: Any, columns: Columns, where: str) -> Events:
-    """A pandas or polars data frame."""
-    names = [str(name) for name in frame.columns]
-    user, item, time = columns.choose(where, names)
-    if not len(frame):
-        raise DataError(f"{where}: no row")
-
-    def locate(row: int) -> str:
-        return f"{where}, row {row}"
-
-    def cells(name: str) -> list[Any] | NDArray[Any]:
-        values, null = _frame_column(frame, name, where)
-        if null.any():
-            raise DataError(f"{locate(int(null.argmax()))}: {name!r} is null")
-        return values
-
-    times = None if time is None else cell_times(cells(time), locate)
-    return Events(cell_ids(cells(user), locate, user), cell_ids(cells(item), locate, item), times)
+def cells_of_objects(
+    where: str, objects: Sequence[dict[str, Any]], locate: Locate, columns: Columns
+) -> Cells:
+    """The wanted members of JSON objects, None where one is absent."""
+    names = list(dict.fromkeys(name for value in objects for name in value))
+    return Cells.chosen(columns, where, names, lambda name: [x.get(name) for x in objects], locate,
+                        text=False)  # fmt: skip
 
 
-def _frame_column(
-    frame: Any, name: str, where: str
-) -> tuple[list[Any] | NDArray[Any], NDArray[np.bool_]]:
-    """Values of a column, and which are null (rows counted from 0)."""
+def read_frame(frame: Any, columns: Columns, where: str) -> Cells:
+    """A pandas or polars data frame; a column may have a number for its name."""
+    names = [str(name).strip() for name in frame.columns]
+    own = dict(zip(names, frame.columns, strict=True))
+    return Cells.chosen(
+        columns, where, names, lambda name: _frame_column(frame, own[name], where),
+        lambda row: f"{where}, row {row}", text=False,
+    )  # fmt: skip
+
+
+def _frame_column(frame: Any, name: Any, where: str) -> list[Any] | NDArray[Any]:
+    """Values of a column, a list with None where there are nulls."""
     column = frame[name]
     if hasattr(column, "null_count"):  # polars
-        null = column.is_null().to_numpy()
         if column.dtype.is_temporal():
             column = column.to_physical()
         elif str(column.dtype).startswith(("Categorical", "Enum")):
             column = column.cast(str)
-        return (column.to_numpy() if column.dtype.is_numeric() else column.to_list()), null
+        if column.dtype.is_float() or (column.dtype.is_numeric() and not column.null_count()):
+            return np.asarray(column.to_numpy())  # a null float is NaN
+        return list(column.to_list())
     if column.ndim != 1:
         raise DataError(f"{where}: the column {name!r} occurs twice")
-    null = column.isna().to_numpy()
-    if null.any():
-        return [], null
     if getattr(column.dtype, "tz", None) is not None:
         column = column.dt.tz_convert("UTC").dt.tz_localize(None)
-    values = column.to_numpy()
-    return (values.tolist() if values.dtype.kind in "OUT" else values), null
+    null = column.isna().to_numpy()
+    if null.any():
+        known = column[~null].to_numpy()
+        if known.dtype.kind == "f":
+            numbers = np.full(len(null), np.nan)
+            numbers[~null] = known
+            return numbers
+        values: list[Any] = [None] * len(null)
+        for row, value in zip(np.flatnonzero(~null).tolist(), known.tolist(), strict=True):
+            values[row] = value
+        return values
+    array = column.to_numpy()
+    return array.tolist() if array.dtype.kind in "OUT" else np.asarray(array)
 
 
 def cell_ids(values: list[Any] | NDArray[Any], locate: Locate, name: str) -> Ids:
