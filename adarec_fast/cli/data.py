@@ -83,7 +83,12 @@ def get(
 @command
 @config_options("data", without=("data",))
 def inspect(
-    path: Annotated[Path, typer.Argument(help="File of interactions, or synthetic.")],
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE...", help="Files of interactions, read as one data set, or synthetic."
+        ),
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
     *,
     chosen: Values,
@@ -92,7 +97,7 @@ def inspect(
     from ..data import inspect as describe
     from ..data.configured import load_data
 
-    facts = describe(load_data(chosen.data | {"data": str(path)}))
+    facts = describe(load_data(chosen.data | {"data": paths[0] if len(paths) == 1 else paths}))
     if as_json:
         print(json.dumps(facts, indent=2))
     else:
@@ -126,6 +131,8 @@ def synth(
 
 
 def _table(facts: dict[str, Any]) -> Table:
+    from ..data import ReadReport
+
     table = Table(title=escape(facts["name"]), title_justify="left", box=None, show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -135,15 +142,10 @@ def _table(facts: dict[str, Any]) -> Table:
     )
     report = facts["report"] or {}
     repeats = facts["repeats"]
-    dropped = {
-        "num_duplicates": "repeated interactions",
-        "num_k_core_users": "users outside the k-core",
-        "num_k_core_items": "items outside the k-core",
-        "num_dropped_short": "users with too short a history",
-    }
-    removed = [f"{report[key]:,} {what}" for key, what in dropped.items() if report.get(key)]
     rows = {
-        "read as": report.get("format", "generated"),
+        "read as": f"{report['format']}, {report['num_read']:,} interactions"
+        if report
+        else "generated",
         "users": f"{facts['users']:,}",
         "items": f"{facts['items']:,} ({facts['items_untouched']:,} in no history)",
         "interactions": f"{facts['interactions']:,} (density {facts['density']:.3%})",
@@ -157,7 +159,7 @@ def _table(facts: dict[str, Any]) -> Table:
         f"{repeats['consecutive']:,} of them in a row (--deduplicate)"
         if repeats["all"]
         else "none",
-        "dropped": ", ".join(removed) or "nothing",
+        "dropped": ", ".join(ReadReport(**report).left_out() if report else ()) or "nothing",
         "most frequent": "  ".join(
             f"{escape(str(row['item']))} ({row['count']:,})" for row in facts["top_items"]
         ),

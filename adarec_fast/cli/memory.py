@@ -54,6 +54,12 @@ def update(
     time_column: Annotated[
         str | None, typer.Option(help="Column to sort each history by.")
     ] = None,
+    event_column: Annotated[str | None, typer.Option(help="Column of what happened.")] = None,
+    keep: Annotated[str | None, typer.Option(help="Events that count, A,B,...")] = None,
+    separator: Annotated[str | None, typer.Option(help="What stands between fields.")] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="Names of the columns of a file without a header.")
+    ] = None,
 ) -> None:
     """Count new interactions into a run's memory, without training: later ones of known users, new
     users, new items.
@@ -70,7 +76,7 @@ def update(
     asked = DataConfig.create(data=str(data), format=format)  # what a format may be
     more = load(
         data, format=asked.format, user=user_column, item=item_column, time=time_column,
-        min_length=1,
+        event=event_column, keep=keep, separator=separator, columns=columns, min_length=1,
     )  # fmt: skip
     with locked(run):
         grown = update_memory(run, more)

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from ..config import ConfigError, DataConfig, TrainConfig
+from ..config import ConfigError, DataConfig, TrainConfig, absolute_paths
 from ..models.registry import DEFAULT, create_config, described
 from ..training.presets import preset as preset_values
 from ..training.values import Values, known_keys, read_assignments, read_config, renamed
@@ -97,10 +97,11 @@ def train(
             out.print(f"synthetic data; smaller defaults for it: {shown or 'none left'}")
     train_config = TrainConfig.create(**given.train)
     data = load_data(given.data)
+    if speaks() and data.report is not None and data.report.left_out():
+        out.print(f"left out of {escape(data.name)}: {', '.join(data.report.left_out())}")
     model_config = create_config({**given.model, "num_items": data.num_items})
     source = DataConfig.create(**given.data).to_dict()
-    if source["data"] != "synthetic":
-        source["data"] = str(Path(source["data"]).resolve())
+    source["data"] = absolute_paths(source["data"])
 
     with join(train_config.device, train_config.worker_timeout) as workers:
         first = workers is None or workers.first

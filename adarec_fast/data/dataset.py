@@ -75,6 +75,21 @@ class ReadReport:
     num_lost_items: int = 0
     num_cut: int = 0
 
+    def left_out(self) -> list[str]:
+        """How many interactions, users and items are not in the data, and why, in words."""
+        counts = {
+            "interactions without a user id": self.num_missing_users,
+            "interactions without an item id": self.num_missing_items,
+            "rows of other events": self.num_other_events,
+            "repeated interactions": self.num_duplicates,
+            "users outside the k-core": self.num_k_core_users,
+            "items outside the k-core": self.num_k_core_items,
+            "users with too short a history": self.num_dropped_short,
+            "items that only such users had": self.num_lost_items,
+            "interactions cut off long histories": self.num_cut,
+        }
+        return [f"{count:,} {what}" for what, count in counts.items() if count]
+
 
 @dataclass(frozen=True, eq=False)
 class InteractionData:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from .errors import DataError, EmptyFile
 from .lists import Found, factorise, from_events, is_list, read_lists
 from .parquet import read_parquet
 from .separated import SEPARATORS, Layout, likely_separator, read_separated
-from .sources import Source, open_source
+from .sources import Source, open_source, unpacked_name
 from .tables import (
     Cells,
     Columns,
@@ -70,7 +69,7 @@ def read_files(
 
 def name_of(paths: Sequence[Path]) -> str:
     """A short name: the file's, or what several names begin with, or else their folder's."""
-    stems = [re.sub(r"(\.\w{2,4}){1,2}$", "", path.name) or path.stem for path in paths]
+    stems = [Path(unpacked_name(path.name)).stem for path in paths]
     if len(stems) == 1:
         return stems[0]
     alike = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*stems, strict=False))

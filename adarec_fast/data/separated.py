@@ -142,17 +142,19 @@ def read_separated(
     excel = _EXCEL.match(data)
     if excel:
         data = b"\n" + data[excel.end() :]  # lines keep their numbers
+    above = data.count(b"\n", 0, len(data) - len(data.lstrip(b"\r\n")))
+    data = data.lstrip(b"\r\n")
     if len(mark) > 1:
         if _UNIT.encode() in data:
             raise DataError(f"{path}: fields between {mark!r} must not hold the character 0x1f")
         data, mark = data.replace(mark.encode(), _UNIT.encode()), _UNIT
-    head = data.lstrip(b"\r\n")[:_HEAD].decode("utf-8", "ignore")
+    head = data[:_HEAD].decode("utf-8", "ignore")
     quoted = b'"' in data and (mark != "\t" or head.startswith('"'))
     first = next((row for _, row in _rows(head, mark, quoted, False)), [])
     names = _names(source, [name.strip() for name in first], columns, layout)
     empty = "no row" if layout.names else "there is a header but no row"
     if quoted and not _regular(data, mark):
-        lines, fields = _split_slowly(source, data, mark, len(names))
+        lines, fields = _split_slowly(source, data, mark, len(names), above)
         begin = 0 if layout.names else 1
         return Cells.chosen(
             columns, str(path), names,
@@ -165,7 +167,7 @@ def read_separated(
             infer_schema_length=0, has_header=layout.names is None,
         )  # fmt: skip
     except polars.exceptions.PolarsError as error:
-        raise _problem(source, data, mark, quoted, error) from error
+        raise _problem(source, data, mark, quoted, above, error) from error
     blank = frame.select(polars.all_horizontal(polars.all().is_null())).to_series().to_numpy()
     rows = np.flatnonzero(~blank)
     if blank.any():
@@ -173,7 +175,7 @@ def read_separated(
 
     def locate(row: int) -> str:
         line = _line(data, quoted, int(rows[row]) + (layout.names is None))
-        return f"{path}:{line}"
+        return f"{path}:{above + line}"
 
     return Cells.chosen(
         columns, str(path), names, lambda name: PolarsText(frame[:, names.index(name)]), locate,
@@ -225,14 +227,14 @@ def _regular(data: bytes, mark: str) -> bool:
 
 
 def _split_slowly(
-    source: Source, data: bytes, mark: str, width: int
+    source: Source, data: bytes, mark: str, width: int, above: int
 ) -> tuple[list[int], list[list[str | None]]]:
     """Lines and columns of a text with quotes that only a reader in order understands."""
     lines: list[int] = []
     columns: list[list[str | None]] = [[] for _ in range(width)]
-    line = 0
+    line = above
     try:
-        for line, row in _rows(data.decode("utf-8"), mark, True, True):
+        for line, row in _rows(data.decode("utf-8"), mark, True, True, above):
             if not row:
                 continue
             if len(row) > width:
@@ -245,16 +247,16 @@ def _split_slowly(
     return lines, columns
 
 
-def _rows(text: str, mark: str, quoted: bool, strict: bool) -> Iterator[tuple[int, list[str]]]:
+def _rows(
+    text: str, mark: str, quoted: bool, strict: bool, above: int = 0
+) -> Iterator[tuple[int, list[str]]]:
     """Line number and fields of each row, the header first; slow."""
     make = functools.partial(csv.reader, io.StringIO(text, newline=""), delimiter=mark)
     reader = make(strict=strict, skipinitialspace=True) if quoted else make(quoting=csv.QUOTE_NONE)
-    line, begun = 1, False
+    line = above + 1
     for row in reader:
-        begun = begun or bool(row)
-        if begun:  # blank lines above do not count as rows
-            yield line, row
-        line = reader.line_num + 1
+        yield line, row
+        line = above + reader.line_num + 1
 
 
 def _line(data: bytes, quoted: bool, row: int) -> int:
@@ -265,17 +267,16 @@ def _line(data: bytes, quoted: bool, row: int) -> int:
     if quoted:  # a line break between quotes ends no row
         quotes = np.flatnonzero(buffer == ord('"'))
         ends = newlines[np.searchsorted(quotes, newlines) % 2 == 0]
-    above = data.count(b"\n", 0, len(data) - len(data.lstrip(b"\r\n")))
-    if above + row == 0:
-        return 1
-    return int(np.searchsorted(newlines, ends[above + row - 1])) + 2
+    return 1 if row == 0 else int(np.searchsorted(newlines, ends[row - 1])) + 2
 
 
-def _problem(source: Source, data: bytes, mark: str, quoted: bool, error: Exception) -> DataError:
+def _problem(
+    source: Source, data: bytes, mark: str, quoted: bool, above: int, error: Exception
+) -> DataError:
     """The line that polars stumbled over, found on a second pass."""
-    line, width = 0, None
+    line, width = above, None
     try:
-        for line, row in _rows(data.decode("utf-8"), mark, quoted, True):
+        for line, row in _rows(data.decode("utf-8"), mark, quoted, True, above):
             width = len(row) if width is None else width
             if len(row) > width:
                 return DataError(f"{source.path}:{line}: {len(row)} fields, the header has {width}")

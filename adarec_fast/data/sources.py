@@ -61,10 +61,6 @@ class Source:
     def suffix(self) -> str:
         return Path(self.name).suffix.lower()
 
-    @property
-    def stem(self) -> str:
-        return Path(self.name).stem
-
 
 def expand(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Path]:
     """The files of a path, of one with ``*``, ``?`` or ``[…]``, or of a list of such.
@@ -119,8 +115,7 @@ def open_source(path: Path) -> Source:
             name = inner
         if not content.removeprefix(BYTE_ORDER_MARK).strip():
             raise EmptyFile(f"{path}: the file is empty")
-    while Path(name).suffix.lower() in _COMPRESSED:
-        name = Path(name).stem
+    name = unpacked_name(name)
     for magic, kind in _FOREIGN:
         if content.startswith(magic):
             raise DataError(f"{path}: {kind}")
@@ -129,6 +124,13 @@ def open_source(path: Path) -> Source:
     if _PAGE.match(content.lstrip()[:20]):
         raise DataError(f"{path}: a web page, not data; was the download refused?")
     return Source(path, name, content)
+
+
+def unpacked_name(name: str) -> str:
+    """The name of a file without the endings of compressions."""
+    while Path(name).suffix.lower() in _COMPRESSED:
+        name = Path(name).stem
+    return name
 
 
 def _unzip(path: Path, content: bytes) -> tuple[bytes, str | None]:
