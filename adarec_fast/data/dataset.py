@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from .errors import DataError
-from .vocabulary import Vocabulary
+from .vocabulary import ExternalId, Vocabulary
 
-__all__ = ["DataError", "InteractionData", "PlantedLabels", "ReadReport", "Vocabulary"]
+__all__ = ["DataError", "Dropped", "InteractionData", "PlantedLabels", "ReadReport", "Vocabulary"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +92,38 @@ class ReadReport:
 
 
 @dataclass(frozen=True, eq=False)
+class Dropped:
+    """Users and items of a source that filters took out of the data.
+
+    Attributes:
+        histories: of the users, with a catalogue of their own.
+        items: ids of items that no history of the data holds any more.
+        min_length, k_core: of the filters.
+    """
+
+    histories: InteractionData
+    items: Vocabulary
+    min_length: int
+    k_core: int
+
+    def known(self, user: ExternalId) -> ExternalId | None:
+        """A dropped user's id as the data has it; None for others."""
+        found = self.histories.users.find([user])
+        return None if found[0] < 0 else self.histories.users.decode(found)[0]
+
+    def why(self, user: ExternalId) -> str:
+        """How many items a dropped user has, and what that was too few for."""
+        found = int(self.histories.users.encode([user])[0])
+        filters = f"min_length={self.min_length}" + (
+            f" and k_core={self.k_core}" if self.k_core > 1 else ""
+        )
+        return (
+            f"user {user!r} is in the data, with {int(self.histories.lengths[found])} items, and "
+            f"was dropped by {filters}"
+        )
+
+
+@dataclass(frozen=True, eq=False)
 class InteractionData:
     """Histories of all users, packed: user ``u`` has ``values[offsets[u]:offsets[u + 1]]``.
 
@@ -105,6 +137,7 @@ class InteractionData:
         name: a short name for logs and run folders.
         labels: planted intents, of synthetic data only.
         report: what reading the source did, None when the data were not read.
+        dropped: what filters took out, None where that is nothing or not known.
     """
 
     values: Tensor
@@ -114,6 +147,7 @@ class InteractionData:
     name: str
     labels: PlantedLabels | None = None
     report: ReadReport | None = None
+    dropped: Dropped | None = None
 
     @classmethod
     def from_flat(
@@ -125,6 +159,7 @@ class InteractionData:
         name: str,
         labels: PlantedLabels | None = None,
         report: ReadReport | None = None,
+        dropped: Dropped | None = None,
     ) -> InteractionData:
         """Checked construction.
 
@@ -182,7 +217,7 @@ class InteractionData:
                         f"labels.{field} is {tensor.dtype} {list(tensor.shape)}; "
                         f"it must be torch.int64 [{size}]"
                     )
-        return cls(values, offsets, items, users, name, labels, report)
+        return cls(values, offsets, items, users, name, labels, report, dropped)
 
     @property
     def num_users(self) -> int:
@@ -214,6 +249,28 @@ class InteractionData:
                 "external ids are turned into indices by users.encode"
             )
         return self.values[int(self.offsets[user_index]) : int(self.offsets[user_index + 1])]
+
+    def history_of(self, user: ExternalId) -> Tensor:
+        """int64 item indices of a user's history by its external id, oldest first.
+
+        Of a user that filters dropped, those items that are in the catalogue.
+
+        Raises:
+            DataError: the user is unknown, or was dropped and none of its items is left.
+        """
+        index = int(self.users.find([user])[0])
+        if index >= 0:
+            return self.sequence(index)
+        if self.dropped is None or self.dropped.known(user) is None:
+            self.users.encode([user])  # says what users look like
+        assert self.dropped is not None
+        old = self.dropped.histories
+        ids = old.items.decode(old.sequence(int(old.users.find([user])[0])))
+        found = self.items.find(ids)
+        if not (found >= 0).any():
+            reason = self.dropped.why(user)
+            raise DataError(f"{reason}; none of its items is in the catalogue, such as {ids[0]!r}")
+        return torch.from_numpy(found[found >= 0])
 
     def replace(self, **changes: object) -> InteractionData:
         """A copy with some attributes changed and everything checked again."""

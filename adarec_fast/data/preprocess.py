@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from .dataset import InteractionData
+from .dataset import Dropped, InteractionData
 from .errors import DataError
 from .flat import gather_ranges, lengths_to_offsets
 
@@ -151,6 +152,18 @@ def filtered(
         removed[4] += before.num_items - data.num_items
         if data is begin or (how != "consecutive" and k <= 1):
             return data, Removed(*removed)
+
+
+def dropped_between(
+    before: InteractionData, after: InteractionData, k: int, min_length: int
+) -> Dropped | None:
+    """What filters took out, None where that is nothing."""
+    if (before.num_users, before.num_items) == (after.num_users, after.num_items):
+        return None
+    gone = torch.from_numpy(after.users.find(before.users.array()) < 0)
+    lost = np.flatnonzero(after.items.find(before.items.array()) < 0) + before.items.first
+    histories = select_interactions(before, gone[_users_of(before)])
+    return Dropped(histories, before.items.take(lost), min_length, k)
 
 
 def truncate_histories(data: InteractionData, limit: int) -> InteractionData:

@@ -17,7 +17,7 @@ from .errors import DataError
 from .files import name_of, read_files
 from .flat import lengths_to_offsets
 from .lists import Found, factorise, from_events, is_list, kind, read_lists
-from .preprocess import Deduplicate, filtered, truncate_histories
+from .preprocess import Deduplicate, dropped_between, filtered, truncate_histories
 from .separated import Layout
 from .sources import expand
 from .tables import Columns, read_frame
@@ -124,6 +124,7 @@ def _preprocess(
     report = data.report
     assert report is not None
     users = data.num_users
+    whole = data
     data, removed = filtered(data, how, k, min_length)
     report = dataclasses.replace(
         report,
@@ -141,7 +142,8 @@ def _preprocess(
     if cut is not None:
         before, data = data.num_interactions, truncate_histories(data, cut)
         report = dataclasses.replace(report, num_cut=before - data.num_interactions)
-    return dataclasses.replace(data, report=report)
+    dropped = dropped_between(whole, data, k, min_length)
+    return dataclasses.replace(data, report=report, dropped=dropped)
 
 
 def _assemble(found: Found, name: str) -> InteractionData:

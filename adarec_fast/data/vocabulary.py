@@ -141,6 +141,10 @@ class Vocabulary:
         """All external ids in the order of their indices (a new list)."""
         return list(self._strings) if self.kind == "str" else self._integers.tolist()
 
+    def array(self) -> NDArray[np.int64] | list[str]:
+        """All external ids as ``ids``, but those that are int as an array (no copy)."""
+        return self._strings if self.kind == "str" else self._integers
+
     def encode(self, ids: Iterable[ExternalId] | NDArray[Any]) -> NDArray[np.int64]:
         """Indices of external ids, int64 [len(ids)].
 
