@@ -182,6 +182,8 @@ def test_quotes_inside_of_fields(tmp_path: Path) -> None:
                                                                  "v": ['6" pipe']}  # fmt: skip
     assert read(tmp_path, '"user"\t"item"\n"u"\t"a\tb"\n') == {"u": ["a\tb"]}
     assert read(tmp_path, 'user\titem\nu\t5"\nu\t"x\n') == {"u": ['5"', '"x']}
+    long = "x" * 200_000
+    assert read(tmp_path, f'user,item,t\nu,a,5" pipe\nu,b,"{long}"\n') == {"u": ["a", "b"]}
     with pytest.raises(DataError, match=r"d\.csv:3: unexpected end of data"):
         read(tmp_path, 'user,item,t\nu,a,5" pipe\nu,b,"open\nu,c,x\n')
     with pytest.raises(DataError, match=r"d\.csv:3: 4 fields, the header has 3"):

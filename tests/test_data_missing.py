@@ -127,6 +127,17 @@ def test_a_row_without_an_id_needs_no_time(tmp_path: Path) -> None:
         load(write(tmp_path, "user,item,time\nu,a,3\nu,b,\n", "d.csv"))
 
 
+def test_times_of_frames_may_be_missing_with_the_ids() -> None:
+    pandas, polars = pytest.importorskip("pandas"), pytest.importorskip("polars")
+    moments = [pandas.Timestamp(2020, 1, day) for day in (3, 2, 1)]
+    columns = {"user": ["u", None, "u", "u"], "item": list("abcd"),
+               "time": [moments[0], None, *moments[1:]]}  # fmt: skip
+    for frame in (pandas.DataFrame(columns), polars.DataFrame(columns)):
+        assert histories(load(frame)) == {"u": ["d", "c", "a"]}
+    with pytest.raises(DataError, match="data frame, row 1: 'time' is null"):
+        load(pandas.DataFrame({**columns, "user": ["u"] * 4}))
+
+
 # --- blanks ------------------------------------------------------------------------------------
 
 

@@ -111,6 +111,8 @@ def cleaned(column: Column) -> tuple[list[Any] | NDArray[Any], NDArray[np.bool_]
     if isinstance(values, np.ndarray):
         if values.dtype.kind in "fc":
             return values, np.isnan(values)
+        if values.dtype.kind == "M":
+            return values, np.isnat(values)
         if values.dtype.kind not in "OU":
             return values, none
         values = values.tolist()
@@ -214,9 +216,9 @@ def _unfolded(cells: Cells) -> Cells:
     if isinstance(items, np.ndarray) and items.dtype.kind != "O":
         return cells
     items = list(items)
-    if cells.text and all(isinstance(value, str) for value in items):
+    if cells.text and set(map(type, items)) == {str}:
         items = _written_lists(items, cells)
-    if not any(map(_is_list, items)):
+    if not _has_lists(items):
         return cells
     counts = np.array([len(value) if _is_list(value) else 1 for value in items], dtype=np.int64)
     rows = np.repeat(np.arange(len(items)), counts)
@@ -238,7 +240,7 @@ def _unfolded_times(cells: Cells, counts: NDArray[np.int64], repeated: Column) -
         return repeated
     if cells.text:
         times = _written_lists(times, cells)
-    if not any(map(_is_list, times)):
+    if not _has_lists(times):
         return repeated
     flat: list[Any] = []
     for row, (value, count) in enumerate(zip(times, counts.tolist(), strict=True)):
@@ -253,8 +255,11 @@ def _unfolded_times(cells: Cells, counts: NDArray[np.int64], repeated: Column) -
 
 def _written_lists(values: list[Any], cells: Cells) -> list[Any]:
     """Lists written as text, ``[1, 2]`` or ``['a', 'b']``, if all cells that hold anything are."""
+    first = next((x for x in values if x.strip().lower() not in MISSING), "")
+    if not first.lstrip().startswith("["):
+        return values
     filled = [value.strip() for value in values if value.strip().lower() not in MISSING]
-    if not filled or not all(x.startswith("[") and x.endswith("]") for x in filled):
+    if not all(x.startswith("[") and x.endswith("]") for x in filled):
         return values
     read = []
     for row, value in enumerate(values):
@@ -272,6 +277,10 @@ def _written_lists(values: list[Any], cells: Cells) -> list[Any]:
             raise DataError(f"{cells.locate(row)}: {text[:80]!r} is no list of ids")
         read.append([str(part) for part in parts])
     return read
+
+
+def _has_lists(values: list[Any]) -> bool:
+    return any(issubclass(kind, (list, tuple, np.ndarray)) for kind in set(map(type, values)))
 
 
 def _is_list(value: object) -> bool:

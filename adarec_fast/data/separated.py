@@ -25,9 +25,11 @@ _NAMED = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "blank": BLA
           "blanks": BLANKS, "space": BLANKS}  # fmt: skip
 # Stands for a separator of several characters while the text is split.
 _UNIT = "\x1f"
-_INTEGER = r"^\s*(0|-?[1-9][0-9]{0,17})\s*$"
+_INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
+_BLANK_INTEGER = re.compile(r"\s*(0|-?[1-9][0-9]{0,17})\s*")
 _EXCEL = re.compile(rb"sep=(.)\r?\n")  # a first line that Excel writes and reads
 _HEAD = 1 << 16
+_LONGEST = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -114,14 +116,18 @@ class PolarsText(TextColumn):
 
     def numbers(self) -> NDArray[np.int64] | None:
         text = self.series
-        if text.null_count() or not text.str.contains(_INTEGER).all():
+        # One value tells most columns of text, without a look at all of them.
+        if text.null_count() or (len(text) and not _BLANK_INTEGER.fullmatch(text[0])):
             return None
-        if text.str.contains(r"\s").any():
+        if not text.str.contains(_INTEGER).all():
             text = text.str.strip_chars()
+            if not text.str.contains(_INTEGER).all():
+                return None
         return np.asarray(text.cast(import_polars("text").Int64).to_numpy())
 
     def strings(self) -> list[str]:
-        return list(self.series.fill_null("").to_list())
+        strings: list[str] = self.series.fill_null("").to_list()
+        return strings
 
 
 def read_separated(
@@ -254,9 +260,13 @@ def _rows(
     make = functools.partial(csv.reader, io.StringIO(text, newline=""), delimiter=mark)
     reader = make(strict=strict, skipinitialspace=True) if quoted else make(quoting=csv.QUOTE_NONE)
     line = above + 1
-    for row in reader:
-        yield line, row
-        line = above + reader.line_num + 1
+    limit = csv.field_size_limit(_LONGEST)  # reviews are longer than Python's own limit
+    try:
+        for row in reader:
+            yield line, row
+            line = above + reader.line_num + 1
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _line(data: bytes, quoted: bool, row: int) -> int:

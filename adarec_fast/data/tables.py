@@ -248,6 +248,8 @@ def _frame_column(frame: Any, name: Any, where: str) -> list[Any] | NDArray[Any]
     if getattr(column.dtype, "tz", None) is not None:
         column = column.dt.tz_convert("UTC").dt.tz_localize(None)
     null = column.isna().to_numpy()
+    if null.any() and str(column.dtype).startswith("datetime64"):
+        return np.asarray(column.to_numpy())  # NaT where there is none
     if null.any():
         known = column[~null].to_numpy()
         if known.dtype.kind == "f":
