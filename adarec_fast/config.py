@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -67,10 +68,13 @@ class _Base(BaseModel):
 class DataConfig(_Base):
     """Which interactions a run learns from, and what is done to them first."""
 
-    data: str = Field("synthetic", description="file of interactions, or synthetic")
-    format: Literal["auto", "sequences", "pairs", "inter", "csv", "tsv", "jsonl", "parquet"] = (
-        Field("auto", description="format of the file; auto tells it by the content")
+    data: str | list[str] = Field(
+        "synthetic",
+        description="file of interactions, 'several*.csv' as one, or synthetic; may be repeated",
     )
+    format: Literal[
+        "auto", "sequences", "pairs", "inter", "csv", "tsv", "json", "jsonl", "parquet"
+    ] = Field("auto", description="format of the file; auto tells it by the content")
     user_column: str | None = Field(None, description="column of the user ids")
     item_column: str | None = Field(None, description="column of the item ids")
     time_column: str | None = Field(
@@ -84,6 +88,16 @@ class DataConfig(_Base):
     ids: Literal["auto", "text"] = Field(
         "auto", description="auto: integers where all ids are; text: as they are written"
     )
+    event_column: str | None = Field(
+        None, description="column that says what happened, in a log of several kinds of events"
+    )
+    keep: str | None = Field(None, description="the events that count, such as view,purchase")
+    separator: str | None = Field(
+        None, description="what stands between fields, such as ';' or tab; found out if not given"
+    )
+    columns: str | None = Field(
+        None, description="names of the columns of a file without a header: user,item,_,time"
+    )
     k_core: int = Field(0, ge=0, description="keep users and items with so many interactions")
     deduplicate: Literal["off", "consecutive", "all"] = Field(
         "off", description="drop repeats of an item in a history: adjacent ones, or all"
@@ -92,6 +106,18 @@ class DataConfig(_Base):
     truncate: int | None = Field(
         None, ge=1, description="cut histories to their last so many training items"
     )
+
+
+def absolute_paths(data: str | Sequence[str]) -> str | list[str]:
+    """The value of ``data`` with absolute paths; ``synthetic`` is none."""
+    if isinstance(data, str):
+        return data if data == "synthetic" else str(Path(data).resolve())
+    return [str(Path(path).resolve()) for path in data]
+
+
+def file_names(data: str | Sequence[str]) -> str:
+    """The value of ``data`` as names of files, which mean the same on other machines."""
+    return ",".join(Path(path).name for path in ([data] if isinstance(data, str) else data))
 
 
 class ModelConfig(_Base):
@@ -214,7 +240,10 @@ def unknown_keys(unknown: list[str], known: list[str]) -> str:
 def _plain_words(error: ValidationError) -> str:
     lines = []
     for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"])
+        # Of a field that may be one value or several, pydantic complains for each of the two.
+        if "list[str]" in item["loc"]:
+            continue
+        where = ".".join(str(part) for part in item["loc"] if part != "str")
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "missing":
             lines.append(f"{where} is missing")

@@ -83,7 +83,12 @@ def get(
 @command
 @config_options("data", without=("data",))
 def inspect(
-    path: Annotated[Path, typer.Argument(help="File of interactions, or synthetic.")],
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE...", help="Files of interactions, read as one data set, or synthetic."
+        ),
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
     *,
     chosen: Values,
@@ -92,7 +97,7 @@ def inspect(
     from ..data import inspect as describe
     from ..data.configured import load_data
 
-    facts = describe(load_data(chosen.data | {"data": str(path)}))
+    facts = describe(load_data(chosen.data | {"data": paths[0] if len(paths) == 1 else paths}))
     if as_json:
         print(json.dumps(facts, indent=2))
     else:
@@ -135,12 +140,12 @@ def _table(facts: dict[str, Any]) -> Table:
     quantiles = "  ".join(
         f"{float(q) * 100:g}%: {value:g}" for q, value in length["quantiles"].items()
     )
-    report = facts["report"] or {}
     repeats = facts["repeats"]
     kinds = {"int": "whole numbers", "str": "text"}
+    read = ReadReport(**facts["report"]) if facts["report"] else None
     rows = {
-        "read as": report.get("format", "generated"),
-        "columns": "\n".join(ReadReport(**report).chosen() if report else ()),
+        "read as": f"{read.format}, {read.num_read:,} interactions" if read else "generated",
+        "columns": "\n".join(read.chosen() if read else ()),
         "ids": ", ".join(f"{role}s {kinds[kind]}" for role, kind in facts["ids"].items()),
         "users": f"{facts['users']:,}",
         "items": f"{facts['items']:,} ({facts['items_untouched']:,} in no history)",
@@ -155,7 +160,7 @@ def _table(facts: dict[str, Any]) -> Table:
         f"{repeats['consecutive']:,} of them in a row (--deduplicate)"
         if repeats["all"]
         else "none",
-        "dropped": ", ".join(ReadReport(**report).left_out() if report else ()) or "nothing",
+        "dropped": ", ".join(read.left_out() if read else ()) or "nothing",
         "most frequent": "  ".join(
             f"{row['item']} ({row['count']:,})" for row in facts["top_items"]
         ),

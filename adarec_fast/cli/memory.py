@@ -58,6 +58,12 @@ def update(
         str | None, typer.Option(help="How times are written, as for train.")
     ] = None,
     ids: Annotated[str, typer.Option(help="auto or text, as for train.")] = "auto",
+    event_column: Annotated[str | None, typer.Option(help="Column of what happened.")] = None,
+    keep: Annotated[str | None, typer.Option(help="Events that count, A,B,...")] = None,
+    separator: Annotated[str | None, typer.Option(help="What stands between fields.")] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="Names of the columns of a file without a header.")
+    ] = None,
 ) -> None:
     """Count new interactions into a run's memory, without training: later ones of known users, new
     users, new items.
@@ -74,7 +80,8 @@ def update(
     asked = DataConfig.create(data=str(data), format=format, ids=ids)  # what they may be
     more = load(
         data, format=asked.format, user=user_column, item=item_column, time=time_column,
-        time_format=time_format, ids=asked.ids, min_length=1,
+        time_format=time_format, ids=asked.ids, event=event_column, keep=keep,
+        separator=separator, columns=columns, min_length=1,
     )  # fmt: skip
     with locked(run):
         grown = update_memory(run, more)

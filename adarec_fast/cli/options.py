@@ -44,9 +44,11 @@ def config_options(
 
         @functools.wraps(function)
         def wrapper(**options: Any) -> None:
-            flat = {}
+            flat: dict[str, Any] = {}
             for name in generated:
                 value = options.pop(name)
+                if isinstance(value, list):  # of an option that may be repeated
+                    value = value[0] if len(value) == 1 else value or None
                 if value is not None:
                     flat[name] = value.value if isinstance(value, enum.Enum) else value
             function(**options, chosen=place(flat))
@@ -121,7 +123,10 @@ def _model_parameter() -> inspect.Parameter:
 
 
 def _inner(annotation: Any) -> Any:
-    """``X`` of ``X | None``, and anything else as it is."""
+    """``X`` of ``X | None``, the list of ``X | list[X]``, and anything else as it is."""
     if get_origin(annotation) in (Union, types.UnionType):
+        several = next((arg for arg in get_args(annotation) if get_origin(arg) is list), None)
+        if several is not None:
+            return several
         return next(arg for arg in get_args(annotation) if arg is not type(None))
     return annotation

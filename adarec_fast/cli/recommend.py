@@ -18,7 +18,7 @@ from ..config import ConfigError
 from .console import command, err, out, print_exactly, words
 
 if TYPE_CHECKING:
-    from ..data import Split, Vocabulary
+    from ..data import Dropped, InteractionData, Split, Vocabulary
     from ..models.base import SequenceModel
 
 _SHOWN_HISTORY = 5
@@ -40,6 +40,13 @@ class Output(str, enum.Enum):
     JSON = "json"
     CSV = "csv"
     PARQUET = "parquet"
+
+
+class UnknownItems(str, enum.Enum):
+    """What happens to items that nobody knows."""
+
+    REFUSE = "refuse"
+    IGNORE = "ignore"
 
 
 class Recommendation(NamedTuple):
@@ -85,7 +92,10 @@ def recommend(
     run_dir: Annotated[Path, typer.Argument(help="Folder of a training run.")],
     user: Annotated[
         list[str] | None,
-        typer.Option(help="External id of a user of the training data; may be repeated."),
+        typer.Option(
+            help="External id of a user of the training data; may be repeated. One that "
+            "preprocessing dropped is answered by its items.",
+        ),
     ] = None,
     history: Annotated[
         list[str] | None,
@@ -95,6 +105,10 @@ def recommend(
             'stands in double quotes, as in CSV: \'"a,1",b\'.',
         ),
     ] = None,
+    unknown_items: Annotated[
+        UnknownItems,
+        typer.Option(help="What to do with items of a --history that the catalogue does not have."),
+    ] = UnknownItems.REFUSE,
     k: Annotated[
         int | None,
         typer.Option(
@@ -153,6 +167,9 @@ def recommend(
     if k is None:
         k = min(20, len(run.data.items))
     if file is not None:
+        for name in user or []:
+            if _is_dropped(run.data, name):
+                raise DataError(f"--user: {_kept(run.data).why(name)}; leave out --file")
         from ..ranking.frames import write_recommendations
 
         rows = write_recommendations(
@@ -165,8 +182,17 @@ def recommend(
     people: list[str | int | None] = []
     histories: list[list[int]] = []
     values, offsets = run.data.values, run.data.offsets
+    dropped = [name for name in user or [] if _is_dropped(run.data, name)]
     if part is not None:
+        for name in dropped:
+            raise DataError(f"--user: {_kept(run.data).why(name)}; leave out --part")
         values, offsets = Split(run.data).inputs(part.value)
+    for name in dropped:
+        people.append(_kept(run.data).known(name))
+        histories.append(run.data.history_of(name).tolist())
+        told = f"{_kept(run.data).why(name)}; answered by those in the catalogue"
+        err.print(told, markup=False, soft_wrap=True)
+    user = [name for name in user or [] if name not in dropped]
     for index in _encode(run.data.users, user or [], "--user"):
         people.append(run.data.users.decode([index])[0])
         histories.append(values[int(offsets[index]) : int(offsets[index + 1])].tolist())
@@ -178,7 +204,7 @@ def recommend(
             raise DataError(f"--history: {error}") from None
         if not ids:
             raise ConfigError(f"--history {text!r} names no item; write ITEM,ITEM,...")
-        histories.append(_encode(run.data.items, ids, "--history"))
+        histories.append(_known_items(run.data, ids, unknown_items is UnknownItems.IGNORE))
     answers = recommend_for(
         run.model, run.data.items, people, histories, k, exclude_seen, why=why
     )
@@ -319,6 +345,39 @@ def _spread(size: int, count: int) -> list[int]:
     return [index * size // count for index in range(count)]
 
 
+def _kept(data: InteractionData) -> Dropped:
+    assert data.dropped is not None
+    return data.dropped
+
+
+def _is_dropped(data: InteractionData, user: str) -> bool:
+    """Whether preprocessing dropped a user; one who came back later is a user like others."""
+    dropped = data.dropped
+    return dropped is not None and user not in data.users and dropped.known(user) is not None
+
+
+def _known_items(data: InteractionData, ids: list[str], ignore: bool) -> list[int]:
+    """Indices of the items of a history, without unknown ones if they are to be ignored."""
+    from ..data import DataError
+
+    found = data.items.find(ids)
+    unknown = [item for item, index in zip(ids, found.tolist(), strict=True) if index < 0]
+    if not unknown:
+        return found.tolist()
+    if ignore and len(unknown) < len(ids):
+        told = f"not in the catalogue, left out: {', '.join(unknown)}"
+        err.print(told, markup=False, soft_wrap=True)
+        return found[found >= 0].tolist()
+    if ignore:
+        raise DataError(f"--history: none of its items is in the catalogue: {', '.join(unknown)}")
+    if data.dropped is not None and unknown[0] in data.dropped.items:
+        raise DataError(
+            f"--history: item {unknown[0]!r} is in the data and was dropped with the few who have "
+            "it; --unknown-items ignore leaves such items out"
+        )
+    return _encode(data.items, ids, "--history")
+
+
 def _encode(vocabulary: Vocabulary, ids: list[str], option: str) -> list[int]:
     """Indices of external ids; an unknown one names the option it came from."""
     from ..data import DataError
@@ -329,5 +388,7 @@ def _encode(vocabulary: Vocabulary, ids: list[str], option: str) -> list[int]:
         quoted = ""
         if option == "--history" and any("," in str(known) for known in vocabulary.ids):
             quoted = "; an id with a comma stands in double quotes: '\"a,1\",b'"
+        if option == "--history":
+            quoted += "; --unknown-items ignore leaves such items out"
         raise DataError(f"{option}: {error}{quoted}") from None
     return indices

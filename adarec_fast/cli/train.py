@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..config import ConfigError, DataConfig, TrainConfig
+from ..config import ConfigError, DataConfig, TrainConfig, absolute_paths
 from ..models.registry import DEFAULT, create_config, described
 from ..training.presets import preset as preset_values
 from ..training.values import Values, known_keys, read_assignments, read_config, renamed
@@ -104,8 +104,7 @@ def train(
                 out.print(f"{name}: {', '.join(told)}", markup=False, soft_wrap=True)
     model_config = create_config({**given.model, "num_items": data.num_items})
     source = DataConfig.create(**given.data).to_dict()
-    if source["data"] != "synthetic":
-        source["data"] = str(Path(source["data"]).resolve())
+    source["data"] = absolute_paths(source["data"])
 
     with join(train_config.device, train_config.worker_timeout) as workers:
         first = workers is None or workers.first

@@ -7,7 +7,7 @@ leave-one-out split; ``TrainingBatches`` and ``EvaluationBatches`` pack it for a
 from __future__ import annotations
 
 from .batches import Batch, EvaluationBatch, EvaluationBatches, TrainingBatches, pack
-from .dataset import InteractionData, PlantedLabels, ReadReport
+from .dataset import Dropped, InteractionData, PlantedLabels, ReadReport
 from .download import download
 from .errors import DataError
 from .preprocess import deduplicate, drop_short, k_core, truncate_histories
@@ -21,6 +21,7 @@ __all__ = [
     "FORMATS",
     "Batch",
     "DataError",
+    "Dropped",
     "EvaluationBatch",
     "EvaluationBatches",
     "InteractionData",

@@ -7,7 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .errors import DataError
+from .text import known
 from .time_columns import FILE_ORDER, guess_times
 
 # Values looked at to tell what a column holds.
@@ -23,8 +27,6 @@ _COMMON_NAMES = {
 }  # fmt: skip
 # Of a session, which stands in where hardly anybody was known.
 _SESSIONS = ("sessionid", "session", "visitorid")
-# What exports write where there is no value.
-_MISSING = {"", "na", "n/a", "nan", "null", "none", "<na>", "nil", "-", r"\n"}
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Table:
     Attributes:
         where: the file, for messages.
         names: of all columns, in order; one may occur twice.
-        sample: some values of a column, spread over its rows; None where one is missing.
+        sample: some values of a column, spread over its rows.
     """
 
     where: str
@@ -49,17 +51,20 @@ class Choice:
     Attributes:
         user, item: columns of ids.
         times: columns to sort by, the first before the second; empty for the order of the file.
+        event: column that says what happened; None where all rows count.
         why: the reason for each of ``user``, ``item`` and ``time``, in words.
     """
 
     user: str
     item: str
     times: tuple[str, ...]
+    event: str | None
     why: dict[str, str]
 
     def names(self) -> list[str]:
         """All columns, each once."""
-        return list(dict.fromkeys((self.user, self.item, *self.times)))
+        event = () if self.event is None else (self.event,)
+        return list(dict.fromkeys((self.user, self.item, *self.times, *event)))
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,7 @@ class Columns:
 
     ``time`` may be the names of several columns, also as one text with commas, or ``file-order``.
     ``time_format`` says how times are written, as for ``strptime``; ``text_ids`` keeps ids as text.
+    The column of ``event`` alone is not guessed: without a name there is none.
     """
 
     user: str | None = None
@@ -75,11 +81,28 @@ class Columns:
     time: str | Sequence[str] | None = None
     time_format: str | None = None
     text_ids: bool = False
+    event: str | None = None
+
+    @classmethod
+    def create(
+        cls, user: Any, item: Any, time: Any, event: Any, time_format: str | None, ids: str
+    ) -> Columns:
+        """Arguments of ``load``; of a frame, names may be numbers."""
+        if ids not in ("auto", "text"):
+            raise DataError(f"ids={ids!r} must be 'auto' or 'text'")
+        times: str | tuple[str, ...] | None = _name(time)
+        if isinstance(time, Sequence) and not isinstance(time, str):
+            times = tuple(str(name).strip() for name in time)
+        return cls(_name(user), _name(item), times, time_format, ids == "text", _name(event))
 
     def given(self) -> dict[str, Any]:
-        """What the caller named. The order of the file is no column."""
-        named = {"user": self.user, "item": self.item, "time": self.time}
-        return {k: v for k, v in named.items() if v is not None and v != FILE_ORDER}
+        """What the caller said of columns. The order of the file is none."""
+        said = {
+            "user": self.user, "item": self.item, "event": self.event,
+            "time": None if self.time == FILE_ORDER else self.time,
+            "time_format": self.time_format,
+        }  # fmt: skip
+        return {argument: value for argument, value in said.items() if value is not None}
 
     def choose(self, table: Table) -> Choice:
         """The columns to read.
@@ -90,8 +113,10 @@ class Columns:
         """
         where, names = table.where, table.names
         times = self._times(names)
-        taken = {name for name in (self.user, self.item, *(times or ())) if name is not None}
-        why = {role: "named" for role in self.given()}
+        named = {self.user, self.item, self.event, *(times or ())}
+        taken = {name for name in named if name is not None}
+        why = {role: "named" for role in ("user", "item", "time")
+               if getattr(self, role) is not None}  # fmt: skip
         found: dict[str, str] = {}
         for role in _COMMON_NAMES:
             name = getattr(self, role)
@@ -99,8 +124,8 @@ class Columns:
                 name, why[role] = _guess(role, table, taken)
             found[role] = name
             taken.add(name)
-        for name in (*found.values(), *(times or ())):
-            if name not in names:
+        for name in (*found.values(), *(times or ()), self.event):
+            if name is not None and name not in names:
                 there = ", ".join(map(repr, names)) or "none"
                 raise DataError(f"{where}: there is no column {name!r}; columns: {there}")
         if found["user"] == found["item"]:
@@ -109,7 +134,7 @@ class Columns:
             times, why["time"] = guess_times(where, names, taken, table.sample)
         elif not times:
             why["time"] = f"{FILE_ORDER} was asked for"
-        choice = Choice(found["user"], found["item"], times, why)
+        choice = Choice(found["user"], found["item"], times, self.event, why)
         for name in choice.names():
             if list(names).count(name) > 1:
                 raise DataError(f"{where}: the column {name!r} occurs twice; rename one of the two")
@@ -121,7 +146,8 @@ class Columns:
         return all(
             name in names if name is not None else not plain.isdisjoint(common)
             for name, common in ((getattr(self, r), c) for r, c in _COMMON_NAMES.items())
-        ) and all(name in names for name in self._times(names) or ())
+        ) and all(name in names for name in (*(self._times(names) or ()), self.event)
+              if name is not None)  # fmt: skip
 
     def _times(self, names: Sequence[str]) -> tuple[str, ...] | None:
         """Columns named for the time; None where they are to be guessed."""
@@ -142,11 +168,13 @@ def plain_name(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def is_missing(value: Any) -> bool:
-    """Whether a cell holds nothing, in any of the ways in which exports write that."""
-    if isinstance(value, str):
-        return value.strip().lower() in _MISSING
-    return value is None or value != value
+def spread(rows: int) -> NDArray[np.int64]:
+    """Some of so many rows, from the first to the last."""
+    return np.unique(np.linspace(0, rows - 1, min(rows, SAMPLE)).astype(np.int64))
+
+
+def _name(value: Any) -> str | None:
+    return None if value is None else str(value).strip()
 
 
 def _guess(role: str, table: Table, taken: set[str]) -> tuple[str, str]:
@@ -178,4 +206,4 @@ def _guess(role: str, table: Table, taken: set[str]) -> tuple[str, str]:
 
 
 def _share_missing(values: Sequence[Any]) -> float:
-    return sum(map(is_missing, values)) / max(len(values), 1)
+    return sum(known(value) is None for value in values) / max(len(values), 1)

@@ -19,10 +19,11 @@ def load_data(values: Mapping[str, Any]) -> InteractionData:
         DataError: the file cannot be read; the message names file and line.
     """
     config = DataConfig.create(**values)
-    if config.data == "synthetic":
+    if config.data in ("synthetic", ["synthetic"]):
         # A stored section names every field; only one with another value than its default matters.
         unchanged = DataConfig.create().to_dict()
         changed = [name for name, value in config.to_dict().items() if value != unchanged[name]]
+        changed = [name for name in changed if name != "data"]
         if changed:
             raise ConfigError(f"{', '.join(changed)}: these are for files, not for data=synthetic")
         return synthetic()
@@ -34,6 +35,10 @@ def load_data(values: Mapping[str, Any]) -> InteractionData:
         time=config.time_column,
         time_format=config.time_format,
         ids=config.ids,
+        event=config.event_column,
+        keep=config.keep,
+        separator=config.separator,
+        columns=config.columns,
         k_core=config.k_core,
         deduplicate=None if config.deduplicate == "off" else config.deduplicate,
         min_length=config.min_length,

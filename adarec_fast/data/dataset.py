@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from .errors import DataError
-from .vocabulary import Vocabulary
+from .vocabulary import ExternalId, Vocabulary
 
-__all__ = ["DataError", "InteractionData", "PlantedLabels", "ReadReport", "Vocabulary"]
+__all__ = ["DataError", "Dropped", "InteractionData", "PlantedLabels", "ReadReport", "Vocabulary"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,11 +52,16 @@ class ReadReport:
 
     Attributes:
         format: the format that was read, such as ``"sequences"`` or ``"csv"``.
-        num_read: interactions in the source.
+        num_read: interactions in the source, with those that were left out.
         num_duplicates: interactions removed by ``deduplicate``.
         num_k_core_users: users removed by ``k_core``.
         num_k_core_items: items removed by ``k_core``.
         num_dropped_short: users removed because their history was under ``min_length``.
+        num_missing_users: interactions left out because they had no user id.
+        num_missing_items: interactions left out because they had a user id but no item id.
+        num_other_events: rows left out because their event was none to keep.
+        num_lost_items: items that only users had who were removed as short.
+        num_cut: interactions that ``truncate`` cut off.
         num_ties: interactions read whose time is that of the one before in the same history; the
             order of the source counts among them.
         columns: names of the columns of ``user``, ``item`` and ``time`` (empty for the order of
@@ -70,6 +75,11 @@ class ReadReport:
     num_k_core_users: int = 0
     num_k_core_items: int = 0
     num_dropped_short: int = 0
+    num_missing_users: int = 0
+    num_missing_items: int = 0
+    num_other_events: int = 0
+    num_lost_items: int = 0
+    num_cut: int = 0
     num_ties: int = 0
     columns: Mapping[str, str] = field(default_factory=dict)
     why: Mapping[str, str] = field(default_factory=dict)
@@ -88,12 +98,49 @@ class ReadReport:
     def left_out(self) -> list[str]:
         """How many interactions, users and items are not in the data, and why, in words."""
         counts = {
+            "interactions without a user id": self.num_missing_users,
+            "interactions without an item id": self.num_missing_items,
+            "rows of other events": self.num_other_events,
             "repeated interactions": self.num_duplicates,
             "users outside the k-core": self.num_k_core_users,
             "items outside the k-core": self.num_k_core_items,
             "users with too short a history": self.num_dropped_short,
+            "items that only such users had": self.num_lost_items,
+            "interactions cut off long histories": self.num_cut,
         }
         return [f"{count:,} {what}" for what, count in counts.items() if count]
+
+
+@dataclass(frozen=True, eq=False)
+class Dropped:
+    """Users and items of a source that filters took out of the data.
+
+    Attributes:
+        histories: of the users, with a catalogue of their own.
+        items: ids of items that no history of the data holds any more.
+        min_length, k_core: of the filters.
+    """
+
+    histories: InteractionData
+    items: Vocabulary
+    min_length: int
+    k_core: int
+
+    def known(self, user: ExternalId) -> ExternalId | None:
+        """A dropped user's id as the data has it; None for others."""
+        found = self.histories.users.find([user])
+        return None if found[0] < 0 else self.histories.users.decode(found)[0]
+
+    def why(self, user: ExternalId) -> str:
+        """How many items a dropped user has, and what that was too few for."""
+        found = int(self.histories.users.encode([user])[0])
+        filters = f"min_length={self.min_length}" + (
+            f" and k_core={self.k_core}" if self.k_core > 1 else ""
+        )
+        return (
+            f"user {user!r} is in the data, with {int(self.histories.lengths[found])} items, and "
+            f"was dropped by {filters}"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +157,7 @@ class InteractionData:
         name: a short name for logs and run folders.
         labels: planted intents, of synthetic data only.
         report: what reading the source did, None when the data were not read.
+        dropped: what filters took out, None where that is nothing or not known.
     """
 
     values: Tensor
@@ -119,6 +167,7 @@ class InteractionData:
     name: str
     labels: PlantedLabels | None = None
     report: ReadReport | None = None
+    dropped: Dropped | None = None
 
     @classmethod
     def from_flat(
@@ -130,6 +179,7 @@ class InteractionData:
         name: str,
         labels: PlantedLabels | None = None,
         report: ReadReport | None = None,
+        dropped: Dropped | None = None,
     ) -> InteractionData:
         """Checked construction.
 
@@ -187,7 +237,7 @@ class InteractionData:
                         f"labels.{field} is {tensor.dtype} {list(tensor.shape)}; "
                         f"it must be torch.int64 [{size}]"
                     )
-        return cls(values, offsets, items, users, name, labels, report)
+        return cls(values, offsets, items, users, name, labels, report, dropped)
 
     @property
     def num_users(self) -> int:
@@ -219,6 +269,28 @@ class InteractionData:
                 "external ids are turned into indices by users.encode"
             )
         return self.values[int(self.offsets[user_index]) : int(self.offsets[user_index + 1])]
+
+    def history_of(self, user: ExternalId) -> Tensor:
+        """int64 item indices of a user's history by its external id, oldest first.
+
+        Of a user that filters dropped, those items that are in the catalogue.
+
+        Raises:
+            DataError: the user is unknown, or was dropped and none of its items is left.
+        """
+        index = int(self.users.find([user])[0])
+        if index >= 0:
+            return self.sequence(index)
+        if self.dropped is None or self.dropped.known(user) is None:
+            self.users.encode([user])  # says what users look like
+        assert self.dropped is not None
+        old = self.dropped.histories
+        ids = old.items.decode(old.sequence(int(old.users.find([user])[0])))
+        found = self.items.find(ids)
+        if not (found >= 0).any():
+            reason = self.dropped.why(user)
+            raise DataError(f"{reason}; none of its items is in the catalogue, such as {ids[0]!r}")
+        return torch.from_numpy(found[found >= 0])
 
     def replace(self, **changes: object) -> InteractionData:
         """A copy with some attributes changed and everything checked again."""

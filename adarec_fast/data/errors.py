@@ -6,3 +6,7 @@ from __future__ import annotations
 class DataError(ValueError):
     """A problem with data: the message names the file and line (or row) where there is one,
     the value that is wrong, and what would be right."""
+
+
+class EmptyFile(DataError):
+    """A file with nothing in it, which does not matter beside others that have something."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from .dataset import InteractionData
+from .dataset import Dropped, InteractionData
 from .errors import DataError
 from .flat import gather_ranges, lengths_to_offsets
 
@@ -106,6 +107,63 @@ def drop_short(data: InteractionData, min_length: int) -> tuple[InteractionData,
     if count == 0:
         return data, 0
     return select_interactions(data, ~short[_users_of(data)]), count
+
+
+class Removed(NamedTuple):
+    """What :func:`filtered` took away.
+
+    Attributes:
+        duplicates: interactions, by ``deduplicate``.
+        core_users, core_items: under ``k_core`` interactions.
+        short_users: under ``min_length`` interactions.
+        lost_items: items that only short users had.
+    """
+
+    duplicates: int
+    core_users: int
+    core_items: int
+    short_users: int
+    lost_items: int
+
+
+def filtered(
+    data: InteractionData, how: Deduplicate | None, k: int, min_length: int
+) -> tuple[InteractionData, Removed]:
+    """Repeats dropped, and the largest part where items and users have enough interactions.
+
+    The filters alternate until all hold together: without its short users an item may have fewer
+    than ``k`` interactions, without such items a user may be short, and two interactions with one
+    item may come to be neighbours.
+
+    Raises:
+        DataError: an argument is out of range, or nothing is left.
+    """
+    removed = [0, 0, 0, 0, 0]
+    while True:
+        begin = data
+        if how is not None:
+            data = deduplicate(data, how)
+        removed[0] += begin.num_interactions - data.num_interactions
+        before, data = data, k_core(data, k)
+        removed[1] += before.num_users - data.num_users
+        removed[2] += before.num_items - data.num_items
+        before, (data, short) = data, drop_short(data, min_length)
+        removed[3] += short
+        removed[4] += before.num_items - data.num_items
+        if data is begin or (how != "consecutive" and k <= 1):
+            return data, Removed(*removed)
+
+
+def dropped_between(
+    before: InteractionData, after: InteractionData, k: int, min_length: int
+) -> Dropped | None:
+    """What filters took out, None where that is nothing."""
+    if (before.num_users, before.num_items) == (after.num_users, after.num_items):
+        return None
+    gone = torch.from_numpy(after.users.find(before.users.array()) < 0)
+    lost = np.flatnonzero(after.items.find(before.items.array()) < 0) + before.items.first
+    histories = select_interactions(before, gone[_users_of(before)])
+    return Dropped(histories, before.items.take(lost), min_length, k)
 
 
 def truncate_histories(data: InteractionData, limit: int) -> InteractionData:

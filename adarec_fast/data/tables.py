@@ -1,13 +1,10 @@
-"""Tables with named columns: CSV, TSV, JSON lines and data frames."""
+"""Tables with named columns: their cells, .inter files and data frames."""
 
 from __future__ import annotations
 
-import csv
-import io
-import itertools
-import json
+import dataclasses
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -17,13 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .columns import SAMPLE, Choice, Columns, Table
-from .errors import DataError
-from .text import Ids, Locate, ids_from_strings, split_tabs
-from .times import UNITS, cell_times, field_times, nanoseconds, one_scale, text_times
+from .columns import Choice, Columns, Table, spread
+from .errors import DataError, EmptyFile
+from .text import Ids, Locate, TextColumn, split_tabs
 from .vocabulary import normalise_ids
 
 _INTER_FIELD = re.compile(r"[^\t:]+:(token|token_seq|float|float_seq)")
+_LISTS = (list, tuple, np.ndarray)
+
+Column = TextColumn | list[Any] | NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -42,49 +41,119 @@ class Events:
     choice: Choice
 
 
+@dataclass(frozen=True)
+class Cells:
+    """The columns of a table that are wanted, as they stand there.
+
+    Attributes:
+        where: the file, for messages.
+        choice: which columns they are.
+        columns: cells by name, all of one length.
+        locate: where a row is, for messages.
+        text: whether cells are text that stands for numbers too, as in CSV.
+        null: how messages call a cell of no text that holds nothing.
+    """
+
+    where: str
+    choice: Choice
+    columns: dict[str, Column]
+    locate: Locate
+    text: bool
+    null: str = "null"
+
+    @classmethod
+    def chosen(
+        cls, columns: Columns, table: Table, column: Callable[[str], Column], locate: Locate, *,
+        text: bool,
+    ) -> Cells:  # fmt: skip
+        """Those columns of a table that hold users, items, times and events.
+
+        Raises:
+            DataError: as :meth:`.Columns.choose`.
+        """
+        choice = columns.choose(table)
+        cells = {name: column(name) for name in choice.names()}
+        return cls(table.where, choice, cells, locate, text)
+
+    @classmethod
+    def of_text(
+        cls, columns: Columns, where: str, names: Sequence[str],
+        column: Callable[[str], TextColumn], locate: Locate, rows: int, empty: str,
+    ) -> Cells:  # fmt: skip
+        """The same of a text table with so many rows.
+
+        Raises:
+            EmptyFile: it has no row, which ``empty`` says.
+            DataError: as :meth:`.Columns.choose`.
+        """
+        if not rows:
+            raise EmptyFile(f"{where}: {empty}")
+        table = Table(where, names, lambda name: [*column(name)[spread(rows)].strings()])
+        return cls.chosen(columns, table, column, locate, text=True)
+
+    def __len__(self) -> int:
+        return len(self.columns[self.user])
+
+    @property
+    def user(self) -> str:
+        return self.choice.user
+
+    @property
+    def item(self) -> str:
+        return self.choice.item
+
+    @property
+    def times(self) -> tuple[str, ...]:
+        return self.choice.times
+
+    @property
+    def event(self) -> str | None:
+        return self.choice.event
+
+    def take(self, rows: NDArray[np.int64]) -> Cells:
+        """Some rows, or some of them several times."""
+        columns: dict[str, Column] = {
+            name: [x[row] for row in rows.tolist()] if isinstance(x, list) else x[rows]
+            for name, x in self.columns.items()
+        }
+        return self.having(columns, lambda row: self.locate(int(rows[row])))
+
+    def having(self, columns: dict[str, Column], locate: Locate | None = None) -> Cells:
+        """The same with other columns."""
+        return dataclasses.replace(self, columns=columns, locate=locate or self.locate)
+
+
 def is_inter_header(line: str) -> bool:
     """Whether a line is a typed header such as ``user_id:token<TAB>item_id:token``."""
     return all(_INTER_FIELD.fullmatch(field) for field in line.rstrip("\r\n").split("\t"))
 
 
-def read_inter(path: Path, data: bytes, columns: Columns) -> Events:
-    """RecBole's atomic ``.inter`` file: tab-separated under a typed header."""
+def read_inter(path: Path, data: bytes, columns: Columns) -> Cells:
+    """RecBole's atomic ``.inter`` file: tab-separated under a typed header.
+
+    A column of the type ``token_seq`` or ``float_seq`` holds lists, separated by blanks.
+    """
     header = data.lstrip(b"\r\n").split(b"\n", 1)[0].decode("utf-8")
     if not is_inter_header(header):
         raise DataError(
             f"{path}:1: {header!r} is no header of an .inter file; every column is written "
             "name:type, with the type token, token_seq, float or float_seq"
         )
-    names = [field.rsplit(":", 1)[0] for field in header.rstrip("\r").split("\t")]
+    typed = [field.rsplit(":", 1) for field in header.rstrip("\r").split("\t")]
+    names = [name.strip() for name, _ in typed]
+    lists = {name.strip() for name, kind in typed if kind.endswith("_seq")}
     columns_of_file = split_tabs(path, data)
     fields = dict(zip(names, columns_of_file, strict=True))
-    if not len(columns_of_file[0]):
-        raise DataError(f"{path}: there is a header but no interaction")
-
-    def sample(name: str) -> list[Any]:
-        some = fields[name][spread(len(fields[name]))]
-        return [text or None for text in some.strings()]
-
-    choice = columns.choose(Table(str(path), names, sample))
-    for name in choice.names():
-        empty = fields[name].ends == fields[name].starts
-        if empty.any():
-            raise DataError(f"{fields[name].locate(int(empty.argmax()))}: {name!r} is empty")
-    times = tuple(
-        field_times(fields[name], columns.time_format, clock=place > 0)
-        for place, name in enumerate(choice.times)
-    )
-    return Events(
-        fields[choice.user].ids("user id", columns.text_ids),
-        fields[choice.item].ids("item id", columns.text_ids),
-        times,
-        choice,
-    )
-
-
-def spread(rows: int) -> NDArray[np.int64]:
-    """Some of so many rows, from the first to the last."""
-    return np.unique(np.linspace(0, rows - 1, min(rows, SAMPLE)).astype(np.int64))
+    first = columns_of_file[0]
+    cells = Cells.of_text(
+        columns, str(path), names, fields.__getitem__, first.locate, len(first),
+        "there is a header but no interaction",
+    )  # fmt: skip
+    split: dict[str, Column] = {
+        name: [text.split() for text in fields[name].strings()]
+        for name in lists.intersection(cells.columns)
+    }
+    return cells.having({**cells.columns, **split})
 
 
 def import_polars(why: str) -> ModuleType:
@@ -96,262 +165,69 @@ def import_polars(why: str) -> ModuleType:
     return polars
 
 
-def read_csv(path: Path, data: bytes, columns: Columns, separator: str) -> Events:
-    """Comma- or tab-separated text under a header; blank lines are skipped.
-
-    Commas may be quoted as in RFC 4180; in tab-separated files quotes mean nothing.
-    """
-    polars = import_polars(f"{path}: reading {'CSV' if separator == ',' else 'TSV'}")
-    quote = '"' if separator == "," else None
-    header = data.lstrip(b"\r\n").split(b"\n", 1)[0].decode("utf-8").rstrip("\r")
-    other = next((mark for mark in ";|\t" if mark in header), None)
-    if separator == "," and "," not in header and other is not None:
-        raise DataError(
-            f"{path}: the header {header[:80]!r} has {other!r} where a comma should be; separate "
-            "fields by commas, or by tabs and read it with format='tsv' (--format tsv)"
-        )
-    try:
-        frame = polars.read_csv(
-            io.BytesIO(data), separator=separator, quote_char=quote, infer_schema_length=0
-        )
-    except polars.exceptions.PolarsError as error:
-        raise _csv_problem(path, data, separator, error) from error
-    names = _header_names(header, separator)
-    if len(names) != frame.width:  # a line break inside of quotes
-        names = frame.columns
-    blank = frame.select(polars.all_horizontal(polars.all().is_null())).to_series().to_numpy()
-    rows = np.flatnonzero(~blank)
-    if not len(rows):
-        raise DataError(f"{path}: there is a header but no row")
-    if blank.any():
-        frame = frame.filter(~blank)
-
-    def locate(row: int) -> str:
-        line = _csv_line(data, separator, int(rows[row]))
-        return f"{path}, row {rows[row]}" if line is None else f"{path}:{line}"
-
-    def sample(name: str) -> list[Any]:
-        return list(frame[:, names.index(name)].gather(spread(len(frame))).to_list())
-
-    choice = columns.choose(Table(str(path), names, sample))
-
-    def column(name: str) -> Any:
-        series = frame[:, names.index(name)]
-        if series.null_count():
-            raise DataError(f"{locate(series.is_null().arg_max())}: {name!r} is empty")
-        return series
-
-    def integers(series: Any) -> NDArray[np.int64] | None:
-        if not series.str.contains(r"^(0|-?[1-9][0-9]{0,17})$").all():
-            return None
-        return np.asarray(series.cast(polars.Int64).to_numpy())
-
-    def ids(name: str, what: str) -> Ids:
-        series = column(name)
-        numbers = None if columns.text_ids else integers(series)
-        if numbers is not None:
-            return numbers
-        return ids_from_strings(list(series.to_list()), what, locate, columns.text_ids)
-
-    def times(name: str, clock: bool) -> NDArray[Any]:
-        series = column(name)
-        numbers = integers(series) if columns.time_format is None else None
-        if numbers is not None:
-            return one_scale(numbers, locate)
-        return text_times(list(series.to_list()), locate, columns.time_format, clock=clock)
-
-    return Events(
-        ids(choice.user, "user id"), ids(choice.item, "item id"),
-        tuple(times(name, place > 0) for place, name in enumerate(choice.times)), choice,
-    )  # fmt: skip
-
-
-def _header_names(header: str, separator: str) -> list[str]:
-    """Names of the columns as they stand in a header of one line."""
-    if separator != ",":
-        return header.split(separator)
-    return next(csv.reader([header]), [])
-
-
-def _csv_rows(data: bytes, separator: str, strict: bool) -> Iterable[tuple[int, list[str]]]:
-    """Line number and fields of each row, the header first; slow, for messages only."""
-    text = io.StringIO(data.decode("utf-8"), newline="")
-    if separator == ",":
-        reader = csv.reader(text, strict=strict)
-    else:
-        reader = csv.reader(text, delimiter=separator, quoting=csv.QUOTE_NONE)
-    line, header = 1, False
-    for row in reader:
-        header = header or bool(row)
-        if header:  # blank lines above it do not count as rows
-            yield line, row
-        line = reader.line_num + 1
-
-
-def _csv_line(data: bytes, separator: str, row: int) -> int | None:
-    """Line of a row (from 0, the header not counted), None where the two readers disagree."""
-    for number, (line, _) in enumerate(_csv_rows(data, separator, strict=False)):
-        if number == row + 1:
-            return line
-    return None
-
-
-def _csv_problem(path: Path, data: bytes, separator: str, error: Exception) -> DataError:
-    """The line that a CSV reader stumbled over, found on a second pass."""
-    line, width = 0, None
-    try:
-        for line, row in _csv_rows(data, separator, strict=True):
-            width = len(row) if width is None else width
-            if len(row) > width:
-                return DataError(f"{path}:{line}: {len(row)} fields, the header has {width}")
-    except csv.Error as problem:
-        return DataError(f"{path}:{line + 1}: {problem}")
-    return DataError(f"{path}: {str(error).splitlines()[0]}")
-
-
-def read_jsonl(path: Path, data: bytes, columns: Columns) -> Events:
-    """One JSON object a line; blank lines are skipped, and a member may be absent from a line."""
-    texts = data.split(b"\n")
-    filled = [number for number, text in enumerate(texts) if text and not text.isspace()]
-    seen = [_json_object(path, texts, filled[row]) for row in spread(len(filled)).tolist()]
-    begin = f"{path}:{filled[0] + 1}"
-    while True:
-        names = list(dict.fromkeys(itertools.chain.from_iterable(seen)))
-        choice = columns.choose(Table(begin, names, lambda name: [x.get(name) for x in seen]))
-        wanted, known = choice.names(), set(names)
-        cells: dict[str, list[Any]] = {name: [] for name in wanted}
-        marks = [json.dumps(name, ensure_ascii=False).encode() for name in wanted]
-        news = 0
-        for number in filled:
-            value = _json_object(path, texts, number)
-            if not known.issuperset(value):
-                # Names that no line of the sample had: they may be a better choice.
-                known.update(value)
-                seen.append(value)
-                news += 1
-            if any(texts[number].count(mark) > 1 for mark in marks):
-                _refuse_twice(texts[number], wanted, f"{path}:{number + 1}")
-            for name in wanted:
-                cells[name].append(value.get(name))
-        if not news:
-            break
-
-    def locate(row: int) -> str:
-        return f"{path}:{filled[row] + 1}"
-
-    for name in wanted:
-        if None in cells[name]:
-            row = cells[name].index(None)
-            raise DataError(f"{locate(row)}: {name!r} is missing or null")
-    times = tuple(
-        cell_times(cells[name], locate, columns.time_format, clock=place > 0)
-        for place, name in enumerate(choice.times)
-    )
-    ids = {
-        name: cell_ids(cells[name], locate, name, columns.text_ids)
-        for name in (choice.user, choice.item)
-    }
-    return Events(ids[choice.user], ids[choice.item], times, choice)
-
-
-def _exact_float(text: str) -> float | Decimal:
-    """A number of a JSON text; one with more digits than float64 tells apart stays exact."""
-    return float(text) if len(text) <= 16 else Decimal(text)
-
-
-_DECODER = json.JSONDecoder(parse_float=_exact_float)
-
-
-def _json_object(path: Path, texts: list[bytes], number: int) -> dict[str, Any]:
-    """The object of a line."""
-    try:
-        value = _DECODER.decode(texts[number].decode())
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}:{number + 1}: not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise DataError(f"{path}:{number + 1}: {type(value).__name__}, not a JSON object")
-    return value
-
-
-def _refuse_twice(text: bytes, wanted: Sequence[str], where: str) -> None:
-    """Of a name that an object has twice, Python's reader keeps the last."""
-
-    def check(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]
-        twice = next((name for name in wanted if names.count(name) > 1), None)
-        if twice is not None:
-            raise DataError(f"{where}: the object has {twice!r} twice")
-        return dict(pairs)
-
-    json.loads(text, object_pairs_hook=check)
-
-
-def read_frame(frame: Any, columns: Columns, where: str) -> Events:
-    """A pandas or polars data frame."""
-    names = [str(name) for name in frame.columns]
+def read_frame(frame: Any, columns: Columns, where: str) -> Cells:
+    """A pandas or polars data frame; a column may have a number for its name."""
+    names = [str(name).strip() for name in frame.columns]
+    own = dict(zip(names, frame.columns, strict=True))
     if not len(frame):
         columns.choose(Table(where, names, lambda name: []))
         raise DataError(f"{where}: no row")
 
-    def locate(row: int) -> str:
-        return f"{where}, row {row}"
-
     def sample(name: str) -> list[Any]:
         rows = spread(len(frame))
-        column = frame[name]
+        column = frame[own[name]]
         if hasattr(column, "null_count"):  # polars
-            return list(column.gather(rows).to_list())
-        if column.ndim != 1:  # the name occurs twice
+            values = column.gather(rows).to_list()
+        elif column.ndim != 1:  # the name occurs twice
             return []
-        column = column.iloc[rows]
-        null = column.isna().to_numpy()
-        return [None if gone else x for x, gone in zip(column.tolist(), null, strict=True)]
+        else:
+            values = column.iloc[rows].tolist()
+        return ["[...]" if isinstance(value, _LISTS) else value for value in values]
 
-    choice = columns.choose(Table(where, names, sample))
-
-    def cells(name: str) -> list[Any] | NDArray[Any]:
-        values, null = _frame_column(frame, name)
-        if null.any():
-            raise DataError(f"{locate(int(null.argmax()))}: {name!r} is null")
-        return values
-
-    times = tuple(
-        cell_times(cells(name), locate, columns.time_format, clock=place > 0)
-        for place, name in enumerate(choice.times)
-    )
-    ids = {
-        name: cell_ids(cells(name), locate, name, columns.text_ids)
-        for name in (choice.user, choice.item)
-    }
-    return Events(ids[choice.user], ids[choice.item], times, choice)
+    return Cells.chosen(
+        columns, Table(where, names, sample), lambda name: _frame_column(frame[own[name]]),
+        lambda row: f"{where}, row {row}", text=False,
+    )  # fmt: skip
 
 
-def _frame_column(frame: Any, name: str) -> tuple[list[Any] | NDArray[Any], NDArray[np.bool_]]:
-    """Values of a column, and which are null (rows counted from 0)."""
-    column = frame[name]
-    if hasattr(column, "null_count"):  # polars
-        null = column.is_null().to_numpy()
-        if null.any():
-            return [], null
-        if column.dtype.is_temporal():
-            unit = getattr(column.dtype, "time_unit", None)
-            unit = unit or ("D" if str(column.dtype) == "Date" else "ns")
-            return nanoseconds(column.to_physical().to_numpy(), UNITS[unit]), null
-        if str(column.dtype).startswith(("Categorical", "Enum")):
-            column = column.cast(str)
-        narrow = column.dtype.is_float() or (
-            column.dtype.is_integer() and not str(column.dtype).endswith("128")
-        )
-        return (column.to_numpy() if narrow else column.to_list()), null
-    null = column.isna().to_numpy()
-    if null.any():
-        return [], null
+def _frame_column(column: Any) -> list[Any] | NDArray[Any]:
+    """Values of a column: an array, with NaN or NaT for nulls, or a list, with None for them."""
+    if hasattr(column, "null_count"):
+        return _polars_column(column)
     if str(column.dtype).startswith("period"):
         column = column.dt.to_timestamp()
     if getattr(column.dtype, "tz", None) is not None:
         column = column.dt.tz_convert("UTC").dt.tz_localize(None)
-    values = column.to_numpy()
-    return (values.tolist() if values.dtype.kind in "OUT" else values), null
+    null = column.isna().to_numpy()
+    known = (column[~null] if null.any() else column).to_numpy()
+    if known.dtype.kind in "OUT":
+        known = known.tolist()
+    if not null.any():
+        return known if isinstance(known, list) else np.asarray(known)
+    if isinstance(known, np.ndarray) and known.dtype.kind in "fmM":
+        array = np.full(len(null), np.nan if known.dtype.kind == "f" else "NaT", dtype=known.dtype)
+        array[~null] = known
+        return array
+    values: list[Any] = [None] * len(null)
+    found = known.tolist() if isinstance(known, np.ndarray) else known
+    for row, value in zip(np.flatnonzero(~null).tolist(), found, strict=True):
+        values[row] = value
+    return values
+
+
+def _polars_column(column: Any) -> list[Any] | NDArray[Any]:
+    """As :func:`_frame_column`."""
+    kind = column.dtype
+    if kind.is_temporal():
+        if str(kind) == "Time":
+            column = column.cast(import_polars("a frame of polars").Duration("ns"))
+        return np.asarray(column.to_numpy())  # a null is NaT
+    if str(kind).startswith(("Categorical", "Enum")):
+        column = column.cast(str)
+    whole = kind.is_integer() and not str(kind).endswith("128") and not column.null_count()
+    if whole or kind.is_float():
+        return np.asarray(column.to_numpy())  # a null float is NaN
+    return list(column.to_list())
 
 
 def cell_ids(

@@ -6,13 +6,14 @@ import csv
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import DataError
+from .errors import DataError, EmptyFile
 
 Ids = NDArray[np.int64] | list[str]
 Locate = Callable[[int], str]
@@ -28,7 +29,24 @@ _CODE = re.compile(r"(?=.*[A-Za-z])(?=.*[0-9])[A-Za-z0-9_-]+")
 _SAMPLE = 1000
 # A damaged line is a single one; so many rows with a code are no accident.
 _CODES = 3
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+# What programs write where there is no value; compared without blanks and in lower case.
+MISSING = frozenset(
+    ["", "-", "na", "n/a", "#n/a", "nan", "-nan", "nil", "null", "(null)", "none", "<na>", "nat",
+     "\\n", "undefined"]
+)  # fmt: skip
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+def known(value: Any) -> Any:
+    """A cell without blanks around it; None where it says that there is no value."""
+    if isinstance(value, str):
+        text = value.strip()
+        if text.lower() in MISSING:
+            return None
+        return value if len(text) == len(value) else text
+    if isinstance(value, (float, np.floating, Decimal)) and value != value:
+        return None
+    return None if type(value).__name__ in ("NAType", "NaTType") else value
 
 
 def read_file(path: Path) -> bytes:
@@ -45,20 +63,28 @@ def read_file(path: Path) -> bytes:
         raise DataError(f"{path} is a folder; give the path of a file") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    if not data.removeprefix(_BYTE_ORDER_MARK).strip():
-        raise DataError(f"{path}: the file is empty")
+    if not data.removeprefix(BYTE_ORDER_MARK).strip():
+        raise EmptyFile(f"{path}: the file is empty")
     return data
 
 
 def checked_text(path: Path, data: bytes) -> bytes:
     """UTF-8 text without byte order mark and with ``\\n`` among its line ends.
 
+    UTF-16 and UTF-32 are known by their byte order mark, UTF-16 without one by its NUL bytes.
+
     Raises:
         DataError: a NUL byte, or bytes that are not UTF-8, with file and line.
     """
+    encoding = _wide_encoding(data)
+    if encoding is not None:
+        try:
+            data = data.decode(encoding).encode()
+        except UnicodeError as error:  # surrogates that stand alone are refused when encoded
+            raise DataError(f"{path}: not {encoding}: {error}") from error
     if b"\0" in data:
         line = data.count(b"\n", 0, data.index(b"\0")) + 1
-        raise DataError(f"{path}:{line}: a NUL byte; the file must be UTF-8 text")
+        raise DataError(f"{path}:{line}: a NUL byte; the file must be UTF-8 text (or Parquet)")
     if not data.isascii():
         try:
             data.decode("utf-8")
@@ -68,14 +94,49 @@ def checked_text(path: Path, data: bytes) -> bytes:
                 f"{path}:{line}: not UTF-8 (byte 0x{data[error.start]:02x}: {error.reason}); "
                 "convert the file to UTF-8"
             ) from error
-    data = data.removeprefix(_BYTE_ORDER_MARK)
+    data = data.removeprefix(BYTE_ORDER_MARK)
     if b"\r" in data and b"\n" not in data:
         data = data.replace(b"\r", b"\n")
+    if encoding is not None and not data.strip():
+        raise EmptyFile(f"{path}: the file is empty")
     return data
 
 
+def _wide_encoding(data: bytes) -> str | None:
+    """``utf-16…`` or ``utf-32`` where the text is written so, else None."""
+    if data.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
+        return "utf-32"
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "utf-16"
+    # The ids, separators and line ends of a first line are mostly Latin: every second byte is NUL.
+    start = data[:64]
+    if len(start) >= 8 and len(data) % 2 == 0:
+        for encoding, first in (("utf-16-le", 1), ("utf-16-be", 0)):
+            if not any(start[first::2]) and all(start[1 - first :: 2]):
+                return encoding
+    return None
+
+
+class TextColumn:
+    """A column of a text file, of which Python strings are made only where they must be."""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def __getitem__(self, index: Any) -> TextColumn:
+        raise NotImplementedError
+
+    def numbers(self) -> NDArray[np.int64] | None:
+        """int64 [len(self)] if every cell is an integer in canonical form, else None."""
+        raise NotImplementedError
+
+    def strings(self) -> list[str]:
+        """The cells, ``""`` where one is empty."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class Fields:
+class Fields(TextColumn):
     """Fields of a text file: ``data[starts[i]:ends[i]]`` on line ``lines[i]`` (from 1)."""
 
     path: Path
@@ -99,16 +160,9 @@ class Fields:
         ranges = zip(self.starts.tolist(), self.ends.tolist(), strict=True)
         return [data[start:end].decode("utf-8") for start, end in ranges]
 
-    def ids(self, what: str, text: bool = False) -> Ids:
-        """The fields as ids: int64 when all are integers, else strings; or strings as asked."""
-        numbers, good = self.integers()
-        if good.all() and not text:
-            return numbers
-        return ids_from_strings(self.strings(), what, self.locate, text)
-
-    def integers(self) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """The fields as int64, and which of them are integers written as ``str(int)`` would."""
-        return _parse_integers(self.data, self.starts, self.ends)
+    def numbers(self) -> NDArray[np.int64] | None:
+        numbers, good = _parse_integers(self.data, self.starts, self.ends)
+        return numbers if good.all() else None
 
 
 def split_whitespace(path: Path, data: bytes) -> Fields:

@@ -12,6 +12,7 @@ import numpy as np
 
 from .errors import DataError
 from .moments import is_clock, is_moment, match_moment
+from .text import known
 
 FILE_ORDER = "file-order"
 
@@ -139,7 +140,7 @@ def _doubt(where: str, columns: Sequence[_Column]) -> DataError:
 
 
 def _look(name: str, values: Sequence[Any]) -> _Column:
-    values = [v for v in values if v is not None and v != "" and v == v]
+    values = [v for v in values if known(v) is not None]
     words = [w.lower() for w in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+", name)]
     plain = "".join(words)
     holds = _content(values)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from .errors import DataError
 from .moments import SECOND, Exact, Unreadable, clocks, moments, since_epoch
-from .text import Fields, Locate
+from .text import Locate
 
 Reader = Callable[[Sequence[str]], list[Exact]]
 
@@ -37,14 +37,6 @@ UNITS = {
     "D": 86_400 * SECOND, "h": 3600 * SECOND, "m": 60 * SECOND, "s": SECOND, "ms": 1_000_000,
     "us": 1000, "μs": 1000, "ns": 1,
 }  # fmt: skip
-
-
-def field_times(fields: Fields, form: str | None = None, *, clock: bool = False) -> NDArray[Any]:
-    """Times of a column of a text file, as :func:`text_times`."""
-    numbers, good = fields.integers()
-    if form is None and good.all():
-        return one_scale(numbers, fields.locate)
-    return text_times(fields.strings(), fields.locate, form, clock=clock)
 
 
 def text_times(

@@ -67,7 +67,8 @@ class Vocabulary:
 
     Item vocabularies start at 1 (index 0 is padding), user vocabularies at 0. The ids of one
     vocabulary are all int or all str; a mixture becomes str. Look-ups are lenient about the
-    type only: ``"12"`` finds 12 in an integer vocabulary, 12 finds ``"12"`` among strings.
+    type and about blanks: ``"12"`` finds 12 in an integer vocabulary, 12 finds ``"12"`` among
+    strings, and ``" a"`` finds ``"a"`` where there is no ``" a"``.
 
     Args:
         ids: external ids, each once, in the order of their indices.
@@ -118,7 +119,8 @@ class Vocabulary:
         if isinstance(external_id, bool) or not isinstance(external_id, (int, str, np.integer)):
             return False
         if self.kind == "str":
-            return str(external_id) in self._index
+            text = str(external_id)
+            return text in self._index or text.strip() in self._index
         value = _as_int(external_id)
         return value is not None and int(self._find(np.array([value]))[0]) >= 0
 
@@ -138,6 +140,10 @@ class Vocabulary:
     def ids(self) -> list[ExternalId]:
         """All external ids in the order of their indices (a new list)."""
         return list(self._strings) if self.kind == "str" else self._integers.tolist()
+
+    def array(self) -> NDArray[np.int64] | list[str]:
+        """All external ids as ``ids``, but those that are int as an array (no copy)."""
+        return self._strings if self.kind == "str" else self._integers
 
     def encode(self, ids: Iterable[ExternalId] | NDArray[Any]) -> NDArray[np.int64]:
         """Indices of external ids, int64 [len(ids)].
@@ -160,11 +166,14 @@ class Vocabulary:
         queries = ids if isinstance(ids, np.ndarray) else list(ids)
         if self.kind == "str":
             index = self._index
-            return np.fromiter(
+            found = np.fromiter(
                 (index.get(x if type(x) is str else str(x), -1) for x in queries),
                 dtype=np.int64,
                 count=len(queries),
             )
+            for row in np.flatnonzero(found < 0).tolist():
+                found[row] = index.get(str(queries[row]).strip(), -1)
+            return found
         if isinstance(queries, np.ndarray) and queries.dtype.kind == "i":
             return self._find(queries.astype(np.int64, copy=False).ravel())
         numbers = [_as_int(query) for query in queries]

@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from ..config import ConfigError
+from ..config import ConfigError, file_names
 from ..models.pretrained import CheckpointError, read_weights
 from ..ranking.comparison import CONFIDENCE, METRICS, RESAMPLES, Difference, compare
 from ..ranking.ranks import user_metrics
@@ -204,7 +204,7 @@ def _cores() -> int:
 def _row(result: Mapping[str, Any]) -> dict[str, Any]:
     """What ``result.json`` says, but for paths of the machine and what is said elsewhere."""
     row = {n: v for n, v in result.items() if n not in ("combination", "source", "data")}
-    file, content = Path(result["source"]["data"]).name, result["data"]["fingerprint"]
+    file, content = file_names(result["source"]["data"]), result["data"]["fingerprint"]
     return {**row, "source": {**result["source"], "data": file, "fingerprint": content}}
 
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import yaml
 
-from ..config import ConfigError, DataConfig, TrainConfig, read_mapping
+from ..config import ConfigError, DataConfig, TrainConfig, absolute_paths, read_mapping
 from ..files import locked
 from ..models.registry import DEFAULT, create_config, described
 from ..training.checkpoint import read_json, write_atomically
@@ -235,8 +235,8 @@ def _plain(combination: Mapping[str, Any], system: str | None) -> dict[str, Any]
 def _resolved(values: Values) -> Values:
     """The same, with an absolute path to the data."""
     data = dict(values.data)
-    if data.get("data", "synthetic") != "synthetic":
-        data["data"] = str(Path(data["data"]).resolve())
+    if "data" in data:
+        data["data"] = absolute_paths(data["data"])
     return Values(data, dict(values.model), dict(values.train))
 
 

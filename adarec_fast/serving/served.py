@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from ..data import InteractionData, Vocabulary
+from ..data import DataError, InteractionData, Vocabulary
 from ..models.memory import TENSORS
 from ..models.pretrained import WEIGHTS, CheckpointError
 from ..ranking.recommender import Recommender
@@ -73,6 +73,12 @@ class ServedModel:
             RequestError: 404 for a user nobody knows, 422 for one without a history.
         """
         index = int(self.data.users.find([user])[0])
+        dropped = None if self.data.dropped is None else self.data.dropped.known(user)
+        if index < 0 and dropped is not None:
+            try:
+                return dropped, self.data.history_of(user).tolist()
+            except DataError as error:
+                raise RequestError(422, "no_history", str(error), "user", user) from None
         if index < 0:
             raise RequestError(
                 404,

@@ -6,6 +6,7 @@
     environment.json          one entry a start: versions, machine, command
     interactions.safetensors  the data itself, so that users can be served by id
     users.json                external user ids
+    dropped.json              histories of users that filters dropped, if any were
     metrics.jsonl metrics.csv one line an epoch
     best/ last/               model folders, see :mod:`adarec_fast.training.checkpoint`
     tensorboard/              if tensorboard is installed
@@ -23,7 +24,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,7 +34,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from ..config import ConfigError, ModelConfig, Precision, TrainConfig
-from ..data import DataError, InteractionData, PlantedLabels, Split, Vocabulary
+from ..data import DataError, Dropped, InteractionData, PlantedLabels, Split, Vocabulary
 from ..files import try_lock
 from ..models.base import SequenceModel
 from ..models.pretrained import CheckpointError, load, read_weights
@@ -51,7 +52,7 @@ from .metrics_log import read_metrics
 from .origin import check_origin, run_identity
 
 CONFIG, ENVIRONMENT, USERS = "config.json", "environment.json", "users.json"
-INTERACTIONS = "interactions.safetensors"
+INTERACTIONS, DROPPED = "interactions.safetensors", "dropped.json"
 _LABELS = ("item_theme", "item_subtheme", "user_theme", "user_subtheme")
 
 
@@ -241,6 +242,18 @@ def write_data(run_dir: Path, data: InteractionData) -> None:
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     write_atomically(run_dir / INTERACTIONS, save(contiguous, about))
     write_atomically(run_dir / USERS, json.dumps(data.users.to_json()))
+    if data.dropped is not None:
+        old = data.dropped.histories
+        content = {
+            "min_length": data.dropped.min_length,
+            "k_core": data.dropped.k_core,
+            "items": data.dropped.items.to_json(),
+            "users": old.users.to_json(),
+            "catalogue": old.items.to_json(),
+            "values": old.values.tolist(),
+            "offsets": old.offsets.tolist(),
+        }
+        write_atomically(run_dir / DROPPED, json.dumps(content))
 
 
 def read_data(run_dir: Path, items: Vocabulary) -> InteractionData:
@@ -275,7 +288,29 @@ def read_data(run_dir: Path, items: Vocabulary) -> InteractionData:
     # Runs of earlier versions do not have it.
     if "labels" in about and _labels_fingerprint(data) != about["labels"]:
         raise CheckpointError(f"{path}: altered: its name or labels are not those it was made with")
-    return data
+    return replace(data, dropped=read_dropped(run_dir))
+
+
+def read_dropped(run_dir: Path) -> Dropped | None:
+    """What filters took out of a run's data; None where nothing, or where it was not kept.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    path = run_dir / DROPPED
+    if not path.exists():
+        return None
+    content = read_json(path)
+    try:
+        items, users, catalogue = (
+            Vocabulary.from_json(content[name]) for name in ("items", "users", "catalogue")
+        )
+        values, offsets = (torch.tensor(content[name], dtype=torch.int64)
+                           for name in ("values", "offsets"))  # fmt: skip
+        old = InteractionData.from_flat(values, offsets, catalogue, users, "dropped")
+        return Dropped(old, items, int(content["min_length"]), int(content["k_core"]))
+    except (DataError, KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise CheckpointError(f"{path}: damaged: {error}") from None
 
 
 def fingerprint(data: InteractionData) -> str:

@@ -12,6 +12,7 @@ memory.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -34,7 +35,7 @@ from .checkpoint import (
     save_checkpoint,
     verify_checkpoint,
 )
-from .run_folder import load_run, read_data, write_data
+from .run_folder import load_run, read_data, read_dropped, write_data
 
 UPDATED = "updated"
 
@@ -73,7 +74,8 @@ def load_current(
     model = load(folder, device=device)
     if model.item_vocabulary is None:
         raise CheckpointError(f"{folder / 'items.json'}: no such file; a run's model has one")
-    return Current(model, read_data(folder, model.item_vocabulary), UPDATED)
+    data = read_data(folder, model.item_vocabulary)
+    return Current(model, replace(data, dropped=read_dropped(run_dir)), UPDATED)
 
 
 def current_folder(run_dir: Path, which: str) -> Path | None:

@@ -34,8 +34,14 @@ SEEDS: dict[str, list[bytes]] = {
     "csv": [
         b"user,item,time\n1,2,3\n1,3,4\n", b'user,item\n"a,b","c\nd"\n\n"e""f",g\n',
         b"user,item,ts\n1,2,2024-01-01T10:00:00+02:00\n1,3,2023-12-31\n",
+        b'user;item;t\n1;"[2, 3]";5" pipe\nNA;4;\n', b"sep=|\r\nuser|item\r\n 1 |a\r\n",
+        b"user::item\n1::2\n", "user,item\n1,\u00e9\n".encode("utf-16"),
     ],
     "tsv": [b"user\titem\ttime\n1\t2\t3\n1\t3\t4\n", b'uid\tasin\n"a\tb\n'],
+    "json": [
+        b'[{"user": 1, "item": [2, null]}, {"user": "", "item": 3}]', b'{"u": ["a", ""], "v": []}',
+        b"[[1, 2], [3]]",
+    ],
     "jsonl": [
         b'{"user": 1, "item": 2, "time": 3}\n{"user": 1, "item": 4, "time": 5.5}\n',
         b'{"uid": "a", "asin": "\\u00e9", "ts": "2024-01-01"}\n\n{"uid": 1, "asin": 2, "ts": "1"}',

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -105,6 +106,57 @@ def test_report_counts_every_filter() -> None:
     assert report.num_k_core_users == 1
     assert report.num_k_core_items == 3
     assert report.num_dropped_short == 1
+
+
+NAMED = st.dictionaries(
+    st.integers(0, 9), st.lists(st.integers(0, 5), min_size=1, max_size=7), min_size=1, max_size=9
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(histories=NAMED, k=st.integers(0, 3), least=st.integers(1, 4), how=st.sampled_from(
+    [None, "consecutive", "all"]))  # fmt: skip
+def test_filters_hold_together(
+    histories: dict[int, list[int]], k: int, least: int, how: Any
+) -> None:
+    """Against dropping one thing at a time until nothing is left to drop."""
+    left = {user: list(items) for user, items in histories.items()}
+    while True:
+        before = {user: list(items) for user, items in left.items()}
+        for user, items in left.items():
+            if how == "all":
+                left[user] = list(dict.fromkeys(items))
+            elif how == "consecutive":
+                left[user] = [x for i, x in enumerate(items) if i == 0 or items[i - 1] != x]
+        often = Counter(x for items in left.values() for x in items)
+        rare = {x for x, count in often.items() if count < k}
+        left = {user: [x for x in items if x not in rare] for user, items in left.items()}
+        left = {user: items for user, items in left.items() if len(items) >= max(k, least, 1)}
+        if left == before:
+            break
+    counts = [len(histories) - len(left), len({x for h in histories.values() for x in h})]
+    if not left:
+        with pytest.raises(DataError, match=r"leaves nothing|fewer than"):
+            load(histories, k_core=k, min_length=least, deduplicate=how)
+        return
+    data = load(histories, k_core=k, min_length=least, deduplicate=how)
+    assert as_dict(data) == left
+    report = data.report
+    assert report is not None
+    assert report.num_k_core_users + report.num_dropped_short == counts[0]
+    assert report.num_k_core_items + report.num_lost_items == counts[1] - data.num_items
+
+
+def test_items_lost_with_short_users_are_counted() -> None:
+    histories = {"a": [1, 2, 3], "b": [1, 2, 3], "c": [8, 9], "d": [8, 9, 1]}
+    data = load(histories, k_core=2, min_length=3)
+    assert as_dict(data) == {"a": [1, 2, 3], "b": [1, 2, 3]}
+    report = load({"a": [1, 2, 3], "x": [50, 51], "y": [52, 1]}, truncate=1).report
+    assert report is not None
+    assert (report.num_dropped_short, report.num_lost_items, report.num_cut) == (2, 3, 0)
+    report = load([[1, 2, 3, 4, 5]], truncate=1).report
+    assert report is not None
+    assert report.num_cut == 2
 
 
 def test_truncate_keeps_targets_and_catalogue() -> None:

@@ -63,8 +63,6 @@ FILES: dict[str, tuple[bytes, str, str]] = {
     ),
     "inter without header": (b"1\t2\t3\n", "d.inter", r"d\.inter:1: '1.t2.t3' is no header"),
     "inter without rows": (INTER.encode(), "d.inter", "a header but no interaction"),
-    "inter, empty id": ((INTER + "1\t2\t3\n1\t\t4\n").encode(), "d.inter",
-                        r"d\.inter:3: 'item_id' is empty"),
     "inter, stray id": ((INTER + "1\t2\t3\n1\t5\t3\n1\tx\t4\n").encode(), "d.inter",
                         r"d\.inter:4: item id 'x' is not an integer"),
     "inter, bad time": ((INTER + "1\t2\t3\n1\t2\tnoon\n").encode(), "d.inter",
@@ -76,13 +74,8 @@ FILES: dict[str, tuple[bytes, str, str]] = {
     "jsonl": (b'{"user": 1, "item": 2}\n{"user": 1\n', "d.jsonl", r"d\.jsonl:2: not JSON"),
     "jsonl, a list": (b'{"user": 1, "item": 2}\n[1, 2]\n', "d.jsonl",
                       r"d\.jsonl:2: list, not a JSON object"),
-    "jsonl, null": (b'{"user": 1, "item": 2}\n\n{"user": null, "item": 2}\n', "d.jsonl",
-                    r"d\.jsonl:3: 'user' is missing or null"),
-    "jsonl, missing": (b'{"user": 1, "item": 2}\n{"user": 1}\n', "d.jsonl",
-                       r"d\.jsonl:2: 'item' is missing or null"),
     "jsonl, float id": (b'{"user": 1, "item": 2}\n{"user": 1, "item": 2.5}\n', "d.jsonl",
                         r"d\.jsonl:2: 'item' is 2\.5; ids must be int or str"),
-    "jsonl, list id": (b'{"user": 1, "item": [2]}\n', "d.jsonl", r"'item' is \[2\]; ids must"),
     "jsonl, bad time": (b'{"user": 1, "item": 2, "time": 1}\n{"user": 1, "item": 2, "time": []}\n',
                         "d.jsonl", r"d\.jsonl:2: time \[\] is not a number, as the first is"),
     "jsonl, true time": (b'{"user": 1, "item": 2, "time": true}\n', "d.jsonl",
@@ -98,18 +91,12 @@ FILES: dict[str, tuple[bytes, str, str]] = {
     "parquet": (b"PAR1 and nothing more", "d.parquet", r"not a readable Parquet file"),
     "csv, more fields": (b"user,item\n1,2\n1,2,3\n", "d.csv",
                          r"d\.csv:3: 3 fields, the header has 2"),
-    "csv, empty id": (b"user,item\n1,2\n\n1,\n", "d.csv", r"d\.csv:4: 'item' is empty"),
-    "csv, blank lines above": (b"\n\nuser,item\n1,2\n1,\n", "d.csv",
-                               r"d\.csv:5: 'item' is empty"),
-    "csv, fewer fields": (b"user,item\n1,2\n1\n", "d.csv", r"d\.csv:3: 'item' is empty"),
     "csv, stray id": (b'user,item,note\n1,2,"a\nb"\n1,3,\n1,x,\n', "d.csv",
                       r"d\.csv:5: item id 'x' is not an integer"),
     "csv, open quote": (b'user,item\n1,2\n1,"3\n1,4\n', "d.csv",
                         r"d\.csv:3: unexpected end of data"),
     "csv, columns": (b"a,b\n1,2\n", "d.csv",
                      r"user ids; name it with user=… \(--user-column\); columns: 'a', 'b'"),
-    "csv, semicolons": (b"\nuser;item\n1;2\n", "d.csv",
-                        r"d\.csv: the header 'user;item' has ';' where a comma should be"),
     "csv, mixed times": (b"user,item,ts\n1,2,3\n1,2,2020-01-01\n", "d.csv",
                          r"d\.csv:3: time '2020-01-01' is not a finite number, as the first is"),
     "csv, mixed times, dates first": (
@@ -176,7 +163,7 @@ def test_formats_and_columns_that_do_not_fit(tmp_path: Path) -> None:
         ({}, "source is empty"),
         ([[1, 2, 3], 4], r"source\[1\] is a int; each history must be a list"),
         ({"a": "xyz"}, r"source\['a'\] is a str; each history must be a list"),
-        ([[1, 2, None]], "None .* is a NoneType; an id must be an int or a str"),
+        ([[1, 2, b"3"]], "b'3' .* is a bytes; an id must be an int or a str"),
         ([[1, 2, 2.5]], r"2\.5 .* is a float"),
         ({1.5: [1, 2, 3]}, r"user ids: 1\.5"),
         ({1: [1], "1": [2]}, "id '1' occurs twice"),
@@ -193,8 +180,6 @@ def test_bad_frames() -> None:
     good = {"user": [1, 1, 1], "item": [1, 2, 3]}
     for library in (pandas, polars):
         frame = library.DataFrame
-        with pytest.raises(DataError, match="data frame, row 1: 'item' is null"):
-            load(frame({**good, "item": ["a", None, "b"]}))
         with pytest.raises(DataError, match="columns: 'user', 'thing'"):
             load(frame({"user": [1], "thing": [2]}))
         with pytest.raises(DataError, match=r"row 2: 'item' is 2\.5; ids must be int or str"):
@@ -300,11 +285,10 @@ def test_parquet_columns_that_are_no_ids(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     path = tmp_path / "d.parquet"
     for items, message in (
-        ([[1], [2]], "'item' has type large_list<.*>; ids must be int or str"),
+        ([[[1]], [[2]]], "'item' has type large_list<.*>; ids must be int or str"),
         ([{"a": 1}, {"a": 2}], "'item' has type struct<.*>; ids must be int or str"),
         ([True, False], "'item' has type bool; ids must be int or str"),
         ([1.5, 2.0], "row 0: 'item' is 1.5; ids must be int or str"),
-        (["a", None], "row 1: 'item' is null"),
         ([None, None], "'item' has type null"),
     ):
         polars.DataFrame({"user": [1, 1], "item": items}).write_parquet(path)
