@@ -23,6 +23,8 @@ from adarec_fast.ops._library import collecting, unavailable
 
 # Each of them imports torch, and some start processes of their own.
 _MOST_PROCESSES = 8
+# Tests of these take a minute each: begun last, one process would wait for the other.
+_LONG = ("test_triton_interpreter.py", "test_cuda_host.py", "test_distributed.py")
 
 if os.environ.get(APPROXIMATE) == "1" and os.environ.get("TRITON_INTERPRET") == "1":
     import approximate
@@ -55,6 +57,7 @@ def pytest_configure() -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave long sweeps out unless `-m` speaks; leave CUDA tests out where there is no device."""
+    items.sort(key=lambda item: item.path.name not in _LONG)
     # By marker: a checkout in a folder of that name has it among every test's keywords.
     for item in items:
         if item.get_closest_marker("slow") and not config.getoption("-m"):

@@ -39,8 +39,15 @@ def run(data: InteractionData, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """COLUMNS is read when a console is made, which another test may have done."""
+    monkeypatch.setattr(console.out, "_width", 300)
+    monkeypatch.setattr(console.err, "_width", 300)
+
+
 def adarec(*words: object) -> str:
-    done = CliRunner(env={"COLUMNS": "300"}).invoke(app, [str(word) for word in words])
+    done = CliRunner().invoke(app, [str(word) for word in words])
     assert "Traceback" not in done.output
     return "".join(done.output.split())
 
