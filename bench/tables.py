@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from adarec_fast.experiments.comparison import GROUPS
 from adarec_fast.experiments.comparison_table import lines
 from adarec_fast.experiments.paper import METRICS, TABLE1, TABLE2
 
@@ -158,11 +159,39 @@ def compared(record: Record, path: str) -> str:
     return markdown(header, rows) + source(record, path)
 
 
+def worth(record: Record, path: str) -> str:
+    """What ``adarec-fast compare`` wrote, as differences from its baseline with intervals."""
+    rows = []
+    for data in record["data"]:
+        for line in lines(record, data):
+            for group in GROUPS:
+                mean, std = line.figure("test", group, "NDCG@20")
+                if mean is None:
+                    continue
+                found = line.differences.get(("test", group, "NDCG@20"))
+                ends = [] if found is None else [found["over_users"], found["over_seeds"]]
+                count = line.mean("parameters")
+                rows.append([
+                    data, line.arm, group, str(len(line.runs)),
+                    "" if count is None else f"{count:,.0f}",
+                    _share(mean) + ("" if std is None else f" ± {_share(std)}"),
+                    "" if found is None else f"{found['difference']:+.4f}",
+                    *("" if end is None else f"{end[0]:+.4f} to {end[1]:+.4f}" for end in ends),
+                    *[""] * (2 - len(ends)),
+                ])  # fmt: skip
+    header = [
+        "data", "arm", "users", "seeds", "parameters", "test NDCG@20",
+        f"less {record['baseline']}", "95% over users", "95% over seeds",
+    ]  # fmt: skip
+    return markdown(header, rows) + source(record, path)
+
+
 # Marker: the beginning of the result files' names, and the table that the newest of them gives.
 TABLES = {
     "quality": ("beauty-", quality),
     "quality-full": ("beauty-", quality_full),
     "compared": ("compare-", compared),
+    "worth": ("worth-", worth),
     "serving": ("serving-", serving),
     "workers": ("distributed-", workers),
     "table4": ("reproduce-", table4),
