@@ -163,7 +163,8 @@ KINDS = [
 # Fibers make the widest blocks slow: each dtype and each router once.
 CASES = [
     *((shape, dtype, content) for dtype, content in KINDS for shape in SHAPES),
-    ((2, 3, 256, 256), torch.float32, True), ((2, 3, 256, 256), torch.bfloat16, False),
+    *(pytest.param((2, 3, 256, 256), dtype, content, marks=pytest.mark.slow)
+      for dtype, content in ((torch.float32, True), (torch.bfloat16, False))),
 ]
 
 

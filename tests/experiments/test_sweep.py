@@ -330,7 +330,9 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Sweep, 
     return sweep, folder
 
 
-@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "sign", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_ended_and_gone_on_with(
     sign: signal.Signals, data: Path, whole: tuple[Sweep, Path], tmp_path: Path
 ) -> None:

@@ -72,7 +72,10 @@ def test_interpreted(name: str) -> None:
     _interpreted(f"kernels/test_triton_{name}")
 
 
-@pytest.mark.parametrize("chosen", ["equals_the_float64", "not equals_the_float64"])
+@pytest.mark.parametrize(
+    "chosen",
+    ["equals_the_float64", pytest.param("not equals_the_float64", marks=pytest.mark.slow)],
+)
 def test_interpreted_tiles(chosen: str) -> None:
     _interpreted("kernels/test_triton_tiles", "-k", chosen)
 
@@ -91,6 +94,7 @@ def test_interpreted_with_the_arithmetic_of_a_gpu() -> None:
     )
 
 
+@pytest.mark.slow
 def test_noise_of_a_share_interpreted() -> None:
     _interpreted("ops/test_noise_places", "-k", "triton")
 
