@@ -139,10 +139,6 @@ def _values(column: Column) -> list[Any] | NDArray[Any]:
     return column.strings() if isinstance(column, TextColumn) else column
 
 
-def _take(column: Column, rows: NDArray[np.int64]) -> Column:
-    return [column[row] for row in rows.tolist()] if isinstance(column, list) else column[rows]
-
-
 def _joined(parts: Sequence[Cells]) -> Cells:
     """Several tables as one."""
     first = parts[0]

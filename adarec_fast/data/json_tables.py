@@ -59,7 +59,6 @@ def read_jsonl(path: Path, data: bytes, columns: Columns) -> Cells:
         choice = columns.choose(Table(begin, names, lambda name: [x.get(name) for x in seen]))
         wanted, known = choice.names(), set(names)
         cells: dict[str, list[Any]] = {name: [] for name in wanted}
-        marks = [json.dumps(name, ensure_ascii=False).encode() for name in wanted]
         news = 0
         for number in filled:
             value = _line_object(path, texts, number)
@@ -68,14 +67,18 @@ def read_jsonl(path: Path, data: bytes, columns: Columns) -> Cells:
                 known.update(value)
                 seen.append(value)
                 news += 1
-            if any(texts[number].count(mark) > 1 for mark in marks):
-                _refuse_twice(
-                    _WATCHFUL.decode(texts[number].decode()), wanted, f"{path}:{number + 1}"
-                )
             for name in wanted:
                 cells[name].append(value.get(name))
         if not news:
             break
+    for name in wanted:
+        mark = json.dumps(name, ensure_ascii=False).encode()
+        if data.count(mark) <= len(filled) - cells[name].count(None):
+            continue  # once in each line that has it
+        for number in filled:
+            if texts[number].count(mark) > 1:
+                value = _WATCHFUL.decode(texts[number].decode())
+                _refuse_twice(value, wanted, f"{path}:{number + 1}")
     return Cells(
         str(path), choice, {**cells}, lambda row: f"{path}:{filled[row] + 1}", False, _NULL
     )
