@@ -49,7 +49,7 @@ def test_the_kernel_equals_the_float64_reference(make: Any) -> None:
     ragged = random_batch(7, size=16, max_depth=4, max_length=9, capacity=3, seed=1)
     # Longer than a tile of tokens, than a block of keys, and of another size of head.
     long = Batch((1, 70, 3, 40), (1, 2, 0, 2), size=20, capacity=3, max_length=70)
-    few = [ragged, *(EXTREMES[n] for n in ("one-token", "depth-0", "empty"))]
+    few = [ragged, *(EXTREMES[n] for n in ("one-token", "empty"))]
     for batch in [*few, long] if make is build else few:
         check_against_float64(make(batch), TRITON, torch.float32)
 
@@ -96,6 +96,6 @@ def test_groups_of_sequences_change_nothing_but_rounding(
 def test_parts_equal_the_float64_reference(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Noise and dropout are those of the whole batch, wherever a part begins."""
     monkeypatch.setitem(PART_TOKENS, "cpu", 13)
-    ragged = random_batch(6, size=16, max_depth=5, max_length=9, capacity=3, seed=1)
+    ragged = random_batch(4, size=16, max_depth=5, max_length=9, capacity=3, seed=1)
     check_against_float64(make(ragged), TRITON, torch.float32)
 

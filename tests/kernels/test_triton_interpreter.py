@@ -9,6 +9,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -58,18 +59,22 @@ def _run(arguments: list[str], interpret: bool, approximate: bool = False) -> No
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-4000:]
 
 
-def _interpreted(name: str, *options: str, approximate: bool = False) -> None:
+def _interpreted(names: Sequence[str], *options: str, approximate: bool = False) -> None:
     if os.environ.get("TRITON_INTERPRET") == "1":
-        pytest.skip("this session is interpreted already and runs the file itself")
-    _run(["-m", "pytest", "-q", f"tests/{name}.py", *options], interpret=True,
+        pytest.skip("this session is interpreted already and runs the files itself")
+    files = [f"tests/{name}.py" for name in names]
+    _run(["-m", "pytest", "-q", "-n", "0", *files, *options], interpret=True,
          approximate=approximate)  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    "name", ["philox", "product", "reduce", "model", "step", "autotune", "fused_trajectory"]
+    "names",
+    [("model", "step", "fused_trajectory"), ("philox", "product", "reduce", "autotune")],
+    ids="-".join,
 )
-def test_interpreted(name: str) -> None:
-    _interpreted(f"kernels/test_triton_{name}")
+def test_interpreted(names: tuple[str, ...]) -> None:
+    """Few processes: each of them imports torch and Triton."""
+    _interpreted([f"kernels/test_triton_{name}" for name in names])
 
 
 @pytest.mark.parametrize(
@@ -77,26 +82,26 @@ def test_interpreted(name: str) -> None:
     ["equals_the_float64", pytest.param("not equals_the_float64", marks=pytest.mark.slow)],
 )
 def test_interpreted_tiles(chosen: str) -> None:
-    _interpreted("kernels/test_triton_tiles", "-k", chosen)
+    _interpreted(["kernels/test_triton_tiles"], "-k", chosen)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiles", "fused_trajectory"])
 def test_interpreted_with_every_variant_of_every_op(name: str) -> None:
-    _interpreted(f"kernels/test_triton_{name}", "-m", "slow", "-n", "2")
+    _interpreted([f"kernels/test_triton_{name}"], "-m", "slow", "-n", "2")
 
 
 @pytest.mark.slow
 def test_interpreted_with_the_arithmetic_of_a_gpu() -> None:
     """The rule that holds on CUDA, where a GPU's functions and sums are as bad as PTX allows."""
     _interpreted(
-        "kernels/test_triton_tiles", "-k", "equals_the_float64", "-n", "2", approximate=True
+        ["kernels/test_triton_tiles"], "-k", "equals_the_float64", "-n", "2", approximate=True
     )
 
 
 @pytest.mark.slow
 def test_noise_of_a_share_interpreted() -> None:
-    _interpreted("ops/test_noise_places", "-k", "triton")
+    _interpreted(["ops/test_noise_places"], "-k", "triton")
 
 
 @measured

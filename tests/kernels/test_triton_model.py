@@ -24,8 +24,13 @@ from adarec_fast.data import Batch
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize(
     "options",
-    [{"router": "level"}, {"supervision": "all", "lambda_cont": 0.0}],  # more: test_triton_step.py
-    ids=lambda options: "-".join(map(str, options.values())),
+    [
+        pytest.param({"router": "level"}, id="level"),
+        # A step at all positions is in test_triton_step.py.
+        pytest.param(
+            {"supervision": "all", "lambda_cont": 0.0}, id="all", marks=pytest.mark.slow
+        ),
+    ],
 )
 def test_a_models_step_is_that_of_packed(
     options: dict[str, Any], monkeypatch: pytest.MonkeyPatch

@@ -76,7 +76,9 @@ def test_transposed_in_rows_and_of_two_dtypes() -> None:
 
 
 @pytest.mark.usefixtures("poisoned", "columns")
-@pytest.mark.parametrize("count", [MOST, MOST + 1, 5000])
+@pytest.mark.parametrize(
+    "count", [MOST, MOST + 1, pytest.param(5000, marks=pytest.mark.slow)]
+)
 def test_very_many(count: int) -> None:
     w, few = torch.zeros(6, 11, dtype=torch.bfloat16), torch.zeros(9)
     parts = Partials()

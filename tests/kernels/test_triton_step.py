@@ -52,8 +52,13 @@ def _step(backend: str, supervision: str, options: dict[str, Any]) -> dict[str, 
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize(
     ("supervision", "options"),
-    [("prefix", {}), ("all", {"residual": True, "depth_gradient": "full"})],
-    ids=["prefix", "all-residual-full"],
+    [
+        # A model's step of prefixes is in test_triton_model.py.
+        pytest.param("prefix", {}, id="prefix", marks=pytest.mark.slow),
+        pytest.param(
+            "all", {"residual": True, "depth_gradient": "full"}, id="all-residual-full"
+        ),
+    ],
 )
 def test_a_step_is_that_of_plain_pytorch(
     supervision: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch

@@ -63,6 +63,12 @@ CASES = [
     for suite in SUITES
     for name, build in suite.variants.items()
 ]
+# What a model's step runs too (test_triton_step.py), or another of these beside more.
+REPEATED = (
+    "encoder_layer-plain", "encoder_layer-last", "hda_trajectory-none", "memory_topk-best",
+    "memory_topk-nothing", "mlp_expert-plain", "mlp_expert-last", "mlp_expert-dropout",
+    "mlp_expert_pooled-plain", "mlp_expert_pooled-dropout", "linear_cross_entropy-plain",
+)
 
 
 def first_of_each(cases: list[Any]) -> list[Any]:
@@ -82,7 +88,13 @@ def _backend(op: str) -> Backend:
 
 
 @pytest.mark.usefixtures("poisoned")
-@pytest.mark.parametrize(("op", "build"), CASES)
+@pytest.mark.parametrize(
+    ("op", "build"),
+    [
+        pytest.param(*case.values, id=case.id, marks=[pytest.mark.slow] * (case.id in REPEATED))
+        for case in CASES
+    ],
+)
 def test_equals_the_float64_reference(op: str, build: object) -> None:
     ragged = random_batch(4, size=16, max_depth=5, max_length=9, capacity=3, seed=1)
     for batch in (ragged, EXTREMES["one-token"], EXTREMES["empty-with-capacity"]):

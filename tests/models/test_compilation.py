@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from helpers_suite import compile_counter
 from torch import Tensor
-from torch._dynamo.testing import CompileCounterWithBackend
 
 from adarec_fast import ADARec, Recommender
 from adarec_fast.data import Batch
@@ -85,7 +85,7 @@ def test_padded_histories_compile_whole(side: str) -> None:
     """Of more shapes than compilations; histories longer than max_length among them."""
     torch._dynamo.reset()
     model = ADARec(**SMALL)
-    counter = CompileCounterWithBackend("aot_eager")
+    counter = compile_counter("aot_eager")
     compiled = torch.compile(model, fullgraph=True, backend=counter)
     for users, longest in ((3, 5), (4, 9), (7, 12), (2, 8), (9, 3)):
         ids = torch.randint(1, 41, (users, longest))
@@ -108,7 +108,7 @@ def test_padded_histories_compile_whole(side: str) -> None:
 def test_long_jagged_histories_are_cut_as_in_eager() -> None:
     torch._dynamo.reset()
     model = ADARec(**SMALL).eval()
-    counter = CompileCounterWithBackend("eager")
+    counter = compile_counter("eager")
     compiled = torch.compile(model, fullgraph=True, backend=counter)
     ranker = torch.compile(exportable(model, k=5), fullgraph=True, backend="eager")
     generator = torch.Generator().manual_seed(3)
@@ -142,7 +142,7 @@ def _ragged_batches(count: int) -> Iterator[tuple[Tensor, Tensor]]:
 def test_fifty_ragged_batches_compile_three_times(supervision: str, depth_gradient: str) -> None:
     """The first shape, then any shape, then a single user: torch tells sizes of 1 from others."""
     model = ADARec(**SMALL, supervision=supervision, depth_gradient=depth_gradient)
-    counter = CompileCounterWithBackend("aot_eager")
+    counter = compile_counter("aot_eager")
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend=counter)
     for number, (values, offsets) in enumerate(_ragged_batches(50)):
@@ -165,7 +165,7 @@ def test_fifty_ragged_batches_compile_three_times(supervision: str, depth_gradie
 
 def test_recommending_compiles_three_times() -> None:
     model = ADARec(**SMALL).eval()
-    counter = CompileCounterWithBackend("aot_eager")
+    counter = compile_counter("aot_eager")
     torch._dynamo.reset()
     compiled = torch.compile(exportable(model, k=20), fullgraph=True, backend=counter)
     with torch.no_grad():

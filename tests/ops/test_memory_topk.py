@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from helpers import Backend, Batch, OpCase, backends_for
-from helpers_suite import OpSuite
+from helpers_suite import OpSuite, compile_counter
 from torch import Tensor
 
 from adarec_fast.ops import TransitionWeights, memory_topk, score_topk
@@ -196,7 +196,7 @@ def test_what_does_not_fit(change: dict[str, Any], message: str) -> None:
 
 @pytest.mark.parametrize("backend", ["reference", "packed"])
 def test_compiles_once_for_all_lengths(backend: str) -> None:
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    counter = compile_counter("aot_eager")
 
     def step(given: dict[str, Tensor]) -> Tensor:
         return call(**given, k=7, factors=(0.75, 30.0, 0.8), max_length=8, backend=backend)[1]

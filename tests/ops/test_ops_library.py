@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers import Backend, OpCase
 from helpers_accuracy import assert_close_to_float64
+from helpers_suite import compile_counter
 
 import adarec_fast.ops as ops
 from adarec_fast.ops import BACKENDS, OPS, BackendError, backend_report, choose, explain
@@ -95,7 +96,7 @@ def test_an_op_without_gradient_says_so() -> None:
 
 
 def test_the_choice_is_fixed_in_a_compiled_graph() -> None:
-    counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
+    counter = compile_counter("eager")
 
     def half(x: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
         return ops.dropout(x, p=0.5, seed=seed, stream=2, backend="packed")

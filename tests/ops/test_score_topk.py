@@ -8,7 +8,7 @@ from typing import ClassVar
 import pytest
 import torch
 from helpers import Backend, Batch, OpCase, backends_for
-from helpers_suite import OpSuite
+from helpers_suite import OpSuite, compile_counter
 from torch import Tensor
 
 from adarec_fast.ops import score_topk
@@ -130,7 +130,7 @@ def test_bad_k(k: int) -> None:
 
 @pytest.mark.parametrize("backend", ["reference", "packed"])
 def test_compiles_once_for_all_lengths(backend: str) -> None:
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    counter = compile_counter("aot_eager")
 
     def step(users: Tensor, items: Tensor, seen: Tensor, offsets: Tensor) -> Tensor:
         return score_topk(users, items, seen, offsets, 7, backend=backend)[1]

@@ -25,13 +25,23 @@ from helpers_accuracy import check_against_float64
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from adarec_fast.ops import BackendError
 
 Build = Callable[[Batch], OpCase]
+
+
+def compile_counter(backend: str) -> Any:
+    """A backend of ``torch.compile`` that counts what it is given.
+
+    Importing torch's compiler takes seconds, and most processes of the suite have no use for it.
+    """
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    return CompileCounterWithBackend(backend)
+
 
 # Every level of every sequence exists and there is no capacity: all that is allocated is written.
 WHOLE = Batch(lengths=(3, 1, 2), depths=(2, 2, 2), size=8, max_length=4)
@@ -303,9 +313,7 @@ class OpSuite:
         first = main(sized(WHOLE, backend))
         # Behind an op, the fakes must also serve the backward graph. The reference is inlined:
         # tracing it is what can fail, and a minute of symbolic gradients shows nothing more.
-        counter = CompileCounterWithBackend(
-            "eager" if backend.name == "reference" else "aot_eager"
-        )
+        counter = compile_counter("eager" if backend.name == "reference" else "aot_eager")
         function, options = first.function, dict(first.options)
         if "max_length" in options:
             options["max_length"] = 4
