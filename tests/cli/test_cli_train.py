@@ -276,7 +276,10 @@ def test_nothing_is_left_of_a_run_that_never_began(
     assert list((tmp_path / "runs").iterdir()) == []
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+)
 def test_signals_save_and_say_how_to_go_on(
     data: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:

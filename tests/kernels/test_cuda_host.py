@@ -38,25 +38,28 @@ def guard(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_guard(tmp_path_factory.mktemp("guard"))
 
 
-def _pretended(name: str, guard: Path, *options: str) -> None:
+def _pretended(names: tuple[str, ...], guard: Path, *options: str) -> None:
     environment = {
         **os.environ, "TRITON_INTERPRET": "0", "ADAREC_FAST_TESTS_PRETEND_CUDA": "1",
         "ADAREC_FAST_NO_EXT": "1",
     }  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-c", _START, str(guard), "-q", "-p", "no:cacheprovider",
-         f"tests/kernels/test_pretended_{name}.py", *options],
+        [sys.executable, "-c", _START, str(guard), "-q", "-p", "no:cacheprovider", "-n", "0",
+         *(f"tests/kernels/test_pretended_{name}.py" for name in names), *options],
         cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-4000:]
 
 
-@pytest.mark.parametrize("name", ["launches", "flows", "prepared", "count", "card"])
-def test_on_a_pretended_device(name: str, guard: Path) -> None:
-    _pretended(name, guard)
+@pytest.mark.parametrize(
+    "names", [("launches", "flows", "prepared", "count"), ("card",)], ids="-".join
+)
+def test_on_a_pretended_device(names: tuple[str, ...], guard: Path) -> None:
+    """Two processes: a start costs seconds, and one would be the suite's last to end."""
+    _pretended(names, guard)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["launches", "prepared"])
 def test_the_rest_on_a_pretended_device(name: str, guard: Path) -> None:
-    _pretended(name, guard, "-m", "slow")
+    _pretended((name,), guard, "-m", "slow")

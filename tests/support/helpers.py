@@ -76,6 +76,10 @@ class Backend(NamedTuple):
         return (torch.float32, torch.float64) if wide else (torch.float32,)
 
 
+# Whole models are compiled through these ops in tests/models/test_compilation.py.
+SWEPT = {("test_compiles_once_for_all_lengths", "packed")}
+
+
 def gpu_device() -> str:
     """Where the tests marked ``gpu`` run: CUDA, or the CPU while their kernels are collected."""
     return "cpu" if collecting() else "cuda"
@@ -94,7 +98,12 @@ def backends_for(op: str, test: str = "") -> list[Any]:
     on_cpu = [name for name in OPS[op].cpu if name != "triton"]
     if os.environ.get("TRITON_INTERPRET") == "1" and "triton" in OPS[op].cuda:
         on_cpu.append("triton")
-    parameters = [pytest.param(Backend(op, name, "cpu"), id=name) for name in on_cpu]
+    parameters = [
+        pytest.param(
+            Backend(op, name, "cpu"), id=name, marks=[pytest.mark.slow] * ((test, name) in SWEPT)
+        )
+        for name in on_cpu
+    ]
     if torch.cuda.is_available():
         parameters += [
             pytest.param(Backend(op, name, "cuda"), id=f"{name}-on-cuda", marks=pytest.mark.gpu)
