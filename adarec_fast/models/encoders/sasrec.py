@@ -47,11 +47,11 @@ class SASRecEncoder(nn.Module):
         local_paths: one before each layer, or none at all (``local_path=0``).
     """
 
-    def __init__(self, config: EncoderSettings) -> None:
+    def __init__(self, config: EncoderSettings, *, causal: bool = True) -> None:
         super().__init__()
         size = config.hidden_size
         self.max_length, self.dropout = config.max_length, config.dropout
-        self.eps = config.layer_norm_eps
+        self.eps, self.causal = config.layer_norm_eps, causal
         self.position = nn.Embedding(config.max_length, size, dtype=torch.float32)
         self.norm = nn.LayerNorm(size, dtype=torch.float32)
         self.layers = nn.ModuleList(
@@ -63,6 +63,7 @@ class SASRecEncoder(nn.Module):
                 attention_dropout=config.attention_dropout,
                 hidden_dropout=config.dropout,
                 stream=rng.STREAM_BACKBONE + rng.STREAMS_PER_LAYER * index,
+                causal=causal,
             )
             for index in range(config.num_layers)
         )
