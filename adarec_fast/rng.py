@@ -49,6 +49,18 @@ SITE_ATTENTION = 0
 SITE_PROJECTION = 1
 SITE_FEEDFORWARD = 2
 SITE_LOCAL_PATH = 3  # before the layer
+# A backbone of 256 layers ends at stream 1040. What the other systems draw begins here.
+STREAM_NEGATIVE = 2048
+STREAM_AUGMENT_CHOICE = 2049
+STREAM_AUGMENT_PLACE = 2050
+STREAM_AUGMENT_ORDER = 2051
+STREAM_CLOZE = 2052
+STREAM_MIX_BETA = 2053
+STREAM_MIX_PERM = 2054
+STREAM_DIFFUSION_STEP = 2055
+STREAM_DIFFUSION_NOISE = 2056
+STREAM_LATENT = 2057
+STREAM_SAMPLE = 2058
 
 LANES = 4
 _MASK = 0xFFFFFFFF
@@ -102,6 +114,16 @@ def to_uniform(word: Tensor, dtype: torch.dtype) -> Tensor:
     return ((word >> 9).to(dtype) + 0.5) * 2.0**-23
 
 
+def below(word: Tensor, bound: int | Tensor) -> Tensor:
+    """Whole numbers 0..bound-1 of 32-bit words, uniform to 2^-32 of each: word * bound >> 32.
+
+    Args:
+        word: int64 in [0, 2^32).
+        bound: 1 <= bound < 2^31, an int or int64 that broadcasts with ``word``.
+    """
+    return (word * bound) >> 32
+
+
 def box_muller(a: Tensor, b: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Two standard normals of two words: r cos t, r sin t; r = sqrt(-2 ln u_a), t = 2 pi u_b."""
     radius = torch.sqrt(-2.0 * torch.log(to_uniform(a, dtype)))
@@ -119,6 +141,17 @@ def at_place(seed: Tensor, place: Tensor | None = None) -> Tensor:
     if seed.shape[0] == 3:
         return seed
     return F.pad(seed, (0, 2)) if place is None else torch.cat([seed, place])
+
+
+def of_pass(seed: Tensor, number: int, place: Tensor | None = None) -> Tensor:
+    """The seed ``[3]`` of a further forward pass of a step, whose dropout is its own.
+
+    Args:
+        seed: the step's, int64 ``[1]`` or ``[3]``.
+        number: of the pass, from 1; the step's first pass takes ``seed`` itself.
+        place: int64 ``[2]``, as for :func:`at_place`, of what the pass reads; None: none.
+    """
+    return at_place(mixed(seed[:1] ^ mixed(torch.full_like(seed[:1], number))), place)
 
 
 def moved(seed: Tensor | None, tokens: int) -> Tensor | None:

@@ -42,6 +42,9 @@ class EncoderOptions(ModelOptions, total=False):
 class SASRecOptions(EncoderOptions, total=False):
     """Of :class:`adarec_fast.models.sasrec.config.SASRecConfig`."""
 
+    loss: Literal["full_ce", "original"]
+    excluded_negatives: Literal["train", "all"]
+
 
 class ADARecOptions(EncoderOptions, total=False):
     """Of :class:`adarec_fast.ADARecConfig`."""

@@ -48,7 +48,7 @@ BUILT_IN = {
     "sasrec": Entry(
         "sasrec.config:SASRecConfig",
         "sasrec.model:SASRec",
-        "a causal Transformer over the history, with the full cross entropy",
+        "a causal Transformer over the history, with the full cross entropy or its own sampled one",
         "Kang and McAuley, ICDM 2018",
     ),
     "counting": Entry(

@@ -1,7 +1,13 @@
 """SASRec (Kang and McAuley, ICDM 2018): a causal Transformer over the history, and nothing else.
 
-It is ADARec's backbone alone, trained with the full cross entropy of Eq. 13 instead of the paper's
-sampled one; with the same configuration and seed it is that backbone to the last bit.
+It is ADARec's backbone alone, trained with the full cross entropy of Eq. 13 (``loss="full_ce"``);
+with the same configuration and seed it is that backbone to the last bit.
+
+``loss="original"`` is the paper's binary cross entropy with one sampled negative a target. The
+encoder is that of the S3-Rec family's public code (post-LN, GELU, feed-forward 4D), from which
+published figures on the four files are, not that of kang205/SASRec. Deviations: negatives are drawn
+from 1..V, where that code reaches V+1, its mask token; and a user's held-out items may be negatives
+(``excluded_negatives="all"``: they may not, as there).
 """
 
 from __future__ import annotations
@@ -12,12 +18,15 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ... import ragged
-from ...config import ModelConfig
-from ...data import Batch
+from ... import ragged, rng
+from ...config import ConfigError, ModelConfig
+from ...data import Batch, Split
 from ...histories import History
 from ...precision import computing
-from ..base import LossOutput, Plan, Represented, UserGraph, initialise
+from ..base import Diagnostics, LossOutput, Plan, Represented, UserGraph, initialise
+from ..blocks.diagnostics import CROSS_ENTROPY, SAMPLED, LossDiagnostics
+from ..blocks.negatives import NegativeSampler
+from ..blocks.sampled_bce import sampled_bce
 from ..embedded import EmbeddingModel
 from ..encoders.encode import encode
 from ..encoders.plan import EncoderPlan
@@ -29,6 +38,7 @@ from .config import SASRecConfig
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from ...distributed import Workers
     from ...distributed.share import Share
     from ..options import SASRecOptions
 
@@ -39,6 +49,9 @@ class SASRec(Pretrained, EmbeddingModel):
     Args:
         config: the whole configuration, or None to give its fields as ``options``.
         options: fields of :class:`SASRecConfig`, e.g. ``num_items=12101, num_layers=2``.
+
+    Attributes:
+        negatives: while a model with ``loss="original"`` is trained.
 
     Raises:
         ConfigError: an unknown field, or a value out of range.
@@ -55,6 +68,7 @@ class SASRec(Pretrained, EmbeddingModel):
         elif options:
             config = config.replace(**options)
         super().__init__(config, config.hidden_size)
+        self.negatives: NegativeSampler | None = None
         self.backbone = SASRecEncoder(config)
         self._add_noise_seed()
         generator = torch.Generator().manual_seed(config.seed)
@@ -82,24 +96,76 @@ class SASRec(Pretrained, EmbeddingModel):
             return embeddings[ragged.last_tokens(offsets)]
 
     def loss(self, batch: Batch, share: Share | None = None) -> LossOutput:
-        """Eq. 13, the mean over the targets, smoothed as configured, as is the part ``rec``; see
+        """As configured, the mean over the targets, which is the part ``rec``; see
         :meth:`SequenceModel.loss`."""
         values, offsets, targets = batch.item_ids, batch.offsets, batch.targets
         self._check_targets(values, offsets, targets)
         with computing(self.config.precision, self.device.type):
-            seed = self._next_seed(None if share is None else share.place)
-            user, table = self._encode(values, offsets, seed)
-            if self.config.supervision != "all":
-                user = user[ragged.last_tokens(offsets)]
-            rec = prediction_loss(
-                self.config, user, self.item_embedding, table, targets, self.soft_targets, share
-            )
+            place = None if share is None else share.place
+            draws = rng.at_place(self.noise_seed, place)
+            embeddings, table = self._encode(values, offsets, self._next_seed(place))
+            rec = self._of_targets(batch, embeddings, table, draws, share)
         if share is None:
             return LossOutput(rec, {"rec": rec.detach()})
         if isinstance(self.item_embedding, nn.Embedding):
             found, _ = share.of_whole_batch({"rec": rec}, {"rec": (targets > 0).sum()})
             rec = found["rec"]
         return LossOutput(rec, {"rec": rec.detach()}, examples=share.examples)
+
+    def _of_targets(
+        self, batch: Batch, embeddings: Tensor, table: Tensor | None, draws: Tensor,
+        share: Share | None,
+    ) -> Tensor:
+        """The loss that ranks, the mean over the targets at hand.
+
+        Args:
+            batch: the histories.
+            embeddings: E ``[N, D]`` of them.
+            table: as :meth:`_encode` gives it.
+            draws: the step's seed ``[3]``.
+            share: where the batch lies in one that workers share.
+        """
+        rows, targets = embeddings, batch.targets
+        if self.config.supervision != "all":
+            rows = rows[ragged.last_tokens(batch.offsets)]
+        if self.config.loss == "full_ce":
+            return prediction_loss(
+                self.config, rows, self.item_embedding, table, targets, self.soft_targets, share
+            )
+        table = self.item_embedding.weight if table is None else table
+        return sampled_bce(rows, table, targets, self._drawn(batch, draws))
+
+    def _drawn(self, batch: Batch, draws: Tensor) -> Tensor:
+        """A negative for each target, int64 ``[R, 1]``."""
+        if self.negatives is None:
+            raise ValueError(
+                "loss='original' needs to know what users have met; call begin_training(split) "
+                "before the first loss, as train does"
+            )
+        users, first = batch.users, rng.first_sequence(draws)
+        if self.config.supervision == "all":
+            owner = ragged.sequence_ids(batch.offsets, batch.item_ids.shape[0])
+            users, first = users[owner.clamp(max=users.shape[0] - 1)], rng.first_token(draws)
+        drawn: Tensor = self.negatives(draws, users, first)
+        return drawn
+
+    def begin_training(self, split: Split) -> None:
+        super().begin_training(split)
+        if self.config.loss == "original":
+            sampler = NegativeSampler.of(split, self.config.excluded_negatives)
+            self.negatives = sampler.to(self.device)
+
+    def split_items(self, workers: Workers) -> None:
+        if self.config.loss == "original":
+            raise ConfigError(
+                "shard_items=True: loss='original' needs the vectors of items that other workers "
+                "hold; leave it off (--no-shard-items), or use loss='full_ce'"
+            )
+        super().split_items(workers)
+
+    def diagnostics(self) -> Diagnostics:
+        sampled = self.config.loss == "original"
+        return LossDiagnostics(self, {"rec": SAMPLED if sampled else CROSS_ENTROPY})
 
     def _encode(
         self, values: Tensor, offsets: Tensor, seed: Tensor | None
