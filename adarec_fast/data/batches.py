@@ -8,7 +8,7 @@ building a batch on a GPU never waits for it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -18,7 +18,13 @@ from .errors import DataError
 from .flat import gather_ranges, lengths_to_offsets, range_positions
 from .splits import Split
 
-Supervision = Literal["prefix", "all"]
+Supervision = Literal["prefix", "all", "cloze"]
+SUPERVISIONS: tuple[Supervision, ...] = get_args(Supervision)
+
+
+def every_position(supervision: str) -> bool:
+    """Whether an example has a target a position, not one a history."""
+    return supervision in ("all", "cloze")
 
 
 class Batch(NamedTuple):
@@ -28,7 +34,7 @@ class Batch(NamedTuple):
         item_ids: [N], item indices of the inputs.
         offsets: [B + 1], where each sequence begins in ``item_ids``.
         targets: [B] under ``"prefix"`` (the item after each sequence), [N] under ``"all"``
-            (the item after each position).
+            (the item after each position) or ``"cloze"`` (the item itself).
         users: [B], user index of each sequence.
     """
 
@@ -74,7 +80,8 @@ class TrainingBatches:
         offsets: int64 [U + 1].
         supervision: ``"prefix"``: every prefix of a history that is followed by an item is an
             example, read out at its end; ``"all"``: every history of at least two items is one
-            example, each position predicting the next.
+            example, each position predicting the next; ``"cloze"``: every history is one example,
+            whole, for a model that hides some of its items and predicts them.
         batch_size: examples a batch.
         max_length: longest input; longer ones keep their last ``max_length`` items.
         seed: with the epoch's number, all that the order depends on.
@@ -98,8 +105,9 @@ class TrainingBatches:
         device: torch.device | str = "cpu",
         drop_last: bool = False,
     ) -> None:
-        if not isinstance(supervision, str) or supervision not in ("prefix", "all"):
-            raise ValueError(f"supervision={supervision!r} must be 'prefix' or 'all'")
+        if not isinstance(supervision, str) or supervision not in SUPERVISIONS:
+            allowed = " or ".join(map(repr, SUPERVISIONS))
+            raise ValueError(f"supervision={supervision!r} must be {allowed}")
         _check_positive(batch_size=batch_size, max_length=max_length)
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
             raise ValueError(f"seed={seed!r} must be an int in 0 .. 2**63 - 1")
@@ -128,6 +136,10 @@ class TrainingBatches:
             users = torch.repeat_interleave(torch.arange(lengths.numel()), per_user)
             ends, _ = range_positions(offsets[:-1] + 1, per_user)
             sizes = (ends - offsets[users]).clamp(max=max_length)
+        elif supervision == "cloze":
+            users = torch.nonzero(lengths >= 1).flatten()
+            ends = offsets[1:][users]
+            sizes = lengths[users].clamp(max=max_length)
         else:
             users = torch.nonzero(lengths >= 2).flatten()
             ends = offsets[1:][users] - 1
@@ -196,7 +208,9 @@ class TrainingBatches:
         """The batch of some examples (on ``device``), which have ``total`` tokens."""
         starts, sizes = self._starts[chosen], self._device_sizes[chosen]
         positions, offsets = range_positions(starts, sizes, total)
-        target_positions = starts + sizes if self.supervision == "prefix" else positions + 1
+        target_positions = positions if self.supervision == "cloze" else positions + 1
+        if self.supervision == "prefix":
+            target_positions = starts + sizes
         return Batch(
             self._values[positions],
             offsets,

@@ -46,6 +46,22 @@ class SASRecOptions(EncoderOptions, total=False):
     excluded_negatives: Literal["train", "all"]
 
 
+class BERT4RecOptions(ModelOptions, total=False):
+    """Of :class:`adarec_fast.models.bert4rec.config.BERT4RecConfig`."""
+
+    loss: Literal["full_ce", "original"]
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    feedforward_multiplier: int
+    dropout: float
+    attention_dropout: float
+    layer_norm_eps: float
+    mask_share: float
+    last_share: float
+    positions: Literal["left", "end"]
+
+
 class ADARecOptions(EncoderOptions, total=False):
     """Of :class:`adarec_fast.ADARecConfig`."""
 

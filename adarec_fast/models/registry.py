@@ -51,6 +51,12 @@ BUILT_IN = {
         "a causal Transformer over the history, with the full cross entropy or its own sampled one",
         "Kang and McAuley, ICDM 2018",
     ),
+    "bert4rec": Entry(
+        "bert4rec.config:BERT4RecConfig",
+        "bert4rec.model:BERT4Rec",
+        "a Transformer that reads both ways, trained to fill in hidden items",
+        "Sun et al., CIKM 2019",
+    ),
     "counting": Entry(
         "counting.config:CountingConfig",
         "counting.model:Counting",

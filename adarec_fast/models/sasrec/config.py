@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from ...config import ModelConfig
+from ...config import ModelConfig, check_heads
 
 
 class SASRecConfig(ModelConfig):
@@ -56,9 +56,5 @@ class SASRecConfig(ModelConfig):
 
     @model_validator(mode="after")
     def _heads_divide(self) -> SASRecConfig:
-        if self.hidden_size % self.num_heads:
-            raise ValueError(
-                f"hidden_size={self.hidden_size} is not divisible by num_heads={self.num_heads}; "
-                f"choose a multiple of {self.num_heads}"
-            )
+        check_heads(self.hidden_size, self.num_heads)
         return self
