@@ -78,12 +78,17 @@ class SASRecEncoder(nn.Module):
         )
 
     def forward(
-        self, embedded: Tensor, offsets: Tensor, *, seed: Tensor | None, backend: str
+        self, embedded: Tensor, offsets: Tensor, *, seed: Tensor | None, backend: str,
+        places: Tensor | None = None,
     ) -> Tensor:
-        """E ``[N, D]`` of item embeddings ``[N, D]`` (Eq. 1's E_u^0)."""
+        """E ``[N, D]`` of item embeddings ``[N, D]`` (Eq. 1's E_u^0).
+
+        ``places`` int64 ``[N]``: positions of the tokens instead of their counts from the end.
+        """
         x = embedding(
-            embedded, offsets, self.position.weight, self.norm.weight, self.norm.bias, self.eps
-        )
+            embedded, offsets, self.position.weight, self.norm.weight, self.norm.bias, self.eps,
+            places,
+        )  # fmt: skip
         x = ops.dropout(
             x, p=self.dropout, seed=seed, stream=rng.STREAM_EMBEDDING, backend=backend
         )
