@@ -28,6 +28,7 @@ same words bit for bit (tested), and the same normals up to the last places of l
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -107,6 +108,13 @@ def philox(seed: Tensor, index: Tensor, stream: int, group: int | Tensor) -> tup
 def words(seed: Tensor, index: Tensor, stream: int, level: int) -> Tensor:
     """The 32-bit word of one level, int64 in [0, 2^32), shaped like ``index``."""
     return philox(seed, index, stream, level // LANES)[level % LANES]
+
+
+def level_words(seed: Tensor, index: Tensor, stream: int, levels: Sequence[int]) -> Tensor:
+    """:func:`words` of several levels, one call of Philox for every four: ``[*index.shape, C]``."""
+    called = {level // LANES for level in levels}
+    found = {group: philox(seed, index, stream, group) for group in called}
+    return torch.stack([found[level // LANES][level % LANES] for level in levels], -1)
 
 
 def to_uniform(word: Tensor, dtype: torch.dtype) -> Tensor:

@@ -46,6 +46,31 @@ class SASRecOptions(EncoderOptions, total=False):
     excluded_negatives: Literal["train", "all"]
 
 
+class ContrastOptions(SASRecOptions, total=False):
+    """Of encoders with contrasts of views and intents."""
+
+    num_intents: int
+    lambda_sequence: float
+    lambda_intent: float
+    view_temperature: float
+    crop_ratio: float
+    mask_ratio: float
+    reorder_ratio: float
+
+
+class ICLRecOptions(ContrastOptions, total=False):
+    """Of :class:`adarec_fast.models.iclrec.config.ICLRecConfig`."""
+
+    mask_false_negatives: bool
+
+
+class ELCRecOptions(ContrastOptions, total=False):
+    """Of :class:`adarec_fast.models.elcrec.config.ELCRecConfig`."""
+
+    fusion: Literal["concat", "shift"]
+    lambda_cluster: float
+
+
 class BERT4RecOptions(ModelOptions, total=False):
     """Of :class:`adarec_fast.models.bert4rec.config.BERT4RecConfig`."""
 

@@ -51,6 +51,18 @@ BUILT_IN = {
         "a causal Transformer over the history, with the full cross entropy or its own sampled one",
         "Kang and McAuley, ICDM 2018",
     ),
+    "iclrec": Entry(
+        "iclrec.config:ICLRecConfig",
+        "iclrec.model:ICLRec",
+        "SASRec, and contrasts of augmented histories and of clusters of users",
+        "Chen et al., WWW 2022",
+    ),
+    "elcrec": Entry(
+        "elcrec.config:ELCRecConfig",
+        "elcrec.model:ELCRec",
+        "ICLRec whose clusters are parameters, mixed into the views",
+        "Liu et al., NeurIPS 2024",
+    ),
     "bert4rec": Entry(
         "bert4rec.config:BERT4RecConfig",
         "bert4rec.model:BERT4Rec",
