@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from .documents import LARGEST, DocumentError, parse_json, parse_yaml, read_text, shown
 
-Supervision = Literal["prefix", "all", "cloze"]
+Supervision = Literal["prefix", "all", "cloze", "windows"]
 Precision = Literal["ieee", "tf32", "bf16"]
 Backend = Literal["auto", "reference", "packed", "cpp", "triton", "cuda"]
 
@@ -134,7 +134,8 @@ class ModelConfig(_Base):
     max_length: int = Field(50, ge=1, le=65_535, description="longest history read, in items")
     supervision: Supervision = Field(
         "prefix",
-        description="an example a prefix, or a position; cloze: items of a history that are hidden",
+        description="an example a prefix, or a position; cloze: hidden items of a history; "
+        "windows: the last items of a window of it",
     )
     memory: Literal["none", "transitions"] = Field(
         "none",

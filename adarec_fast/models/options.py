@@ -87,6 +87,22 @@ class BERT4RecOptions(ModelOptions, total=False):
     positions: Literal["left", "end"]
 
 
+class CaserOptions(ModelOptions, total=False):
+    """Of :class:`adarec_fast.models.caser.config.CaserConfig`."""
+
+    loss: Literal["full_ce", "original"]
+    negatives: int
+    excluded_negatives: Literal["train", "all"]
+    window_targets: int
+    hidden_size: int
+    vertical_filters: int
+    horizontal_filters: int
+    dropout: float
+    trainable_padding: bool
+    user_embeddings: bool
+    num_users: int
+
+
 class ADARecOptions(EncoderOptions, total=False):
     """Of :class:`adarec_fast.ADARecConfig`."""
 

@@ -69,6 +69,12 @@ BUILT_IN = {
         "a Transformer that reads both ways, trained to fill in hidden items",
         "Sun et al., CIKM 2019",
     ),
+    "caser": Entry(
+        "caser.config:CaserConfig",
+        "caser.model:Caser",
+        "convolutions over the last few items",
+        "Tang and Wang, WSDM 2018",
+    ),
     "counting": Entry(
         "counting.config:CountingConfig",
         "counting.model:Counting",

@@ -14,6 +14,8 @@ from adarec_fast import ADARec, ADARecConfig
 from adarec_fast.models import options
 from adarec_fast.models.bert4rec.config import BERT4RecConfig
 from adarec_fast.models.bert4rec.model import BERT4Rec
+from adarec_fast.models.caser.config import CaserConfig
+from adarec_fast.models.caser.model import Caser
 from adarec_fast.models.counting.config import CountingConfig, MarkovConfig, PopularityConfig
 from adarec_fast.models.counting.model import Counting, Popularity
 from adarec_fast.models.elcrec.config import ELCRecConfig
@@ -27,7 +29,7 @@ from adarec_fast.ranking.frames import FrameOptions, recommendation_frames
 KNOWN: list[tuple[Any, Any]] = [
     (options.ADARecOptions, ADARecConfig), (options.SASRecOptions, SASRecConfig),
     (options.ICLRecOptions, ICLRecConfig), (options.ELCRecOptions, ELCRecConfig),
-    (options.BERT4RecOptions, BERT4RecConfig),
+    (options.BERT4RecOptions, BERT4RecConfig), (options.CaserOptions, CaserConfig),
     (options.CountingOptions, CountingConfig), (options.PopularityOptions, PopularityConfig),
 ]  # fmt: skip
 
@@ -49,7 +51,7 @@ def test_options_of_frames_are_their_arguments() -> None:
 
 
 @pytest.mark.parametrize(
-    "model", [ADARec, SASRec, ICLRec, ELCRec, BERT4Rec, Counting, Popularity]
+    "model", [ADARec, SASRec, ICLRec, ELCRec, BERT4Rec, Caser, Counting, Popularity]
 )
 def test_every_model_says_so(model: Any) -> None:
     assert "Unpack[" in str(inspect.signature(model).parameters["options"].annotation)
