@@ -12,6 +12,8 @@ import pytest
 
 from adarec_fast import ADARec, ADARecConfig
 from adarec_fast.models import options
+from adarec_fast.models.basrec.config import BASRecConfig
+from adarec_fast.models.basrec.model import BASRec
 from adarec_fast.models.counting.config import CountingConfig, MarkovConfig, PopularityConfig
 from adarec_fast.models.counting.model import Counting, Popularity
 from adarec_fast.models.elcrec.config import ELCRecConfig
@@ -25,6 +27,7 @@ from adarec_fast.ranking.frames import FrameOptions, recommendation_frames
 KNOWN: list[tuple[Any, Any]] = [
     (options.ADARecOptions, ADARecConfig), (options.SASRecOptions, SASRecConfig),
     (options.ICLRecOptions, ICLRecConfig), (options.ELCRecOptions, ELCRecConfig),
+    (options.BASRecOptions, BASRecConfig),
     (options.CountingOptions, CountingConfig), (options.PopularityOptions, PopularityConfig),
 ]  # fmt: skip
 
@@ -45,7 +48,7 @@ def test_options_of_frames_are_their_arguments() -> None:
     assert {p.name for p in found if p.kind is p.KEYWORD_ONLY} == set(FrameOptions.__annotations__)
 
 
-@pytest.mark.parametrize("model", [ADARec, SASRec, ICLRec, ELCRec, Counting, Popularity])
+@pytest.mark.parametrize("model", [ADARec, SASRec, ICLRec, ELCRec, BASRec, Counting, Popularity])
 def test_every_model_says_so(model: Any) -> None:
     assert "Unpack[" in str(inspect.signature(model).parameters["options"].annotation)
 
