@@ -71,6 +71,18 @@ class ELCRecOptions(ContrastOptions, total=False):
     lambda_cluster: float
 
 
+class BASRecOptions(SASRecOptions, total=False):
+    """Of :class:`adarec_fast.models.basrec.config.BASRecConfig`."""
+
+    plain_epochs: int
+    mix_beta: float
+    augmented_pairs: int
+    mixed_rounds: int
+    least_ratio: float
+    greatest_ratio: float
+    weighting: Literal["sample", "outer"]
+
+
 class BERT4RecOptions(ModelOptions, total=False):
     """Of :class:`adarec_fast.models.bert4rec.config.BERT4RecConfig`."""
 

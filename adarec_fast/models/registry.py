@@ -63,6 +63,12 @@ BUILT_IN = {
         "ICLRec whose clusters are parameters, mixed into the views",
         "Liu et al., NeurIPS 2024",
     ),
+    "basrec": Entry(
+        "basrec.config:BASRecConfig",
+        "basrec.model:BASRec",
+        "SASRec, and samples mixed of histories, their augmented copies and each other",
+        "Dang et al., AAAI 2025",
+    ),
     "bert4rec": Entry(
         "bert4rec.config:BERT4RecConfig",
         "bert4rec.model:BERT4Rec",

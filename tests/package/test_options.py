@@ -12,6 +12,8 @@ import pytest
 
 from adarec_fast import ADARec, ADARecConfig
 from adarec_fast.models import options
+from adarec_fast.models.basrec.config import BASRecConfig
+from adarec_fast.models.basrec.model import BASRec
 from adarec_fast.models.bert4rec.config import BERT4RecConfig
 from adarec_fast.models.bert4rec.model import BERT4Rec
 from adarec_fast.models.caser.config import CaserConfig
@@ -29,6 +31,7 @@ from adarec_fast.ranking.frames import FrameOptions, recommendation_frames
 KNOWN: list[tuple[Any, Any]] = [
     (options.ADARecOptions, ADARecConfig), (options.SASRecOptions, SASRecConfig),
     (options.ICLRecOptions, ICLRecConfig), (options.ELCRecOptions, ELCRecConfig),
+    (options.BASRecOptions, BASRecConfig),
     (options.BERT4RecOptions, BERT4RecConfig), (options.CaserOptions, CaserConfig),
     (options.CountingOptions, CountingConfig), (options.PopularityOptions, PopularityConfig),
 ]  # fmt: skip
@@ -51,7 +54,7 @@ def test_options_of_frames_are_their_arguments() -> None:
 
 
 @pytest.mark.parametrize(
-    "model", [ADARec, SASRec, ICLRec, ELCRec, BERT4Rec, Caser, Counting, Popularity]
+    "model", [ADARec, SASRec, ICLRec, ELCRec, BASRec, BERT4Rec, Caser, Counting, Popularity]
 )
 def test_every_model_says_so(model: Any) -> None:
     assert "Unpack[" in str(inspect.signature(model).parameters["options"].annotation)

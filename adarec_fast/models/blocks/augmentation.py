@@ -82,7 +82,7 @@ def augmented(
     bucket = torch.where((kind_of == REORDER) & inside, start_of, place)
     bucket = torch.where(kind_of == MASK, 0, bucket)
     bucket = torch.where(real[:, None], bucket, place)
-    rank = _ranks(draws, offsets[owner], bucket, levels)
+    rank = random_ranks(draws, offsets[owner], bucket, levels)
     kept = torch.where(kind_of == CROP, inside, (kind_of == REORDER) | (rank >= window_of))
     kept &= real[:, None]
 
@@ -118,7 +118,7 @@ def _chosen(
     return kind, torch.where(kind == MASK, counted[MASK], window), start
 
 
-def _ranks(draws: Tensor, begin: Tensor, bucket: Tensor, levels: Sequence[int]) -> Tensor:
+def random_ranks(draws: Tensor, begin: Tensor, bucket: Tensor, levels: Sequence[int]) -> Tensor:
     """Places of the tokens in their histories, int64 ``[N, C]``, by bucket and then at random: of a
     masked view a rank in a random order, of a reordered one the new place, of a crop the old one.
 

@@ -28,6 +28,7 @@ class Encodes(Protocol):
 
     training: bool
     config: Any
+    backbone: Any
 
     def encoded(
         self, values: Tensor, offsets: Tensor, seed: Tensor | None, places: Tensor | None = None
