@@ -1,58 +1,68 @@
-"""A training step of comparison systems beside plain PyTorch of the same, with ``--op systems``.
+"""Training steps of the other systems beside plain PyTorch, with ``--op systems`` or ``-m slow``.
 
-Forward, backward, clipping and Adam on batches of 256 of Beauty's lengths, dropout on.
+The steps are those of ``loss="original"``, ``supervision="all"``, B = 256, two layers; their rate
+is one over a row's time. No result of it is committed yet: it is to be run on a machine that does
+nothing else.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
-from torch import Tensor, nn
 
-from adarec_fast import rng
-from adarec_fast.data import Batch, Split, TrainingBatches, synthetic
-from adarec_fast.models import registry
-from adarec_fast.models.bert4rec.cloze import hidden_items
-from adarec_fast.models.bert4rec.model import BERT4Rec
-from adarec_fast.models.caser.model import Caser
+from adarec_fast import rng, synthetic
+from adarec_fast.data import Batch, Split, TrainingBatches
+from adarec_fast.models.blocks.augmentation import augmented
+from adarec_fast.models.iclrec.losses import Contrast
+from adarec_fast.models.registry import build, create_config
+from adarec_fast.models.sasrec.model import SASRec
 
-from .baselines.systems import ConvolvedCaser, PaddedBERT4Rec
+from .baselines.systems import Padded, PaddedSystem, padded
 from .cell import Cell
-from .harness import BASELINE_TINY, EAGER, Prepared, Subject, assert_accurate, complaint, warmed
+from .harness import EAGER, Prepared, Subject, complaint, warmed
 from .model_case import OURS
 from .workloads import MAX_LENGTH, NUM_ITEMS, WORKLOADS
 
-_USERS, _BATCHES, _CHECKED = 4096, 4, 32
-_CLIP, _LEARNING_RATE = 5.0, 1e-3
+_USERS, _BATCHES, _LEARNING_RATE = 2_048, 4, 1e-3
+
+
+@functools.cache
+def split() -> Split:
+    """Synthetic data of Beauty's items and lengths."""
+    return Split(synthetic(_USERS, NUM_ITEMS, num_themes=40, subthemes_per_theme=5))
 
 
 class SystemStep(Subject):
-    """One optimizer step of a system, over four batches in turn."""
+    """Forward, backward and Adam, over four batches in turn."""
 
-    name = "system step"
-    slow: ClassVar[bool] = True
+    name = "training step of a system"
+    slow = True
+    system: ClassVar[dict[str, Any]]
     workloads: ClassVar[tuple[str, ...]] = ("train",)
     training_only: ClassVar[bool] = True
     serving_only: ClassVar[bool] = False
-    options: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, workload: str, size: int, direction: str, device: str) -> None:
         self.workload, self.size, self.direction, self.device = workload, size, direction, device
-        config = registry.create_config({
-            "model": self.form, "num_items": NUM_ITEMS, "hidden_size": size, **self.options
-        })  # fmt: skip
-        self.model = registry.build(config).to(device)
+        fields = {
+            "num_items": NUM_ITEMS, "hidden_size": size, "max_length": MAX_LENGTH,
+            "loss": "original", "supervision": "all", **self.system,
+        }  # fmt: skip
+        model = build(create_config(fields))
+        assert isinstance(model, SASRec)
+        self.model = model.to(device).train()
+        model.begin_training(split())
+        model.to(device).begin_epoch(0)
         batches = TrainingBatches(
-            *Split(synthetic(_USERS, NUM_ITEMS)).inputs("train"), supervision=config.supervision,
-            batch_size=WORKLOADS[workload].batch, max_length=config.max_length, seed=0,
-            device=device,
+            *split().inputs("train"), supervision="all", device=device, seed=0,
+            batch_size=WORKLOADS[workload].batch, max_length=MAX_LENGTH,
         )  # fmt: skip
-        self.batches = list(itertools.islice(batches.epoch(0), _BATCHES))
+        self.data = list(itertools.islice(batches.epoch(0), _BATCHES))
 
     @classmethod
     def option_name(cls) -> str:
@@ -66,107 +76,85 @@ class SystemStep(Subject):
 
     @classmethod
     def variants(cls, device: str) -> list[str]:
-        """As its public code computes it, and ours."""
+        """Public code's way, and ours."""
         return [EAGER, OURS]
 
-    def plain(self, model: Any) -> tuple[nn.Module, Callable[[Batch], Tensor]]:
-        """The baseline of a model, and its loss as the check asks for it."""
-        raise NotImplementedError
-
     def prepare(self, variant: str) -> Prepared:
-        model = copy.deepcopy(self.model)
-        module, loss = model, lambda batch: model.loss(batch).total
+        ours = copy.deepcopy(self.model)
         wrong = None
-        if variant == EAGER:
-            module, checked = self.plain(model)
-            wrong = complaint(lambda: self._check(module, checked))
-            loss = module
-        module.train()
-        parameters = list(module.parameters())
-        fused = torch.optim.Adam(parameters, lr=_LEARNING_RATE, fused=True)
-        batches = itertools.cycle(self.batches)
+        if variant == OURS:
+            module, step_of, data = ours, lambda batch: ours.loss(batch).total, self.data
+        else:
+            wrong = complaint(self.check)
+            plain = PaddedSystem(ours)
+            module, step_of = plain, plain
+            data = [self.as_padded(batch) for batch in self.data]
+        optimizer = torch.optim.Adam(module.parameters(), lr=_LEARNING_RATE, fused=True)
+        batches = itertools.cycle(data)
 
         def step() -> None:
-            fused.zero_grad(set_to_none=True)
-            loss(next(batches)).backward()
-            nn.utils.clip_grad_norm_(parameters, _CLIP)
-            fused.step()
+            optimizer.zero_grad(set_to_none=True)
+            step_of(next(batches)).backward()
+            optimizer.step()
 
         info = warmed(step, self.device, first=True)
         return Prepared(step, {**info, "ours": variant == OURS}, wrong)
 
-    def part(self) -> Batch:
-        """Some sequences of the first batch."""
-        batch = self.batches[0]
-        end = int(batch.offsets[_CHECKED])
-        targets = batch.targets[: end if batch.targets.shape == batch.item_ids.shape else _CHECKED]
-        return Batch(
-            batch.item_ids[:end], batch.offsets[: _CHECKED + 1], targets, batch.users[:_CHECKED]
+    def as_padded(self, batch: Batch, model: SASRec | None = None) -> Padded:
+        """A batch with what a step of the model would draw for it now."""
+        model = self.model if model is None else model
+        draws = rng.at_place(model.noise_seed)
+        views = None
+        if isinstance(model.auxiliary, Contrast):
+            views = augmented(
+                batch.item_ids, batch.offsets, draws, (0, 1, 0, 1), model.auxiliary.ratios
+            )
+        drawn = model._drawn(batch, draws)
+        return padded(
+            batch.item_ids, batch.offsets, batch.targets, drawn, views, MAX_LENGTH
         )
 
-    def _check(self, module: nn.Module, loss: Callable[[Batch], Tensor]) -> None:
-        """The baseline's loss, without dropout, against ours in float64 by the reference."""
-        made = []
-        for dtype in (torch.float64, torch.float32):
-            # The mode draws a cloze; probabilities of 0 leave it without dropout.
-            reference = type(self.model)(
-                self.model.config.replace(backend="reference", **self._still())
-            ).to("cpu", dtype)  # fmt: skip
-            reference.load_state_dict(self.model.state_dict())
-            made.append(reference.train().loss(self.part().to("cpu")).total.detach()[None])
-        module.eval()
-        found = loss(self.part()).detach()[None]
-        assert_accurate(found, made[1], made[0], f"{self.form}: loss", BASELINE_TINY)
-
-    def _still(self) -> dict[str, float]:
-        fields = type(self.model.config).model_fields
-        return {n: 0.0 for n in ("dropout", "attention_dropout") if n in fields}
+    def check(self) -> None:
+        """Without dropout both have one loss."""
+        model = copy.deepcopy(self.model).eval()
+        batch = self.data[0]
+        with torch.no_grad():
+            found = PaddedSystem(model).eval()(self.as_padded(batch, model))
+            expected = model.loss(batch).total
+        assert abs(float(found - expected)) < 1e-4 * float(expected), f"{found} is not {expected}"
 
     def flops(self) -> int:
-        """Of the catalogue's products alone, which both variants compute."""
-        rows = sum(self.rows(batch) for batch in self.batches) // _BATCHES
-        return 3 * 2 * rows * NUM_ITEMS * self.size
-
-    def rows(self, batch: Batch) -> int:
-        """Targets of a batch."""
-        return batch.users.numel()
+        """Of the encoder's passes alone, which both need."""
+        tokens = sum(batch.item_ids.numel() for batch in self.data) // len(self.data)
+        return 3 * 24 * tokens * self.size**2 * self.model.config.num_layers
 
     def bytes(self) -> int:
-        """Parameters, gradients and Adam's two moments, read and written."""
-        return 8 * 4 * sum(parameter.numel() for parameter in self.model.parameters())
+        return 9 * sum(p.numel() * p.element_size() for p in self.model.parameters())
 
 
-class BERT4RecStep(SystemStep):
-    form = "bert4rec"
-    options: ClassVar[dict[str, Any]] = {"max_length": MAX_LENGTH, "last_share": 0.0}
+class SASRecStep(SystemStep):
+    """One pass a step."""
 
-    def _hidden(self, batch: Batch, model: Any) -> Tensor:
-        config = model.config
-        return hidden_items(
-            batch.offsets, batch.item_ids.shape[0], rng.at_place(model.noise_seed),
-            share=config.mask_share, last_share=config.last_share,
-        )  # fmt: skip
-
-    def plain(self, model: Any) -> tuple[nn.Module, Callable[[Batch], Tensor]]:
-        assert isinstance(model, BERT4Rec)
-        made = PaddedBERT4Rec(model)
-        return made, lambda batch: made(batch, self._hidden(batch, model))
-
-    def rows(self, batch: Batch) -> int:
-        return int(self._hidden(batch, self.model).sum())
+    form = "sasrec"
+    system: ClassVar[dict[str, Any]] = {"model": "sasrec"}
 
 
-class CaserStep(SystemStep):
-    form = "caser"
+class ICLRecStep(SystemStep):
+    """Three passes a step."""
 
-    def plain(self, model: Any) -> tuple[nn.Module, Callable[[Batch], Tensor]]:
-        assert isinstance(model, Caser)
-        made = ConvolvedCaser(model)
-        return made, made
+    form = "iclrec"
+    system: ClassVar[dict[str, Any]] = {"model": "iclrec"}
 
 
-CASES = (BERT4RecStep, CaserStep)
+class ELCRecStep(SystemStep):
+    """Three passes a step, and centres."""
+
+    form = "elcrec"
+    system: ClassVar[dict[str, Any]] = {"model": "elcrec"}
 
 
-def test_system(cell: Cell, benchmark: BenchmarkFixture) -> None:
+CASES = (SASRecStep, ICLRecStep, ELCRecStep)
+
+
+def test_systems(cell: Cell, benchmark: BenchmarkFixture) -> None:
     cell.run(benchmark)

@@ -11,11 +11,11 @@ from torch import nn
 
 if not (Path(__file__).parents[2] / "bench").is_dir():
     pytest.skip("the benchmarks are not here", allow_module_level=True)
-from bench.test_bench_systems import CASES, SystemStep
+from bench.test_bench_peers import CASES, PeerStep
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.form)
-def test_baselines_have_the_systems_loss_and_gradients(case: type[SystemStep]) -> None:
+def test_baselines_have_the_systems_loss_and_gradients(case: type[PeerStep]) -> None:
     subject = case("train", 8, "step", "cpu")
     batch = subject.part()
     changes: dict[str, Any] = {**subject._still(), "backend": "packed"}
