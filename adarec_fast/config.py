@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from .documents import LARGEST, DocumentError, parse_json, parse_yaml, read_text, shown
 
-Supervision = Literal["prefix", "all"]
+Supervision = Literal["prefix", "all", "cloze", "windows"]
 Precision = Literal["ieee", "tf32", "bf16"]
 Backend = Literal["auto", "reference", "packed", "cpp", "triton", "cuda"]
 
@@ -125,12 +125,18 @@ class ModelConfig(_Base):
 
     # The name of the kind of model, as in ``--model NAME`` and in saved files.
     system: ClassVar[str] = ""
+    # What its training examples may be, the default first.
+    supervisions: ClassVar[tuple[Supervision, ...]] = ("prefix", "all")
 
     num_items: int = Field(
         ge=1, lt=2**31, description="items in the catalogue; ids are 1..num_items"
     )
     max_length: int = Field(50, ge=1, le=65_535, description="longest history read, in items")
-    supervision: Supervision = Field("prefix", description="an example a prefix, or a position")
+    supervision: Supervision = Field(
+        "prefix",
+        description="an example a prefix, or a position; cloze: hidden items of a history; "
+        "windows: the last items of a window of it",
+    )
     memory: Literal["none", "transitions"] = Field(
         "none",
         description="what is added to every ranking: nothing, or counts of which items follow "
@@ -147,6 +153,23 @@ class ModelConfig(_Base):
         "cores (on a CPU float32), or bf16, bfloat16 autocast",
     )
 
+    @field_validator("supervision")
+    @classmethod
+    def _supervision_is_its_own(cls, value: Supervision) -> Supervision:
+        if value not in cls.supervisions:
+            allowed = " or ".join(map(repr, cls.supervisions))
+            raise ValueError(f"the model {cls.system} takes {allowed}")
+        return value
+
+
+def check_heads(hidden_size: int, num_heads: int) -> None:
+    """ValueError unless so many heads divide a size."""
+    if hidden_size % num_heads:
+        raise ValueError(
+            f"hidden_size={hidden_size} is not divisible by num_heads={num_heads}; choose a "
+            f"multiple of {num_heads}"
+        )
+
 
 class TrainConfig(_Base):
     """How a model is trained. Defaults reproduce the figures in the README."""
@@ -154,8 +177,8 @@ class TrainConfig(_Base):
     epochs: int = Field(200, ge=1, description="at most so many passes over the examples")
     batch_size: int = Field(256, ge=1, description="examples a step")
     learning_rate: float = Field(1e-3, gt=0.0, description="Adam's step size")
-    learning_rate_schedule: Literal["constant", "cosine"] = Field(
-        "constant", description="constant, or a cosine that falls to 0 over all epochs"
+    learning_rate_schedule: Literal["constant", "cosine", "linear"] = Field(
+        "constant", description="constant, or a cosine or a line that falls to 0 over all epochs"
     )
     warmup_steps: int = Field(
         0, ge=0, description="steps over which the rate rises to its full height, linearly"

@@ -28,6 +28,7 @@ same words bit for bit (tested), and the same normals up to the last places of l
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -49,6 +50,18 @@ SITE_ATTENTION = 0
 SITE_PROJECTION = 1
 SITE_FEEDFORWARD = 2
 SITE_LOCAL_PATH = 3  # before the layer
+# A backbone of 256 layers ends at stream 1040. What the other systems draw begins here.
+STREAM_NEGATIVE = 2048
+STREAM_AUGMENT_CHOICE = 2049
+STREAM_AUGMENT_PLACE = 2050
+STREAM_AUGMENT_ORDER = 2051
+STREAM_CLOZE = 2052
+STREAM_MIX_BETA = 2053
+STREAM_MIX_PERM = 2054
+STREAM_DIFFUSION_STEP = 2055
+STREAM_DIFFUSION_NOISE = 2056
+STREAM_LATENT = 2057
+STREAM_SAMPLE = 2058
 
 LANES = 4
 _MASK = 0xFFFFFFFF
@@ -97,9 +110,26 @@ def words(seed: Tensor, index: Tensor, stream: int, level: int) -> Tensor:
     return philox(seed, index, stream, level // LANES)[level % LANES]
 
 
+def level_words(seed: Tensor, index: Tensor, stream: int, levels: Sequence[int]) -> Tensor:
+    """:func:`words` of several levels, one call of Philox for every four: ``[*index.shape, C]``."""
+    called = {level // LANES for level in levels}
+    found = {group: philox(seed, index, stream, group) for group in called}
+    return torch.stack([found[level // LANES][level % LANES] for level in levels], -1)
+
+
 def to_uniform(word: Tensor, dtype: torch.dtype) -> Tensor:
     """Uniform in (0, 1): (word >> 9 + 1/2) * 2^-23, exact in float32, never 0 nor 1."""
     return ((word >> 9).to(dtype) + 0.5) * 2.0**-23
+
+
+def below(word: Tensor, bound: int | Tensor) -> Tensor:
+    """Whole numbers 0..bound-1 of 32-bit words, uniform to 2^-32 of each: word * bound >> 32.
+
+    Args:
+        word: int64 in [0, 2^32).
+        bound: 1 <= bound < 2^31, an int or int64 that broadcasts with ``word``.
+    """
+    return (word * bound) >> 32
 
 
 def box_muller(a: Tensor, b: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -119,6 +149,17 @@ def at_place(seed: Tensor, place: Tensor | None = None) -> Tensor:
     if seed.shape[0] == 3:
         return seed
     return F.pad(seed, (0, 2)) if place is None else torch.cat([seed, place])
+
+
+def of_pass(seed: Tensor, number: int, place: Tensor | None = None) -> Tensor:
+    """The seed ``[3]`` of a further forward pass of a step, whose dropout is its own.
+
+    Args:
+        seed: the step's, int64 ``[1]`` or ``[3]``.
+        number: of the pass, from 1; the step's first pass takes ``seed`` itself.
+        place: int64 ``[2]``, as for :func:`at_place`, of what the pass reads; None: none.
+    """
+    return at_place(mixed(seed[:1] ^ mixed(torch.full_like(seed[:1], number))), place)
 
 
 def moved(seed: Tensor | None, tokens: int) -> Tensor | None:

@@ -30,7 +30,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help=f"comma-separated, of {', '.join(WORKLOADS)}; default: what each subject chooses",
     )  # fmt: skip
     group.addoption(
-        "--op", metavar="NAMES", help="comma-separated names of ops, or step, recommend, epoch"
+        "--op", metavar="NAMES",
+        help="comma-separated names of ops, or step, recommend, epoch, systems",
     )  # fmt: skip
     group.addoption(
         "--hidden-size", metavar="NUMBERS", default="64",

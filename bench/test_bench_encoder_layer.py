@@ -64,7 +64,7 @@ class Backbone(OpCase):
             return packed.encoder_layer._forward(
                 t["x"], batch.offsets, self.depth(batch), *self._weights(t), _HEADS, _EPS,
                 _DROPOUT, _DROPOUT, batch.offsets[:1] if drawn else None, 0, self.last_only,
-                self.max_length,
+                self.max_length, True,
             )
 
     def padded(self, t: Tensors, batch: Histories, drawn: bool) -> Any:

@@ -48,9 +48,11 @@ def _call(
     x: Tensor, offsets: Tensor, depth: Tensor | None, *parameters_and_options: Any
 ) -> _Call:
     parameters = parameters_and_options[: len(WEIGHTS)]
-    heads, eps, attention_dropout, hidden_dropout, seed, stream, last_only, _ = (
+    heads, eps, attention_dropout, hidden_dropout, seed, stream, last_only, _, causal = (
         parameters_and_options[len(WEIGHTS) :]
     )
+    # Read out last, a token sees its whole sequence either way.
+    assert causal or last_only, "the attention of all positions is causal"
     common = {"seed": seed, "stream": stream}
     return _Call(
         x.contiguous(), offsets, depth,

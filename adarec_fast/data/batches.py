@@ -8,7 +8,7 @@ building a batch on a GPU never waits for it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -18,7 +18,13 @@ from .errors import DataError
 from .flat import gather_ranges, lengths_to_offsets, range_positions
 from .splits import Split
 
-Supervision = Literal["prefix", "all"]
+Supervision = Literal["prefix", "all", "cloze", "windows"]
+SUPERVISIONS: tuple[Supervision, ...] = get_args(Supervision)
+
+
+def every_position(supervision: str) -> bool:
+    """Whether an example has a target a position, not one a history."""
+    return supervision in ("all", "cloze")
 
 
 class Batch(NamedTuple):
@@ -28,7 +34,8 @@ class Batch(NamedTuple):
         item_ids: [N], item indices of the inputs.
         offsets: [B + 1], where each sequence begins in ``item_ids``.
         targets: [B] under ``"prefix"`` (the item after each sequence), [N] under ``"all"``
-            (the item after each position).
+            (the item after each position) or ``"cloze"`` (the item itself); [B, T] under
+            ``"windows"``, 0 where a history has no such item.
         users: [B], user index of each sequence.
     """
 
@@ -74,16 +81,20 @@ class TrainingBatches:
         offsets: int64 [U + 1].
         supervision: ``"prefix"``: every prefix of a history that is followed by an item is an
             example, read out at its end; ``"all"``: every history of at least two items is one
-            example, each position predicting the next.
+            example, each position predicting the next; ``"cloze"``: every history is one example,
+            whole, for a model that hides some of its items and predicts them; ``"windows"``:
+            every window of ``max_length + window_targets`` items, whose last ``window_targets``
+            are targets, and of a history shorter than that the history; some have no input.
         batch_size: examples a batch.
         max_length: longest input; longer ones keep their last ``max_length`` items.
+        window_targets: T, targets of a window, under ``"windows"``.
         seed: with the epoch's number, all that the order depends on.
         device: where the arrays live and batches are built.
         drop_last: leave out the last batch of an epoch when it is not full.
 
     Raises:
         ValueError: an argument is out of range (named in the message).
-        DataError: no history has two items.
+        DataError: no history has two items, or, under ``"windows"``, more than T.
     """
 
     def __init__(
@@ -94,13 +105,17 @@ class TrainingBatches:
         supervision: Supervision = "prefix",
         batch_size: int,
         max_length: int,
+        window_targets: int = 1,
         seed: int,
         device: torch.device | str = "cpu",
         drop_last: bool = False,
     ) -> None:
-        if not isinstance(supervision, str) or supervision not in ("prefix", "all"):
-            raise ValueError(f"supervision={supervision!r} must be 'prefix' or 'all'")
-        _check_positive(batch_size=batch_size, max_length=max_length)
+        if not isinstance(supervision, str) or supervision not in SUPERVISIONS:
+            allowed = " or ".join(map(repr, SUPERVISIONS))
+            raise ValueError(f"supervision={supervision!r} must be {allowed}")
+        _check_positive(
+            batch_size=batch_size, max_length=max_length, window_targets=window_targets
+        )
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
             raise ValueError(f"seed={seed!r} must be an int in 0 .. 2**63 - 1")
         for name, tensor in (("values", values), ("offsets", offsets)):
@@ -128,6 +143,24 @@ class TrainingBatches:
             users = torch.repeat_interleave(torch.arange(lengths.numel()), per_user)
             ends, _ = range_positions(offsets[:-1] + 1, per_user)
             sizes = (ends - offsets[users]).clamp(max=max_length)
+        elif supervision == "cloze":
+            users = torch.nonzero(lengths >= 1).flatten()
+            ends = offsets[1:][users]
+            sizes = lengths[users].clamp(max=max_length)
+        elif supervision == "windows":
+            _check_windows(lengths, window_targets)
+            whole_ones = lengths - (max_length + window_targets) + 1
+            windows = torch.where(lengths > 0, whole_ones.clamp(min=1), 0)
+            users = torch.repeat_interleave(torch.arange(lengths.numel()), windows)
+            # A history's windows, from the last one back, end at its end and each an item earlier.
+            first = lengths_to_offsets(windows)[:-1]
+            behind = offsets[1:][users] - (torch.arange(users.numel()) - first[users])
+            ends = torch.maximum(behind - window_targets, offsets[:-1][users])
+            sizes = (ends - offsets[:-1][users]).clamp(max=max_length)
+            # Targets that lie before the history's begin are none.
+            places = behind[:, None] - window_targets + torch.arange(window_targets)
+            places = torch.where(places >= offsets[:-1][users][:, None], places, -1)
+            self._window_places = places.to(self.device)
         else:
             users = torch.nonzero(lengths >= 2).flatten()
             ends = offsets[1:][users] - 1
@@ -196,13 +229,15 @@ class TrainingBatches:
         """The batch of some examples (on ``device``), which have ``total`` tokens."""
         starts, sizes = self._starts[chosen], self._device_sizes[chosen]
         positions, offsets = range_positions(starts, sizes, total)
-        target_positions = starts + sizes if self.supervision == "prefix" else positions + 1
-        return Batch(
-            self._values[positions],
-            offsets,
-            self._values[target_positions],
-            self._users[chosen],
-        )
+        target_positions = positions if self.supervision == "cloze" else positions + 1
+        if self.supervision == "prefix":
+            target_positions = starts + sizes
+        if self.supervision == "windows":
+            target_positions = self._window_places[chosen]
+        targets = self._values[target_positions.clamp(min=0)]
+        if self.supervision == "windows":
+            targets = targets.masked_fill(target_positions < 0, 0)
+        return Batch(self._values[positions], offsets, targets, self._users[chosen])
 
 
 class EvaluationBatches:
@@ -316,6 +351,17 @@ def pack(sequences: Sequence[Sequence[int]], max_length: int) -> tuple[Tensor, T
     values = torch.tensor([item for sequence in kept for item in sequence], dtype=torch.int64)
     lengths = torch.tensor([len(sequence) for sequence in kept], dtype=torch.int64)
     return values, lengths_to_offsets(lengths)
+
+
+def _check_windows(lengths: Tensor, window_targets: int) -> None:
+    """Windows of which none has an input teach nothing."""
+    longest = int(lengths.amax()) if lengths.numel() else 0
+    if longest <= window_targets:
+        raise DataError(
+            f"window_targets={window_targets}: no training history has more items than that (the "
+            f"longest has {longest}), so that no window has an input; use at most "
+            f"{max(1, longest - 1)}, or longer histories"
+        )
 
 
 def _check_positive(**arguments: int) -> None:

@@ -263,6 +263,12 @@ class SequenceModel(nn.Module):
     def begin_epoch(self, epoch: int) -> None:
         """Called before an epoch, from 0: a pure function of (seed, epoch, weights)."""
 
+    @property
+    def first_stage(self) -> int:
+        """Epochs of a first stage; patience ends a run neither in it nor sooner behind it than it
+        could end one that begins there."""
+        return 0
+
     def loss(self, batch: Batch, share: Share | None = None) -> LossOutput:
         """The losses of a training batch, without waiting for the device.
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .. import ops, ragged, rng
 from ..config import ConfigError, ModelConfig
 from ..data import Split
+from ..data.batches import every_position
 from ..histories import (
     History,
     check_histories,
@@ -91,7 +92,7 @@ class EmbeddingModel(SequenceModel):
         return seed
 
     def _check_targets(self, values: Tensor, offsets: Tensor, targets: Tensor) -> None:
-        everywhere = self.config.supervision == "all"
+        everywhere = every_position(self.config.supervision)
         expected = values.shape[0] if everywhere else offsets.shape[0] - 1
         if targets.shape != (expected,):
             raise ValueError(
@@ -150,7 +151,7 @@ class EmbeddingModel(SequenceModel):
                 )  # fmt: skip
             elif isinstance(table, nn.Embedding):
                 scores, items = ops.score_topk(
-                    user, table.weight, mask, mask_offsets, k, backend=backend
+                    user, self.table(), mask, mask_offsets, k, backend=backend
                 )
             else:
                 scores, items = table.topk(user, mask, mask_offsets, k, backend)

@@ -42,6 +42,78 @@ class EncoderOptions(ModelOptions, total=False):
 class SASRecOptions(EncoderOptions, total=False):
     """Of :class:`adarec_fast.models.sasrec.config.SASRecConfig`."""
 
+    loss: Literal["full_ce", "original"]
+    excluded_negatives: Literal["train", "all"]
+
+
+class ContrastOptions(SASRecOptions, total=False):
+    """Of encoders with contrasts of views and intents."""
+
+    num_intents: int
+    lambda_sequence: float
+    lambda_intent: float
+    view_temperature: float
+    crop_ratio: float
+    mask_ratio: float
+    reorder_ratio: float
+
+
+class ICLRecOptions(ContrastOptions, total=False):
+    """Of :class:`adarec_fast.models.iclrec.config.ICLRecConfig`."""
+
+    mask_false_negatives: bool
+
+
+class ELCRecOptions(ContrastOptions, total=False):
+    """Of :class:`adarec_fast.models.elcrec.config.ELCRecConfig`."""
+
+    fusion: Literal["concat", "shift"]
+    lambda_cluster: float
+
+
+class BASRecOptions(SASRecOptions, total=False):
+    """Of :class:`adarec_fast.models.basrec.config.BASRecConfig`."""
+
+    plain_epochs: int
+    mix_beta: float
+    augmented_pairs: int
+    mixed_rounds: int
+    least_ratio: float
+    greatest_ratio: float
+    weighting: Literal["sample", "outer"]
+
+
+class BERT4RecOptions(ModelOptions, total=False):
+    """Of :class:`adarec_fast.models.bert4rec.config.BERT4RecConfig`."""
+
+    loss: Literal["full_ce", "original"]
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    feedforward_multiplier: int
+    dropout: float
+    attention_dropout: float
+    layer_norm_eps: float
+    mask_share: float
+    last_share: float
+    positions: Literal["left", "end"]
+
+
+class CaserOptions(ModelOptions, total=False):
+    """Of :class:`adarec_fast.models.caser.config.CaserConfig`."""
+
+    loss: Literal["full_ce", "original"]
+    negatives: int
+    excluded_negatives: Literal["train", "all"]
+    window_targets: int
+    hidden_size: int
+    vertical_filters: int
+    horizontal_filters: int
+    dropout: float
+    trainable_padding: bool
+    user_embeddings: bool
+    num_users: int
+
 
 class ADARecOptions(EncoderOptions, total=False):
     """Of :class:`adarec_fast.ADARecConfig`."""

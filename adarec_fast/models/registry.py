@@ -48,8 +48,38 @@ BUILT_IN = {
     "sasrec": Entry(
         "sasrec.config:SASRecConfig",
         "sasrec.model:SASRec",
-        "a causal Transformer over the history, with the full cross entropy",
+        "a causal Transformer over the history, with the full cross entropy or its own sampled one",
         "Kang and McAuley, ICDM 2018",
+    ),
+    "iclrec": Entry(
+        "iclrec.config:ICLRecConfig",
+        "iclrec.model:ICLRec",
+        "SASRec, and contrasts of augmented histories and of clusters of users",
+        "Chen et al., WWW 2022",
+    ),
+    "elcrec": Entry(
+        "elcrec.config:ELCRecConfig",
+        "elcrec.model:ELCRec",
+        "ICLRec whose clusters are parameters, mixed into the views",
+        "Liu et al., NeurIPS 2024",
+    ),
+    "basrec": Entry(
+        "basrec.config:BASRecConfig",
+        "basrec.model:BASRec",
+        "SASRec, and samples mixed of histories, their augmented copies and each other",
+        "Dang et al., AAAI 2025",
+    ),
+    "bert4rec": Entry(
+        "bert4rec.config:BERT4RecConfig",
+        "bert4rec.model:BERT4Rec",
+        "a Transformer that reads both ways, trained to fill in hidden items",
+        "Sun et al., CIKM 2019",
+    ),
+    "caser": Entry(
+        "caser.config:CaserConfig",
+        "caser.model:Caser",
+        "convolutions over the last few items",
+        "Tang and Wang, WSDM 2018",
     ),
     "counting": Entry(
         "counting.config:CountingConfig",

@@ -1,4 +1,4 @@
-"""``encoder_layer``: a causal Transformer layer over levels x jagged sequences."""
+"""``encoder_layer``: a Transformer layer, causal or not, over levels x jagged sequences."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ from torch import Tensor
 from .. import ragged, rng
 from ..reference.encoder_layer import encoder_layer as reference
 from ._autocast import Autocast
-from ._library import check_index, check_seed, check_shape, choose, define, require, run
+from ._library import (
+    BackendError,
+    check_index,
+    check_seed,
+    check_shape,
+    choose,
+    define,
+    require,
+    run,
+)
 
 
 class LayerWeights(NamedTuple):
@@ -35,12 +44,12 @@ _INPUTS = (
     "Tensor x, Tensor offsets, Tensor? depth, "
     + ", ".join(f"Tensor {name}" for name in _WEIGHTS)
     + ", int heads, float eps, float attention_dropout, float hidden_dropout, Tensor? seed, "
-    "int stream, bool last_only, int max_length"
+    "int stream, bool last_only, int max_length, bool causal"
 )
 
 
 def _fake_forward(x: Tensor, offsets: Tensor, *rest: Any) -> Tensor:
-    last_only = rest[-3]
+    last_only = rest[-4]
     levels, tokens, size = x.shape
     return x.new_empty(levels, offsets.shape[0] - 1 if last_only else tokens, size)
 
@@ -61,6 +70,18 @@ define(
 )
 
 
+def _chosen(backend: str, x: Tensor, causal: bool, last_only: bool) -> str:
+    """Who runs a layer: the Triton attention of all positions is causal alone."""
+    chosen = choose("encoder_layer", backend, x.device.type, x.dtype)
+    if causal or last_only or chosen != "triton":
+        return chosen
+    if backend == "triton":
+        raise BackendError(
+            "backend 'triton' cannot run encoder_layer with causal=False; 'auto' takes packed"
+        )
+    return "packed"
+
+
 class _EncoderLayer(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, backend: str, *inputs: Any) -> Tensor:
@@ -77,7 +98,7 @@ class _EncoderLayer(torch.autograd.Function):
             d_x, *d_weights = torch.ops.adarec_fast.encoder_layer_bwd(
                 grad_y.contiguous(), *tensors, *ctx.scalars[:4], seed, *ctx.scalars[4:], ctx.backend
             )
-        return None, d_x, None, None, *d_weights, *([None] * 8)
+        return None, d_x, None, None, *d_weights, *([None] * 9)
 
 
 def encoder_layer(
@@ -94,6 +115,7 @@ def encoder_layer(
     stream: int = rng.STREAM_BACKBONE,
     last_only: bool = False,
     max_length: int,
+    causal: bool = True,
     backend: str = "auto",
 ) -> Tensor:
     """LN(x' + FF(x')), x' = LN(x + Attention(x)) for every level of every sequence.
@@ -111,6 +133,7 @@ def encoder_layer(
         stream: first of the layer's streams.
         last_only: compute the last position of each sequence only.
         max_length: no sequence is longer.
+        causal: whether a token sees those before it and itself alone, or its whole sequence.
         backend: see :mod:`adarec_fast.ops`.
 
     Returns:
@@ -140,11 +163,11 @@ def encoder_layer(
         seed = check_seed(seed)
     if attention_dropout == 0.0 and hidden_dropout == 0.0:
         seed = None
-    chosen = choose("encoder_layer", backend, x.device.type, x.dtype)
+    chosen = _chosen(backend, x, causal, last_only)
     if chosen != "reference":
         return run(
             _EncoderLayer, "encoder_layer", chosen, x, offsets, depth, *weights, heads, eps,
-            attention_dropout, hidden_dropout, seed, stream, last_only, max_length,
+            attention_dropout, hidden_dropout, seed, stream, last_only, max_length, causal,
         )
     x = ragged.mask_levels(x, offsets, depth)
     keep_attention = keep_projection = keep_feedforward = None
@@ -168,7 +191,7 @@ def encoder_layer(
         ragged.to_padded(x, offsets, max_length, dim=1),
         ragged.padding_mask(offsets, max_length),
         *weights, heads, eps, attention_dropout, hidden_dropout,
-        keep_attention, keep_projection, keep_feedforward,
+        keep_attention, keep_projection, keep_feedforward, causal,
     )
     y = ragged.from_padded(y, offsets, tokens, dim=1)
     return y[:, ragged.last_tokens(offsets)] if last_only else y

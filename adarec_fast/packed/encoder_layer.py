@@ -1,4 +1,4 @@
-"""A causal Transformer layer on packed tokens; attention in buckets of similar length."""
+"""A Transformer layer on packed tokens; attention in buckets of similar length."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ def _attend(
     dropout: float,
     seed: Tensor | None,
     stream: int,
+    causal: bool,
 ) -> Tensor:
     """Context ``[P, D]`` of packed rows ``qkv [P, 3D]``.
 
@@ -57,7 +58,7 @@ def _attend(
             for i in range(1, rng.LANES):
                 word = torch.where(lane == i, four[i], word)
             keep = (word >= rng.dropout_threshold(dropout)).transpose(1, 2)
-        out = attention(q, k, v, valid, keep, dropout).transpose(1, 2).flatten(2)
+        out = attention(q, k, v, valid, keep, dropout, causal).transpose(1, 2).flatten(2)
         context = context.index_copy(0, rows[valid], out[valid].to(context.dtype))
     return context
 
@@ -86,6 +87,7 @@ def _forward(
     stream: int,
     last_only: bool,
     max_length: int,
+    causal: bool,
 ) -> Tensor:
     levels, tokens, size = x.shape
     batch = offsets.shape[0] - 1
@@ -98,7 +100,7 @@ def _forward(
     context = _attend(
         F.linear(packed, qkv_w, qkv_b),
         starts, sizes, offsets[owner], sequences // max(batch, 1),
-        heads, attention_dropout, seed, stream,
+        heads, attention_dropout, seed, stream, causal,
     )
     source, target, rows = pairs, pairs, tokens
     if last_only:

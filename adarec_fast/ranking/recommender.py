@@ -257,10 +257,10 @@ class Recommender:
 
     def _own_scores(self, values: Tensor, offsets: Tensor) -> Tensor:
         """Of a model that scores otherwise than by products."""
-        users = torch.arange(offsets.shape[0] - 1, device=values.device)
+        nobody = offsets.new_full((offsets.shape[0] - 1,), -1)  # a request does not say who asks
         return self.model.scores(
             EvaluationBatch(
-                item_ids=values, offsets=offsets, targets=torch.zeros_like(users), users=users,
+                item_ids=values, offsets=offsets, targets=torch.zeros_like(nobody), users=nobody,
                 seen_values=values, seen_offsets=offsets,
             )
         )

@@ -15,6 +15,7 @@ def embedding(
     norm_weight: Tensor,
     norm_bias: Tensor,
     eps: float,
+    places: Tensor | None = None,
 ) -> Tensor:
     """LayerNorm(item + position), before dropout; rows of capacity take position 0.
 
@@ -26,9 +27,12 @@ def embedding(
         positions: ``[L, D]``.
         norm_weight, norm_bias: ``[D]``.
         eps: LayerNorm's.
+        places: int64 ``[N]``, the position of each token instead of its count from the end.
 
     Returns:
         ``[N, D]``.
     """
-    x = embedded + F.embedding(ragged.from_end(offsets, embedded.shape[0]), positions)
+    if places is None:
+        places = ragged.from_end(offsets, embedded.shape[0])
+    x = embedded + F.embedding(places, positions)
     return F.layer_norm(x, (x.shape[1],), norm_weight, norm_bias, eps)

@@ -1,4 +1,4 @@
-"""A causal post-LN Transformer layer (Vaswani et al. 2017; SASRec's block with GELU)."""
+"""A post-LN Transformer layer, causal or not (Vaswani et al. 2017; SASRec's block with GELU)."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ def drop(x: Tensor, keep: Tensor | None, p: float) -> Tensor:
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, valid: Tensor, keep: Tensor | None, p: float
+    q: Tensor, k: Tensor, v: Tensor, valid: Tensor, keep: Tensor | None, p: float, causal: bool
 ) -> Tensor:
-    """Causal attention, softmax(q k^T / sqrt(d)) v, padding never taking part.
+    """Attention, softmax(q k^T / sqrt(d)) v, padding never taking part.
 
     Args:
         q, k, v: ``[..., H, L, d]``.
         valid: bool ``[..., L]``, broadcast over leading axes.
         keep: dropout mask of the probabilities ``[..., H, L, L]``, or None.
         p: dropout probability.
+        causal: whether a place sees those before it and itself alone, or its whole sequence.
     """
     size = q.shape[-2]
     scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
-    causal = torch.ones(size, size, dtype=torch.bool, device=q.device).tril()
-    allowed = causal & valid[..., None, None, :]
+    square = torch.ones(size, size, dtype=torch.bool, device=q.device)
+    allowed = (square.tril() if causal else square) & valid[..., None, None, :]
     scores = scores.masked_fill(~allowed, float("-inf"))
     # A padded query may have no key at all: it attends to nothing instead of becoming NaN.
     scores = scores.masked_fill(~allowed.any(-1, keepdim=True), 0.0)
@@ -57,6 +58,7 @@ def encoder_layer(
     keep_attention: Tensor | None,
     keep_projection: Tensor | None,
     keep_feedforward: Tensor | None,
+    causal: bool = True,
 ) -> Tensor:
     """y = LN(x' + FF(x')), x' = LN(x + Attention(x)), dropout before each residual sum.
 
@@ -71,6 +73,7 @@ def encoder_layer(
         attention_dropout, hidden_dropout: probabilities that go with the masks.
         keep_attention: ``[..., H, L, L]`` or None.
         keep_projection, keep_feedforward: ``[..., L, D]`` or None.
+        causal: whether a place sees those before it and itself alone, or its whole sequence.
 
     Returns:
         ``[..., L, D]``; rows at padding are meaningless.
@@ -80,7 +83,7 @@ def encoder_layer(
         part.unflatten(-1, (heads, -1)).transpose(-2, -3)
         for part in F.linear(x, qkv_w, qkv_b).chunk(3, -1)
     )
-    context = attention(q, k, v, valid, keep_attention, attention_dropout)
+    context = attention(q, k, v, valid, keep_attention, attention_dropout, causal)
     projected = F.linear(context.transpose(-2, -3).flatten(-2), out_w, out_b)
     x = F.layer_norm(
         x + drop(projected, keep_projection, hidden_dropout), (size,), ln1_w, ln1_b, eps

@@ -94,7 +94,7 @@ class TrajectoryInputs(NamedTuple):
         seed = self.seed if self.attention_dropout or self.hidden_dropout else None
         return (
             self.heads, self.eps, self.attention_dropout, self.hidden_dropout, seed,
-            rng.STREAM_FINE_EXPERT, self.last_only, self.max_length,
+            rng.STREAM_FINE_EXPERT, self.last_only, self.max_length, True,
         )
 
     @property

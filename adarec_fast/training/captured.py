@@ -14,6 +14,7 @@ import torch
 
 from ..config import Supervision, TrainConfig
 from ..data import Batch
+from ..data.batches import every_position
 from ..models.base import SequenceModel
 from ..ops import synchronising
 from .optimization import Stepper
@@ -35,7 +36,7 @@ def in_bucket(batch: Batch, tokens: int, supervision: Supervision) -> Batch:
     """The batch with ``tokens`` rows: 0, which is no item, behind the last token."""
     spare = batch.item_ids.new_zeros(tokens - batch.item_ids.shape[0])
     targets = batch.targets
-    if supervision == "all":
+    if every_position(supervision):
         targets = torch.cat([targets, spare])
     return batch._replace(item_ids=torch.cat([batch.item_ids, spare]), targets=targets)
 

@@ -8,6 +8,7 @@ import torch
 
 from ..config import ModelConfig, Supervision, TrainConfig
 from ..data import Batch
+from ..data.batches import every_position
 from ..models import registry
 from ..ranking.recommender import Recommender
 from .captured import capacity, in_bucket
@@ -47,7 +48,7 @@ def exercise(
         model = registry.build(model_config.replace(supervision=supervision)).to(device).train()
         if model.fitted:
             continue
-        targets = items[1] if supervision == "all" else items[1, :count]
+        targets = items[1] if every_position(supervision) else items[1, :count]
         batch = Batch(items[0], offsets, targets, torch.arange(count)).to(device)
         stepper = Stepper(model, train_config, device, total_steps=2)
         statistics = EpochStatistics(model.diagnostics(), device)

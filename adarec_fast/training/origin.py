@@ -25,7 +25,7 @@ def free_fields(config: TrainConfig) -> tuple[str, ...]:
 
     ``epochs`` is one of them unless the learning rate falls to 0 over just so many.
     """
-    ends = config.learning_rate_schedule == "cosine"
+    ends = config.learning_rate_schedule != "constant"
     return _FREE_FIELDS if ends else ("epochs", *_FREE_FIELDS)
 
 

@@ -52,6 +52,7 @@ class Passes:
             supervision=model.config.supervision,
             batch_size=config.batch_size,
             max_length=model.config.max_length,
+            window_targets=getattr(model.config, "window_targets", 1),
             seed=config.seed,
             device=device,
         )

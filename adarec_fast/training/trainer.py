@@ -215,7 +215,7 @@ class Trainer:
 
     def _epochs(self, stop_at: int | None, signals: StopSignals) -> Status:
         while True:
-            if self.stopping.should_stop:
+            if self.stopping.should_stop and not self._in_first_stage():
                 return "early-stopped"
             if self.epoch >= self.passes.last_epoch:
                 return "finished"
@@ -225,6 +225,11 @@ class Trainer:
             ended = self._one_epoch(stop_at, signals)
             if ended is not None:
                 return ended
+
+    def _in_first_stage(self) -> bool:
+        """Whether it is too soon for patience to end the run."""
+        first, config = self.model.first_stage, self.config
+        return self.epoch < first + (config.patience * config.evaluate_every if first else 0)
 
     def _one_epoch(self, stop_at: int | None, signals: StopSignals) -> Status | None:
         """The rest of the epoch in progress; None if it was completed."""

@@ -26,8 +26,8 @@ SECTIONS: dict[str, type[_Base]] = {
     "model": ModelConfig,
     "train": TrainConfig,
 }
-# The catalogue's size comes from the data.
-_NOT_CHOSEN = {"num_items"}
+# What comes from the data.
+_NOT_CHOSEN = {"num_items", "num_users"}
 # In the section ``model``, beside the fields of the model that it names.
 KIND = "model"
 

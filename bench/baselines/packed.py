@@ -132,6 +132,7 @@ class PackedADARec(nn.Module):
         return encoder_layer._forward(
             x, offsets, depth, *layer.weights(), layer.heads, layer.eps, layer.attention_dropout,
             layer.hidden_dropout, seed, layer.stream, last_only, self.model.config.max_length,
+            True,
         )
 
     def _encode(self, item_ids: Tensor, offsets: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ struct Call {
 Call checked(const Tensor& x_in, const Tensor& offsets_in, const std::optional<Tensor>& depth_in,
              std::array<Tensor, kWeights> weights, int64_t heads, double eps,
              double attention_dropout, double hidden_dropout, const std::optional<Tensor>& seed,
-             int64_t stream, bool last_only, int64_t max_length) {
+             int64_t stream, bool last_only, int64_t max_length, bool causal) {
   Call call;
   EncoderLayer& op = call.op;
   call.x = as_rows(x_in, "x");
@@ -78,6 +78,7 @@ Call checked(const Tensor& x_in, const Tensor& offsets_in, const std::optional<T
   if (seed) op.seed = seed_value(*seed);
   op.stream = static_cast<uint32_t>(stream);
   op.last_only = last_only;
+  op.causal = causal;
   return call;
 }
 
@@ -87,11 +88,13 @@ Call checked(const Tensor& x_in, const Tensor& offsets_in, const std::optional<T
       const Tensor &ln1_w, const Tensor &ln1_b, const Tensor &ff1_w, const Tensor &ff1_b,       \
       const Tensor &ff2_w, const Tensor &ff2_b, const Tensor &ln2_w, const Tensor &ln2_b,       \
       int64_t heads, double eps, double attention_dropout, double hidden_dropout,               \
-      const std::optional<Tensor>&seed, int64_t stream, bool last_only, int64_t max_length
+      const std::optional<Tensor>&seed, int64_t stream, bool last_only, int64_t max_length,     \
+      bool causal
 #define ADAREC_LAYER_CHECKED                                                                    \
   checked(x, offsets, depth,                                                                    \
           {qkv_w, qkv_b, out_w, out_b, ln1_w, ln1_b, ff1_w, ff1_b, ff2_w, ff2_b, ln2_w, ln2_b}, \
-          heads, eps, attention_dropout, hidden_dropout, seed, stream, last_only, max_length)
+          heads, eps, attention_dropout, hidden_dropout, seed, stream, last_only, max_length,   \
+          causal)
 
 Tensor forward(ADAREC_LAYER_PARAMETERS) {
   const Call call = ADAREC_LAYER_CHECKED;

@@ -1,4 +1,4 @@
-// encoder_layer: a causal post-LN Transformer layer over levels x jagged sequences.
+// encoder_layer: a post-LN Transformer layer, causal or not, over levels x jagged sequences.
 #pragma once
 
 #include <cstdint>
@@ -22,6 +22,7 @@ struct EncoderLayer {
   Seed seed;
   uint32_t stream;
   bool last_only;
+  bool causal;           // a token sees those before it and itself alone, or its whole sequence
 };
 
 // Gradients in the shapes of the inputs; x in its dtype, the rest float32.

@@ -1,4 +1,4 @@
-// Causal attention of all positions of a tile's segments, forward and backward, with dropout of the
+// Attention of all positions of a tile's segments, forward and backward, with dropout of the
 // contract. That of the last positions alone: encoder_layer_readout.cpp.
 //
 // Keys are transposed once a tile, so that the scores of 16 queries at a time are one small matrix
@@ -16,8 +16,10 @@ namespace {
 
 // Some query rows of one item: positions [i0, i1) of each of its levels.
 struct Block {
-  int i0, i1, ld;  // ld: columns of a row of scores, whole vectors
+  int i0, i1, keys, ld;  // keys [0, keys) are seen by some of them; ld: keys in whole vectors
+  bool causal;
   int count() const { return i1 - i0; }
+  int seen(int i) const { return causal ? i + 1 : keys; }  // keys that position i sees
 };
 
 template <class Body>
@@ -26,8 +28,9 @@ void for_each_block(const EncoderLayer& op, const Plan& plan, const Tile& tile, 
     const Item& item = plan.items[n];
     for (int i0 = 0; i0 < item.length; i0 += kBlock) {
       const int i1 = std::min<int>(i0 + kBlock, item.length);
+      const int keys = op.causal ? i1 : item.length;
       for (int head = 0; head < op.heads; ++head)
-        body(item, Block{i0, i1, static_cast<int>(padded(i1))}, head);
+        body(item, Block{i0, i1, keys, static_cast<int>(padded(keys)), op.causal}, head);
     }
   }
 }
@@ -36,18 +39,18 @@ void for_each_block(const EncoderLayer& op, const Plan& plan, const Tile& tile, 
 void block_keep(const ScoreKeep& kept, const Item& item, const Block& block, int head,
                 float* keep) {
   for (int i = block.i0; i < block.i1; ++i)
-    kept(item, i, head, keep + (i - block.i0) * block.ld, kBlock * block.ld);
+    kept(item, i, block.seen(i), head, keep + (i - block.i0) * block.ld, kBlock * block.ld);
 }
 
-// `query` is the block's first row, `key` the segment's. Columns beyond the query's own position
-// become zero.
+// `query` is the block's first row, `key` the segment's. Columns of keys that a query does not
+// see become zero.
 void probabilities(const Sizes& s, const Attention& a, const Block& block, int head, int64_t query,
                    int64_t key) {
   const int64_t column = head * s.head;
   gemm_nn(block.count(), block.ld, s.head, a.q + query * a.ld_qkv + column, a.ld_qkv,
           a.kt + column * a.ld_t + key, a.ld_t, a.scores, block.ld, 0);
   for (int i = block.i0; i < block.i1; ++i)
-    softmax_row(i + 1, block.ld, score_scale(s), a.scores + (i - block.i0) * block.ld);
+    softmax_row(block.seen(i), block.ld, score_scale(s), a.scores + (i - block.i0) * block.ld);
 }
 
 }  // namespace
@@ -69,12 +72,12 @@ void attention(const EncoderLayer& op, const Sizes& s, const Weights& weights, c
       if (dropout) {
         const float* keep = a.keep + level * kBlock * block.ld;
         for (int i = 0; i < block.count(); ++i)
-          for_lanes(block.i0 + i + 1, [&](int j, auto m) {
+          for_lanes(block.seen(block.i0 + i), [&](int j, auto m) {
             const int64_t at = i * block.ld + j;
             store(a.scores + at, load(a.scores + at, m) * load(keep + at, m), m);
           });
       }
-      gemm_nn(block.count(), s.head, block.i1, a.scores, block.ld, a.v + key * a.ld_qkv + column,
+      gemm_nn(block.count(), s.head, block.keys, a.scores, block.ld, a.v + key * a.ld_qkv + column,
               a.ld_qkv, w.context + query * s.dp + column, s.dp, 0);
     }
   });
@@ -106,7 +109,7 @@ void attention_backward(const EncoderLayer& op, const Sizes& s, const Weights& w
       for (int i = 0; i < block.count(); ++i) {
         float *prob = a.scores + i * block.ld, *grad = a.dscores + i * block.ld;
         const float* keep = a.keep + (level * kBlock + i) * block.ld;
-        const int count = block.i0 + i + 1;
+        const int count = block.seen(block.i0 + i);
         Vec total = zero();
         for_lanes(count, [&](int j, auto m) {
           Vec g = load(grad + j, m);
@@ -120,14 +123,14 @@ void attention_backward(const EncoderLayer& op, const Sizes& s, const Weights& w
           store(grad + j, p * (load(grad + j, m) - mean) * scale, m);
           if (dropout) store(prob + j, p * load(keep + j, m), m);
         });
-        // Beyond the row's own position the product left other segments' numbers.
-        std::fill(grad + count, grad + block.i1, 0.0f);
+        // Beyond the keys that the row sees the product left other numbers.
+        std::fill(grad + count, grad + block.keys, 0.0f);
       }
-      gemm_nn(block.count(), s.head, block.i1, a.dscores, block.ld, a.k + key * a.ld_qkv + column,
+      gemm_nn(block.count(), s.head, block.keys, a.dscores, block.ld, a.k + key * a.ld_qkv + column,
               a.ld_qkv, a.dq + query * a.ld_qkv + column, a.ld_qkv, 0);
-      gemm_tn(block.i1, s.head, block.count(), a.dscores, block.ld,
+      gemm_tn(block.keys, s.head, block.count(), a.dscores, block.ld,
               a.q + query * a.ld_qkv + column, a.ld_qkv, a.dk + key * a.ld_qkv + column, a.ld_qkv);
-      gemm_tn(block.i1, s.head, block.count(), a.scores, block.ld, dc, s.dp,
+      gemm_tn(block.keys, s.head, block.count(), a.scores, block.ld, dc, s.dp,
               a.dv + key * a.ld_qkv + column, a.ld_qkv);
     }
   });

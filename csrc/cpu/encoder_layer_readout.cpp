@@ -162,7 +162,7 @@ void readout(const EncoderLayer& op, const Sizes& s, const Weights& weights, con
     load_item(op, s, item, r);
     if (dropout)
       for (int head = 0; head < s.heads; ++head)
-        keep(item, length - 1, head, r.scores + head * ld, s.heads * ld);
+        keep(item, length - 1, length, head, r.scores + head * ld, s.heads * ld);
     // Level by level, so that a number is not read in the moment in which it is written.
     for_each_segment(op, s, item, r, [&](const Segment& segment) {
       all_dots(s, length, segment.rows, r.folded + segment.row * 2 * wide, segment.probs);

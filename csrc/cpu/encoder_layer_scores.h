@@ -20,10 +20,12 @@ class ScoreKeep {
       : philox_(op.seed, op.stream + kSiteAttention, std::int64_t{op.heads} << 16),
         dropout_(op.attention_dropout), scale_(set1(dropout_.scale())), heads_(op.heads) {}
 
-  // Query position i of an item: whole vectors from keep + level * stride on.
-  void operator()(const Item& item, int i, int head, float* keep, int64_t stride) const {
+  // Query position i of an item and its first `keys` keys: whole vectors from keep + level * stride
+  // on.
+  void operator()(const Item& item, int i, int keys, int head, float* keep,
+                  int64_t stride) const {
     const int64_t base = ((item.begin + i) * heads_ + head) << 16;
-    for (int j = 0; j <= i; j += kWidth) {
+    for (int j = 0; j < keys; j += kWidth) {
       const Words words = philox_(base + j, item.level / kLanes);
       for (int level = 0; level < item.levels; ++level)
         store(keep + level * stride + j,

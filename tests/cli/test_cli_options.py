@@ -129,7 +129,7 @@ def test_every_field_is_an_option_with_help() -> None:
     assert "--model " in shown.output
     every = {name for kind in BUILT_IN for name in config_type(kind).model_fields}
     assert set(ADARecConfig.model_fields) < every
-    assert {*known_keys("model"), "num_items"} == {*every, "model"}
+    assert {*known_keys("model"), "num_items", "num_users"} == {*every, "model"}
 
 
 def test_an_unknown_option_is_a_usage_error_that_suggests() -> None:

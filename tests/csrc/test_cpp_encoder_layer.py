@@ -22,6 +22,7 @@ VARIANTS = {
     "plain": build,
     "last": partial(build, last_only=True),
     "dropout": partial(build, dropout=(0.3, 0.5)),
+    "whole": partial(build, dropout=(0.3, 0.5), causal=False),
     "last-dropout": partial(build, dropout=(0.5, 0.2), last_only=True),
 }
 

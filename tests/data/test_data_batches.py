@@ -257,7 +257,8 @@ def test_pack_refuses(sequences: list[list[int]], message: str) -> None:
         ({"batch_size": 2.5}, r"batch_size=2\.5 must be"),
         ({"max_length": 0}, "max_length=0 must be"),
         ({"seed": -1}, "seed=-1 must be"),
-        ({"supervision": "last"}, "supervision='last' must be 'prefix' or 'all'"),
+        ({"supervision": "last"}, "supervision='last' must be 'prefix' or 'all' or 'cloze' or"),
+        ({"window_targets": 0}, "window_targets=0 must be"),
     ],
 )
 def test_training_batches_refuse(changes: dict[str, object], message: str) -> None:

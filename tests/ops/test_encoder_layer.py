@@ -1,7 +1,8 @@
-"""`encoder_layer`: a causal Transformer layer over levels x jagged sequences."""
+"""`encoder_layer`: a Transformer layer, causal or not, over levels x jagged sequences."""
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,7 +15,7 @@ from helpers_suite import OpSuite
 from torch import Tensor
 
 from adarec_fast import rng
-from adarec_fast.ops import LayerWeights, encoder_layer
+from adarec_fast.ops import BackendError, LayerWeights, encoder_layer
 
 HEADS = 2
 
@@ -56,6 +57,7 @@ def build(
     depth: bool = True,
     dropout: tuple[float, float] = (0.0, 0.0),
     last_only: bool = False,
+    causal: bool = True,
 ) -> OpCase:
     """A case; ``dropout`` is that of the attention and that of the hidden states."""
     g = batch.generator()
@@ -81,6 +83,7 @@ def build(
             "stream": rng.STREAM_FINE_EXPERT,
             "last_only": last_only,
             "max_length": 12,
+            "causal": causal,
         },
         readable={"x": computed},
         written=(reached if last_only else computed,),
@@ -98,6 +101,49 @@ def test_real_histories(backend: Backend, real_data: Path) -> None:
     case = build(Batch(tuple(lengths), tuple(depths), max_length=50), last_only=True)
     case.options["max_length"] = 50
     check_against_float64(case, backend, torch.float32)
+
+
+BOTH_WAYS = pytest.mark.parametrize(
+    "backend",
+    [Backend("encoder_layer", name, "cpu") for name in ("reference", "packed", "cpp")],
+    indirect=True, ids=str,
+)  # fmt: skip
+
+
+@BOTH_WAYS
+@pytest.mark.parametrize("last_only", [False, True])
+def test_whole_sequences(backend: Backend, last_only: bool) -> None:
+    batch = Batch((1, 7, 12, 2), (2, 0, 1, 2), size=20, capacity=2)
+    case = build(batch, dropout=(0.3, 0.5), causal=False, last_only=last_only)
+    check_against_float64(case, backend, torch.float32)
+
+
+def test_triton_says_that_it_is_causal(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = build(Batch((2, 1), (0, 0), size=16, max_depth=0), causal=False)
+    monkeypatch.setattr(sys.modules[encoder_layer.__module__], "choose", lambda *_: "triton")
+    with pytest.raises(BackendError, match="causal=False; 'auto' takes packed"):
+        case.call(case.tensors(torch.float32), "triton")
+    (y,) = case.call(case.tensors(torch.float32), "auto")
+    assert y.shape == (1, 3, 16)
+
+
+@BOTH_WAYS
+def test_what_a_token_sees(backend: Backend) -> None:
+    """Its whole sequence, or itself and those before it; alone, and read out last, it is one."""
+    batch = Batch((1, 5, 3), (0, 0, 0), size=16, max_depth=0)
+    found = {}
+    for causal in (True, False):
+        case = build(batch, causal=causal)
+        tensors = case.tensors(torch.float32)
+        (before,) = case.call(tensors, backend.name)
+        tensors["x"] = tensors["x"].detach().clone()
+        tensors["x"][:, 5] += 1.0  # the last of the second sequence
+        (after,) = case.call(tensors, backend.name)
+        changed = (before != after).any(-1)[0].nonzero()[:, 0].tolist()
+        assert changed == ([5] if causal else [1, 2, 3, 4, 5])
+        found[causal] = before
+    torch.testing.assert_close(found[True][:, 0], found[False][:, 0])
+    torch.testing.assert_close(found[True][:, [5, 8]], found[False][:, [5, 8]])
 
 
 class TestEncoderLayer(OpSuite):

@@ -12,14 +12,27 @@ import pytest
 
 from adarec_fast import ADARec, ADARecConfig
 from adarec_fast.models import options
+from adarec_fast.models.basrec.config import BASRecConfig
+from adarec_fast.models.basrec.model import BASRec
+from adarec_fast.models.bert4rec.config import BERT4RecConfig
+from adarec_fast.models.bert4rec.model import BERT4Rec
+from adarec_fast.models.caser.config import CaserConfig
+from adarec_fast.models.caser.model import Caser
 from adarec_fast.models.counting.config import CountingConfig, MarkovConfig, PopularityConfig
 from adarec_fast.models.counting.model import Counting, Popularity
+from adarec_fast.models.elcrec.config import ELCRecConfig
+from adarec_fast.models.elcrec.model import ELCRec
+from adarec_fast.models.iclrec.config import ICLRecConfig
+from adarec_fast.models.iclrec.model import ICLRec
 from adarec_fast.models.sasrec.config import SASRecConfig
 from adarec_fast.models.sasrec.model import SASRec
 from adarec_fast.ranking.frames import FrameOptions, recommendation_frames
 
 KNOWN: list[tuple[Any, Any]] = [
     (options.ADARecOptions, ADARecConfig), (options.SASRecOptions, SASRecConfig),
+    (options.ICLRecOptions, ICLRecConfig), (options.ELCRecOptions, ELCRecConfig),
+    (options.BASRecOptions, BASRecConfig),
+    (options.BERT4RecOptions, BERT4RecConfig), (options.CaserOptions, CaserConfig),
     (options.CountingOptions, CountingConfig), (options.PopularityOptions, PopularityConfig),
 ]  # fmt: skip
 
@@ -40,7 +53,9 @@ def test_options_of_frames_are_their_arguments() -> None:
     assert {p.name for p in found if p.kind is p.KEYWORD_ONLY} == set(FrameOptions.__annotations__)
 
 
-@pytest.mark.parametrize("model", [ADARec, SASRec, Counting, Popularity])
+@pytest.mark.parametrize(
+    "model", [ADARec, SASRec, ICLRec, ELCRec, BASRec, BERT4Rec, Caser, Counting, Popularity]
+)
 def test_every_model_says_so(model: Any) -> None:
     assert "Unpack[" in str(inspect.signature(model).parameters["options"].annotation)
 

@@ -25,6 +25,17 @@ def _rates(total: int | None, steps: int, **options: Any) -> list[float]:
     return [rate.at(step) for step in range(steps)]
 
 
+def test_the_rates_of_bert4rec() -> None:
+    """1e-4, 100 steps of warm-up and 400,000 in all, as its public code has them."""
+    config = TrainConfig(
+        learning_rate=1e-4, warmup_steps=100, learning_rate_schedule="linear"
+    )
+    rate = LearningRate(config, 400_000)
+    assert rate.at(49) == pytest.approx(5e-5 * (1 - 49 / 400_000))
+    assert rate.at(200_000) == pytest.approx(5e-5)
+    assert rate.at(400_000) == 0.0
+
+
 def test_values_by_hand() -> None:
     assert _rates(None, 3) == [0.1, 0.1, 0.1]
     assert _rates(None, 6, warmup_steps=4) == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1])
@@ -33,12 +44,15 @@ def test_values_by_hand() -> None:
     assert cosine == pytest.approx([0.1, 0.05 * (1 + root), 0.05, 0.05 * (1 - root)])
     both = _rates(4, 4, learning_rate_schedule="cosine", warmup_steps=2)
     assert both == pytest.approx([0.05, *cosine[1:]])
-    with pytest.raises(ValueError, match="total_steps=None"):
-        LearningRate(TrainConfig(learning_rate_schedule="cosine"))
+    line = _rates(4, 4, learning_rate_schedule="linear")
+    assert line == pytest.approx([0.1, 0.075, 0.05, 0.025])
+    for schedule in ("cosine", "linear"):
+        with pytest.raises(ValueError, match=f"total_steps=None: .*{schedule}"):
+            LearningRate(TrainConfig.create(learning_rate_schedule=schedule))
     with pytest.raises(ConfigError, match="warmup_steps=-1"):
         TrainConfig.create(warmup_steps=-1)
-    with pytest.raises(ConfigError, match="learning_rate_schedule='linear'"):
-        TrainConfig.create(learning_rate_schedule="linear")
+    with pytest.raises(ConfigError, match="learning_rate_schedule='line'"):
+        TrainConfig.create(learning_rate_schedule="line")
 
 
 def test_every_step_has_its_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +89,7 @@ def test_epochs_are_fixed_where_the_rate_ends_with_them(tmp_path: Path) -> None:
     train(MODEL, config(**SCHEDULE), DATA, tmp_path / "cosine", stop_after_steps=1)
     with pytest.raises(
         CheckpointError,
-        match=r"train\.epochs is 2 there and 3 now, and the cosine of its learning rate ends there",
+        match=r"train\.epochs is 2 there and 3 now, and its falling learning rate ends there",
     ):
         train(MODEL, config(epochs=3, **SCHEDULE), DATA, tmp_path / "cosine", resume=True)
     # The file alone, which is what the command line reads, cannot be changed either.

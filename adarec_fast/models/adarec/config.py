@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from ...config import ModelConfig
+from ...config import ModelConfig, check_heads
 
 Schedule = Literal["respaced", "direct"]
 DepthGradient = Literal["truncated", "full"]
@@ -83,11 +83,7 @@ class ADARecConfig(ModelConfig):
     )
     @model_validator(mode="after")
     def _heads_divide(self) -> ADARecConfig:
-        if self.hidden_size % self.num_heads:
-            raise ValueError(
-                f"hidden_size={self.hidden_size} is not divisible by num_heads={self.num_heads}; "
-                f"choose a multiple of {self.num_heads}"
-            )
+        check_heads(self.hidden_size, self.num_heads)
         return self
 
     @model_validator(mode="after")

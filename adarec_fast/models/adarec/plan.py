@@ -109,9 +109,9 @@ class Plan:
         """From E to h, an op after the other."""
         longest = self._config.max_length
         x0, _ = self._trajectory(embeddings, offsets, depth, *self._denoiser_weights)
-        fine = self._layer(x0, offsets, depth, *self._fine, True, longest)
+        fine = self._layer(x0, offsets, depth, *self._fine, True, longest, True)
         if self._coarse is self._layer:
-            coarse = self._layer(x0, offsets, depth, *self._coarse_weights, True, longest)
+            coarse = self._layer(x0, offsets, depth, *self._coarse_weights, True, longest, True)
         else:
             coarse = self._coarse(x0, offsets, depth, *self._coarse_weights, True)
         pooled = self._pool(x0, offsets, depth, False) if self._content else None

@@ -21,6 +21,7 @@ def encode(
     offsets: Tensor,
     seed: Tensor | None,
     backend: str,
+    places: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """E ``[N, D]``, and the item table for the loss where that is not the parameter itself.
 
@@ -31,9 +32,12 @@ def encode(
         offsets: int64 ``[B+1]``.
         seed: of dropout; None draws none.
         backend: who runs the ops.
+        places: int64 ``[N]``, positions of the tokens instead of their counts from the end; for
+            the built-in encoder alone.
     """
     if (
-        isinstance(backbone, SASRecEncoder)
+        places is None
+        and isinstance(backbone, SASRecEncoder)
         and isinstance(items, nn.Embedding)
         and ops.has_kernel("embedding", backend, values.device.type, items.weight.dtype)
     ):
@@ -41,4 +45,4 @@ def encode(
     embedded = items(values)
     if isinstance(backbone, ForeignBackbone):
         return backbone(values, embedded, offsets), None
-    return backbone(embedded, offsets, seed=seed, backend=backend), None
+    return backbone(embedded, offsets, seed=seed, backend=backend, places=places), None

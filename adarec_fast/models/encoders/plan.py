@@ -31,6 +31,7 @@ class EncoderPlan:
     def __init__(self, encoder: SASRecEncoder, items: Tensor, backend: str) -> None:
         self._backend, self._device, self._dtype = backend, items.device, items.dtype
         self._encoder, self._items = encoder, items.detach()
+        self._causal = encoder.causal
         # Row max_length - n of this one belongs to the first token of n. Not for a graph, whose
         # input has rows behind the last token.
         self._alone = self._device.type == "cpu"
@@ -65,7 +66,7 @@ class EncoderPlan:
         x, longest = self._embed(values, offsets)[None], self._encoder.max_length
         for number, weights in enumerate(self._layers):
             x = self._along_path(number, x, offsets)
-            x = self.layer(x, offsets, None, *weights, False, longest)
+            x = self.layer(x, offsets, None, *weights, False, longest, self._causal)
         return x[0]
 
     def last(self, values: Tensor, offsets: Tensor) -> Tensor:
@@ -75,9 +76,10 @@ class EncoderPlan:
             return x[0, ragged.last_tokens(offsets)]
         for number, weights in enumerate(self._layers[:-1]):
             x = self._along_path(number, x, offsets)
-            x = self.layer(x, offsets, None, *weights, False, longest)
+            x = self.layer(x, offsets, None, *weights, False, longest, self._causal)
         x = self._along_path(-1, x, offsets)
-        found: Tensor = self.layer(x, offsets, None, *self._layers[-1], True, longest)[0]
+        weights = self._layers[-1]
+        found: Tensor = self.layer(x, offsets, None, *weights, True, longest, self._causal)[0]
         return found
 
     def _along_path(self, layer: int, x: Tensor, offsets: Tensor) -> Tensor:
@@ -107,6 +109,7 @@ def path_arguments(path: nn.Module) -> tuple[Any, ...]:
 
 
 def layer_arguments(layer: nn.Module) -> tuple[Any, ...]:
-    """All that follows x, offsets and depth in the op's, less ``last_only`` and ``max_length``."""
+    """All that follows x, offsets and depth in the op's, less ``last_only``, ``max_length``
+    and ``causal``."""
     assert isinstance(layer, TransformerLayer)
     return (*layer.weights(), layer.heads, layer.eps, 0.0, 0.0, None, layer.stream)

@@ -47,11 +47,11 @@ class SASRecEncoder(nn.Module):
         local_paths: one before each layer, or none at all (``local_path=0``).
     """
 
-    def __init__(self, config: EncoderSettings) -> None:
+    def __init__(self, config: EncoderSettings, *, causal: bool = True) -> None:
         super().__init__()
         size = config.hidden_size
         self.max_length, self.dropout = config.max_length, config.dropout
-        self.eps = config.layer_norm_eps
+        self.eps, self.causal = config.layer_norm_eps, causal
         self.position = nn.Embedding(config.max_length, size, dtype=torch.float32)
         self.norm = nn.LayerNorm(size, dtype=torch.float32)
         self.layers = nn.ModuleList(
@@ -63,6 +63,7 @@ class SASRecEncoder(nn.Module):
                 attention_dropout=config.attention_dropout,
                 hidden_dropout=config.dropout,
                 stream=rng.STREAM_BACKBONE + rng.STREAMS_PER_LAYER * index,
+                causal=causal,
             )
             for index in range(config.num_layers)
         )
@@ -78,12 +79,18 @@ class SASRecEncoder(nn.Module):
         )
 
     def forward(
-        self, embedded: Tensor, offsets: Tensor, *, seed: Tensor | None, backend: str
+        self, embedded: Tensor, offsets: Tensor, *, seed: Tensor | None, backend: str,
+        places: Tensor | None = None, last_only: bool = False,
     ) -> Tensor:
-        """E ``[N, D]`` of item embeddings ``[N, D]`` (Eq. 1's E_u^0)."""
+        """E ``[N, D]`` of item embeddings ``[N, D]`` (Eq. 1's E_u^0).
+
+        ``places`` int64 ``[N]``: positions of the tokens instead of their counts from the end.
+        ``last_only``: E ``[B, D]`` of the last tokens, for which there must be a layer.
+        """
         x = embedding(
-            embedded, offsets, self.position.weight, self.norm.weight, self.norm.bias, self.eps
-        )
+            embedded, offsets, self.position.weight, self.norm.weight, self.norm.bias, self.eps,
+            places,
+        )  # fmt: skip
         x = ops.dropout(
             x, p=self.dropout, seed=seed, stream=rng.STREAM_EMBEDDING, backend=backend
         )
@@ -91,7 +98,7 @@ class SASRecEncoder(nn.Module):
         if x.requires_grad:
             # Ops write no gradient behind the last token, where LayerNorm's would read it.
             levels = ragged.mask_levels(levels, offsets, None)
-        return self._through_layers(levels, offsets, seed, backend)
+        return self._through_layers(levels, offsets, seed, backend, last_only)
 
     def of_items(
         self, item_ids: Tensor, table: Tensor, offsets: Tensor, *, seed: Tensor | None, backend: str
@@ -108,16 +115,18 @@ class SASRecEncoder(nn.Module):
         return self._through_layers(x[None], offsets, seed, backend), table
 
     def _through_layers(
-        self, levels: Tensor, offsets: Tensor, seed: Tensor | None, backend: str
+        self, levels: Tensor, offsets: Tensor, seed: Tensor | None, backend: str,
+        last_only: bool = False,
     ) -> Tensor:
         if offsets.shape[0] == 1:
-            return levels.squeeze(0)
+            return levels.squeeze(0)[: 0 if last_only else None]
         options: dict[str, Any] = {"seed": seed, "max_length": self.max_length, "backend": backend}
         for path, layer in zip_longest(self.local_paths, self.layers):
             if path is not None:
                 # Squeezed and not indexed: its backward is a view.
                 levels = path(levels.squeeze(0), offsets, **options)[None]
-            levels = layer(levels, offsets, None, **options)
+            last = last_only and layer is self.layers[-1]
+            levels = layer(levels, offsets, None, last_only=last, **options)
         return levels.squeeze(0)
 
     def positions(self, offsets: Tensor, tokens: int) -> Tensor:

@@ -9,7 +9,7 @@ from ... import ops
 
 
 class TransformerLayer(nn.Module):
-    """A causal post-LN layer over levels x jagged sequences (see :func:`ops.encoder_layer`).
+    """A post-LN layer over levels x jagged sequences (see :func:`ops.encoder_layer`).
 
     Args:
         size: D.
@@ -18,6 +18,7 @@ class TransformerLayer(nn.Module):
         eps: LayerNorm's.
         attention_dropout, hidden_dropout: probabilities in training.
         stream: the layer's first stream of the noise contract.
+        causal: whether a token sees those before it and itself alone, or its whole sequence.
     """
 
     def __init__(
@@ -30,9 +31,10 @@ class TransformerLayer(nn.Module):
         attention_dropout: float,
         hidden_dropout: float,
         stream: int,
+        causal: bool = True,
     ) -> None:
         super().__init__()
-        self.heads, self.eps, self.stream = heads, eps, stream
+        self.heads, self.eps, self.stream, self.causal = heads, eps, stream, causal
         self.attention_dropout, self.hidden_dropout = attention_dropout, hidden_dropout
         self.qkv = nn.Linear(size, 3 * size, dtype=torch.float32)
         self.out = nn.Linear(size, size, dtype=torch.float32)
@@ -62,5 +64,5 @@ class TransformerLayer(nn.Module):
             x, offsets, depth, self.weights(), heads=self.heads, eps=self.eps,
             attention_dropout=self.attention_dropout, hidden_dropout=self.hidden_dropout,
             seed=seed, stream=self.stream, last_only=last_only, max_length=max_length,
-            backend=backend,
+            causal=self.causal, backend=backend,
         )

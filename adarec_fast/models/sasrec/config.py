@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from ...config import ModelConfig
+from ...config import ModelConfig, check_heads
 
 
 class SASRecConfig(ModelConfig):
@@ -33,11 +33,28 @@ class SASRecConfig(ModelConfig):
         description="share of the target in Eq. 13 that the items divide that follow it elsewhere",
     )  # fmt: skip
 
+    loss: Literal["full_ce", "original"] = Field(
+        "full_ce",
+        description="full_ce: cross entropy over all items; original: the system's own, a binary "
+        "one with a sampled negative a target",
+    )
+    excluded_negatives: Literal["train", "all"] = Field(
+        "train",
+        description="items of a user that are never drawn as negatives: of training, or the "
+        "held-out ones, too, as public code does",
+    )
+
+    @model_validator(mode="after")
+    def _smoothing_is_of_all_items(self) -> SASRecConfig:
+        for name in ("label_smoothing", "transition_smoothing"):
+            if self.loss == "original" and getattr(self, name):
+                raise ValueError(
+                    f"{name}={getattr(self, name)} softens the targets of the full cross entropy; "
+                    "leave it 0 with loss='original', or use loss='full_ce'"
+                )
+        return self
+
     @model_validator(mode="after")
     def _heads_divide(self) -> SASRecConfig:
-        if self.hidden_size % self.num_heads:
-            raise ValueError(
-                f"hidden_size={self.hidden_size} is not divisible by num_heads={self.num_heads}; "
-                f"choose a multiple of {self.num_heads}"
-            )
+        check_heads(self.hidden_size, self.num_heads)
         return self

@@ -1,0 +1,1 @@
+"""Caser, convolutions over the last items; imported part by part."""

@@ -1,0 +1,1 @@
+"""ELCRec, intents as centres that gradients move; imported part by part."""

@@ -1,0 +1,1 @@
+"""ICLRec, contrast of augmented histories and of intents; imported part by part."""
