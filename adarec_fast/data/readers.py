@@ -115,7 +115,7 @@ def load(
         raise DataError(f"format={format!r} is for files; the source is a {kind(source)}")
     for argument, value in layout.given().items():
         raise DataError(f"{argument}={value!r} is for files; the source is a {kind(source)}")
-    if _is_frame(source):
+    if is_frame(source):
         read = events_from([read_frame(source, names, "data frame")], kept, names)
         data = _assemble(from_events(read, "frame"), "frame")
     elif isinstance(source, Mapping) or is_list(source):
@@ -226,6 +226,6 @@ def _are_paths(source: object) -> bool:
     )  # fmt: skip
 
 
-def _is_frame(source: object) -> bool:
+def is_frame(source: object) -> bool:
     module = type(source).__module__.partition(".")[0]
     return module in ("pandas", "polars") and type(source).__name__ == "DataFrame"

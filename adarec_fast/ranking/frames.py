@@ -16,6 +16,8 @@ from ..data.flat import gather_ranges
 from ..data.tables import import_polars
 from ..files import replacing
 from ..histories import pack_lists
+from ..models.answers import COLUMNS as COLUMNS
+from ..models.answers import FrameKind, Recommendations, frame_maker
 from ..models.base import SequenceModel
 from ..ragged import Jagged
 from .recommender import Recommender
@@ -23,9 +25,7 @@ from .recommender import Recommender
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-FrameKind = Literal["polars", "pandas"]
 HeldOut = Literal["valid", "test"]
-COLUMNS = ("user", "item", "score", "rank")
 
 
 class FrameOptions(TypedDict, total=False):
@@ -87,7 +87,7 @@ def recommendation_frames(
             f"the model knows {model.config.num_items} items, the data have {data.num_items}: the "
             "two are not of one catalogue"
         )
-    make = _maker(kind)
+    make = frame_maker(kind)
     chosen = torch.arange(data.num_users)
     if users is not None:
         try:
@@ -176,15 +176,9 @@ def _columns(
     starts = offsets[users]
     chosen = gather_ranges(values, starts, offsets[users + 1] - starts)
     ranking = recommender.recommend(chosen, k, exclude_seen=exclude_seen)
-    scores = ranking.scores.float().cpu()
-    left = torch.isfinite(scores)
-    rank = torch.arange(1, k + 1, dtype=torch.int32).expand(len(users), -1)
-    return {
-        "user": data.users.decode(users[:, None].expand(-1, k)[left]),
-        "item": data.items.decode(ranking.items.cpu()[left]),
-        "score": scores[left].numpy(),
-        "rank": rank[left].numpy(),
-    }
+    return Recommendations(
+        ranking.items, ranking.scores, {}, data.items, asked=data.users.decode(users)
+    ).columns()
 
 
 def _one_row(data: InteractionData) -> dict[str, Any]:
@@ -195,15 +189,3 @@ def _one_row(data: InteractionData) -> dict[str, Any]:
         "score": np.zeros(min(1, data.num_users), np.float32),
         "rank": np.zeros(min(1, data.num_users), np.int32),
     }
-
-
-def _maker(kind: FrameKind) -> Any:
-    if kind == "polars":
-        return import_polars("a frame of recommendations").DataFrame
-    try:
-        import pandas
-    except ImportError as error:
-        raise DataError(
-            "a frame of recommendations needs pandas: pip install adarec_fast[data]"
-        ) from error
-    return pandas.DataFrame
