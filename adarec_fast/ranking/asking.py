@@ -256,16 +256,27 @@ class Asking:
         scores, items = (torch.cat(part) for part in zip(*parts, strict=True))
         return Ranking(items, scores)
 
+    def why_not_similar(self) -> str | None:
+        """Why :meth:`similar_items` cannot answer for this model, or None: it can.
+
+        Example:
+            >>> recommender.why_not_similar() is None
+            True
+        """
+        if self.model.by_products and self.model.table().shape[1] > 1:
+            return None
+        return (
+            f"similar items: {type(self.model).__name__} has no vectors of items that could be "
+            "compared; recommendations for a history of one item say what follows it"
+        )
+
     def _directions(self) -> Tensor:
         """Items' vectors of length one ``[V+1, D']``."""
-        model = self.model
-        if not model.by_products or model.table().shape[1] < 2:
-            raise ConfigError(
-                f"similar_items: {type(model).__name__} has no vectors of items that could be "
-                "compared; recommend([[item]]) says what follows an item"
-            )
+        why = self.why_not_similar()
+        if why is not None:
+            raise ConfigError(why)
         if self._unit is None:
-            self._unit = F.normalize(model.table().detach().float(), dim=1)
+            self._unit = F.normalize(self.model.table().detach().float(), dim=1)
         return self._unit
 
 
