@@ -101,6 +101,12 @@ def load(
         DataError: anything wrong with the source (the message names file and line) or an
             argument out of range, a column looks like times that was not named and cannot be
             told for sure, or no user is left.
+
+    Example:
+        >>> af.load({"ann": ["sku-2", "sku-1", "sku-2"], "bob": ["sku-1", "sku-3", "sku-2"]})
+        InteractionData 'lists': 2 users, 3 items, 6 interactions
+          histories of 3 to 3 items, 3.0 in the mean
+          user 'ann': 'sku-2', 'sku-1', 'sku-2'
     """
     names = Columns.create(user, item, time, event, time_format, ids)
     layout = Layout.create(separator, columns)

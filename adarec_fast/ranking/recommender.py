@@ -64,6 +64,11 @@ class Recommender(Asking):
 
     Raises:
         ValueError: ``batch_size`` is under 1.
+
+    Example:
+        >>> recommender = af.Recommender(model)
+        >>> len(recommender.recommend(["sku-1", "sku-9"], k=3).items)
+        3
     """
 
     def __init__(self, model: SequenceModel, *, batch_size: int = 1024) -> None:
@@ -100,6 +105,15 @@ class Recommender(Asking):
             self._pool = torch.cuda.graph_pool_handle()
             # torch.cuda.graph's own stream is on whatever device was current at its first use.
             self._stream = torch.cuda.Stream(self._device)
+
+    def __repr__(self) -> str:
+        model, config = self.model, self.model.config
+        return (
+            f"Recommender of {type(model).__name__}: {config.num_items:,} items"
+            f"{'' if model.item_vocabulary is None else ' by their own ids'}, the last "
+            f"{config.max_length:,} of a history{' and a memory' * (self._memory is not None)}, "
+            f"on {self._device}"
+        )
 
     def __reduce__(self) -> Any:
         # What is prepared is of this machine: another process, or a copy, prepares its own.
@@ -160,7 +174,8 @@ class Recommender(Asking):
                 lists or a mask for another number of users.
 
         Example:
-            >>> recommender.recommend(["sku-1", "sku-9"], k=2, allow=["sku-3", "sku-5"]).items
+            >>> found = recommender.recommend(["sku-1", "sku-9"], k=2, allow=["sku-3", "sku-5"])
+            >>> sorted(found.items)
             ['sku-3', 'sku-5']
             >>> recommender.recommend([[1, 9], [4]], k=5).items.shape
             torch.Size([2, 5])

@@ -16,8 +16,9 @@ PAGE = Path(__file__).parents[2] / "adarec_fast" / "docs" / "api.md"
 _BEGINNING = """# API
 
 The public names, all from `adarec_fast`; they stay where they are whatever moves inside. Their
-docstrings (`help(adarec_fast.ADARec)`) give shapes, dtypes, errors and equations. This page is
-written by `python tests/docs/test_api_page.py`.
+docstrings (`help(adarec_fast.ADARec)`) give shapes, dtypes, errors, equations and an example, which
+a test runs with a small `data`, its `split`, `batches`, a `model` and its `recommender`; that of a
+model lists its options. This page is written by `python tests/docs/test_api_page.py`.
 
 """
 
