@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from .models.adarec.config import ADARecConfig
     from .models.adarec.model import ADARec
     from .models.adarec.outputs import ADARecOutput, Hierarchy
+    from .models.answers import Recommendation, Recommendations
     from .models.base import LossOutput
     from .models.pretrained import CheckpointError
     from .ops import BackendError
+    from .ranking.asking import Explanation
     from .ranking.recommender import Ranking, Recommender
 
 __all__ = [
@@ -28,10 +30,13 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "Explanation",
     "Hierarchy",
     "InteractionData",
     "LossOutput",
     "Ranking",
+    "Recommendation",
+    "Recommendations",
     "Recommender",
     "Split",
     "TrainConfig",
@@ -48,10 +53,13 @@ _HOME = {
     "CheckpointError": "models.pretrained",
     "ConfigError": "config",
     "DataError": "data",
+    "Explanation": "ranking.asking",
     "Hierarchy": "models.adarec.outputs",
     "InteractionData": "data",
     "LossOutput": "models.base",
     "Ranking": "ranking.recommender",
+    "Recommendation": "models.answers",
+    "Recommendations": "models.answers",
     "Recommender": "ranking.recommender",
     "Split": "data",
     "TrainConfig": "config",

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import difflib
 import json
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -25,7 +26,14 @@ _MOST_COMPLAINTS = 5
 
 
 class ConfigError(ValueError):
-    """A configuration that names an unknown key or holds a value out of range."""
+    """A configuration that names an unknown key or holds a value out of range.
+
+    Example:
+        >>> af.ADARec(num_items=12, dropuot=0.1)
+        Traceback (most recent call last):
+        ...
+        adarec_fast.config.ConfigError: unknown key 'dropuot', did you mean 'dropout'?
+    """
 
 
 class _Base(BaseModel):
@@ -35,7 +43,14 @@ class _Base(BaseModel):
 
     @classmethod
     def create(cls: type[_Config], **values: Any) -> _Config:
-        """Build and validate; every complaint in one :class:`ConfigError`, in plain words."""
+        """Build and validate; every complaint in one :class:`ConfigError`, in plain words.
+
+        Example:
+            >>> af.TrainConfig.create(epochs=0, patience=-1)
+            Traceback (most recent call last):
+            ...
+            adarec_fast.config.ConfigError: epochs=0: ...; patience=-1: ...
+        """
         unknown = [key for key in values if key not in cls.model_fields]
         if unknown:
             raise ConfigError(unknown_keys(unknown, list(cls.model_fields)))
@@ -49,19 +64,40 @@ class _Base(BaseModel):
 
     @classmethod
     def load(cls: type[_Config], path: str | Path) -> _Config:
-        """Read a JSON or YAML file. Raises :class:`ConfigError` naming the file."""
+        """Read a JSON or YAML file. Raises :class:`ConfigError` naming the file.
+
+        Example:
+            >>> _ = (folder / "train.yaml").write_text("epochs: 3")
+            >>> af.TrainConfig.load(folder / "train.yaml").epochs
+            3
+        """
         return cls.create(**read_mapping(path))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON-able values of every field."""
+        """Plain JSON-able values of every field.
+
+        Example:
+            >>> af.TrainConfig(epochs=3).to_dict()["epochs"]
+            3
+        """
         return self.model_dump(mode="json")
 
     def to_json(self) -> str:
-        """Indented JSON, keys in the order of the class."""
+        """Indented JSON, keys in the order of the class.
+
+        Example:
+            >>> af.TrainConfig(epochs=3).to_json().splitlines()[1].strip()
+            '"epochs": 3,'
+        """
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
     def replace(self: _Config, **changes: Any) -> _Config:
-        """A validated copy with some fields changed."""
+        """A validated copy with some fields changed.
+
+        Example:
+            >>> af.TrainConfig().replace(epochs=3).epochs
+            3
+        """
         return type(self).create(**{**self.model_dump(), **changes})
 
 
@@ -106,6 +142,18 @@ class DataConfig(_Base):
     truncate: int | None = Field(
         None, ge=1, description="cut histories to their last so many training items"
     )
+
+
+def listed_fields(kind: type[_Base]) -> str:
+    """The fields of a configuration for a docstring, a line or two each: name, default, meaning."""
+    lines = []
+    for name, field in kind.model_fields.items():
+        choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+        default = "" if field.is_required() else f"={field.default!r}"
+        text = f"{name}{default}: {field.description}"
+        text += f"; one of {', '.join(map(repr, choices))}." if choices else "."
+        lines += textwrap.wrap(text, 92, initial_indent=" " * 8, subsequent_indent=" " * 12)
+    return "\n".join(lines)
 
 
 def absolute_paths(data: str | Sequence[str]) -> str | list[str]:
@@ -172,7 +220,12 @@ def check_heads(hidden_size: int, num_heads: int) -> None:
 
 
 class TrainConfig(_Base):
-    """How a model is trained. Defaults reproduce the figures in the README."""
+    """How a model is trained. Defaults reproduce the figures in the README.
+
+    Example:
+        >>> af.TrainConfig(learning_rate=1e-4).epochs
+        200
+    """
 
     epochs: int = Field(200, ge=1, description="at most so many passes over the examples")
     batch_size: int = Field(256, ge=1, description="examples a step")

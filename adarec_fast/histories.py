@@ -47,7 +47,7 @@ def pack_lists(
         )
     rows = histories if isinstance(histories, list) else list(histories)
     if not {list, tuple}.issuperset(map(type, rows)):
-        rows = [_row(row, f"{name}[{place}]") for place, row in enumerate(rows)]
+        rows = [as_row(row, f"{name}[{place}]") for place, row in enumerate(rows)]
     flat = list(chain.from_iterable(rows))
     if not {int}.issuperset(map(type, flat)):
         rows = [
@@ -77,7 +77,7 @@ def _can_be_read(given: Any) -> bool:
     )  # fmt: skip
 
 
-def _row(row: Any, where: str) -> Sequence[Any]:
+def as_row(row: Any, where: str) -> Sequence[Any]:
     """A row as something to go through in its order."""
     if isinstance(row, (list, tuple)):
         return row

@@ -105,6 +105,15 @@ def described(tensor: Tensor) -> str:
     return text
 
 
+def brief(value: object) -> str:
+    """What a tensor is in a line of others: its type and shape; other things as they are."""
+    if not isinstance(value, Tensor):
+        return repr(value)
+    if not value.dim() and type(value) is Tensor and not value.is_meta:
+        return f"{value.item():.6g}"
+    return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+
+
 def check_offsets(offsets: Tensor, num_tokens: int, *, max_length: int | None = None) -> None:
     """Validate ``offsets`` against the number of tokens. Reads ``offsets`` on the host.
 

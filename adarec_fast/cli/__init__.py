@@ -19,6 +19,7 @@ from . import (
     recommend,
     reproduce,
     serve,
+    similar,
     sweep,
     train,
     tune,
@@ -64,6 +65,7 @@ _EXPERIMENTS, _MACHINE = "Experiments", "This machine"
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("recommend")(recommend.recommend)
+app.command("similar")(similar.similar)
 app.command("serve")(serve.serve)
 app.command("export")(export.export)
 app.command("models")(models.models)

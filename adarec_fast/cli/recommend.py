@@ -1,29 +1,30 @@
-"""``adarec-fast recommend``, and the table that ends a training run."""
+"""``adarec-fast recommend``."""
 
 from __future__ import annotations
 
-import csv
 import enum
-import io
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import Annotated
 
 import typer
-from rich import box
-from rich.table import Table
-from rich.text import Text
 
 from ..config import ConfigError
+from .answers import as_csv, heading, ranking_table
+from .answers import recommend_for as recommend_for
 from .console import command, err, out, print_exactly, words
-
-if TYPE_CHECKING:
-    from ..data import Dropped, InteractionData, Split, Vocabulary
-    from ..models.base import SequenceModel
-
-_SHOWN_HISTORY = 5
-_SHOWN_REASONS = 3
-_SHORT_ID = 20  # characters; such a column is not made narrower
+from .ids import (
+    AllowFile,
+    Device,
+    ExcludeFile,
+    UnknownItems,
+    is_dropped,
+    items_of_file,
+    kept,
+    known_items,
+    known_users,
+    read_ids,
+)
 
 
 class Part(str, enum.Enum):
@@ -42,51 +43,6 @@ class Output(str, enum.Enum):
     PARQUET = "parquet"
 
 
-class UnknownItems(str, enum.Enum):
-    """What happens to items that nobody knows."""
-
-    REFUSE = "refuse"
-    IGNORE = "ignore"
-
-
-class Recommendation(NamedTuple):
-    """What one history leads to; ids are external.
-
-    Attributes:
-        reasons: of each item, what its score loses without each place of the history; None where
-            nobody asked.
-    """
-
-    user: str | int | None
-    history: list[str | int]
-    diagnostics: dict[str, int | float]
-    items: list[str | int]
-    scores: list[float]
-    reasons: list[list[float]] | None = None
-
-    def why(self, place: int) -> list[dict[str, Any]]:
-        """The history's items by what the item at a place of the ranking owes them."""
-        assert self.reasons is not None
-        owed = zip(self.history, self.reasons[place], strict=True)
-        return [
-            {"item": item, "difference": difference}
-            for item, difference in sorted(owed, key=lambda pair: -pair[1])
-        ]
-
-    def to_json(self) -> dict[str, Any]:
-        ranked = enumerate(zip(self.items, self.scores, strict=True))
-        return {
-            "user": self.user,
-            "history": self.history,
-            **self.diagnostics,
-            "items": [
-                {"item": item, "score": score}
-                | ({} if self.reasons is None else {"why": self.why(place)})
-                for place, (item, score) in ranked
-            ],
-        }
-
-
 @command
 def recommend(
     run_dir: Annotated[Path, typer.Argument(help="Folder of a training run.")],
@@ -95,6 +51,13 @@ def recommend(
         typer.Option(
             help="External id of a user of the training data; may be repeated. One that "
             "preprocessing dropped is answered by its items.",
+        ),
+    ] = None,
+    users_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", show_default=False,
+            help="Users of the training data: a text file of ids, one a line.",
         ),
     ] = None,
     history: Annotated[
@@ -107,8 +70,13 @@ def recommend(
     ] = None,
     unknown_items: Annotated[
         UnknownItems,
-        typer.Option(help="What to do with items of a --history that the catalogue does not have."),
+        typer.Option(
+            help="What to do with items of a --history, --allow-file or --exclude-file that the "
+            "catalogue does not have."
+        ),
     ] = UnknownItems.REFUSE,
+    allow_file: AllowFile = None,
+    exclude_file: ExcludeFile = None,
     k: Annotated[
         int | None,
         typer.Option(
@@ -145,11 +113,15 @@ def recommend(
             show_default="the whole history",
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, ...")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Recommend items to known users, or to anyone by a history."""
-    if not (user or history or all_users):
-        raise ConfigError("recommend needs --user ID, --history ITEM,ITEM,... or --all-users")
+    if not (user or history or all_users or users_file):
+        raise ConfigError(
+            "recommend needs --users-file FILE, --user ID, --history ITEM,ITEM,... or --all-users"
+        )
+    if all_users and users_file is not None:
+        raise ConfigError("--users-file and --all-users name different users; give one of them")
     if file is None and (all_users or output is Output.PARQUET):
         raise ConfigError("--all-users and --output parquet need --file PATH")
     if file is not None and (history or output not in (Output.CSV, Output.PARQUET)):
@@ -163,38 +135,44 @@ def recommend(
     from ..training.loop import resolve_device
     from ..training.updated import load_current
 
+    named = [(own_id, "--user") for own_id in user or []]
+    if users_file is not None:
+        named += read_ids(users_file, "--users-file")
     run = load_current(run_dir, device=resolve_device(device))
+    ignore = unknown_items is UnknownItems.IGNORE
+    allow = items_of_file(run.data.items, allow_file, "--allow-file", ignore)
+    exclude = items_of_file(run.data.items, exclude_file, "--exclude-file", ignore)
     if k is None:
         k = min(20, len(run.data.items))
+    dropped = [(own_id, place) for own_id, place in named if is_dropped(run.data, own_id)]
+    for own_id, place in dropped:
+        if file is not None or part is not None:
+            left = "--file" if file is not None else "--part"
+            raise DataError(f"{place}: {kept(run.data).why(own_id)}; leave out {left}")
+    gone = set(dropped)
+    known = known_users(run.data.users, [pair for pair in named if pair not in gone])
     if file is not None:
-        for name in user or []:
-            if _is_dropped(run.data, name):
-                raise DataError(f"--user: {_kept(run.data).why(name)}; leave out --file")
         from ..ranking.frames import write_recommendations
 
         rows = write_recommendations(
             run.model, run.data, file, format="csv" if output is Output.CSV else "parquet", k=k,
             exclude_seen=exclude_seen, part=None if part is None else part.value,
-            users=None if all_users else _encode(run.data.users, user or [], "--user"),
+            users=None if all_users else known, allow=allow, exclude=exclude,
         )  # fmt: skip
         err.print(words("{} rows in {}", f"{rows:,}", file), soft_wrap=True)
         return
     people: list[str | int | None] = []
     histories: list[list[int]] = []
     values, offsets = run.data.values, run.data.offsets
-    dropped = [name for name in user or [] if _is_dropped(run.data, name)]
     if part is not None:
-        for name in dropped:
-            raise DataError(f"--user: {_kept(run.data).why(name)}; leave out --part")
         values, offsets = Split(run.data).inputs(part.value)
-    for name in dropped:
-        people.append(_kept(run.data).known(name))
-        histories.append(run.data.history_of(name).tolist())
-        told = f"{_kept(run.data).why(name)}; answered by those in the catalogue"
+    for own_id, _ in dropped:
+        people.append(kept(run.data).known(own_id))
+        histories.append(run.data.history_of(own_id).tolist())
+        told = f"{kept(run.data).why(own_id)}; answered by those in the catalogue"
         err.print(told, markup=False, soft_wrap=True)
-    user = [name for name in user or [] if name not in dropped]
-    for index in _encode(run.data.users, user or [], "--user"):
-        people.append(run.data.users.decode([index])[0])
+    people += run.data.users.decode(known)
+    for index in known:
         histories.append(values[int(offsets[index]) : int(offsets[index + 1])].tolist())
     for text in history or []:
         people.append(None)
@@ -204,191 +182,19 @@ def recommend(
             raise DataError(f"--history: {error}") from None
         if not ids:
             raise ConfigError(f"--history {text!r} names no item; write ITEM,ITEM,...")
-        histories.append(_known_items(run.data, ids, unknown_items is UnknownItems.IGNORE))
+        histories.append(known_items(run.data, ids, ignore))
     answers = recommend_for(
-        run.model, run.data.items, people, histories, k, exclude_seen, why=why
-    )
+        run.model, run.data.items, people, histories, k, exclude_seen, why=why, exclude=exclude,
+        allow=allow,
+    )  # fmt: skip
     if output is Output.JSON:
         print(json.dumps([answer.to_json() for answer in answers], indent=2))
     elif output is Output.CSV:
-        from ..ranking.frames import COLUMNS
+        from ..models.answers import COLUMNS
 
-        table = io.StringIO()
-        writer = csv.writer(table, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for answer in answers:
-            for rank, pair in enumerate(zip(answer.items, answer.scores, strict=True), 1):
-                writer.writerow((answer.user, *pair, rank))
-        print_exactly(table.getvalue(), "--output csv")
+        ranked = [(a.user, a.items, a.scores) for a in answers]
+        print_exactly(as_csv(COLUMNS, ranked), "--output csv")
     else:
         for answer in answers:
-            out.print(_heading(answer), soft_wrap=True)
-            out.print(_ranking(answer))
-
-
-def recommend_for(
-    model: SequenceModel,
-    items: Vocabulary,
-    users: list[str | int | None],
-    histories: list[list[int]],
-    k: int,
-    exclude_seen: bool = True,
-    *,
-    why: bool = False,
-) -> list[Recommendation]:
-    """Ranked items for histories of item indices; fewer than ``k`` where no more are left.
-
-    With ``why`` each says what it owes to the history.
-
-    Raises:
-        ConfigError: ``k`` is larger than the catalogue.
-    """
-    import torch
-
-    from ..ranking.reasons import score_differences
-    from ..ranking.recommender import Recommender
-
-    if k > len(items):
-        raise ConfigError(f"k={k} is more than the catalogue holds; at most {len(items)}")
-    ranking = Recommender(model).recommend(histories, k, exclude_seen=exclude_seen)
-    chosen, scores = ranking.items, ranking.scores
-    told = {name: tensor.tolist() for name, tensor in ranking.diagnostics.items()}
-    answers = []
-    for row, user in enumerate(users):
-        left = torch.isfinite(scores[row])
-        best = chosen[row][left]
-        owed = score_differences(model, histories[row], best.tolist()).tolist() if why else None
-        answers.append(
-            Recommendation(
-                user,
-                items.decode(histories[row]),
-                {name: column[row] for name, column in told.items()},
-                items.decode(best),
-                scores[row][left].tolist(),
-                owed,
-            )
-        )
-    return answers
-
-
-def samples(model: SequenceModel, split: Split, count: int = 5, k: int = 5) -> Table:
-    """A few test users: history, the model's diagnostics, recommendations, and what came next."""
-    users = _spread(split.num_users, count)
-    values, offsets = split.inputs("test")
-    histories = [values[int(offsets[u]) : int(offsets[u + 1])].tolist() for u in users]
-    names = split.data.users.decode(users)
-    items = split.data.items
-    answers = recommend_for(model, items, names, histories, min(k, len(items)))
-    truth = items.decode(split.targets("test")[users])
-    table = Table(box=box.SIMPLE_HEAD, title="Some users of the test set", title_justify="left")
-    longest = max((len(str(answer.user)) for answer in answers), default=0)
-    table.add_column("user", overflow="fold", no_wrap=longest <= _SHORT_ID)
-    table.add_column("history, latest last", overflow="fold", ratio=3)
-    for name in answers[0].diagnostics if answers else ():
-        table.add_column(Text(name), justify="right")
-    table.add_column("recommended", overflow="fold", ratio=3)
-    table.add_column("next was", overflow="fold")
-    for answer, target in zip(answers, truth, strict=True):
-        older = len(answer.history) - _SHOWN_HISTORY
-        shown = [Text(f"{older} more", "dim")] if older > 0 else []
-        shown += [Text(str(item)) for item in answer.history[-_SHOWN_HISTORY:]]
-        ranked = [Text(str(i), "bold green" if i == target else "") for i in answer.items]
-        table.add_row(
-            Text(str(answer.user)),
-            Text(", ").join(shown),
-            *map(_number, answer.diagnostics.values()),
-            Text(", ").join(ranked),
-            Text(str(target)),
-        )
-    return table
-
-
-def _heading(answer: Recommendation) -> Text:
-    who = "a new user" if answer.user is None else f"user {answer.user}"
-    latest = ", ".join(str(item) for item in answer.history[-_SHOWN_HISTORY:])
-    older = "… " if len(answer.history) > _SHOWN_HISTORY else ""
-    told = "".join(f"{name} {_number(value)}, " for name, value in answer.diagnostics.items())
-    return words(
-        "[bold]{}[/], {}", who, f"{told}{len(answer.history)} items, latest last: {older}{latest}"
-    )
-
-
-def _ranking(answer: Recommendation) -> Table:
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("rank", justify="right")
-    table.add_column("item", overflow="fold")
-    table.add_column("score", justify="right")
-    if answer.reasons is not None:
-        table.add_column("without", overflow="fold")
-    for rank, (item, score) in enumerate(zip(answer.items, answer.scores, strict=True), 1):
-        told = [] if answer.reasons is None else [_because(answer.why(rank - 1))]
-        table.add_row(str(rank), Text(str(item)), f"{score:.3f}", *told)
-    return table
-
-
-def _because(reasons: list[dict[str, Any]]) -> Text:
-    """The strongest of them, and what the score loses without each."""
-    shown = [
-        f"{reason['item']} {-reason['difference']:+.3f}"
-        for reason in reasons[:_SHOWN_REASONS] if reason["difference"] > 0
-    ]  # fmt: skip
-    return Text(", ".join(shown)) if shown else Text("none of the history", "dim")
-
-
-def _number(value: int | float) -> str:
-    return str(value) if isinstance(value, int) else f"{value:.2f}"
-
-
-def _spread(size: int, count: int) -> list[int]:
-    """``count`` indices spread evenly over ``range(size)``."""
-    count = min(count, size)
-    return [index * size // count for index in range(count)]
-
-
-def _kept(data: InteractionData) -> Dropped:
-    assert data.dropped is not None
-    return data.dropped
-
-
-def _is_dropped(data: InteractionData, user: str) -> bool:
-    """Whether preprocessing dropped a user; one who came back later is a user like others."""
-    dropped = data.dropped
-    return dropped is not None and user not in data.users and dropped.known(user) is not None
-
-
-def _known_items(data: InteractionData, ids: list[str], ignore: bool) -> list[int]:
-    """Indices of the items of a history, without unknown ones if they are to be ignored."""
-    from ..data import DataError
-
-    found = data.items.find(ids)
-    unknown = [item for item, index in zip(ids, found.tolist(), strict=True) if index < 0]
-    if not unknown:
-        return found.tolist()
-    if ignore and len(unknown) < len(ids):
-        told = f"not in the catalogue, left out: {', '.join(unknown)}"
-        err.print(told, markup=False, soft_wrap=True)
-        return found[found >= 0].tolist()
-    if ignore:
-        raise DataError(f"--history: none of its items is in the catalogue: {', '.join(unknown)}")
-    if data.dropped is not None and unknown[0] in data.dropped.items:
-        raise DataError(
-            f"--history: item {unknown[0]!r} is in the data and was dropped with the few who have "
-            "it; --unknown-items ignore leaves such items out"
-        )
-    return _encode(data.items, ids, "--history")
-
-
-def _encode(vocabulary: Vocabulary, ids: list[str], option: str) -> list[int]:
-    """Indices of external ids; an unknown one names the option it came from."""
-    from ..data import DataError
-
-    try:
-        indices: list[int] = vocabulary.encode(ids).tolist()
-    except DataError as error:
-        quoted = ""
-        if option == "--history" and any("," in str(known) for known in vocabulary.ids):
-            quoted = "; an id with a comma stands in double quotes: '\"a,1\",b'"
-        if option == "--history":
-            quoted += "; --unknown-items ignore leaves such items out"
-        raise DataError(f"{option}: {error}{quoted}") from None
-    return indices
+            out.print(heading(answer), soft_wrap=True)
+            out.print(ranking_table(answer))

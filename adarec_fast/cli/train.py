@@ -14,10 +14,10 @@ from ..config import ConfigError, DataConfig, TrainConfig, absolute_paths
 from ..models.registry import DEFAULT, create_config, described
 from ..training.presets import preset as preset_values
 from ..training.values import Values, known_keys, read_assignments, read_config, renamed
+from .answers import samples
 from .console import INTERRUPTED, command, err, out, words
 from .evaluate import report
 from .options import config_options
-from .recommend import samples
 
 # Two minutes on two cores; the fields' own defaults are for real data.
 SYNTHETIC = Values(

@@ -95,6 +95,12 @@ class TrainingBatches:
     Raises:
         ValueError: an argument is out of range (named in the message).
         DataError: no history has two items, or, under ``"windows"``, more than T.
+
+    Example:
+        >>> values, offsets = split.inputs("train")
+        >>> batches = af.TrainingBatches(values, offsets, batch_size=4, max_length=10, seed=0)
+        >>> batches.num_examples == split.training_prefixes()
+        True
     """
 
     def __init__(
@@ -180,6 +186,12 @@ class TrainingBatches:
     def num_examples(self) -> int:
         return self._sizes.numel()
 
+    def __repr__(self) -> str:
+        return (
+            f"TrainingBatches: {self.num_examples:,} examples ({self.supervision!r}), "
+            f"{len(self):,} batches of {self.batch_size:,} an epoch, on {self.device}"
+        )
+
     def __len__(self) -> int:
         """Batches an epoch."""
         full, rest = divmod(self.num_examples, self.batch_size)
@@ -193,12 +205,20 @@ class TrainingBatches:
 
         Raises:
             ValueError: ``e`` is negative or ``start`` is outside ``0..len(self)``.
+
+        Example:
+            >>> sum(len(batch.targets) for batch in batches.epoch(0)) == batches.num_examples
+            True
         """
         self.check_start(e, start)
         return self._epoch(e, start)
 
     def check_start(self, e: int, start: int) -> None:
-        """Raise as :meth:`epoch` does."""
+        """Raise as :meth:`epoch` does.
+
+        Example:
+            >>> batches.check_start(0, len(batches))
+        """
         if e < 0:
             raise ValueError(f"epoch e={e} must be at least 0")
         if not 0 <= start <= len(self):
@@ -215,18 +235,34 @@ class TrainingBatches:
             yield self.gather(chosen, totals[index])
 
     def order(self, e: int) -> Tensor:
-        """int64 [num_examples] on the CPU, the examples in the order of epoch ``e``."""
+        """int64 [num_examples] on the CPU, the examples in the order of epoch ``e``.
+
+        Example:
+            >>> sorted(batches.order(0).tolist()) == list(range(batches.num_examples))
+            True
+        """
         generator = torch.Generator()  # always on the CPU: one order for every device
         state = np.random.SeedSequence([self.seed, e]).generate_state(1, np.uint64)
         generator.manual_seed(int(state[0] >> np.uint64(1)))
         return torch.randperm(self.num_examples, generator=generator)
 
     def tokens_before(self, order: Tensor) -> Tensor:
-        """int64 [n + 1], tokens before each of n examples in this order, and of all, on the CPU."""
+        """int64 [n + 1], tokens before each of n examples in this order, and of all, on the CPU.
+
+        Example:
+            >>> len(batches.tokens_before(batches.order(0))) == batches.num_examples + 1
+            True
+        """
         return lengths_to_offsets(self._sizes[order])
 
     def gather(self, chosen: Tensor, total: int) -> Batch:
-        """The batch of some examples (on ``device``), which have ``total`` tokens."""
+        """The batch of some examples (on ``device``), which have ``total`` tokens.
+
+        Example:
+            >>> chosen = batches.order(0)[:2]
+            >>> batches.gather(chosen, int(batches.tokens_before(chosen)[-1])).offsets.shape
+            torch.Size([3])
+        """
         starts, sizes = self._starts[chosen], self._device_sizes[chosen]
         positions, offsets = range_positions(starts, sizes, total)
         target_positions = positions if self.supervision == "cloze" else positions + 1

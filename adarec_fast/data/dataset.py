@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import overload
 
 import torch
 from torch import Tensor
 
+from ..documents import shown
 from .errors import DataError
 from .vocabulary import ExternalId, Vocabulary
+
+_SHOWN_ITEMS, _SHOWN_ID = 5, 24
 
 __all__ = ["DataError", "Dropped", "InteractionData", "PlantedLabels", "ReadReport", "Vocabulary"]
 
@@ -158,6 +162,13 @@ class InteractionData:
         labels: planted intents, of synthetic data only.
         report: what reading the source did, None when the data were not read.
         dropped: what filters took out, None where that is nothing or not known.
+
+    Example:
+        >>> data = af.load({"ann": ["sku-2", "sku-1", "sku-2"], "bob": ["sku-1", "sku-3", "sku-2"]})
+        >>> len(data), data.num_items, data[0]
+        (2, 3, ['sku-2', 'sku-1', 'sku-2'])
+        >>> data.values.tolist()
+        [2, 1, 2, 1, 3, 2]
     """
 
     values: Tensor
@@ -185,6 +196,12 @@ class InteractionData:
 
         Raises:
             DataError: dtypes, shapes, offsets, vocabularies or item indices disagree.
+
+        Example:
+            >>> items, users = Vocabulary(["sku-1", "sku-2"], first=1), Vocabulary(["ann"], first=0)
+            >>> values, offsets = torch.tensor([2, 1, 2]), torch.tensor([0, 3])
+            >>> af.InteractionData.from_flat(values, offsets, items, users, "small")[0]
+            ['sku-2', 'sku-1', 'sku-2']
         """
         for argument, tensor in (("values", values), ("offsets", offsets)):
             if not isinstance(tensor, Tensor) or tensor.dtype != torch.int64 or tensor.dim() != 1:
@@ -262,6 +279,10 @@ class InteractionData:
 
         Raises:
             DataError: ``user_index`` is outside 0..num_users-1.
+
+        Example:
+            >>> data.items.decode(data.sequence(0)) == data[0]
+            True
         """
         if not 0 <= user_index < self.num_users:
             raise DataError(
@@ -277,6 +298,10 @@ class InteractionData:
 
         Raises:
             DataError: the user is unknown, or was dropped and none of its items is left.
+
+        Example:
+            >>> data.items.decode(data.history_of("u2")) == data[1]
+            True
         """
         index = int(self.users.find([user])[0])
         if index >= 0:
@@ -292,7 +317,47 @@ class InteractionData:
             raise DataError(f"{reason}; none of its items is in the catalogue, such as {ids[0]!r}")
         return torch.from_numpy(found[found >= 0])
 
+    def __len__(self) -> int:
+        """The number of users."""
+        return self.num_users
+
+    @overload
+    def __getitem__(self, user_index: int) -> list[ExternalId]: ...
+    @overload
+    def __getitem__(self, user_index: slice) -> list[list[ExternalId]]: ...
+    def __getitem__(
+        self, user_index: int | slice
+    ) -> list[ExternalId] | list[list[ExternalId]]:
+        """The history of a user by index, oldest first, as external ids; a slice gives several."""
+        if isinstance(user_index, slice):
+            return [self[user] for user in range(*user_index.indices(self.num_users))]
+        return self.items.decode(self.sequence(range(self.num_users)[user_index]))
+
+    def __repr__(self) -> str:
+        lines = [
+            f"InteractionData {self.name!r}: {self.num_users:,} users, {self.num_items:,} items, "
+            f"{self.num_interactions:,} interactions"
+        ]
+        if self.num_users:
+            sizes = self.lengths
+            lines.append(
+                f"  histories of {int(sizes.min()):,} to {int(sizes.max()):,} items, "
+                f"{float(sizes.double().mean()):.1f} in the mean"
+            )
+            latest = ", ".join(shown(item, _SHOWN_ID) for item in self[0][-_SHOWN_ITEMS:])
+            user = shown(self.users.decode([0])[0], _SHOWN_ID)
+            lines.append(f"  user {user}: {'… ' * (sizes[0] > _SHOWN_ITEMS)}{latest}")
+        if self.dropped is not None:
+            gone = self.dropped.histories.num_users, len(self.dropped.items)
+            lines.append(f"  filters dropped {gone[0]:,} users and {gone[1]:,} items")
+        return "\n".join(lines)
+
     def replace(self, **changes: object) -> InteractionData:
-        """A copy with some attributes changed and everything checked again."""
+        """A copy with some attributes changed and everything checked again.
+
+        Example:
+            >>> data.replace(name="spring").name
+            'spring'
+        """
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return InteractionData.from_flat(**{**fields, **changes})

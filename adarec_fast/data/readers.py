@@ -101,6 +101,12 @@ def load(
         DataError: anything wrong with the source (the message names file and line) or an
             argument out of range, a column looks like times that was not named and cannot be
             told for sure, or no user is left.
+
+    Example:
+        >>> af.load({"ann": ["sku-2", "sku-1", "sku-2"], "bob": ["sku-1", "sku-3", "sku-2"]})
+        InteractionData 'lists': 2 users, 3 items, 6 interactions
+          histories of 3 to 3 items, 3.0 in the mean
+          user 'ann': 'sku-2', 'sku-1', 'sku-2'
     """
     names = Columns.create(user, item, time, event, time_format, ids)
     layout = Layout.create(separator, columns)
@@ -115,7 +121,7 @@ def load(
         raise DataError(f"format={format!r} is for files; the source is a {kind(source)}")
     for argument, value in layout.given().items():
         raise DataError(f"{argument}={value!r} is for files; the source is a {kind(source)}")
-    if _is_frame(source):
+    if is_frame(source):
         read = events_from([read_frame(source, names, "data frame")], kept, names)
         data = _assemble(from_events(read, "frame"), "frame")
     elif isinstance(source, Mapping) or is_list(source):
@@ -226,6 +232,6 @@ def _are_paths(source: object) -> bool:
     )  # fmt: skip
 
 
-def _is_frame(source: object) -> bool:
+def is_frame(source: object) -> bool:
     module = type(source).__module__.partition(".")[0]
     return module in ("pandas", "polars") and type(source).__name__ == "DataFrame"

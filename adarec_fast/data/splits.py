@@ -26,6 +26,11 @@ class Split:
 
     Raises:
         DataError: a history has fewer than 3 items (``load`` drops those).
+
+    Example:
+        >>> split = af.Split(data)
+        >>> len(split.inputs("train")[0]) == data.num_interactions - 2 * data.num_users
+        True
     """
 
     data: InteractionData
@@ -44,6 +49,12 @@ class Split:
                 "(load(..., min_length=3) drops shorter histories)"
             )
 
+    def __repr__(self) -> str:
+        return (
+            f"Split of {self.data.name!r}, leave-one-out: {self.num_users:,} users, "
+            f"{self.num_items:,} items, {self.training_prefixes():,} training prefixes"
+        )
+
     @property
     def num_users(self) -> int:
         return self.data.num_users
@@ -58,13 +69,23 @@ class Split:
         Returns:
             Jagged ``(values [N], offsets [num_users + 1])``, int64. ``"train"`` and
             ``"valid"`` are the same histories.
+
+        Example:
+            >>> values, offsets = split.inputs("test")
+            >>> data.items.decode(values[: offsets[1]]) == data[0][:-1]
+            True
         """
         held_out = _HELD_OUT[_checked(part, _HELD_OUT)]
         starts = self.data.offsets[:-1]
         return gather_ranges(self.data.values, starts, self.data.lengths - held_out)
 
     def targets(self, part: Literal["valid", "test"]) -> Tensor:
-        """int64 [num_users]: the item that each user's prediction should rank first."""
+        """int64 [num_users]: the item that each user's prediction should rank first.
+
+        Example:
+            >>> data.items.decode(split.targets("test")[:1]) == data[0][-1:]
+            True
+        """
         from_end = _TARGET_FROM_END[_checked(part, _TARGET_FROM_END)]
         return self.data.values[self.data.offsets[1:] - from_end]
 
@@ -73,6 +94,10 @@ class Split:
 
         A target that is already in the history (6.7% of the test targets of Yelp, none of the
         Amazon sets) becomes unreachable; the published results mask in the same way.
+
+        Example:
+            >>> all(map(torch.equal, split.seen("test"), split.inputs("test")))
+            True
         """
         return self.inputs(part)
 
@@ -81,15 +106,29 @@ class Split:
 
         That is the "natural" sparse subset: everything but the test item counts, so
         ``n - 1 <= limit``. On Amazon Beauty it holds 50.9% of the users, on Toys 53.6%.
+
+        Example:
+            >>> int(split.sparse_users(limit=5).sum()) <= split.num_users
+            True
         """
         return self.data.lengths - 1 <= limit
 
     def training_prefixes(self) -> int:
-        """Number of (prefix, next item) examples inside the training histories."""
+        """Number of (prefix, next item) examples inside the training histories.
+
+        Example:
+            >>> split.training_prefixes() == int((data.lengths - 3).sum())
+            True
+        """
         return int((self.data.lengths - 3).sum())
 
     def repeated_targets(self, part: Literal["valid", "test"]) -> Tensor:
-        """bool [num_users]: the target occurs in its own input history already."""
+        """bool [num_users]: the target occurs in its own input history already.
+
+        Example:
+            >>> split.repeated_targets("test").shape == (split.num_users,)
+            True
+        """
         values, offsets = self.inputs(part)
         lengths = offsets[1:] - offsets[:-1]
         hit = values == torch.repeat_interleave(self.targets(part), lengths)

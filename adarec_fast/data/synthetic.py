@@ -57,6 +57,11 @@ def synthetic(
     Raises:
         DataError: an argument is out of range: there must be a user, a theme and a sub-theme,
             and at least 10 items and one for each sub-theme.
+
+    Example:
+        >>> made = af.synthetic(num_users=20, num_items=40)
+        >>> len(made), made.num_items
+        (20, 40)
     """
     _check(num_users, num_items, num_themes, subthemes_per_theme, seed)
     rng = np.random.Generator(np.random.PCG64(seed))

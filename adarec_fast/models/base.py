@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import ConfigError, ModelConfig
+from ..config import ConfigError, ModelConfig, listed_fields
 from ..data import Batch, EvaluationBatch, Split, Vocabulary
+from ..ragged import brief
 from .memory import Memory
 
 if TYPE_CHECKING:
@@ -42,6 +43,11 @@ class LossOutput(NamedTuple):
         diagnostics: further tensors by name, of fixed shapes.
         examples: of a worker's share of a batch: B of the whole batch, whose means all values
             are; the gradient of ``total`` is the share's part of it.
+
+    Example:
+        >>> output = model.loss(next(batches.epoch(0)))
+        >>> output.total.requires_grad, output.parts["rec"].requires_grad
+        (True, False)
     """
 
     total: Tensor
@@ -49,6 +55,11 @@ class LossOutput(NamedTuple):
     weights: Mapping[str, int | Tensor] = {}
     diagnostics: Mapping[str, Tensor] = {}
     examples: int | None = None
+
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{name} {brief(value)}" for name, value in self.parts.items())
+        told = f"; {', '.join(self.diagnostics)}" if self.diagnostics else ""
+        return f"LossOutput(total {brief(self.total)} of {parts or 'no parts'}{told})"
 
     def __getattr__(self, name: str) -> Tensor:
         # torch.compile asks half-made tuples for names such as __dict__.
@@ -234,6 +245,13 @@ class SequenceModel(nn.Module):
     config: ModelConfig
     item_vocabulary: Vocabulary | None = None
     memory: Memory | None
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        own = vars(cls)
+        if own.get("__doc__") and "config_type" in own:  # help(ADARec) lists what it takes
+            fields = listed_fields(cls.config_type)
+            cls.__doc__ = f"{own['__doc__'].rstrip()}\n\n    Options:\n{fields}\n    "
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -28,7 +28,14 @@ _LARGEST_HEADER = 4 << 20
 
 
 class CheckpointError(RuntimeError):
-    """A saved model that is missing, damaged, or of another catalogue."""
+    """A saved model that is missing, damaged, or of another catalogue.
+
+    Example:
+        >>> af.ADARec.from_pretrained("nowhere")
+        Traceback (most recent call last):
+        ...
+        adarec_fast.models.pretrained.CheckpointError: nowhere: ...
+    """
 
 
 def save(model: SequenceModel, folder: Path) -> None:
@@ -187,6 +194,11 @@ class Pretrained(SequenceModel):
         """Write ``model.safetensors``, ``config.json`` and, if known, ``items.json``.
 
         See :func:`save`.
+
+        Example:
+            >>> model.save_pretrained(folder / "model")
+            >>> sorted(file.name for file in (folder / "model").iterdir())
+            ['config.json', 'items.json', 'model.safetensors']
         """
         save(self, Path(folder))
 
@@ -200,7 +212,14 @@ class Pretrained(SequenceModel):
         precision: Precision | None = None,
         backbone: nn.Module | None = None,
     ) -> _Model:
-        """Load what :meth:`save_pretrained` wrote, in evaluation mode. See :func:`load`."""
+        """Load what :meth:`save_pretrained` wrote, in evaluation mode. See :func:`load`.
+
+        Example:
+            >>> model.save_pretrained(folder / "model")
+            >>> again = af.ADARec.from_pretrained(folder / "model")
+            >>> again.recommend(["sku-1"], k=3).items == model.recommend(["sku-1"], k=3).items
+            True
+        """
         if not isinstance(folder, (str, Path)):
             raise CheckpointError(f"folder={folder!r} must be the path of a model's folder")
         model: Any = load(

@@ -38,7 +38,15 @@ _LIBRARY = torch.library.Library("adarec_fast", "DEF")
 
 
 class BackendError(RuntimeError):
-    """A backend was asked for that cannot run this op here."""
+    """A backend was asked for that cannot run this op here.
+
+    Example:
+        >>> wrong = af.ADARec(num_items=12, backend="cuda")
+        >>> wrong.recommend([[1, 9]], k=3)
+        Traceback (most recent call last):
+        ...
+        adarec_fast.ops._library.BackendError: ...
+    """
 
 
 class Implementation(NamedTuple):

@@ -88,6 +88,14 @@ class EvaluationResult:
             return told[name]
         raise AttributeError(f"an evaluation of {self.__dict__.get('name')} has no {name!r}")
 
+    def __repr__(self) -> str:
+        lines = [f"EvaluationResult of {self.name!r}: {self.part}, {self.num_users:,} users"]
+        for label, metrics in (("all", self.overall), ("sparse", self.sparse)):
+            if metrics is not None:
+                shown = [f"{name} {metrics[name]:.4f}" for name in self.columns(self.ks)[2:]]
+                lines.append(f"  {label}: {', '.join(shown[-3:])}")
+        return "\n".join(lines)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-able values of every field but ``ranks`` and ``notes``, diagnostics among them."""
         values = {**vars(self), "ks": list(self.ks)}

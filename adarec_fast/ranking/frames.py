@@ -16,16 +16,18 @@ from ..data.flat import gather_ranges
 from ..data.tables import import_polars
 from ..files import replacing
 from ..histories import pack_lists
+from ..models.answers import COLUMNS as COLUMNS
+from ..models.answers import FrameKind, Recommendations, frame_maker
 from ..models.base import SequenceModel
+from ..models.limits import Limits
+from ..models.own_ids import Ids, is_list_of_lists
 from ..ragged import Jagged
 from .recommender import Recommender
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-FrameKind = Literal["polars", "pandas"]
 HeldOut = Literal["valid", "test"]
-COLUMNS = ("user", "item", "score", "rank")
 
 
 class FrameOptions(TypedDict, total=False):
@@ -37,6 +39,9 @@ class FrameOptions(TypedDict, total=False):
     chunk_size: int
     kind: FrameKind
     part: HeldOut | None
+    exclude: Any
+    allow: Any
+    mask: Any
 
 
 def recommendation_frames(
@@ -49,6 +54,9 @@ def recommendation_frames(
     chunk_size: int = 4096,
     kind: FrameKind = "polars",
     part: HeldOut | None = None,
+    exclude: Any = None,
+    allow: Any = None,
+    mask: Any = None,
 ) -> Iterator[Any]:
     """The k best items of every user, a frame for each chunk of users.
 
@@ -63,6 +71,7 @@ def recommendation_frames(
         part: ``"test"`` or ``"valid"``: the lists that this part of the leave-one-out split
             judges, from the history before its target. None: from the whole history, the last
             items included, which so are masked.
+        exclude, allow, mask: the same for all users, else as in :meth:`Recommender.recommend`.
 
     Yields:
         Frames of the columns user and item (external ids), score (float32, falling) and rank
@@ -87,7 +96,7 @@ def recommendation_frames(
             f"the model knows {model.config.num_items} items, the data have {data.num_items}: the "
             "two are not of one catalogue"
         )
-    make = _maker(kind)
+    make = frame_maker(kind)
     chosen = torch.arange(data.num_users)
     if users is not None:
         try:
@@ -103,8 +112,13 @@ def recommendation_frames(
     if not chosen.numel():
         return iter([make(_one_row(data))[:0]])
     recommender = Recommender(model)
+    limits = {"exclude": exclude, "allow": allow, "mask": mask, "exclude_seen": exclude_seen}
+    ids = Ids(model.item_vocabulary, False, "refuse")
+    Limits.of(ids, 1, data.num_items, exclude=exclude, allow=allow, mask=mask)
+    if any(map(is_list_of_lists, (exclude, allow, mask))):
+        raise ConfigError("exclude, allow and mask must be the same for all users here")
     return (
-        make(_columns(recommender, data, histories, chunk, k, exclude_seen))
+        make(_columns(recommender, data, histories, chunk, k, limits))
         for chunk in chosen.split(chunk_size)
     )
 
@@ -170,21 +184,15 @@ def _write_csv(frames: Iterator[Any], path: Path) -> int:
 
 def _columns(
     recommender: Recommender, data: InteractionData, histories: Jagged, users: Tensor, k: int,
-    exclude_seen: bool,
+    limits: dict[str, Any],
 ) -> dict[str, Any]:
     values, offsets = histories
     starts = offsets[users]
     chosen = gather_ranges(values, starts, offsets[users + 1] - starts)
-    ranking = recommender.recommend(chosen, k, exclude_seen=exclude_seen)
-    scores = ranking.scores.float().cpu()
-    left = torch.isfinite(scores)
-    rank = torch.arange(1, k + 1, dtype=torch.int32).expand(len(users), -1)
-    return {
-        "user": data.users.decode(users[:, None].expand(-1, k)[left]),
-        "item": data.items.decode(ranking.items.cpu()[left]),
-        "score": scores[left].numpy(),
-        "rank": rank[left].numpy(),
-    }
+    ranking = recommender.recommend(chosen, k, **limits)
+    return Recommendations(
+        ranking.items, ranking.scores, {}, data.items, asked=data.users.decode(users)
+    ).columns()
 
 
 def _one_row(data: InteractionData) -> dict[str, Any]:
@@ -195,15 +203,3 @@ def _one_row(data: InteractionData) -> dict[str, Any]:
         "score": np.zeros(min(1, data.num_users), np.float32),
         "rank": np.zeros(min(1, data.num_users), np.int32),
     }
-
-
-def _maker(kind: FrameKind) -> Any:
-    if kind == "polars":
-        return import_polars("a frame of recommendations").DataFrame
-    try:
-        import pandas
-    except ImportError as error:
-        raise DataError(
-            "a frame of recommendations needs pandas: pip install adarec_fast[data]"
-        ) from error
-    return pandas.DataFrame

@@ -18,7 +18,6 @@ from ..precision import ranking
 _CHUNK_SCORES = 2**23
 
 
-@torch.inference_mode()
 def score_differences(
     model: SequenceModel, history: Sequence[int], items: Sequence[int]
 ) -> Tensor:
@@ -39,6 +38,26 @@ def score_differences(
     Raises:
         ValueError: an empty history, or an id outside the catalogue.
     """
+    found = scores_without(model, history, items)
+    return differences(found)
+
+
+def differences(scores: Tensor) -> Tensor:
+    """``[k, n]`` of what :func:`scores_without` found."""
+    return (scores[:1] - scores[1:] if scores.shape[0] > 1 else scores).T
+
+
+@torch.inference_mode()
+def scores_without(
+    model: SequenceModel, history: Sequence[int], items: Sequence[int]
+) -> Tensor:
+    """Scores of items with the whole history, and without each of its places where it has several.
+
+    Arguments and errors are those of :func:`score_differences`.
+
+    Returns:
+        float32 ``[n + 1, k]``, or ``[1, k]`` of one place, on the CPU.
+    """
     model = evaluating(model)
     cpu, config = torch.device("cpu"), model.config
     whole = list(history)
@@ -54,12 +73,11 @@ def score_differences(
     )
     users = offsets.shape[0] - 1
     many = max(1, _CHUNK_SCORES // (config.num_items + 1))
-    found = torch.cat([
+    return torch.cat([
         _scores(model, ragged.rows(ragged.Jagged(values, offsets), first, min(users, first + many)))
         [:, wanted.to(model.device)].float().cpu()
         for first in range(0, users, many)
     ])  # fmt: skip
-    return (found[:1] - found[1:] if users > 1 else found).T
 
 
 def _scores(model: SequenceModel, histories: ragged.Jagged) -> Tensor:

@@ -4,49 +4,30 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import ops, ragged
 from ..data import EvaluationBatch
-from ..histories import History, check_histories, check_ids, check_k, is_packed, pack_lists
+from ..histories import History, check_histories, check_k, is_packed, pack_lists
 from ..models.base import Plan, SequenceModel
 from ..models.evaluating import evaluating
+from ..models.limits import Allowed, Limits, best_allowed
+from ..models.own_ids import Question, UnknownItems
 from ..ops import choose, synchronising
 from ..ops._library import implementation, on_cuda
+from ..packed.score_topk import CHUNK_ELEMENTS
 from ..precision import computing, ranking
+from .asking import Asking
+from .graph import exportable as exportable
+from .ranked import Ranking as Ranking
 from .replays import Pinned, Request, Shape, buckets, packed, unpacked
 
 _capturing = threading.Lock()
-
-
-class Ranking(NamedTuple):
-    """The k best items of B users.
-
-    Diagnostics can be read as attributes: ``ranking.depth`` is ``ranking.diagnostics["depth"]``.
-
-    Attributes:
-        items: int64 ``[B, k]``.
-        scores: ``[B, k]``, falling; -inf behind the last item that may be recommended.
-        diagnostics: what the model tells of each user, ``[B]`` by name; of an ADARec ``depth``,
-            T_u.
-    """
-
-    items: Tensor
-    scores: Tensor
-    diagnostics: Mapping[str, Tensor] = {}
-
-    def __getattr__(self, name: str) -> Tensor:
-        if not name.startswith("_") and name in self.diagnostics:
-            return self.diagnostics[name]
-        raise AttributeError(f"this ranking has no {name!r}")
-
-    def first(self, users: int) -> Ranking:
-        """Of so many users alone."""
-        told = {name: tensor[:users] for name, tensor in self.diagnostics.items()}
-        return Ranking(self.items[:users], self.scores[:users], told)
+# Of the catalogue: copying the vectors of so many items costs less than a product with all.
+_FEW = 0.25
 
 
 class _Replay(NamedTuple):
@@ -67,7 +48,7 @@ class _Replay(NamedTuple):
     names: tuple[str, ...] = ()
 
 
-class Recommender:
+class Recommender(Asking):
     """Top-k recommendation with everything prepared that does not depend on the user.
 
     The weights are read where they are, what is derived from them (biases of levels and of
@@ -83,6 +64,11 @@ class Recommender:
 
     Raises:
         ValueError: ``batch_size`` is under 1.
+
+    Example:
+        >>> recommender = af.Recommender(model)
+        >>> len(recommender.recommend(["sku-1", "sku-9"], k=3).items)
+        3
     """
 
     def __init__(self, model: SequenceModel, *, batch_size: int = 1024) -> None:
@@ -120,34 +106,90 @@ class Recommender:
             # torch.cuda.graph's own stream is on whatever device was current at its first use.
             self._stream = torch.cuda.Stream(self._device)
 
+    def __repr__(self) -> str:
+        model, config = self.model, self.model.config
+        return (
+            f"Recommender of {type(model).__name__}: {config.num_items:,} items"
+            f"{'' if model.item_vocabulary is None else ' by their own ids'}, the last "
+            f"{config.max_length:,} of a history{' and a memory' * (self._memory is not None)}, "
+            f"on {self._device}"
+        )
+
     def __reduce__(self) -> Any:
         # What is prepared is of this machine: another process, or a copy, prepares its own.
         return _prepared, (self.model, self.batch_size)
 
-    @torch.inference_mode()
+    @overload
+    def recommend(
+        self, histories: History | Sequence[Sequence[int]], k: int = 20, *,
+        exclude_seen: bool = True, exclude: Any = None, allow: Any = None, mask: Any = None,
+        own_ids: Literal[False] | None = None, unknown_items: UnknownItems = "refuse",
+    ) -> Ranking: ...
+    @overload
+    def recommend(
+        self, histories: Any, k: int = 20, *, exclude_seen: bool = True, exclude: Any = None,
+        allow: Any = None, mask: Any = None, own_ids: bool | None = None,
+        unknown_items: UnknownItems = "refuse",
+    ) -> Any: ...
     def recommend(
         self,
-        histories: History | Sequence[Sequence[int]],
+        histories: Any,
         k: int = 20,
         *,
         exclude_seen: bool = True,
-        exclude: Sequence[Sequence[int]] | None = None,
-    ) -> Ranking:
-        """The k best items of every user.
+        exclude: Any = None,
+        allow: Any = None,
+        mask: Any = None,
+        own_ids: bool | None = None,
+        unknown_items: UnknownItems = "refuse",
+    ) -> Any:
+        """The k best items of every user; what may not come is left out before the k are chosen.
+
+        Text is the catalogue's own ids where the model has an ``item_vocabulary``, and ints are
+        indices, 1..num_items, unless ``own_ids`` is True. Who asks in own ids is answered in them.
 
         Args:
-            histories: item ids, oldest first: a list of lists, int64 ``[B, L]`` padded with 0, or
-                a jagged pair (values ``[N]``, offsets ``[B+1]``), on any device. Of long ones the
+            histories: oldest first. Indices: a list of lists, int64 ``[B, L]`` padded with 0, or
+                a jagged pair (values ``[N]``, offsets ``[B+1]``), on any device. Own ids: one
+                list, a list of lists, or a pandas or polars frame of users, items and times, whose
+                columns are found as :func:`adarec_fast.load` finds them. Of long histories the
                 last ``max_length`` items are read, and all of them count as seen.
             k: 1..num_items.
             exclude_seen: leave out what a history holds.
-            exclude: further items to leave out, a list (it may be empty) for every user.
+            exclude: further items to leave out: a list for all users, or one (it may be empty)
+                for every user.
+            allow: items that may come, and no others; likewise.
+            mask: a rule of your own, bool, True where an item may come: ``[V]`` in the order of
+                ``item_vocabulary.ids`` or ``[V+1]`` by index, or ``[B, ...]`` for every user.
+            own_ids: whether ints are own ids, too; None: those of a frame are.
+            unknown_items: own ids that nobody knows, in any of these: ``"refuse"``, or
+                ``"ignore"`` and tell in the answer's ``ignored``.
+
+        Returns:
+            Of indices a :class:`Ranking`. Of own ids a :class:`Recommendations`, of one history a
+            :class:`Recommendation`, and of a frame a frame of its kind: user, item, score, rank.
 
         Raises:
             ValueError: an empty history, an unknown id, a shape, a dtype or k out of range, or
-                an ``exclude`` for another number of users.
+                lists or a mask for another number of users.
+
+        Example:
+            >>> found = recommender.recommend(["sku-1", "sku-9"], k=2, allow=["sku-3", "sku-5"])
+            >>> sorted(found.items)
+            ['sku-3', 'sku-5']
+            >>> recommender.recommend([[1, 9], [4]], k=5).items.shape
+            torch.Size([2, 5])
         """
-        config = self.model.config
+        vocabulary = self.model.item_vocabulary
+        question = Question.of(histories, vocabulary, own_ids, unknown_items)
+        found = self._answered(question, k, exclude_seen, exclude, allow, mask)
+        return question.answer(*found) if question.ids.own else found
+
+    @torch.inference_mode()
+    def _answered(
+        self, question: Question, k: int, exclude_seen: bool, exclude: Any, allow: Any, mask: Any
+    ) -> Ranking:
+        config, histories = self.model.config, question.histories
         check_k(k, config.num_items)
         # Lists are checked where they are: reading a GPU's tensors would be dearer than the answer.
         given: History = (
@@ -155,19 +197,22 @@ class Recommender:
         )
         values, offsets = check_histories(given, None, num_items=config.num_items, crop=None)
         users = offsets.shape[0] - 1
-        bounds = [*range(0, users, self.batch_size), users]
+        more, allowed = Limits.of(
+            question.ids, users, config.num_items, exclude=exclude, allow=allow, mask=mask
+        )
+        size = self.batch_size
+        if allowed is not None:
+            size = min(size, max(1, CHUNK_ELEMENTS // (config.num_items + 1)))
+        bounds = [*range(0, users, size), users]
         # All that the host must know is read before the histories go to the device.
         known = offsets.cpu()
         ends = known[bounds].tolist()
         crop = ends[-1] > 0 and int(ragged.lengths(known).amax()) > config.max_length
-        more = None
-        if exclude is not None:
-            more = _packed_exclusions(exclude, users, config.num_items)
         values = values[: ends[-1]]
         if self._replays is None:  # what is replayed is padded where it is
             values, offsets = values.to(self._device), offsets.to(self._device)
-        if users <= self.batch_size:
-            return self._chunk(values, offsets, k, exclude_seen, more, crop)
+        if users <= size:
+            return self._chunk(values, offsets, k, exclude_seen, more, crop, allowed)
         parts = [
             self._chunk(
                 values[ends[i] : ends[i + 1]],
@@ -176,6 +221,8 @@ class Recommender:
                 exclude_seen,
                 None if more is None else ragged.rows(more, bounds[i], bounds[i + 1]),
                 crop,
+                allowed,
+                bounds[i],
             )
             for i in range(len(bounds) - 1)
         ]
@@ -193,8 +240,11 @@ class Recommender:
         exclude_seen: bool,
         more: ragged.Jagged | None,
         crop: bool,
+        allowed: Allowed | None = None,
+        first: int = 0,
     ) -> Ranking:
-        """One batch of checked histories; ``crop``: some of the request's are too long."""
+        """One batch of checked histories, from the request's user ``first`` on; ``crop``: some of
+        the request's are too long."""
         seen, seen_offsets = values, offsets
         if not exclude_seen:
             seen, seen_offsets = values[:0], torch.zeros_like(offsets)
@@ -209,29 +259,62 @@ class Recommender:
         elif crop:
             values, offsets = ragged.keep_last(values, offsets, limit)
         request = values, offsets, seen, seen_offsets
-        if self._turn is not None and values.numel():
+        if self._turn is not None and values.numel() and allowed is None:
             with self._turn:
                 return self._replayed(request, k)
         values, offsets, seen, seen_offsets = (tensor.to(self._device) for tensor in request)
-        return self._rank(values, offsets, seen, seen_offsets, k)
+        if allowed is None:
+            return self._rank(values, offsets, seen, seen_offsets, k)
+        mask = allowed.rows(first, first + offsets.shape[0] - 1, self._device)
+        few = self._few(mask[0], k) if allowed.shared else None
+        return self._rank(values, offsets, seen, seen_offsets, k, mask, few)
+
+    def _few(self, mask: Tensor, k: int) -> Tensor | None:
+        """The items that a mask ``[V+1]`` allows, rising, where ranking those alone is cheaper."""
+        if not self.model.by_products or self._memory is not None:
+            return None
+        chosen = mask.nonzero()[:, 0]
+        return chosen if k <= chosen.shape[0] <= _FEW * mask.shape[0] else None
 
     def _rank(
-        self, values: Tensor, offsets: Tensor, seen: Tensor, seen_offsets: Tensor, k: int
+        self, values: Tensor, offsets: Tensor, seen: Tensor, seen_offsets: Tensor, k: int,
+        mask: Tensor | None = None, few: Tensor | None = None,
     ) -> Ranking:
+        """``mask``: bool ``[1 or B, V+1]``, what may come; ``few``: the same as indices, if the
+        same for all and few."""
         user: Tensor | None = None
         told: Mapping[str, Tensor] = {}
         if self.model.by_products:
             user, told = self._represent(values, offsets)
-        if user is None or user.dim() == 3:
-            all_scores = (
-                self._own_scores(values, offsets) if user is None else self.model.score(user)
-            )
-            if self._memory is not None:
-                self._memory.add_to(all_scores, values, offsets)
+        if user is not None and user.dim() == 2 and (mask is None or few is not None):
+            with ranking(self.model.config.precision, self._device.type):
+                scores, items = (
+                    self._best_products(user, values, offsets, seen, seen_offsets, k)
+                    if few is None else self._best_among(few, user, seen, seen_offsets, k)
+                )
+            return Ranking(items, scores, told)
+        all_scores = (
+            self._own_scores(values, offsets) if user is None else self.model.score(user)
+        )
+        if self._memory is not None:
+            self._memory.add_to(all_scores, values, offsets)
+        if mask is None:
             return self._best(all_scores, seen, seen_offsets, k, told)
-        with ranking(self.model.config.precision, self._device.type):
-            scores, items = self._best_products(user, values, offsets, seen, seen_offsets, k)
+        scores, items = best_allowed(all_scores, mask, seen, seen_offsets, k)
         return Ranking(items, scores, told)
+
+    def _best_among(
+        self, few: Tensor, user: Tensor, seen: Tensor, seen_offsets: Tensor, k: int
+    ) -> tuple[Tensor, Tensor]:
+        """Scores ``[B, k]`` and items, of some items alone; padding stands before them."""
+        index = torch.cat([few.new_zeros(1), few])
+        place = torch.zeros(self._items.shape[0], dtype=torch.int64, device=few.device)
+        place[index] = torch.arange(index.shape[0], device=few.device)
+        scores, found = ops.score_topk(
+            user, self._items[index], place[seen], seen_offsets, k,
+            backend=self.model.config.backend,
+        )  # fmt: skip
+        return scores, index[found]
 
     def _best_products(
         self, user: Tensor, values: Tensor, offsets: Tensor, seen: Tensor, seen_offsets: Tensor,
@@ -332,57 +415,3 @@ class Recommender:
 
 def _prepared(model: SequenceModel, batch_size: int) -> Recommender:
     return Recommender(model, batch_size=batch_size)
-
-
-def _packed_exclusions(
-    exclude: Sequence[Sequence[int]], users: int, num_items: int
-) -> ragged.Jagged:
-    """The checked lists of items to leave out, packed on the CPU."""
-    values, offsets = pack_lists(exclude, torch.device("cpu"), name="exclude")
-    given = offsets.shape[0] - 1
-    if given != users:
-        raise ValueError(f"exclude has {given} lists for {users} users; give one for each")
-    check_ids(values, offsets, num_items, "exclude: ")
-    return ragged.Jagged(values, offsets)
-
-
-class _Ranker(nn.Module):
-    """What :func:`exportable` returns."""
-
-    def __init__(self, model: SequenceModel, k: int) -> None:
-        super().__init__()
-        self.model, self.k = model, k
-
-    def forward(self, values: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-        model, config = self.model, self.model.config
-        read = ragged.keep_last_in_place(values, offsets, config.max_length)
-        user, items = model.represent(*read), model.table()
-        if model.memory is None:
-            scores, best = ops.score_topk(
-                user, items, values, offsets, self.k, backend=config.backend
-            )
-        else:
-            scores, best = ops.memory_topk(
-                user, items, *read, values, offsets, model.memory.reads(), self.k,
-                max_length=config.max_length, backend=config.backend,
-            )  # fmt: skip
-        return best, scores
-
-
-def exportable(model: SequenceModel, *, k: int = 20) -> nn.Module:
-    """The inference graph alone, for ``torch.export`` and ``torch.compile(fullgraph=True)``.
-
-    Args:
-        model: in whatever mode, which stays as it is.
-        k: items a user, 1..num_items.
-
-    Returns:
-        A module from values ``[N]`` and offsets ``[B+1]``, int64, to unseen items ``[B, k]`` and
-        their scores; of longer histories the last ``max_length`` items are read, and all of them
-        count as seen. It checks nothing that would have to be read from the tensors. N and B may
-        be dynamic, though torch exports B = 1 apart from greater ones. An exported program needs
-        ``adarec_fast.ops`` imported, since its ops are those.
-    """
-    if not isinstance(model, SequenceModel):
-        raise ValueError(f"model is a {type(model).__name__}; it must be a SequenceModel")
-    return _Ranker(evaluating(model), check_k(k, model.config.num_items)).eval()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi_offline import FastAPIOffline
@@ -17,7 +17,14 @@ from starlette.exceptions import HTTPException
 from ..version import __version__
 from .edge import ENDPOINTS, Edge, own_path
 from .errors import ErrorBody, RequestError, shown
-from .requests import Recommendations, RequestFields, read_body, read_query
+from .requests import (
+    LimitFields,
+    ManyRecommendations,
+    Recommendations,
+    SimilarItems,
+    read_body,
+    read_query,
+)
 from .service import Service
 
 _ABOUT = """Recommendations from a trained model, by the id of a known user or by any
@@ -34,6 +41,9 @@ class Health(BaseModel):
 
 class Ready(BaseModel):
     ready: bool
+
+
+_Fields = TypeVar("_Fields", bound=LimitFields)
 
 
 def create_app(service: Service) -> FastAPI:
@@ -64,10 +74,12 @@ def create_app(service: Service) -> FastAPI:
         root_path=config.root_path,
     )
 
-    async def respond(request: Request, fields: RequestFields) -> Response:
+    async def respond(
+        request: Request, fields: _Fields, answer: Callable[..., Awaitable[dict[str, Any]]]
+    ) -> Response:
         left = asyncio.ensure_future(_disconnect(request))
         try:
-            found = await service.recommend(fields, left)
+            found = await answer(fields, left)
         except asyncio.CancelledError:
             if not left.done():
                 raise
@@ -77,7 +89,7 @@ def create_app(service: Service) -> FastAPI:
             left.cancel()
         return Response(json.dumps(found).encode(), media_type="application/json")
 
-    async def post(request: Request) -> Response:
+    async def body_of(request: Request) -> bytes:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             raise RequestError(
@@ -86,11 +98,23 @@ def create_app(service: Service) -> FastAPI:
                 "Content-Type: application/json",
                 "content-type", kind,
             )  # fmt: skip
-        return await respond(request, read_body(service.request_type, await request.body()))
+        return await request.body()
+
+    async def post(request: Request) -> Response:
+        fields = read_body(service.request_type, await body_of(request))
+        return await respond(request, fields, service.recommend)
 
     async def get(request: Request) -> Response:
-        pairs = request.query_params.multi_items()
-        return await respond(request, read_query(service.request_type, pairs))
+        fields = read_query(service.request_type, request.query_params.multi_items())
+        return await respond(request, fields, service.recommend)
+
+    async def post_similar(request: Request) -> Response:
+        fields = read_body(service.similar_type, await body_of(request))
+        return await respond(request, fields, service.similar)
+
+    async def get_similar(request: Request) -> Response:
+        fields = read_query(service.similar_type, request.query_params.multi_items())
+        return await respond(request, fields, service.similar)
 
     async def health() -> Response:
         state = service.health()
@@ -119,18 +143,32 @@ def create_app(service: Service) -> FastAPI:
     by_address[400] = {
         "content": {"text/plain": {}}, "description": "Not HTTP, or an address too long for it.",
     }  # fmt: skip
-    body = {"required": True, "content": {"application/json": {
-        "schema": schema, "examples": _examples(service),
-    }}}  # fmt: skip
-    common: dict[str, Any] = {"response_model": Recommendations, "tags": ["recommend"]}
+    answers = Recommendations | ManyRecommendations
+    common: dict[str, Any] = {"response_model": answers, "tags": ["recommend"]}
     app.add_api_route(
         "/recommend", post, methods=["POST"], responses=refusals, summary="Recommend items",
-        openapi_extra={"requestBody": body}, **common,
+        openapi_extra={"requestBody": _body(schema, _examples(service))}, **common,
     )  # fmt: skip
     app.add_api_route(
         "/recommend", get, methods=["GET"], responses=by_address,
         summary="The same by address; lists are ITEM,ITEM,...",
         openapi_extra={"parameters": _parameters(schema)}, **common,
+    )  # fmt: skip
+    schema = service.similar_type.model_json_schema()
+    first = {"an item": {"value": {"item": service.model.items.decode([1])[0], "k": 5}}}
+    common = {"response_model": SimilarItems, "tags": ["recommend"]}
+    vectors: dict[int | str, dict[str, Any]] = {
+        501: {"model": ErrorBody, "description": "The model has no vectors of items."}
+    }
+    app.add_api_route(
+        "/similar", post_similar, methods=["POST"], responses={**refusals, **vectors},
+        summary="List similar items", openapi_extra={"requestBody": _body(schema, first)},
+        **common,
+    )  # fmt: skip
+    app.add_api_route(
+        "/similar", get_similar, methods=["GET"], responses={**by_address, **vectors},
+        summary="The same by address", openapi_extra={"parameters": _parameters(schema)},
+        **common,
     )  # fmt: skip
     broken: dict[int | str, dict[str, Any]] = {503: {"model": Health, "description": "Broken."}}
     waiting: dict[int | str, dict[str, Any]] = {503: {"model": Ready, "description": "Not ready."}}
@@ -202,8 +240,14 @@ def _examples(service: Service) -> dict[str, Any]:
     history = data.items.decode(data.sequence(0)[-3:])
     return {
         "a known user": {"value": {"user": data.users.decode([0])[0], "k": 5}},
+        "known users": {"value": {"users": data.users.decode([0]), "k": 5}},
         "a new user": {"value": {"history": history, "k": 5, "exclude": history[:1]}},
     }
+
+
+def _body(schema: dict[str, Any], examples: dict[str, Any]) -> dict[str, Any]:
+    content = {"schema": schema, "examples": examples}
+    return {"required": True, "content": {"application/json": content}}
 
 
 def _parameters(schema: dict[str, Any]) -> list[dict[str, Any]]:

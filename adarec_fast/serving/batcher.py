@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 
 class Answer(NamedTuple):
-    """The best items of one history: external ids, falling scores, and what the model tells."""
+    """The best items of one question: external ids, falling scores, and what the model tells."""
 
     items: list[int | str]
     scores: list[float]
@@ -40,7 +40,9 @@ class Job:
 
     Attributes:
         model: its indices are meaningless to any other.
-        history: of length 1 or more, oldest first.
+        history: of length 1 or more, oldest first; the item that others are to be similar to.
+        allow: the items that may come, or None for all.
+        similar: whether similar items are asked for.
         future: of the event loop that made it; gets an :class:`Answer`.
         queued: ``time.perf_counter`` of its submission.
     """
@@ -51,6 +53,8 @@ class Job:
     exclude: list[int]
     exclude_seen: bool
     future: asyncio.Future[Answer]
+    allow: list[int] | None = None
+    similar: bool = False
     queued: float = field(default=0.0)
 
 
@@ -171,6 +175,18 @@ class Batcher:
 
 def rank(jobs: list[Job]) -> list[Answer]:
     """Answers of jobs of one model."""
+    alike: dict[tuple[bool, bool], list[int]] = {}
+    for place, job in enumerate(jobs):
+        alike.setdefault((job.similar, job.allow is None), []).append(place)
+    # What is asked for beside a job is not to change how its answer is computed.
+    found: dict[int, Answer] = {}
+    for places in alike.values():
+        found.update(zip(places, _rank([jobs[place] for place in places]), strict=True))
+    return [found[place] for place in range(len(jobs))]
+
+
+def _rank(jobs: list[Job]) -> list[Answer]:
+    """Answers of jobs that ask for the same in the same way."""
     model = jobs[0].model
     catalogue = len(model.items)
     # A power of two, since every k has graphs of its own on CUDA.
@@ -181,9 +197,15 @@ def rank(jobs: list[Job]) -> list[Answer]:
         job.exclude if exclude_seen or not job.exclude_seen else job.history + job.exclude
         for job in jobs
     ]
-    ranking = model.recommender.recommend(
-        histories, k, exclude_seen=exclude_seen, exclude=exclude if any(exclude) else None
-    )
+    allow = None if jobs[0].allow is None else [job.allow for job in jobs]
+    left_out = exclude if any(exclude) else None
+    if jobs[0].similar:
+        items = [item for (item,) in histories]
+        ranking = model.recommender.similar_items(items, k, exclude=left_out, allow=allow)
+    else:
+        ranking = model.recommender.recommend(
+            histories, k, exclude_seen=exclude_seen, exclude=left_out, allow=allow
+        )
     scores = ranking.scores.cpu()
     told = {name: tensor.tolist() for name, tensor in ranking.diagnostics.items()}
     left = torch.isfinite(scores).sum(1).tolist()

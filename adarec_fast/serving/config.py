@@ -32,6 +32,8 @@ class ServeConfig(_Base):
     max_k: int = Field(100, ge=1, description="most items a request may ask for")
     max_history: int = Field(1000, ge=1, description="longest history a request may send")
     max_exclude: int = Field(1000, ge=0, description="most items a request may leave out")
+    max_allow: int = Field(5000, ge=1, description="most items a request may choose from")
+    max_users: int = Field(100, ge=1, description="most users that one request may ask for")
     max_body: int = Field(65_536, ge=64, description="largest request body in bytes")
     max_connections: int = Field(
         1000, ge=1, description="open connections; more are turned away with a 503"

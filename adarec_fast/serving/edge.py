@@ -11,7 +11,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .errors import RequestError
 from .metrics import Metrics
 
-ENDPOINTS = ("/recommend", "/health", "/ready", "/metrics", "/docs", "/openapi.json")
+ENDPOINTS = (
+    "/recommend", "/similar", "/health", "/ready", "/metrics", "/docs", "/openapi.json",
+)  # fmt: skip
 # A client reads its answer only after it has sent its body: so much of it is taken and thrown away.
 _PATIENCE = 1 << 23
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -27,32 +27,57 @@ from .errors import RequestError, shown
 
 DEFAULT_K = 20
 _MAX_ID = 1024  # characters
+_LISTS = ("history", "exclude", "allow", "users")
+_IDS = (*_LISTS, "user", "item")
 _INTEGER = re.compile(r"[+-]?\d{1,18}")
 
 Id = StrictInt | Annotated[StrictStr, Field(max_length=_MAX_ID)]
 
 
-def _one_of_two(schema: dict[str, Any]) -> None:
+def _one_of(*names: str) -> Callable[[dict[str, Any]], None]:
     """What :func:`_checked` demands, for programs that read the schema."""
-    there = [
-        {"required": [name], "properties": {name: {"not": {"type": "null"}}}}
-        for name in ("user", "history")
-    ]
-    schema["oneOf"] = there
+
+    def extend(schema: dict[str, Any]) -> None:
+        schema["oneOf"] = [
+            {"required": [name], "properties": {name: {"not": {"type": "null"}}}}
+            for name in names
+        ]
+
+    return extend
 
 
-class RequestFields(BaseModel):
-    """Fields of a request, for programs; :func:`request_type` adds the bounds."""
+class LimitFields(BaseModel):
+    """Fields of every request, for programs; :func:`request_type` adds the bounds."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra=_one_of_two)
+    model_config = ConfigDict(extra="forbid")
 
-    user: Any = None
-    history: Any = None
     k: int | None = None
     exclude: Any = ()
-    exclude_seen: bool = True
+    allow: Any = None
     unknown_items: Literal["refuse", "ignore"] | None = None
     timeout_ms: float | None = None
+
+
+class RequestFields(LimitFields):
+    """Fields of a request for recommendations."""
+
+    model_config = ConfigDict(json_schema_extra=_one_of("user", "users", "history"))
+
+    user: Any = None
+    users: Any = None
+    history: Any = None
+    exclude_seen: bool = True
+
+
+class SimilarFields(LimitFields):
+    """Fields of a request for similar items."""
+
+    model_config = ConfigDict(json_schema_extra=_one_of("item"))
+
+    item: Any = None
+
+
+_Fields = TypeVar("_Fields", bound=LimitFields)
 
 
 class Item(BaseModel):
@@ -72,6 +97,27 @@ class Recommendations(BaseModel):
     items: list[Item] = Field(description="best first; fewer than k where no more are left")
 
 
+class ManyRecommendations(BaseModel):
+    """What a list of users leads to."""
+
+    model: str = Field(description="which weights answered: the start of their SHA-256")
+    answers: list[Recommendations] = Field(description="one for each of the users, in their order")
+
+
+class SimilarItem(BaseModel):
+    item: int | str = Field(description="external id")
+    score: float = Field(description="cosine of the items' vectors; falls along the list")
+
+
+class SimilarItems(BaseModel):
+    """Items whose vectors point nearly where an item's own does."""
+
+    item: int | str = Field(description="the item asked for")
+    model: str = Field(description="which weights answered: the start of their SHA-256")
+    ignored: list[int | str] = Field(description="items of the request that it does not know")
+    items: list[SimilarItem] = Field(description="nearest first")
+
+
 def request_type(config: ServeConfig) -> type[RequestFields]:
     """The type of a request under the bounds of a configuration."""
     fields: dict[str, Any] = {
@@ -87,6 +133,34 @@ def request_type(config: ServeConfig) -> type[RequestFields]:
                 "of them count as seen",
             ),
         ),
+        "users": (
+            Annotated[list[Id], Field(min_length=1, max_length=config.max_users)] | None,
+            Field(None, description="ids of several users, who are answered in this order"),
+        ),
+        "exclude_seen": (StrictBool, Field(True, description="leave out what the history holds")),
+    }
+    return create_model(
+        "RecommendRequest",
+        __base__=RequestFields,
+        __doc__="A user, several or a history, and what to do with it.",
+        **{**fields, **_limits(config)},
+    )
+
+
+def similar_type(config: ServeConfig) -> type[SimilarFields]:
+    """The type of a request for similar items under the bounds of a configuration."""
+    item: Any = (Id | None, Field(None, description="id of an item of the catalogue"))
+    return create_model(
+        "SimilarRequest",
+        __base__=SimilarFields,
+        __doc__="An item, and what may come.",
+        item=item,
+        **_limits(config),
+    )
+
+
+def _limits(config: ServeConfig) -> dict[str, Any]:
+    return {
         "k": (
             Annotated[StrictInt, Field(ge=1, le=config.max_k)] | None,
             Field(None, description=f"how many items; {DEFAULT_K} if not given"),
@@ -95,7 +169,10 @@ def request_type(config: ServeConfig) -> type[RequestFields]:
             Annotated[list[Id], Field(max_length=config.max_exclude)],
             Field([], description="items that must not come"),
         ),
-        "exclude_seen": (StrictBool, Field(True, description="leave out what the history holds")),
+        "allow": (
+            Annotated[list[Id], Field(min_length=1, max_length=config.max_allow)] | None,
+            Field(None, description="items that may come, and no others"),
+        ),
         "unknown_items": (
             Literal["refuse", "ignore"] | None,
             Field(None, description=f"items nobody knows; {config.unknown_items} if not given"),
@@ -106,15 +183,8 @@ def request_type(config: ServeConfig) -> type[RequestFields]:
         ),
     }
 
-    return create_model(
-        "RecommendRequest",
-        __base__=RequestFields,
-        __doc__="Either a user or a history, and what to do with it.",
-        **fields,
-    )
 
-
-def read_body(kind: type[RequestFields], body: bytes) -> RequestFields:
+def read_body(kind: type[_Fields], body: bytes) -> _Fields:
     """A request from JSON.
 
     Raises:
@@ -124,7 +194,7 @@ def read_body(kind: type[RequestFields], body: bytes) -> RequestFields:
         fields = kind.model_validate_json(body)
     except ValidationError as error:
         _refuse_repeated(body)
-        raise _refusal(error) from None
+        raise _refusal(error, kind) from None
     _refuse_repeated(body)
     return _checked(fields)
 
@@ -147,8 +217,8 @@ def _refuse_repeated(body: bytes) -> None:
         raise RequestError(400, "repeated", f"the key {name} is given twice; give it once", name)
 
 
-def read_query(kind: type[RequestFields], pairs: Sequence[tuple[str, str]]) -> RequestFields:
-    """A request from an address; ``history`` and ``exclude`` are ``ITEM,ITEM,...`` or repeated.
+def read_query(kind: type[_Fields], pairs: Sequence[tuple[str, str]]) -> _Fields:
+    """A request from an address; lists are ``ITEM,ITEM,...`` or repeated.
 
     An item with a comma stands in double quotes.
 
@@ -157,7 +227,7 @@ def read_query(kind: type[RequestFields], pairs: Sequence[tuple[str, str]]) -> R
     """
     values: dict[str, Any] = {}
     for name, text in pairs:
-        if name in ("history", "exclude"):
+        if name in _LISTS:
             try:
                 values.setdefault(name, []).extend(split_ids(text))
             except DataError as error:
@@ -180,19 +250,26 @@ def read_query(kind: type[RequestFields], pairs: Sequence[tuple[str, str]]) -> R
     try:
         return _checked(kind.model_validate(values))
     except ValidationError as error:
-        raise _refusal(error) from None
+        raise _refusal(error, kind) from None
 
 
-def _checked(fields: RequestFields) -> RequestFields:
-    if (fields.user is None) == (fields.history is None):
-        given = "neither" if fields.user is None else "both"
-        raise RequestError(
-            422, "user_or_history", f"give either user or history; {given} is there"
-        )
+def _checked(fields: _Fields) -> _Fields:
+    if isinstance(fields, SimilarFields):
+        if fields.item is None:
+            raise RequestError(422, "no_item", "give item, the id of an item of the catalogue")
+    elif isinstance(fields, RequestFields):
+        names = ("user", "history", "users")
+        there = [name for name in names if getattr(fields, name) is not None]
+        if len(there) != 1:
+            given = " and ".join(there) + ", both," if there else "neither"
+            raise RequestError(
+                422, "user_or_history",
+                f"give either user or history; {given} is there; users is for several at once",
+            )  # fmt: skip
     return fields
 
 
-def _refusal(error: ValidationError) -> RequestError:
+def _refusal(error: ValidationError, asked: type[LimitFields]) -> RequestError:
     """The first complaint in plain words."""
     found = error.errors(include_url=False, include_context=False)
     # Of an id that is a string, it is no complaint that it is no integer.
@@ -209,7 +286,7 @@ def _refusal(error: ValidationError) -> RequestError:
         )
     argument = str(place[0])
     if kind == "extra_forbidden":
-        known = list(RequestFields.model_fields)
+        known = list(asked.model_fields)
         return RequestError(
             422, "unknown_field", unknown_keys([_short(argument)], known), _short(argument),
             first["input"],
@@ -220,7 +297,7 @@ def _refusal(error: ValidationError) -> RequestError:
     if kind in ("too_long", "too_short"):
         message = message.replace("List should have", "give").replace(" after validation", "")
         return RequestError(422, kind, f"{argument}: {message}", argument, f"{len(value)} items")
-    if kind in ("int_type", "string_type") and argument.startswith(("user", "history", "exclude")):
+    if kind in ("int_type", "string_type") and argument.startswith(_IDS):
         message = "an id must be an integer or a string"
     elif kind == "string_too_long":
         message = f"an id has at most {_MAX_ID} characters"

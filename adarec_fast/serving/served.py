@@ -66,7 +66,9 @@ class ServedModel:
     def items(self) -> Vocabulary:
         return self.data.items
 
-    def history_of(self, user: int | str) -> tuple[int | str, list[int]]:
+    def history_of(
+        self, user: int | str, argument: str = "user"
+    ) -> tuple[int | str, list[int]]:
         """A user's id as the data has it, and the item indices of the history.
 
         Raises:
@@ -78,22 +80,23 @@ class ServedModel:
             try:
                 return dropped, self.data.history_of(user).tolist()
             except DataError as error:
-                raise RequestError(422, "no_history", str(error), "user", user) from None
+                raise RequestError(422, "no_history", str(error), argument, user) from None
         if index < 0:
             raise RequestError(
                 404,
                 "unknown_user",
-                f"user={shown(user)} is not among the {len(self.data.users)} users of the training "
-                f"data, such as {shown(self.data.users.decode([0])[0])}; a new user is served by "
-                "history",
-                "user",
+                f"{argument}={shown(user)} is not among the {len(self.data.users)} users of the "
+                f"training data, such as {shown(self.data.users.decode([0])[0])}; a new user is "
+                "served by history",
+                argument,
                 user,
             )
         history = self.data.sequence(index).tolist()
         if not history:
             raise RequestError(
-                422, "no_history", f"user={shown(user)} has no history; send one", "user", user
-            )
+                422, "no_history", f"{argument}={shown(user)} has no history; send one", argument,
+                user,
+            )  # fmt: skip
         return self.data.users.decode([index])[0], history
 
     def indices(
@@ -109,17 +112,32 @@ class ServedModel:
             return found
         if ignored is None:
             place = found.index(-1)
-            raise RequestError(
-                422,
-                "unknown_item",
-                f"{argument}[{place}]={shown(ids[place])} is not among the {len(self.items)} items "
-                f"of the catalogue, such as {shown(self.items.decode([1])[0])}; "
-                "unknown_items='ignore' leaves such items out",
-                f"{argument}[{place}]",
-                ids[place],
-            )
+            refusal = self._unknown(f"{argument}[{place}]", ids[place])
+            refusal.message += "; unknown_items='ignore' leaves such items out"
+            raise refusal
         ignored += [item for item, index in zip(ids, found, strict=True) if index < 0]
         return [index for index in found if index >= 0]
+
+    def index_of(self, item: int | str) -> int:
+        """The index of one item.
+
+        Raises:
+            RequestError: 422 for one that is unknown.
+        """
+        index = int(self.items.find([item])[0])
+        if index < 0:
+            raise self._unknown("item", item)
+        return index
+
+    def _unknown(self, argument: str, item: int | str) -> RequestError:
+        return RequestError(
+            422,
+            "unknown_item",
+            f"{argument}={shown(item)} is not among the {len(self.items)} items of the catalogue, "
+            f"such as {shown(self.items.decode([1])[0])}",
+            argument,
+            item,
+        )
 
 
 def load(source: Source) -> ServedModel:

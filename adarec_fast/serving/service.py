@@ -11,7 +11,14 @@ from .config import ServeConfig
 from .errors import RequestError
 from .metrics import Metrics
 from .reload import Reloader
-from .requests import DEFAULT_K, RequestFields, request_type
+from .requests import (
+    DEFAULT_K,
+    LimitFields,
+    RequestFields,
+    SimilarFields,
+    request_type,
+    similar_type,
+)
 from .served import ServedModel, Source, load
 
 
@@ -29,7 +36,7 @@ class Service:
     def __init__(self, source: Source, config: ServeConfig) -> None:
         self.source, self.config = source, config
         self.metrics = Metrics()
-        self.request_type = request_type(config)
+        self.request_type, self.similar_type = request_type(config), similar_type(config)
         self.batcher = Batcher(
             max_batch=config.max_batch,
             max_wait=config.max_wait_ms / 1000 if config.max_batch > 1 else 0.0,
@@ -70,7 +77,8 @@ class Service:
     async def recommend(
         self, request: RequestFields, left: asyncio.Future[Any] | None = None
     ) -> dict[str, Any]:
-        """:class:`~adarec_fast.serving.requests.Recommendations` as a dict.
+        """:class:`~adarec_fast.serving.requests.Recommendations` as a dict, or, for a list of
+        users, :class:`~adarec_fast.serving.requests.ManyRecommendations`.
 
         Args:
             request: of ``request_type``.
@@ -81,16 +89,12 @@ class Service:
                 (503); a deadline that passed (504).
             asyncio.CancelledError: the client is gone.
         """
-        model = self.model
-        k = self._k(request.k, len(model.items))
-        unknown = request.unknown_items or self.config.unknown_items
-        ignored: list[int | str] | None = [] if unknown == "ignore" else None
-        user: int | str | None = None
-        if request.user is not None:
-            user, history = model.history_of(request.user)
-        else:
-            history = model.indices("history", request.history, ignored)
-            if not history:
+        model, k = self.model, self._k(request.k, len(self.model.items))
+        ignored = self._ignored(request)
+        users: list[int | str | None] = [None]
+        if request.history is not None:
+            histories = [model.indices("history", request.history, ignored)]
+            if not histories[0]:
                 raise RequestError(
                     422,
                     "no_history",
@@ -98,31 +102,98 @@ class Service:
                     "history",
                     request.history,
                 )
-        exclude = model.indices("exclude", request.exclude, ignored)
+        else:
+            asked = (
+                [("user", request.user)] if request.users is None
+                else [(f"users[{place}]", user) for place, user in enumerate(request.users)]
+            )
+            known = [model.history_of(user, argument) for argument, user in asked]
+            users, histories = [user for user, _ in known], [history for _, history in known]
+        exclude, allow = self._limits(model, request, ignored)
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[Answer] = loop.create_future()
-        self.batcher.submit(
-            Job(model, history, k, exclude, request.exclude_seen, future)
-        )
-        timeout = self.config.timeout_ms if request.timeout_ms is None else request.timeout_ms
-        timer = loop.call_later(timeout / 1000, self._expire, future, timeout)
-        if left is not None:
-            left.add_done_callback(lambda _: self._abandon(future))
+        jobs = [
+            Job(model, history, k, exclude, request.exclude_seen, loop.create_future(), allow)
+            for history in histories
+        ]
+        answers = [
+            {
+                "user": user,
+                "model": model.id,
+                **answer.diagnostics,
+                "history_length": len(history),
+                "ignored": ignored or [],
+                "items": _listed(answer),
+            }
+            for user, history, answer in zip(
+                users, histories, await self._computed(jobs, request, left), strict=True
+            )
+        ]
+        return answers[0] if request.users is None else {"model": model.id, "answers": answers}
+
+    async def similar(
+        self, request: SimilarFields, left: asyncio.Future[Any] | None = None
+    ) -> dict[str, Any]:
+        """:class:`~adarec_fast.serving.requests.SimilarItems` as a dict; arguments and errors are
+        those of :meth:`recommend`, and 501 where the model has no vectors."""
+        model, k = self.model, self._k(request.k, len(self.model.items))
+        why = model.recommender.why_not_similar()
+        if why is not None:
+            raise RequestError(501, "no_vectors", why)
+        item = model.index_of(request.item)
+        ignored = self._ignored(request)
+        exclude, allow = self._limits(model, request, ignored)
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        job = Job(model, [item], k, exclude, True, future, allow, similar=True)
+        (answer,) = await self._computed([job], request, left)
+        return {
+            "item": model.items.decode([item])[0],
+            "model": model.id,
+            "ignored": ignored or [],
+            "items": _listed(answer),
+        }
+
+    def _ignored(self, request: LimitFields) -> list[int | str] | None:
+        """Where unknown items are noted; None where they are refused."""
+        return [] if (request.unknown_items or self.config.unknown_items) == "ignore" else None
+
+    @staticmethod
+    def _limits(
+        model: ServedModel, request: LimitFields, ignored: list[int | str] | None
+    ) -> tuple[list[int], list[int] | None]:
+        """Indices of what to leave out, and of what may come."""
+        exclude = model.indices("exclude", request.exclude, ignored)
+        if request.allow is None:
+            return exclude, None
+        allow = model.indices("allow", request.allow, ignored)
+        if request.allow and not allow:
+            raise RequestError(
+                422, "nothing_allowed",
+                "allow holds no item of the catalogue, so there is nothing to choose from", "allow",
+                request.allow,
+            )  # fmt: skip
+        return exclude, allow
+
+    async def _computed(
+        self, jobs: list[Job], request: LimitFields, left: asyncio.Future[Any] | None
+    ) -> list[Answer]:
+        """The answers of jobs, all of them or an error."""
+        futures = [job.future for job in jobs]
         try:
-            answer = await future
+            for job in jobs:
+                self.batcher.submit(job)
+        except RequestError:
+            for future in futures:
+                future.cancel()
+            raise
+        timeout = self.config.timeout_ms if request.timeout_ms is None else request.timeout_ms
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(timeout / 1000, self._expire, futures, timeout)
+        if left is not None:
+            left.add_done_callback(lambda _: self._abandon(futures))
+        try:
+            return await asyncio.gather(*futures)
         finally:
             timer.cancel()
-        return {
-            "user": user,
-            "model": model.id,
-            **answer.diagnostics,
-            "history_length": len(history),
-            "ignored": ignored or [],
-            "items": [
-                {"item": item, "score": score}
-                for item, score in zip(answer.items, answer.scores, strict=True)
-            ],
-        }
 
     def health(self) -> dict[str, Any]:
         """What serves, since when, and what came of the last reload."""
@@ -162,10 +233,11 @@ class Service:
             )
         return k
 
-    def _expire(self, future: asyncio.Future[Answer], timeout: float) -> None:
-        if not future.done():
+    def _expire(self, futures: list[asyncio.Future[Answer]], timeout: float) -> None:
+        waiting = [future for future in futures if not future.done()]
+        if waiting:
             self.metrics.dropped.labels("deadline").inc()
-            future.set_exception(
+            waiting[0].set_exception(
                 RequestError(
                     504,
                     "deadline",
@@ -175,8 +247,19 @@ class Service:
                     {"Retry-After": "1"},
                 )
             )
+            for future in waiting[1:]:  # nobody computes what is late
+                future.cancel()
 
-    def _abandon(self, future: asyncio.Future[Answer]) -> None:
-        if not future.done():
+    def _abandon(self, futures: list[asyncio.Future[Answer]]) -> None:
+        waiting = [future for future in futures if not future.done()]
+        if waiting:
             self.metrics.dropped.labels("disconnected").inc()
-            future.cancel()
+            for future in waiting:
+                future.cancel()
+
+
+def _listed(answer: Answer) -> list[dict[str, Any]]:
+    return [
+        {"item": item, "score": score}
+        for item, score in zip(answer.items, answer.scores, strict=True)
+    ]

@@ -36,6 +36,15 @@ class TrainResult:
     history: list[dict[str, Any]]
     signal: int | None = None
 
+    def __repr__(self) -> str:
+        best = "no validation yet"
+        if self.best_epoch is not None:
+            best = f"best epoch {self.best_epoch}, validation NDCG@20 {self.best_metric:.4f}"
+        return (
+            f"TrainResult of {self.run_dir}: {self.status} after {self.epochs:,} epochs, "
+            f"{self.steps:,} steps and {self.seconds:.1f} s\n  {best}"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-able values of every field."""
         return {**vars(self), "run_dir": str(self.run_dir), "history": list(self.history)}

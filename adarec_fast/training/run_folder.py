@@ -82,6 +82,15 @@ class Run:
     history: list[dict[str, Any]]
     source: dict[str, Any]
 
+    def __repr__(self) -> str:
+        parameters = sum(part.numel() for part in self.model.parameters())
+        data = f"{self.data.num_users:,} users, {self.data.num_items:,} items"
+        return (
+            f"Run {self.path} ({self.which}): {type(self.model).__name__}, "
+            f"{parameters:,} parameters\n  trained for {len(self.history):,} epochs on "
+            f"{self.data.name!r}: {data}, {self.data.num_interactions:,} interactions"
+        )
+
 
 def load_run(
     run_dir: str | Path,

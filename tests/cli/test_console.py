@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from adarec_fast import ConfigError, TrainConfig
 from adarec_fast.cli import app, console
-from adarec_fast.cli.recommend import samples
+from adarec_fast.cli.answers import samples
 from adarec_fast.data import InteractionData, load
 from adarec_fast.training import load_run, train
 

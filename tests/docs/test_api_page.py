@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import adarec_fast
+from adarec_fast.models.base import SequenceModel
 
 PAGE = Path(__file__).parents[2] / "adarec_fast" / "docs" / "api.md"
 _BEGINNING = """# API
 
 The public names, all from `adarec_fast`; they stay where they are whatever moves inside. Their
-docstrings (`help(adarec_fast.ADARec)`) give shapes, dtypes, errors and equations. This page is
-written by `python tests/docs/test_api_page.py`.
+docstrings (`help(adarec_fast.ADARec)`) give shapes, dtypes, errors, equations and an example, which
+a test runs with a small `data`, its `split`, `batches`, a `model` and its `recommender`; that of a
+model lists its options. This page is written by `python tests/docs/test_api_page.py`.
 
 """
 
@@ -34,13 +36,20 @@ def rendered() -> str:
 
 
 def _methods(cls: type) -> Iterator[tuple[str, Any]]:
-    """What a class itself offers to be called, in the order in which it is written."""
-    for name, member in vars(cls).items():
-        function = member.__func__ if isinstance(member, (classmethod, staticmethod)) else member
-        # What dataclasses, named tuples and pydantic make has no docstring of ours.
-        ours = inspect.isfunction(function) and function.__module__.startswith("adarec_fast")
-        if ours and not name.startswith("_") and function.__doc__:
-            yield name, getattr(cls, name)
+    """What a class offers to be called, in the order in which it is written, and then what those
+    offer that it is made of; not the protocol of models, which has its own page."""
+    told = set()
+    for part in cls.__mro__:
+        if part is SequenceModel:
+            continue
+        for name, member in vars(part).items():
+            bound = isinstance(member, (classmethod, staticmethod))
+            function = member.__func__ if bound else member
+            # What dataclasses, named tuples and pydantic make has no docstring of ours.
+            ours = inspect.isfunction(function) and function.__module__.startswith("adarec_fast")
+            if ours and not name.startswith("_") and function.__doc__ and name not in told:
+                told.add(name)
+                yield name, getattr(cls, name)
 
 
 def _signature(name: str, thing: Any) -> str:

@@ -142,7 +142,14 @@ def test_k_is_twenty_or_what_the_catalogue_holds(folder: Path, client: httpx.Cli
         (b"[1]", 422, "body", "must be a JSON object"),
         (b"{}", 422, None, "either user or history; neither is there"),
         (b'{"user": 1, "history": ["a"]}', 422, None, "both"),
+        (b'{"user": 1, "users": [1]}', 422, None, "user and users, both, is there"),
         (b'{"user": null}', 422, None, "neither"),
+        (b'{"users": ["u00001", "nobody"]}', 404, "users[1]", "users[1]='nobody' is not among"),
+        (b'{"users": []}', 422, "users", "give at least 1 item"),
+        (b'{"user": "u00001", "allow": ["x"]}', 422, "allow[0]", "unknown_items='ignore'"),
+        (b'{"user": "u00001", "allow": []}', 422, "allow", "give at least 1 item"),
+        (b'{"user": "u00001", "allow": ["x"], "unknown_items": "ignore"}', 422, "allow",
+         "nothing to choose from"),
         (b'{"user": "nobody"}', 404, "user", "not among the 60 users of the training data, such"),
         (b'{"user": true}', 422, "user", "user=True: an id must be an integer or a string"),
         (b'{"user": {"a": 1}}', 422, "user", "an id must be"),
@@ -262,13 +269,15 @@ def test_the_openapi_page_needs_no_other_host(client: httpx.Client) -> None:
         assert link.startswith("/"), link
         assert client.get(link).status_code == 200
     schema = client.get("/openapi.json").json()
-    assert set(schema["paths"]) == {"/recommend", "/health", "/ready", "/metrics"}
+    assert set(schema["paths"]) == {"/recommend", "/similar", "/health", "/ready", "/metrics"}
     post = schema["paths"]["/recommend"]["post"]
     body = post["requestBody"]["content"]["application/json"]
     assert body["schema"]["properties"]["k"]["anyOf"][0]["maximum"] == 30
     assert set(post["responses"]) >= {"200", "400", "404", "413", "415", "422", "503", "504"}
-    for example in body["examples"].values():
-        assert client.post("/recommend", json=example["value"]).status_code == 200
+    for path in ("/recommend", "/similar"):
+        body = schema["paths"][path]["post"]["requestBody"]["content"]["application/json"]
+        for example in body["examples"].values():
+            assert client.post(path, json=example["value"]).status_code == 200
 
 
 # ---------------------------------------------------------------------- properties

@@ -13,7 +13,12 @@ DepthGradient = Literal["truncated", "full"]
 
 
 class ADARecConfig(ModelConfig):
-    """What the model is. Symbols are the paper's: D hidden size, T the greatest depth T_max."""
+    """What the model is. Symbols are the paper's: D hidden size, T the greatest depth T_max.
+
+    Example:
+        >>> af.ADARecConfig.create(num_items=12, max_depth=8).hidden_size
+        64
+    """
 
     system: ClassVar[str] = "adarec"
 

@@ -49,6 +49,11 @@ class ADARec(Pretrained, EmbeddingModel):
     Raises:
         ConfigError: an unknown field, a value out of range, or a backbone that looks ahead under
             ``supervision="all"``.
+
+    Example:
+        >>> small = af.ADARec(num_items=12, hidden_size=8, max_length=10, max_depth=2)
+        >>> small.config.max_depth
+        2
     """
 
     config_type = ADARecConfig
@@ -170,6 +175,11 @@ class ADARec(Pretrained, EmbeddingModel):
 
         Raises:
             ValueError: a shape, dtype, length or id that does not fit, naming the argument.
+
+        Example:
+            >>> output = model(torch.tensor([[1, 9, 0], [4, 2, 3]]))
+            >>> output.user.shape, output.depth.shape
+            (torch.Size([2, 8]), torch.Size([2]))
         """
         with computing(self.config.precision, self.noise_seed.device.type):
             return self._forward(item_ids, lengths, targets, return_hierarchy, return_gates)
@@ -241,6 +251,11 @@ class ADARec(Pretrained, EmbeddingModel):
                 targets ``[B]`` under ``supervision="prefix"`` or ``[N]`` under ``"all"``.
             share: where ``batch`` lies in a batch that several workers share; the losses are then
                 the whole batch's, and the gradients of all workers add up to its own.
+
+        Example:
+            >>> batch = next(batches.epoch(0))
+            >>> list(model.loss(batch).parts)
+            ['rec', 'deno', 'cont', 'expl']
         """
         with computing(self.config.precision, self.noise_seed.device.type):
             return self._loss(batch.item_ids, batch.offsets, batch.targets, share)[1]
@@ -308,6 +323,10 @@ class ADARec(Pretrained, EmbeddingModel):
         """``user`` h, ``fine`` z_fin and ``coarse`` z_coar, each ``[B, D]``, in evaluation mode.
 
         Without HP-MoE the two are the user representation itself.
+
+        Example:
+            >>> sorted(model.representations(torch.tensor([[1, 9]])))
+            ['coarse', 'fine', 'user']
         """
         values, offsets = self._histories(item_ids, None)
         with computing(self.config.precision, self.noise_seed.device.type):

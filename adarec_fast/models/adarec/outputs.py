@@ -7,15 +7,26 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ...ops import Aggregate
+from ...ragged import brief
 from ..base import LossOutput
 
 
 class Hierarchy(NamedTuple):
-    """A_u for a batch: x0 ``[T+1, N, D]`` of packed tokens; levels k > depth are undefined."""
+    """A_u for a batch: x0 ``[T+1, N, D]`` of packed tokens; levels k > depth are undefined.
+
+    Example:
+        >>> output = model(torch.tensor([[1, 9]]), return_hierarchy=True)
+        >>> output.hierarchy.levels.shape  # of T = 2, two tokens and D = 8
+        torch.Size([3, 2, 8])
+    """
 
     levels: Tensor
     offsets: Tensor
     depth: Tensor
+
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{name} {brief(tensor)}" for name, tensor in self._asdict().items())
+        return f"Hierarchy({parts})"
 
 
 class ADARecOutput(NamedTuple):
@@ -27,6 +38,10 @@ class ADARecOutput(NamedTuple):
         hierarchy: the levels, on demand.
         gates: g_k ``[T+1, B]``, 0 beyond the depth, on demand.
         losses: on demand, where targets were given.
+
+    Example:
+        >>> model(torch.tensor([[1, 9], [4, 2]]))
+        ADARecOutput(user float32 [2, 8], depth int64 [2])
     """
 
     user: Tensor
@@ -34,6 +49,10 @@ class ADARecOutput(NamedTuple):
     hierarchy: Hierarchy | None = None
     gates: Tensor | None = None
     losses: LossOutput | None = None
+
+    def __repr__(self) -> str:
+        there = {name: part for name, part in self._asdict().items() if part is not None}
+        return f"ADARecOutput({', '.join(f'{name} {brief(part)}' for name, part in there.items())})"
 
 
 class Parsed(NamedTuple):
