@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from .documents import LARGEST, DocumentError, parse_json, parse_yaml, read_text, shown
 
@@ -168,6 +168,9 @@ class TrainConfig(_Base):
     patience: int = Field(10, ge=1, description="evaluations without a better one before the end")
     evaluate_every: int = Field(1, ge=1, description="epochs between two validations")
     evaluation_batch_size: int = Field(1024, ge=1, description="users scored at once")
+    ks: str = Field(
+        "5,10,20", description="cut-offs of validation metrics; the best epoch is by NDCG@20"
+    )
     seen_mask: Literal["neg-inf", "official", "off"] = Field(
         "neg-inf", description="score of seen items: -inf, 0 as in the authors' code, or untouched"
     )
@@ -189,6 +192,29 @@ class TrainConfig(_Base):
         description="seconds that the other workers wait while the first one saves; 0: "
         "worker_timeout, and one for each 20 MB",
     )  # fmt: skip
+
+    @field_validator("ks")
+    @classmethod
+    def _are_cutoffs(cls, value: str) -> str:
+        read_cutoffs(value)
+        return value
+
+
+def read_cutoffs(text: str, option: str = "") -> tuple[int, ...]:
+    """``"5,10,20"`` as rising numbers, each once.
+
+    Raises:
+        ConfigError: it is something else; ``option`` and the text open the message.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdecimal() and 0 < len(part) < 10 for part in parts) or (
+        any(int(part) < 1 for part in parts)
+    ):
+        opening = f"{option} {text}: " if option else ""
+        raise ConfigError(
+            f"{opening}must be cut-offs of at least 1 with commas between them, as in 5,10,20"
+        )
+    return tuple(sorted({int(part) for part in parts}))
 
 
 def training_precision(model: ModelConfig, train: TrainConfig) -> Precision:

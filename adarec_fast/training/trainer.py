@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor
 
-from ..config import ModelConfig, TrainConfig
+from ..config import ModelConfig, TrainConfig, read_cutoffs
 from ..data import InteractionData, Split
 from ..distributed.workers import Agreement, saving_seconds
 from ..models import registry
@@ -40,6 +40,9 @@ from .signals import StopSignals
 
 if TYPE_CHECKING:
     from ..distributed import Workers
+
+# The best epoch is that of the best NDCG at this cut-off.
+SELECTION = 20
 
 
 class Trainer:
@@ -299,7 +302,7 @@ class Trainer:
             self.model,
             self.split,
             "valid",
-            ks=(5, 10, 20),
+            ks=sorted({*read_cutoffs(self.config.ks), SELECTION}),
             seen_mask=self.config.seen_mask,
             batch_size=self.config.evaluation_batch_size,
             intents=False,
@@ -310,7 +313,7 @@ class Trainer:
             metrics["valid_sparse"] = result.sparse
         metrics |= {f"valid_{name}": value for name, value in result.diagnostics.items()}
         metrics["valid_seconds"] = time.perf_counter() - begun
-        metrics["best"] = self.stopping.update(result.overall["NDCG@20"], number)
+        metrics["best"] = self.stopping.update(result.overall[f"NDCG@{SELECTION}"], number)
         return bool(metrics["best"])
 
     def raise_if_diverged(self) -> None:
