@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -158,17 +158,26 @@ def _compare_runs(
         written = markdown(shown) if form is Form.MARKDOWN else latex(shown)
         print_exactly(written, f"--format {form.value}")
         return
-    for one in shown:
-        out.print(one.title, markup=False, soft_wrap=True)
-        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-        for place, name in enumerate(one.header):
-            table.add_column(
-                name, justify="left" if place < one.left else "right", no_wrap=place > 0,
-                overflow="fold",
-            )  # fmt: skip
-        for row in one.rows:
-            table.add_row(*map(Text, row))
-        out.print(table)
+    figures, apart = shown
+    out.print(figures.title, markup=False, soft_wrap=True)
+    out.print(_grid(figures.header, figures.rows, figures.left))
+    # A table a run: names of folders leave no room for eight columns beside them.
+    out.print(apart.title, markup=False, soft_wrap=True)
+    for run in dict.fromkeys(row[0] for row in apart.rows):
+        out.print(f"\n{run}", markup=False, soft_wrap=True)
+        mine = [row[1:] for row in apart.rows if row[0] == run]
+        out.print(_grid(apart.header[1:], mine, apart.left - 1))
+
+
+def _grid(header: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for place, name in enumerate(header):
+        table.add_column(
+            name, justify="left" if place < left else "right", no_wrap=place > 0, overflow="fold"
+        )
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
 
 
 def _again(stored: Path, baseline: str | None, part: Part, to: Path | None) -> None:
