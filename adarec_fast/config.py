@@ -20,6 +20,8 @@ Supervision = Literal["prefix", "all"]
 Precision = Literal["ieee", "tf32", "bf16"]
 Backend = Literal["auto", "reference", "packed", "cpp", "triton", "cuda"]
 
+LOGGERS = ("tensorboard", "wandb", "mlflow")
+
 _Config = TypeVar("_Config", bound="_Base")
 _MOST_COMPLAINTS = 5
 
@@ -154,8 +156,8 @@ class TrainConfig(_Base):
     epochs: int = Field(200, ge=1, description="at most so many passes over the examples")
     batch_size: int = Field(256, ge=1, description="examples a step")
     learning_rate: float = Field(1e-3, gt=0.0, description="Adam's step size")
-    learning_rate_schedule: Literal["constant", "cosine"] = Field(
-        "constant", description="constant, or a cosine that falls to 0 over all epochs"
+    learning_rate_schedule: Literal["constant", "cosine", "linear"] = Field(
+        "constant", description="constant, or a fall to 0 over all epochs: a cosine, or linear"
     )
     warmup_steps: int = Field(
         0, ge=0, description="steps over which the rate rises to its full height, linearly"
@@ -173,6 +175,11 @@ class TrainConfig(_Base):
     )
     seen_mask: Literal["neg-inf", "official", "off"] = Field(
         "neg-inf", description="score of seen items: -inf, 0 as in the authors' code, or untouched"
+    )
+    log: str = Field(
+        "auto",
+        description="who gets the metrics, too: tensorboard, wandb (offline) and mlflow (a folder) "
+        "with commas between them, none, or auto, TensorBoard where it is installed",
     )
     log_every: int = Field(50, ge=1, description="steps between two readings of the losses")
     checkpoint_every: int = Field(0, ge=0, description="steps between checkpoints; 0: each epoch")
@@ -193,11 +200,34 @@ class TrainConfig(_Base):
         "worker_timeout, and one for each 20 MB",
     )  # fmt: skip
 
+    @field_validator("log")
+    @classmethod
+    def _are_loggers(cls, value: str) -> str:
+        loggers_of(value)
+        return value
+
     @field_validator("ks")
     @classmethod
     def _are_cutoffs(cls, value: str) -> str:
         read_cutoffs(value)
         return value
+
+
+def loggers_of(log: str) -> tuple[str, ...]:
+    """The names in a configuration's ``log``; none of ``auto`` and of ``none``.
+
+    Raises:
+        ConfigError: one is unknown, or named twice.
+    """
+    if log in ("auto", "none"):
+        return ()
+    names = tuple(name.strip() for name in log.split(","))
+    if not set(names) <= set(LOGGERS) or len(set(names)) < len(names):
+        raise ConfigError(
+            f"must be auto, none, or one or more of {', '.join(LOGGERS)}, each once, with commas "
+            "between them"
+        )
+    return names
 
 
 def read_cutoffs(text: str, option: str = "") -> tuple[int, ...]:

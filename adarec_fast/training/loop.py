@@ -19,6 +19,7 @@ from ..ops._driver import cards, why_no_cuda
 from . import run_folder
 from .checkpoint import recover
 from .errors import RunFolderError
+from .loggers import check_loggers
 from .prewarm import prewarm
 from .remember import has_memory, in_words, remember
 from .reporter import Reporter
@@ -79,6 +80,7 @@ def train(
         raise ValueError(f"stop_after_steps={stop_after_steps} must be at least 1, or None")
     config = _model_config(model_config, data)
     training_precision(config, train_config)  # raises where the two contradict each other
+    check_loggers(train_config.log)
     run_dir = Path(run_dir)
     told = command if command is not None else run_folder.default_command()
     with join(train_config.device, train_config.worker_timeout) as workers:

@@ -16,7 +16,7 @@ from .checkpoint import read_json
 # A resumed run must see the same batches and take the same steps; these never change them.
 _FREE_FIELDS = (
     "patience", "log_every", "checkpoint_every", "device", "evaluation_batch_size",
-    "ks", "shard_items", "worker_timeout", "save_timeout",
+    "ks", "log", "shard_items", "worker_timeout", "save_timeout",
 )  # fmt: skip
 
 
@@ -25,7 +25,7 @@ def free_fields(config: TrainConfig) -> tuple[str, ...]:
 
     ``epochs`` is one of them unless the learning rate falls to 0 over just so many.
     """
-    ends = config.learning_rate_schedule == "cosine"
+    ends = config.learning_rate_schedule != "constant"
     return _FREE_FIELDS if ends else ("epochs", *_FREE_FIELDS)
 
 

@@ -31,7 +31,10 @@ def check_same_run(
     ):
         for field, value in now.items():
             if field not in free and before.get(field) != value:
-                why = ", and the cosine of its learning rate ends there" * (field == "epochs")
+                falls = old_train.learning_rate_schedule
+                fall = {"cosine": "the cosine", "linear": "the linear fall"}.get(falls, "")
+                ends = field == "epochs" and fall
+                why = f", and {fall} of its learning rate ends there" if ends else ""
                 raise CheckpointError(
                     f"{run_dir / run_folder.CONFIG}: {section}.{field} is {before.get(field)!r} "
                     f"there and {value!r} now{why}; resume with the old value or start another run"

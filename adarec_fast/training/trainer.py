@@ -30,7 +30,7 @@ from .clock import Clock
 from .early_stopping import EarlyStopping
 from .errors import TrainingDiverged
 from .metrics_log import MetricsLog
-from .origin import check_origin, describe_origin
+from .origin import check_origin, describe_origin, run_identity
 from .passes import Passes, Prepared
 from .progress import EarlyStoppingState, Progress, check_state_tensor
 from .reporter import Reporter, StepProgress, TrainingPlan
@@ -146,7 +146,13 @@ class Trainer:
         run_folder.write_config(
             self.run_dir, self.model_config, self.config, self.data, data_source
         )
-        self.log = MetricsLog(self.run_dir, self.epoch)
+        settings = {
+            "data": self.data.name,
+            **{f"model.{n}": value for n, value in registry.described(self.model_config).items()},
+            **{f"train.{n}": value for n, value in self.config.to_dict().items()},
+        }
+        identity = run_identity(self._config_path)
+        self.log = MetricsLog(self.run_dir, self.epoch, self.config.log, settings, identity)
 
     def _first_does(self, function: Callable[[], None]) -> None:
         """Once, by this process if it is alone, or by the first worker while the others wait."""
