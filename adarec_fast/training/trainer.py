@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -17,6 +17,7 @@ from ..models import registry
 from ..models.pretrained import CheckpointError, load, write
 from ..ranking.evaluation import evaluate
 from . import run_folder
+from .callbacks import Callback, Callbacks, RunInProgress
 from .checkpoint import (
     STATE_TENSORS,
     STATE_VALUES,
@@ -57,6 +58,7 @@ class Trainer:
         reporter: shows progress.
         workers: those who train together, in this process' place among them; the first one
             writes. None: this process is alone.
+        callbacks: of the program that trains.
     """
 
     def __init__(
@@ -68,8 +70,10 @@ class Trainer:
         device: torch.device,
         reporter: Reporter,
         workers: Workers | None = None,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         self.workers = workers
+        self._callbacks = callbacks
         self.model_config = model_config
         self.config = config
         self.data = data
@@ -128,6 +132,8 @@ class Trainer:
         if not self.passes.steps_per_epoch:
             self.epoch_seconds = preparing
         self.log: MetricsLog | None = None
+        view = RunInProgress(self.run_dir, self.model, self.split, self.passes.last_epoch)
+        self.callbacks = Callbacks(self._callbacks, view, lambda: self.save("last"))
         self._finite_step = -1  # the last one whose weights were looked at
         if folder is not None:
             self._load_state(folder)
@@ -189,6 +195,7 @@ class Trainer:
             self._agreement = None if self.workers is None else Agreement(self.workers)
             try:
                 self.reporter.start(self._plan())
+                self.callbacks.begin(self.epoch, self.step)
                 status = self._epochs(stop_at, signals)
                 result = TrainResult(
                     run_dir=self.run_dir,
@@ -202,6 +209,7 @@ class Trainer:
                     signal=signals.received if status == "interrupted" else None,
                 )
                 self.reporter.finish(result)
+                self.callbacks.end(result)
                 if self._agreement is not None:
                     self._agreement.close()
             finally:
@@ -243,6 +251,7 @@ class Trainer:
         for _ in self.passes.steps(self.epoch, self.batch, self.step):
             self.step += 1
             self.batch += 1
+            self.callbacks.step(self.step)
             ended = self._asked_to_end(stop_at, signals)
             periodic = self.config.checkpoint_every
             due = bool(periodic) and self.step % periodic == 0
@@ -262,16 +271,16 @@ class Trainer:
         stretch = clock.read(*self.passes.shown())
         self.epoch_seconds += stretch.seconds
         if stretch.examples:
-            self.reporter.step(
-                StepProgress(
-                    epoch=self.epoch + 1,
-                    batch=self.batch,
-                    step=self.step,
-                    loss=stretch.means.pop("loss"),
-                    examples_per_second=stretch.examples / stretch.seconds,
-                    means=stretch.means,
-                )
+            progress = StepProgress(
+                epoch=self.epoch + 1,
+                batch=self.batch,
+                step=self.step,
+                loss=stretch.means.pop("loss"),
+                examples_per_second=stretch.examples / stretch.seconds,
+                means=stretch.means,
             )
+            self.reporter.step(progress)
+            self.callbacks.log(progress)
 
     def _asked_to_end(self, stop_at: int | None, signals: StopSignals) -> Status | None:
         received = signals.received is not None
@@ -279,7 +288,8 @@ class Trainer:
             received = self._agreement.ask(received)
         if received:
             return "interrupted"
-        return "stopped" if stop_at is not None and self.step >= stop_at else None
+        enough = stop_at is not None and self.step >= stop_at
+        return "stopped" if enough or self.callbacks.run.stopping else None
 
     def _end_epoch(self) -> None:
         # The order matters to a run that dies in here and is resumed: it repeats this epoch's
@@ -299,7 +309,9 @@ class Trainer:
         self.epoch, self.batch, self.epoch_seconds = number, 0, 0.0
         self.passes.statistics.reset()
         self.save("last")
-        self.reporter.epoch(metrics if self.log is None else self.log.history[-1], is_best)
+        told = metrics if self.log is None else self.log.history[-1]
+        self.reporter.epoch(told, is_best)
+        self.callbacks.epoch(number, told, is_best)
 
     def _validate(self, number: int, metrics: dict[str, Any]) -> bool:
         """Evaluate on the validation part, into ``metrics``; whether it is the best so far."""

@@ -11,11 +11,15 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from helpers_training import DATA, MODEL, config
+from helpers_training import DATA, config
 
 from adarec_fast import ConfigError
 from adarec_fast.training import train
 from adarec_fast.training.metrics_log import flatten
+
+MODEL: dict[str, Any] = {
+    "model": "sasrec", "hidden_size": 8, "num_layers": 1, "max_length": 10, "backend": "packed",
+}  # fmt: skip
 
 
 class Store:
@@ -110,7 +114,7 @@ def test_both_get_every_epoch_of_a_run_that_goes_on(
     for start in wandb.starts:
         assert (start["id"], start["resume"], start["mode"]) == (identity, "allow", "offline")
         assert (start["dir"], start["name"], start["project"]) == (str(run), "run", "adarec_fast")
-        assert start["config"]["model.max_depth"] == 2
+        assert start["config"]["model.hidden_size"] == 8
     assert [step for step, _ in wandb.logged] == [1, 2]
     for line, (_, values) in zip(history, wandb.logged, strict=True):
         flat = flatten(line)
