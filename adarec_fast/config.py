@@ -21,6 +21,8 @@ Supervision = Literal["prefix", "all", "cloze", "windows"]
 Precision = Literal["ieee", "tf32", "bf16"]
 Backend = Literal["auto", "reference", "packed", "cpp", "triton", "cuda"]
 
+LOGGERS = ("tensorboard", "wandb", "mlflow")
+
 _Config = TypeVar("_Config", bound="_Base")
 _MOST_COMPLAINTS = 5
 
@@ -244,8 +246,16 @@ class TrainConfig(_Base):
     patience: int = Field(10, ge=1, description="evaluations without a better one before the end")
     evaluate_every: int = Field(1, ge=1, description="epochs between two validations")
     evaluation_batch_size: int = Field(1024, ge=1, description="users scored at once")
+    ks: str = Field(
+        "5,10,20", description="cut-offs of validation metrics; the best epoch is by NDCG@20"
+    )
     seen_mask: Literal["neg-inf", "official", "off"] = Field(
         "neg-inf", description="score of seen items: -inf, 0 as in the authors' code, or untouched"
+    )
+    log: str = Field(
+        "auto",
+        description="who gets the metrics, too: tensorboard, wandb (offline) and mlflow (a folder) "
+        "with commas between them, none, or auto, TensorBoard where it is installed",
     )
     log_every: int = Field(50, ge=1, description="steps between two readings of the losses")
     checkpoint_every: int = Field(0, ge=0, description="steps between checkpoints; 0: each epoch")
@@ -265,6 +275,52 @@ class TrainConfig(_Base):
         description="seconds that the other workers wait while the first one saves; 0: "
         "worker_timeout, and one for each 20 MB",
     )  # fmt: skip
+
+    @field_validator("log")
+    @classmethod
+    def _are_loggers(cls, value: str) -> str:
+        loggers_of(value)
+        return value
+
+    @field_validator("ks")
+    @classmethod
+    def _are_cutoffs(cls, value: str) -> str:
+        read_cutoffs(value)
+        return value
+
+
+def loggers_of(log: str) -> tuple[str, ...]:
+    """The names in a configuration's ``log``; none of ``auto`` and of ``none``.
+
+    Raises:
+        ConfigError: one is unknown, or named twice.
+    """
+    if log in ("auto", "none"):
+        return ()
+    names = tuple(name.strip() for name in log.split(","))
+    if not set(names) <= set(LOGGERS) or len(set(names)) < len(names):
+        raise ConfigError(
+            f"must be auto, none, or one or more of {', '.join(LOGGERS)}, each once, with commas "
+            "between them"
+        )
+    return names
+
+
+def read_cutoffs(text: str, option: str = "") -> tuple[int, ...]:
+    """``"5,10,20"`` as rising numbers, each once.
+
+    Raises:
+        ConfigError: it is something else; ``option`` and the text open the message.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdecimal() and 0 < len(part) < 10 for part in parts) or (
+        any(int(part) < 1 for part in parts)
+    ):
+        opening = f"{option} {text}: " if option else ""
+        raise ConfigError(
+            f"{opening}must be cut-offs of at least 1 with commas between them, as in 5,10,20"
+        )
+    return tuple(sorted({int(part) for part in parts}))
 
 
 def training_precision(model: ModelConfig, train: TrainConfig) -> Precision:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import enum
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +17,7 @@ from rich.text import Text
 
 from ..config import ConfigError
 from ..training.values import read_assignments
-from .console import RUN_FAILED, command, err, out, words
+from .console import RUN_FAILED, command, err, out, print_exactly, words
 from .evaluate import Part
 from .reproduce import RUNS, planned
 from .sweep import conclude, failed, progress
@@ -25,7 +26,15 @@ if TYPE_CHECKING:
     from ..experiments import RunOutcome
     from ..experiments.comparison import Comparison
 
-_METRICS = ("HR@5", "NDCG@5", "HR@10", "NDCG@10", "HR@20", "NDCG@20")
+
+class Form(str, enum.Enum):
+    """How tables are written."""
+
+    TEXT = "text"
+    MARKDOWN = "markdown"
+    LATEX = "latex"
+    CSV = "csv"
+
 
 
 @command
@@ -72,6 +81,14 @@ def compare(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would run and roughly how long.")
     ] = False,
+    metrics: Annotated[
+        str | None,
+        typer.Option(metavar="NAME@K,...", help="Of runs: what is compared, as in NDCG@10,HR@10 "
+                     "[dim](NDCG@20,HR@20)[/]"),
+    ] = None,
+    form: Annotated[
+        Form, typer.Option("--format", help="Of runs: how the tables are written.")
+    ] = Form.TEXT,
     as_json: Annotated[bool, typer.Option("--json", help="Of runs: JSON on stdout.")] = False,
 ) -> None:
     """Compare trained runs, or train named arms with several seeds and compare those.
@@ -86,7 +103,10 @@ def compare(
             "--from compare.json"
         )
     arms_only = {"--set": assignments, "--finished": finished, "--dry-run": dry_run}
-    runs_only = {"--json": as_json, "--device": device != "auto"}
+    runs_only = {
+        "--json": as_json, "--device": device != "auto", "--metrics": metrics,
+        "--format": form is not Form.TEXT,
+    }  # fmt: skip
     tables_only = {"--baseline": baseline, "--out": to}
     for way, others in (
         (runs, arms_only | tables_only),
@@ -97,7 +117,10 @@ def compare(
         if wrong:
             raise ConfigError(f"{', '.join(wrong)}: means nothing here; adarec-fast compare --help")
     if runs:
-        _compare_runs(runs, data or [], part, device, as_json)
+        if as_json and form is not Form.TEXT:
+            raise ConfigError(f"--json and --format {form.value}: choose one of the two")
+        named = None if metrics is None else [name.strip() for name in metrics.split(",")]
+        _compare_runs(runs, data or [], part, device, named, None if as_json else form)
     elif stored is not None:
         _again(stored, baseline, part, to)
     elif arms is not None:
@@ -106,9 +129,13 @@ def compare(
 
 
 def _compare_runs(
-    runs: list[Path], data: list[Path], part: Part, device: str, as_json: bool
-) -> None:
+    runs: list[Path], data: list[Path], part: Part, device: str, metrics: list[str] | None,
+    form: Form | None,
+) -> None:  # fmt: skip
+    """``form`` None: JSON."""
     from ..experiments.runs import compare_runs
+    from ..experiments.runs_table import USUAL, csv_text, latex, markdown, tables
+    from ..ranking.comparison import METRICS
 
     if len(data) > 1:
         raise ConfigError(f"runs are compared on one --data file; got {len(data)}")
@@ -118,36 +145,39 @@ def _compare_runs(
             data=data[0] if data else None,
             part="valid" if part is Part.VALID else "test",
             device=device,
+            metrics=metrics or METRICS,
         )
-    if as_json:
+    if form is None:
         print(json.dumps(found, indent=2))
         return
-    base = found["runs"][0]["run"]
-    out.print(
-        f"{found['data']}, {found['part']}: {found['users']:,} users, {found['sparse_users']:,} of "
-        f"them sparse; seen items masked: {found['seen_mask']}", markup=False, soft_wrap=True,
-    )  # fmt: skip
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("run", overflow="fold")
-    for name in ("users", *_METRICS):
-        table.add_column(name, justify="right", no_wrap=True)
-    for run in found["runs"]:
-        for users in ("all", "sparse"):
-            if run[users] is not None:
-                figures = (f"{run[users][name]:.4f}" for name in _METRICS)
-                table.add_row(Text(run["run"] if users == "all" else ""), users, *figures)
-    out.print(table)
-    table = Table(
-        box=box.SIMPLE_HEAD, title=Text(f"less {base}, and 95% interval over users"),
-        title_justify="left",
-    )  # fmt: skip
-    table.add_column("run", overflow="fold")
-    for name in ("users", "metric", "difference", "from", "to"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for one in found["differences"]:
-        numbers = (f"{value:+.4f}" for value in (one["difference"], *one["over_users"]))
-        table.add_row(Text(one["run"]), one["users"], one["metric"], *numbers)
-    out.print(table)
+    if form is Form.CSV:
+        print_exactly(csv_text(found), "--format csv")
+        return
+    shown = tables(found, metrics or USUAL)
+    if form is not Form.TEXT:
+        written = markdown(shown) if form is Form.MARKDOWN else latex(shown)
+        print_exactly(written, f"--format {form.value}")
+        return
+    figures, apart = shown
+    out.print(figures.title, markup=False, soft_wrap=True)
+    out.print(_grid(figures.header, figures.rows, figures.left))
+    # A table a run: names of folders leave no room for eight columns beside them.
+    out.print(apart.title, markup=False, soft_wrap=True)
+    for run in dict.fromkeys(row[0] for row in apart.rows):
+        out.print(f"\n{run}", markup=False, soft_wrap=True)
+        mine = [row[1:] for row in apart.rows if row[0] == run]
+        out.print(_grid(apart.header[1:], mine, apart.left - 1))
+
+
+def _grid(header: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for place, name in enumerate(header):
+        table.add_column(
+            name, justify="left" if place < left else "right", no_wrap=place > 0, overflow="fold"
+        )
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
 
 
 def _again(stored: Path, baseline: str | None, part: Part, to: Path | None) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import enum
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +16,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ..config import ConfigError
 from .console import command, err, out
 
 if TYPE_CHECKING:
@@ -46,18 +49,44 @@ def evaluate(
         SeenMask | None,
         typer.Option(help="Score of seen items: -inf, 0, or untouched; by default as in training."),
     ] = None,
+    ks: Annotated[
+        str, typer.Option("--ks", metavar="K,K,...", help="Cut-offs of all metrics.")
+    ] = "5,10,20",
+    lists: Annotated[
+        bool,
+        typer.Option(help="Also the lists' coverage, novelty, diversity, popularity and Gini."),
+    ] = True,
+    segments: Annotated[
+        list[str] | None,
+        typer.Option(metavar="WHICH", help="Metrics of groups of users, too: by history, by "
+                     "popularity of what they take, or by a column, as in users.csv:country; may "
+                     "be repeated."),
+    ] = None,
+    csv_file: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="Also all figures as a table.")
+    ] = None,
     baselines: Annotated[bool, typer.Option(help="Also popularity and a Markov chain.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
     device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, ...")] = "auto",
 ) -> None:
     """Rank the whole catalogue for every user: HR, NDCG, MRR, for all and for sparse users."""
+    from ..config import read_cutoffs
     from ..models.registry import build, config_type
     from ..ranking.evaluation import evaluate as run_evaluation
+    from ..ranking.segments import read_segments
     from ..training import load_run
+    from ..training.checkpoint import write_atomically
     from ..training.loop import resolve_device
 
+    cuts = read_cutoffs(ks, "--ks")
+    if csv_file is not None and not csv_file.absolute().parent.is_dir():
+        raise ConfigError(f"--csv {csv_file}: there is no folder {csv_file.parent}")
     run = load_run(run_dir, device=resolve_device(device))
     mask = run.train_config.seen_mask if seen_mask is None else seen_mask.value
+    groups = read_segments(segments or [], run.split, part.value)
+    # One geometry for all models, for their diversities to be comparable.
+    learned = lists and run.model.by_products and not run.model.fitted
+    vectors = run.model.table() if learned else None
     models: list[tuple[Any, str | None]] = [(run.model, None)]
     if baselines:
         for system, name in (("popularity", "popularity"), ("markov", "markov chain")):
@@ -70,12 +99,18 @@ def evaluate(
                 model,
                 run.split,
                 "valid" if part is Part.VALID else "test",
+                ks=cuts,
                 seen_mask=mask,
                 batch_size=run.train_config.evaluation_batch_size,
                 name=name,
+                lists=lists,
+                item_vectors=vectors,
+                segments=groups,
             )
             for model, name in models
         ]
+    if csv_file is not None:
+        write_atomically(csv_file, _csv(results))
     if as_json:
         answer = {"run": str(run_dir), "results": [result.to_dict() for result in results]}
         print(json.dumps(answer, indent=2))
@@ -85,25 +120,35 @@ def evaluate(
 
 def report(results: Sequence[EvaluationResult]) -> RenderableType:
     """Metrics of several models side by side, then what the first one tells of itself."""
+    from ..ranking.lists import MEASURES
+
     first = results[0]
     title = (
         f"{first.part}: {first.num_users:,} users, {first.num_sparse:,} of them sparse; "
         f"seen items masked: {first.seen_mask}"
     )
     table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     columns: list[dict[str, float]] = []
     for result in results:
-        for users, metrics in (("all", result.overall), ("sparse", result.sparse)):
+        for users, metrics, lists in (
+            ("all", result.overall, result.lists), ("sparse", result.sparse, result.sparse_lists)
+        ):  # fmt: skip
             if metrics is not None:
                 table.add_column(Text(f"{result.name}\n{users}"), justify="right")
-                columns.append(metrics)
+                columns.append({**metrics, **(lists or {})})
     # One target a user: Recall is HR.
     for metric in ("HR", "NDCG", "MRR"):
         for k in first.ks:
             name = f"{metric}@{k}"
             values = (f"{metrics[name]:.4f}" for metrics in columns)
             table.add_row(name, *values, end_section=k == first.ks[-1])
+    of_lists = first.lists or {}
+    for measure in MEASURES:
+        names = [f"{measure}@{k}" for k in first.ks if f"{measure}@{k}" in of_lists]
+        for name in names:
+            values = (f"{found[name]:.4g}" if name in found else "" for found in columns)
+            table.add_row(name, *values, end_section=name == names[-1])
     notes = list(first.notes)
     if first.nmi is not None:
         nmi = "  ".join(f"{name}: {value:.2f}" for name, value in first.nmi.items())
@@ -111,4 +156,35 @@ def report(results: Sequence[EvaluationResult]) -> RenderableType:
     if first.num_unreachable:
         notes.append(f"unreachable targets     {first.num_unreachable:,} (in the history already)")
     # A title of the table would be broken to the table's width.
-    return Group(Text(title), table, *(Text(" " + note) for note in notes))
+    told = (Text(" " + note) for note in notes)
+    return Group(Text(title), table, *told, *(_segments(name, results) for name in first.segments))
+
+
+def _segments(name: str, results: Sequence[EvaluationResult]) -> Table:
+    """HR and NDCG of each group of users."""
+    columns = [f"{metric}@{k}" for k in results[0].ks for metric in ("HR", "NDCG")]
+    table = Table(
+        box=box.SIMPLE_HEAD, title=Text(f"by {name}"), title_justify="left", title_style=""
+    )
+    for header in (name, "model"):
+        table.add_column(Text(header), overflow="fold")
+    for header in ("users", *columns):
+        table.add_column(header, justify="right", no_wrap=True)
+    for label in results[0].segments[name]:
+        for result in results:
+            found = result.segments[name][label]
+            values = (f"{found[column]:.4f}" for column in columns)
+            table.add_row(Text(label), Text(result.name), f"{found['users']:,}", *values,
+                          end_section=result is results[-1])  # fmt: skip
+    return table
+
+
+def _csv(results: Sequence[EvaluationResult]) -> str:
+    """A line a model and group of users, a column a metric; what a group has not stays empty."""
+    rows = [row for result in results for row in result.records()]
+    text = io.StringIO()
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

@@ -40,6 +40,13 @@ def losses(history: list[dict[str, Any]], labels: Mapping[str, Label]) -> Figure
     return figure
 
 
+def _cut_offs(lines: list[dict[str, Any]]) -> list[int]:
+    """The smallest cut-offs that all epochs have, one a colour."""
+    common = set.intersection(*(set(line["valid"]) for line in lines)) if lines else set()
+    found = sorted(int(name.removeprefix("HR@")) for name in common if name.startswith("HR@"))
+    return found[: len(COLOURS)]
+
+
 def metrics(history: list[dict[str, Any]]) -> Figure:
     """Validation HR@k and NDCG@k, over all users and over sparse ones."""
     lines = [line for line in history if line.get("valid")]
@@ -48,7 +55,7 @@ def metrics(history: list[dict[str, Any]]) -> Figure:
     figure = new_figure(2.8)
     for number, metric in enumerate(("HR", "NDCG")):
         axes = figure.add_subplot(1, 2, number + 1)
-        for place, k in enumerate((5, 10, 20)):
+        for place, k in enumerate(_cut_offs(lines)):
             for part, style, label in (
                 ("valid", "-", f"@{k}, all users"),
                 ("valid_sparse", "--", f"@{k}, sparse users"),

@@ -1,13 +1,14 @@
-"""Full-catalogue ranking: HR, NDCG, MRR and Recall at k, on all users and on sparse ones.
+"""Full-catalogue ranking: HR, NDCG, MRR, Recall and MAP at k, on all users, on sparse ones and on
+segments of them, and what the lists are like.
 
-Ranks and metrics are defined in :mod:`.ranks`.
+Ranks and metrics are defined in :mod:`.ranks`, measures of lists in :mod:`.lists`.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -17,7 +18,9 @@ from ..clustering import kmeans, normalized_mutual_info
 from ..data import EvaluationBatch, EvaluationBatches, PlantedLabels, Split
 from ..models.base import SequenceModel
 from ..models.evaluating import evaluating
+from .lists import ListMeasures
 from .ranks import METRICS, UNREACHABLE, SeenMask, ranking_metrics, target_ranks
+from .segments import Segments
 from .sharded import sharded_target_ranks
 
 if TYPE_CHECKING:
@@ -65,6 +68,12 @@ class EvaluationResult:
             information of clusters of the representations with users' planted intents.
         seconds: time taken.
         notes: the diagnostics in words, a line each.
+        lists: ``"Coverage@5"``, ``"Novelty@5"``, ``"Diversity@5"``, ``"Popularity@5"``,
+            ``"Gini@5"``, ...: what the k best of all users are like, see :mod:`.lists`; None
+            where it was not asked for.
+        sparse_lists: those that are means over users, over the sparse ones.
+        segments: by segmentation and group: ``"users"``, the metrics, and those measures of
+            lists that are means over users.
     """
 
     name: str
@@ -81,6 +90,9 @@ class EvaluationResult:
     nmi: dict[str, float] | None
     seconds: float
     notes: tuple[str, ...] = ()
+    lists: dict[str, float] | None = None
+    sparse_lists: dict[str, float] | None = None
+    segments: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
 
     def __getattr__(self, name: str) -> Any:
         told = self.__dict__.get("diagnostics", {})
@@ -117,6 +129,22 @@ class EvaluationResult:
                 rows.append((self.name, label, *(f"{metrics[name]:.4f}" for name in names)))
         return rows
 
+    def records(self) -> list[dict[str, Any]]:
+        """All figures as flat rows: ``model``, ``part``, ``segment`` (``users`` for all and for
+        sparse ones), ``group``, ``users`` and a value a metric. ``pandas.DataFrame`` takes them.
+        """
+        groups: list[tuple[str, str, dict[str, float]]] = [
+            ("users", "all", {"users": self.num_users, **self.overall, **(self.lists or {})})
+        ]
+        if self.sparse is not None:
+            few = {"users": self.num_sparse, **self.sparse, **(self.sparse_lists or {})}
+            groups.append(("users", "sparse", few))
+        groups += [(s, g, m) for s, found in self.segments.items() for g, m in found.items()]
+        return [
+            {"model": self.name, "part": self.part, "segment": segment, "group": group, **metrics}
+            for segment, group, metrics in groups
+        ]
+
 
 @torch.no_grad()
 def evaluate(
@@ -132,6 +160,9 @@ def evaluate(
     name: str | None = None,
     intents: bool = True,
     workers: Workers | None = None,
+    lists: bool = False,
+    item_vectors: Tensor | None = None,
+    segments: Sequence[Segments] = (),
 ) -> EvaluationResult:
     """Rank the whole catalogue for every user, a chunk of users at a time.
 
@@ -151,6 +182,11 @@ def evaluate(
             with several workers.
         workers: who rank together, each its part of the users (or, with a split item table, its
             part of the items); all of them get the whole result.
+        lists: also say what the k best of all users are like, see :mod:`.lists`. What is masked
+            by -inf stands in no list. Not with several workers.
+        item_vectors: float [num_items + 1, D], what diversity goes by; by default the model's own
+            table where it learned one and ranks by it, else there is no diversity.
+        segments: groups of users that get their own metrics, see :mod:`.segments`.
 
     Raises:
         ValueError: an argument is out of range, the catalogue is another, or scores are NaN.
@@ -182,6 +218,14 @@ def evaluate(
             f"model is a {type(model).__name__}; it must be a SequenceModel, or have a name and "
             "scores(batch)"
         )
+    if lists and workers is not None:
+        raise ValueError("lists=True needs all users in one process; leave workers out")
+    for one in segments:
+        if one.index.shape != (split.num_users,):
+            raise ValueError(
+                f"segments: {one.name} is of {one.index.numel()} users, the split has "
+                f"{split.num_users}"
+            )
     if users is not None and not isinstance(users, Tensor):
         raise ValueError(f"users is a {type(users).__name__}; it must be an int64 tensor")
     chosen = torch.arange(split.num_users) if users is None else users.cpu()
@@ -197,12 +241,21 @@ def evaluate(
         users=chosen if sharing is None else chosen[sharing.part(chosen.numel())],
         device=device,
     )
+    measured: ListMeasures | None = None
+    if lists:
+        if item_vectors is None and isinstance(model, SequenceModel):
+            item_vectors = None if model.fitted or not model.by_products else model.table()
+        train = split.inputs("train")
+        measured = ListMeasures(ks, *train, split.num_items, item_vectors, device)
     ranks = [torch.zeros(0, dtype=torch.int64, device=device)]
     for batch in batches:
+        scores = scorer.scores(batch)
         if isinstance(scorer, _ModelScorer):
-            ranks.append(scorer.ranks(batch, seen_mask))
+            ranks.append(scorer.ranks(scores, batch, seen_mask))
         else:
-            ranks.append(target_ranks(scorer.scores(batch), batch, seen_mask))
+            ranks.append(target_ranks(scores, batch, seen_mask))
+        if measured is not None:
+            measured.add_best(scores)  # masked by now
     rank = torch.cat(ranks).cpu()
     if sharing is not None:
         rank = sharing.whole(rank, chosen.numel())
@@ -239,6 +292,19 @@ def evaluate(
         nmi=nmi,
         seconds=time.perf_counter() - begun,
         notes=tuple(notes),
+        lists=None if measured is None else measured.read(),
+        sparse_lists=measured.read(sparse) if measured is not None and bool(sparse.any()) else None,
+        segments={
+            one.name: {
+                label: {
+                    "users": int(mask.sum()),
+                    **ranking_metrics(rank[mask], ks),
+                    **({} if measured is None else measured.read(mask)),
+                }
+                for label, mask in one.chosen(chosen).items()
+            }
+            for one in segments
+        },
     )
 
 
@@ -255,9 +321,8 @@ class _ModelScorer:
         """Whether this process has all items, not one worker's part of them."""
         return self._items is None
 
-    def ranks(self, batch: EvaluationBatch, seen_mask: SeenMask) -> Tensor:
-        """Ranks of the targets in the whole catalogue."""
-        scores = self.scores(batch)
+    def ranks(self, scores: Tensor, batch: EvaluationBatch, seen_mask: SeenMask) -> Tensor:
+        """Ranks of the targets in the whole catalogue; scores are overwritten where masked."""
         if self._items is None:
             return target_ranks(scores, batch, seen_mask)
         return sharded_target_ranks(scores, batch, seen_mask, self._items)

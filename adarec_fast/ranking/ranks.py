@@ -1,9 +1,10 @@
 """Ranks of targets among the catalogue, and the metrics that follow from them.
 
-Each user has one relevant item, so Recall@k equals HR@k, NDCG@k is 1 / log2(rank + 1) and MRR@k is
-1 / rank within the first k. The rank of the target is 1 + the number of candidates that score
-higher + the number of candidates of equal score and lower index: ties go to the lower index, so
-that a model of constant scores gains nothing and results do not depend on the sorting algorithm.
+Each user has one relevant item, so Recall@k equals HR@k, NDCG@k is 1 / log2(rank + 1), and MRR@k
+and MAP@k are 1 / rank within the first k. The rank of the target is 1 + the number of candidates
+that score higher + the number of candidates of equal score and lower index: ties go to the lower
+index, so that a model of constant scores gains nothing and results do not depend on the sorting
+algorithm.
 
 A target that is already in its user's history is masked with it and counts as a miss at every k
 (6.66% of the test targets of Yelp, none of Amazon Beauty). Published results mask likewise.
@@ -20,7 +21,7 @@ from torch import Tensor
 from ..data import EvaluationBatch
 
 SeenMask = Literal["neg-inf", "official", "off"]
-METRICS = ("HR", "NDCG", "MRR", "Recall")
+METRICS = ("HR", "NDCG", "MRR", "Recall", "MAP")
 # The rank of a target that cannot be recommended, since it is masked.
 UNREACHABLE = torch.iinfo(torch.int64).max
 # Comparisons are done for so many users at once: their temporaries then stay in the cache and are
@@ -87,7 +88,7 @@ def _ranks(scores: Tensor, targets: Tensor, columns: Tensor) -> Tensor:
 
 
 def ranking_metrics(ranks: Tensor, ks: Sequence[int]) -> dict[str, float]:
-    """Mean HR, NDCG, MRR and Recall at each k of int64 ranks [U] from 1, U >= 1."""
+    """Mean HR, NDCG, MRR, Recall and MAP at each k of int64 ranks [U] from 1, U >= 1."""
     return {
         f"{name}@{k}": float(user_metrics(ranks, f"{name}@{k}").mean())
         for k in ks
@@ -117,4 +118,4 @@ def user_metrics(ranks: Tensor, metric: str) -> Tensor:
     hit = rank <= int(cut)
     if name == "NDCG":
         return torch.where(hit, 1 / torch.log2(rank + 1), 0.0)
-    return torch.where(hit, 1 / rank, 0.0) if name == "MRR" else hit.double()
+    return torch.where(hit, 1 / rank, 0.0) if name in ("MRR", "MAP") else hit.double()

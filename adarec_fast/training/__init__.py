@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..models.pretrained import CheckpointError
+    from .callbacks import Callback, RunInProgress
     from .errors import CompilationFailed, RunFolderError, TrainingDiverged, TrainingError
     from .loop import train
     from .reporter import (
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from .run_folder import Run, load_run
 
 __all__ = [
+    "Callback",
     "CheckpointError",
     "CompilationFailed",
     "PlainReporter",
@@ -31,6 +33,7 @@ __all__ = [
     "RichReporter",
     "Run",
     "RunFolderError",
+    "RunInProgress",
     "StepProgress",
     "TrainResult",
     "TrainingDiverged",
@@ -42,6 +45,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Callback": ".callbacks",
     "CheckpointError": "..models.pretrained",
     "CompilationFailed": ".errors",
     "PlainReporter": ".reporter",
@@ -49,6 +53,7 @@ _HOMES = {
     "RichReporter": ".reporter",
     "Run": ".run_folder",
     "RunFolderError": ".errors",
+    "RunInProgress": ".callbacks",
     "StepProgress": ".reporter",
     "TrainResult": ".result",
     "TrainingDiverged": ".errors",

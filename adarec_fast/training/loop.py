@@ -17,8 +17,10 @@ from ..models.registry import create_config, described
 from ..ops import choose
 from ..ops._driver import cards, why_no_cuda
 from . import run_folder
+from .callbacks import Callback, check_callbacks
 from .checkpoint import recover
 from .errors import RunFolderError
+from .loggers import check_loggers
 from .prewarm import prewarm
 from .remember import has_memory, in_words, remember
 from .reporter import Reporter
@@ -39,6 +41,7 @@ def train(
     stop_after_steps: int | None = None,
     data_source: Mapping[str, Any] | None = None,
     command: Sequence[str] | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> TrainResult:
     """Train until the epochs are over, patience runs out, or a signal asks to end.
 
@@ -64,6 +67,7 @@ def train(
         stop_after_steps: save and end after so many steps of this call.
         data_source: where the data came from, JSON-able; kept in ``config.json``.
         command: kept in ``environment.json``, this process' command line by default.
+        callbacks: told of steps and epochs, see :class:`.callbacks.Callback`; of one process alone.
 
     Raises:
         ConfigError: the model's configuration does not fit the data, or no such device.
@@ -77,8 +81,10 @@ def train(
     """
     if stop_after_steps is not None and stop_after_steps < 1:
         raise ValueError(f"stop_after_steps={stop_after_steps} must be at least 1, or None")
+    check_callbacks(callbacks)
     config = _model_config(model_config, data)
     training_precision(config, train_config)  # raises where the two contradict each other
+    check_loggers(train_config.log)
     run_dir = Path(run_dir)
     told = command if command is not None else run_folder.default_command()
     with join(train_config.device, train_config.worker_timeout) as workers:
@@ -96,6 +102,11 @@ def train(
                 )
         else:
             device = workers.device
+            if callbacks:
+                raise ConfigError(
+                    "callbacks are of a run in one process, and several workers train here; leave "
+                    "them out, or start without torchrun"
+                )
             _check_workers(workers, config, train_config, data, run_dir, resume, stop_after_steps)
         # Before there is a folder, and before the first step is timed: ops that every model needs
         # find their backend here, and what must be compiled for it is.
@@ -120,7 +131,9 @@ def train(
                 workers.first_does(claim)
             shown = reporter if reporter is not None and first else Reporter()
             prewarm(config, train_config, device, shown.compiling)
-            trainer = Trainer(config, train_config, data, run_dir, device, shown, workers)
+            trainer = Trainer(
+                config, train_config, data, run_dir, device, shown, workers, callbacks
+            )
             watched = contextlib.nullcontext() if workers is None else workers.watched(trainer.kept)
             # Whatever the caller has switched off for itself.
             with watched, torch.inference_mode(False), torch.enable_grad():

@@ -1,7 +1,8 @@
-"""The metrics of a run: a line an epoch in JSONL, the same as CSV, and TensorBoard if installed."""
+"""The metrics of a run: a line an epoch in JSONL, the same as CSV, and what :mod:`.loggers` has."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -11,9 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..config import loggers_of
 from ..documents import DocumentError, parse_json
 from ..models.pretrained import CheckpointError
 from .checkpoint import disk_errors, write_atomically
+from .loggers import LOGGERS, Logger, TensorBoard
 
 JSONL, CSV, TENSORBOARD = "metrics.jsonl", "metrics.csv", "tensorboard"
 
@@ -25,6 +28,9 @@ class MetricsLog:
         run_dir: the run folder.
         epochs: completed epochs according to the checkpoint that training goes on from; lines of
             later ones are cut off, since these epochs will be run again.
+        log: of the run's configuration, which names the loggers.
+        settings: of model and training, flat, for loggers that show them.
+        identity: what tells the run from others, where it has one.
 
     Attributes:
         history: all lines so far.
@@ -33,7 +39,14 @@ class MetricsLog:
         CheckpointError: lines of completed epochs are missing, or the disk refuses.
     """
 
-    def __init__(self, run_dir: Path, epochs: int) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        epochs: int,
+        log: str = "auto",
+        settings: Mapping[str, Any] | None = None,
+        identity: str | None = None,
+    ) -> None:
         self._run_dir = run_dir
         lines = read_metrics(run_dir)
         self.history = [line for line in lines if line["epoch"] <= epochs]
@@ -46,8 +59,17 @@ class MetricsLog:
         text = "".join(_line(metrics) for metrics in self.history)
         write_atomically(run_dir / JSONL, text)
         self._write_csv()
-        with disk_errors(run_dir / TENSORBOARD):
-            self._board = _summary_writer(run_dir / TENSORBOARD, epochs + 1)
+        self._loggers: dict[str, Logger] = {}
+        for name in (TENSORBOARD,) if log == "auto" else loggers_of(log):
+            with contextlib.ExitStack() as opened, disk_errors(run_dir / name):
+                opened.callback(self.close)  # those before it, if this one fails
+                if name == TENSORBOARD:
+                    writer = _summary_writer(run_dir / name, epochs + 1)
+                    if writer is not None:
+                        self._loggers[name] = TensorBoard(writer)
+                else:
+                    self._loggers[name] = LOGGERS[name](run_dir, identity, settings or {})
+                opened.pop_all()
 
     def append(self, metrics: Mapping[str, Any]) -> None:
         """Write one epoch's line, flushed to the disk before this returns.
@@ -63,23 +85,24 @@ class MetricsLog:
             os.fsync(file.fileno())
         self.history.append(json.loads(line))
         self._write_csv()
-        if self._board is None:
-            return
-        with disk_errors(self._run_dir / TENSORBOARD):
-            for name, value in flatten(self.history[-1]).items():
-                if isinstance(value, (int, float)) and name not in ("epoch", "step"):
-                    self._board.add_scalar(name, value, metrics["epoch"])
-            self._board.flush()
+        numbers = {
+            name: value for name, value in flatten(self.history[-1]).items()
+            if isinstance(value, (int, float)) and name not in ("epoch", "step")
+        }  # fmt: skip
+        for name, logger in self._loggers.items():
+            with disk_errors(self._run_dir / name):
+                logger.log(metrics["epoch"], numbers)
 
     def close(self) -> None:
-        """Release TensorBoard's file.
+        """Release the loggers' files.
 
         Raises:
             CheckpointError: the disk is full or refuses.
         """
-        if self._board is not None:
-            with disk_errors(self._run_dir / TENSORBOARD):
-                self._board.close()
+        with contextlib.ExitStack() as all_of_them:
+            for name, logger in self._loggers.items():
+                all_of_them.callback(logger.close)
+                all_of_them.enter_context(disk_errors(self._run_dir / name))
 
     def _write_csv(self) -> None:
         rows = [flatten(line) for line in self.history]

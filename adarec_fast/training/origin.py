@@ -16,7 +16,7 @@ from .checkpoint import read_json
 # A resumed run must see the same batches and take the same steps; these never change them.
 _FREE_FIELDS = (
     "patience", "log_every", "checkpoint_every", "device", "evaluation_batch_size",
-    "shard_items", "worker_timeout", "save_timeout",
+    "ks", "log", "shard_items", "worker_timeout", "save_timeout",
 )  # fmt: skip
 
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from ..config import ModelConfig, TrainConfig
+from ..config import ModelConfig, TrainConfig, read_cutoffs
 from ..data import InteractionData, Split
 from ..distributed.workers import Agreement, saving_seconds
 from ..models import registry
 from ..models.pretrained import CheckpointError, load, write
 from ..ranking.evaluation import evaluate
 from . import run_folder
+from .callbacks import Callback, Callbacks, RunInProgress
 from .checkpoint import (
     STATE_TENSORS,
     STATE_VALUES,
@@ -30,7 +31,7 @@ from .clock import Clock
 from .early_stopping import EarlyStopping
 from .errors import TrainingDiverged
 from .metrics_log import MetricsLog
-from .origin import check_origin, describe_origin
+from .origin import check_origin, describe_origin, run_identity
 from .passes import Passes, Prepared
 from .progress import EarlyStoppingState, Progress, check_state_tensor
 from .reporter import Reporter, StepProgress, TrainingPlan
@@ -40,6 +41,9 @@ from .signals import StopSignals
 
 if TYPE_CHECKING:
     from ..distributed import Workers
+
+# The best epoch is that of the best NDCG at this cut-off.
+SELECTION = 20
 
 
 class Trainer:
@@ -54,6 +58,7 @@ class Trainer:
         reporter: shows progress.
         workers: those who train together, in this process' place among them; the first one
             writes. None: this process is alone.
+        callbacks: of the program that trains.
     """
 
     def __init__(
@@ -65,8 +70,10 @@ class Trainer:
         device: torch.device,
         reporter: Reporter,
         workers: Workers | None = None,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         self.workers = workers
+        self._callbacks = callbacks
         self.model_config = model_config
         self.config = config
         self.data = data
@@ -125,6 +132,8 @@ class Trainer:
         if not self.passes.steps_per_epoch:
             self.epoch_seconds = preparing
         self.log: MetricsLog | None = None
+        view = RunInProgress(self.run_dir, self.model, self.split, self.passes.last_epoch)
+        self.callbacks = Callbacks(self._callbacks, view, lambda: self.save("last"))
         self._finite_step = -1  # the last one whose weights were looked at
         if folder is not None:
             self._load_state(folder)
@@ -143,7 +152,13 @@ class Trainer:
         run_folder.write_config(
             self.run_dir, self.model_config, self.config, self.data, data_source
         )
-        self.log = MetricsLog(self.run_dir, self.epoch)
+        settings = {
+            "data": self.data.name,
+            **{f"model.{n}": value for n, value in registry.described(self.model_config).items()},
+            **{f"train.{n}": value for n, value in self.config.to_dict().items()},
+        }
+        identity = run_identity(self._config_path)
+        self.log = MetricsLog(self.run_dir, self.epoch, self.config.log, settings, identity)
 
     def _first_does(self, function: Callable[[], None]) -> None:
         """Once, by this process if it is alone, or by the first worker while the others wait."""
@@ -180,6 +195,7 @@ class Trainer:
             self._agreement = None if self.workers is None else Agreement(self.workers)
             try:
                 self.reporter.start(self._plan())
+                self.callbacks.begin(self.epoch, self.step)
                 status = self._epochs(stop_at, signals)
                 result = TrainResult(
                     run_dir=self.run_dir,
@@ -193,6 +209,7 @@ class Trainer:
                     signal=signals.received if status == "interrupted" else None,
                 )
                 self.reporter.finish(result)
+                self.callbacks.end(result)
                 if self._agreement is not None:
                     self._agreement.close()
             finally:
@@ -239,6 +256,7 @@ class Trainer:
         for _ in self.passes.steps(self.epoch, self.batch, self.step):
             self.step += 1
             self.batch += 1
+            self.callbacks.step(self.step)
             ended = self._asked_to_end(stop_at, signals)
             periodic = self.config.checkpoint_every
             due = bool(periodic) and self.step % periodic == 0
@@ -258,16 +276,16 @@ class Trainer:
         stretch = clock.read(*self.passes.shown())
         self.epoch_seconds += stretch.seconds
         if stretch.examples:
-            self.reporter.step(
-                StepProgress(
-                    epoch=self.epoch + 1,
-                    batch=self.batch,
-                    step=self.step,
-                    loss=stretch.means.pop("loss"),
-                    examples_per_second=stretch.examples / stretch.seconds,
-                    means=stretch.means,
-                )
+            progress = StepProgress(
+                epoch=self.epoch + 1,
+                batch=self.batch,
+                step=self.step,
+                loss=stretch.means.pop("loss"),
+                examples_per_second=stretch.examples / stretch.seconds,
+                means=stretch.means,
             )
+            self.reporter.step(progress)
+            self.callbacks.log(progress)
 
     def _asked_to_end(self, stop_at: int | None, signals: StopSignals) -> Status | None:
         received = signals.received is not None
@@ -275,7 +293,8 @@ class Trainer:
             received = self._agreement.ask(received)
         if received:
             return "interrupted"
-        return "stopped" if stop_at is not None and self.step >= stop_at else None
+        enough = stop_at is not None and self.step >= stop_at
+        return "stopped" if enough or self.callbacks.run.stopping else None
 
     def _end_epoch(self) -> None:
         # The order matters to a run that dies in here and is resumed: it repeats this epoch's
@@ -295,7 +314,9 @@ class Trainer:
         self.epoch, self.batch, self.epoch_seconds = number, 0, 0.0
         self.passes.statistics.reset()
         self.save("last")
-        self.reporter.epoch(metrics if self.log is None else self.log.history[-1], is_best)
+        told = metrics if self.log is None else self.log.history[-1]
+        self.reporter.epoch(told, is_best)
+        self.callbacks.epoch(number, told, is_best)
 
     def _validate(self, number: int, metrics: dict[str, Any]) -> bool:
         """Evaluate on the validation part, into ``metrics``; whether it is the best so far."""
@@ -304,7 +325,7 @@ class Trainer:
             self.model,
             self.split,
             "valid",
-            ks=(5, 10, 20),
+            ks=sorted({*read_cutoffs(self.config.ks), SELECTION}),
             seen_mask=self.config.seen_mask,
             batch_size=self.config.evaluation_batch_size,
             intents=False,
@@ -315,7 +336,7 @@ class Trainer:
             metrics["valid_sparse"] = result.sparse
         metrics |= {f"valid_{name}": value for name, value in result.diagnostics.items()}
         metrics["valid_seconds"] = time.perf_counter() - begun
-        metrics["best"] = self.stopping.update(result.overall["NDCG@20"], number)
+        metrics["best"] = self.stopping.update(result.overall[f"NDCG@{SELECTION}"], number)
         return bool(metrics["best"])
 
     def raise_if_diverged(self) -> None:

@@ -108,6 +108,33 @@ def test_evaluate_prints_pure_json(run: Path) -> None:
     assert overall["NDCG@20"] == pytest.approx(logged["valid"]["NDCG@20"], abs=1e-9)
 
 
+def test_evaluate_by_cut_offs_lists_and_segments(run: Path, tmp_path: Path) -> None:
+    users, table = tmp_path / "users.csv", tmp_path / "metrics.csv"
+    users.write_text("user,plan\nu00000,free\nu00001,paid\n")
+    options = ["--ks", "3, 7", "--segments", "history", "--segments", f"{users}:plan"]
+    shown = adarec("evaluate", run, *options, "--csv", table, COLUMNS="160")
+    assert shown.exit_code == 0, shown.output
+    for word in ("NDCG@7", "Coverage@3", "Diversity@7", "by history", "by plan", "(not told)"):
+        assert word in shown.stdout
+    assert "@20" not in shown.stdout
+    rows = list(csv.DictReader(table.open()))
+    assert {row["model"] for row in rows} == {"ADARec", "popularity", "markov chain"}
+    free = next(row for row in rows if row["group"] == "free")
+    assert (free["segment"], free["users"], free["Gini@3"]) == ("plan", "1", "")
+    asked = adarec("evaluate", run, *options, "--json", "--no-baselines", "--no-lists")
+    (result,) = json.loads(asked.stdout)["results"]
+    assert (result["ks"], result["lists"]) == ([3, 7], None)
+    assert result["segments"]["plan"]["free"]["HR@3"] == float(free["HR@3"])
+    for wrong, message in (
+        (["--ks", "5,x"], "--ks 5,x: must be cut-offs of at least 1"),
+        (["--csv", tmp_path / "no" / "m.csv"], "there is no folder"),
+        (["--segments", "plan"], "--segments plan: must be history, popularity, or a file"),
+    ):
+        refused = adarec("evaluate", run, *wrong, COLUMNS="300")
+        assert refused.exit_code == 2
+        assert message in refused.stderr
+
+
 def test_evaluate_says_nmi_of_planted_labels(tmp_path: Path, run: Path) -> None:
     # The labels live in the run folder, so a run on synthetic data is needed.
     folder = tmp_path / "synthetic"

@@ -17,13 +17,15 @@ import torch
 from helpers_cli import adarec
 
 from adarec_fast.config import ConfigError
-from adarec_fast.data import synthetic, write_csv
+from adarec_fast.data import Split, load, synthetic, write_csv
 from adarec_fast.experiments.arms import Arms, read_arms
 from adarec_fast.experiments.comparison import against, collect, read
 from adarec_fast.experiments.comparison_table import lines, markdown
 from adarec_fast.experiments.definition import RESULT
+from adarec_fast.experiments.runs import _check_same, _other_settings
+from adarec_fast.experiments.runs_table import TextTable, latex
 from adarec_fast.ranking.comparison import compare
-from adarec_fast.ranking.ranks import ranking_metrics
+from adarec_fast.ranking.ranks import ranking_metrics, user_metrics
 from adarec_fast.training import Reporter
 from adarec_fast.training.presets import preset
 from adarec_fast.training.values import place
@@ -255,6 +257,83 @@ def test_trained_runs_side_by_side(done: Path, tmp_path: Path) -> None:
     table = adarec("compare", first, second, "--part", "valid").stdout
     assert "shop, valid: 60 users" in table
     assert "95% interval over" in table
+
+
+def test_runs_in_every_form(done: Path) -> None:
+    first, second, third, _ = runs_of(done)
+    asked = ["compare", first, second, third, "--metrics", "NDCG@7, HR@3"]
+    found = json.loads(adarec(*asked, "--json").stdout)
+    assert [one["metric"] for one in found["differences"][:2]] == ["NDCG@7", "HR@3"]
+    kept = read(done / "out" / "compare.json").ranks["shop/test"][:3].long()
+    worth = user_metrics(kept, "HR@3")
+    for run, values in zip(found["runs"][1:], worth[1:], strict=True):
+        entry = next(
+            one for one in found["differences"]
+            if (one["run"], one["users"], one["metric"]) == (run["run"], "all", "HR@3")
+        )  # fmt: skip
+        assert run["all"]["HR@3"] == pytest.approx(float(values.mean()))
+        better, worse = int((values > worth[0]).sum()), int((values < worth[0]).sum())
+        test = entry["sign_test"]
+        assert (test["wins"], test["losses"], test["ties"]) == (better, worse, 60 - better - worse)
+        assert test["p"] <= test["p_holm"] <= 2 * test["p"]
+    rows = list(csv.DictReader(adarec(*asked, "--format", "csv").stdout.splitlines()))
+    assert [(row["run"], row["users"]) for row in rows[:3]] == [
+        (str(first), "all"), (str(first), "sparse"), (str(second), "all"),
+    ]  # fmt: skip
+    assert rows[0]["HR@3 difference"] == ""
+    assert float(rows[2]["HR@3 difference"]) == next(
+        one["difference"] for one in found["differences"] if one["metric"] == "HR@3"
+    )
+    table = adarec(*asked, "--format", "markdown").stdout
+    assert "| run | users | NDCG@7 | HR@3 |\n| --- | --- | --: | --: |\n" in table
+    assert "| run | users | metric | difference | from | to | +/-/= | p | p, Holm |" in table
+    tex = adarec(*asked, "--format", "latex").stdout
+    assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == 2
+    assert str(first).replace("_", r"\_") in tex
+    columns = {line.count("&") for line in tex.splitlines() if line.endswith(r"\\")}
+    assert columns == {3, 8}
+    for more, message in (
+        (["--json", "--format", "csv"], "--json and --format csv: choose one"),
+        (["--metrics", "AUC@3"], "metric='AUC@3' must be one of HR, NDCG, MRR"),
+        (["--metrics", "HR@3,HR@3"], "name one or more, each once"),
+    ):
+        refused = adarec("compare", first, second, *more)
+        assert refused.exit_code == 2, refused.output
+        assert message in refused.stderr
+
+
+def test_latex_letters_are_escaped() -> None:
+    table = TextTable("50% of a_b", ("run", "x"), [("a\\b^c~#$&{}", "1")], [(False, True)], 1)
+    text = latex([table])
+    assert r"\caption{50\% of a\_b}" in text
+    row = r"a\textbackslash{}b\textasciicircum{}c\textasciitilde{}\#\$\&\{\} & \textbf{1} \\"
+    assert row in text
+
+
+def split_of(histories: Mapping[str, list[str]]) -> Split:
+    return Split(load(histories))
+
+
+def test_what_differs_is_named() -> None:
+    base = {"u1": ["a", "b", "c", "d"], "u2": ["b", "c", "d", "a"], "u3": ["d", "c", "b", "a"]}
+    first = split_of(base)
+    _check_same(first, split_of(base), "two", "one", "")
+    # The first of four is cut off: fewer items, the same question.
+    _check_same(first, split_of({**base, "u1": ["b", "c", "d"]}), "two", "one", "")
+    for other, message in (
+        ({**base, "u1": ["a", "b", "x", "d"]}, r"two: ranks another catalogue.*5 items and 4; 'x'"),
+        ({**base, "u4": ["a", "b", "c"]}, r"other users than one \(4 and 3; 'u4' is in one alone"),
+        (dict(reversed(base.items())), "3 and 3; in another order"),
+        ({**base, "u2": ["b", "c", "a", "d"]},
+         "valid item of the user 'u2' is 'a' there and 'd' in one, and so for 1 of 3 users"),
+        ({**base, "u3": ["d", "c", "b", "c"]}, "the test item of the user 'u3' is 'c' there"),
+        ({**base, "u2": ["a", "c", "d", "a"]}, "other histories than one, .* the user 'u2'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            _check_same(first, split_of(other), "two", "one", "")
+    assert _other_settings({"k_core": 0, "data": "x"}, {"k_core": 5, "data": "x"}) == (
+        " (of their data settings, k_core is 5 and 0)"
+    )
 
 
 def test_on_a_file_the_items_are_those_of_each_model(done: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from adarec_fast.ranking.comparison import (
     Interval,
     bootstrap_intervals,
     compare,
+    holm,
+    sign_test,
     t_interval,
     t_quantile,
 )
@@ -147,3 +150,29 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     # 0.95 within three standard errors of 400 trials, and what a bootstrap of 300 users loses.
     assert 0.91 <= over_users / trials <= 0.985
     assert 0.915 <= over_seeds / trials <= 0.985
+
+
+def exact_sign_p(wins: int, losses: int) -> float:
+    """Sums of whole numbers, as the test is defined."""
+    number = wins + losses
+    tail = sum(math.comb(number, i) for i in range(min(wins, losses) + 1))
+    return min(1.0, float(Fraction(2 * tail, 2**number)))
+
+
+def test_sign_test_by_whole_numbers() -> None:
+    for wins, losses, ties in ((0, 0, 3), (1, 0, 0), (5, 5, 0), (3, 9, 2), (700, 640, 99)):
+        values = torch.tensor([0.25] * wins + [-1.0] * losses + [0.0] * ties)
+        found = sign_test(values)
+        assert found[:3] == (wins, losses, ties)
+        assert found.p == pytest.approx(exact_sign_p(wins, losses), rel=1e-9)
+    # Of millions of users no power of two overflows: the normal approximation, z = 2000 / 1000.
+    many = torch.cat([torch.ones(501_000), -torch.ones(499_000)])
+    assert sign_test(many).p == pytest.approx(0.0456, abs=2e-4)
+
+
+def test_holm_by_hand() -> None:
+    # Of three: the smallest times 3, the next times 2, and never less than one before it.
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.6, 0.5]) == [1.0, 1.0]
+    assert holm([0.02]) == [0.02]
+    assert holm([]) == []

@@ -133,10 +133,11 @@ def test_metrics_by_hand() -> None:
 @pytest.mark.parametrize("part", ["valid", "test"])
 def test_agrees_with_ir_measures(part: str) -> None:
     ir_measures = pytest.importorskip("ir_measures", reason="ir-measures is not installed")
-    from ir_measures import RR, R, Success, nDCG
+    from ir_measures import AP, RR, R, Success, nDCG
 
     table = random_table()
-    result = evaluate(TableScorer(table), SPLIT, part, batch_size=7)
+    ks = (1, 3, 10, 50)
+    result = evaluate(TableScorer(table), SPLIT, part, ks=ks, batch_size=7)
     masked = table.clone()
     targets = SPLIT.targets(part)
     values, offsets = SPLIT.seen(part)
@@ -147,8 +148,8 @@ def test_agrees_with_ir_measures(part: str) -> None:
         for user, row in enumerate(masked)
     }
     qrels = {str(user): {str(int(target)): 1} for user, target in enumerate(targets)}
-    ours = {"HR": Success, "NDCG": nDCG, "MRR": RR, "Recall": R}
-    measures = {f"{name}@{k}": measure @ k for name, measure in ours.items() for k in (5, 10, 20)}
+    ours = {"HR": Success, "NDCG": nDCG, "MRR": RR, "Recall": R, "MAP": AP}
+    measures = {f"{name}@{k}": measure @ k for name, measure in ours.items() for k in ks}
     theirs = ir_measures.calc_aggregate(list(measures.values()), qrels, run)
     for name, measure in measures.items():
         assert result.overall[name] == pytest.approx(theirs[measure], abs=1e-12), name

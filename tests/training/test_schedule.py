@@ -53,6 +53,8 @@ def test_values_by_hand() -> None:
         TrainConfig.create(warmup_steps=-1)
     with pytest.raises(ConfigError, match="learning_rate_schedule='line'"):
         TrainConfig.create(learning_rate_schedule="line")
+    linear = _rates(4, 4, learning_rate_schedule="linear", warmup_steps=2)
+    assert linear == pytest.approx([0.05, 0.075, 0.05, 0.025])
 
 
 def test_every_step_has_its_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,8 +77,9 @@ def test_every_step_has_its_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert logged == [seen[half - 1], seen[total - 1]]
 
 
-def test_stopping_anywhere_and_resuming_changes_nothing(tmp_path: Path) -> None:
-    chosen = config(**SCHEDULE, batch_size=90)
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_stopping_anywhere_and_resuming_changes_nothing(schedule: str, tmp_path: Path) -> None:
+    chosen = config(**{**SCHEDULE, "learning_rate_schedule": schedule}, batch_size=90)
     whole = train(MODEL, chosen, DATA, tmp_path / "whole")
     for resume in (False, *[True] * (whole.steps - 1)):
         result = train(MODEL, chosen, DATA, tmp_path / "parts", resume=resume, stop_after_steps=1)
@@ -92,6 +95,10 @@ def test_epochs_are_fixed_where_the_rate_ends_with_them(tmp_path: Path) -> None:
         match=r"train\.epochs is 2 there and 3 now, and its falling learning rate ends there",
     ):
         train(MODEL, config(epochs=3, **SCHEDULE), DATA, tmp_path / "cosine", resume=True)
+    linear = config(**{**SCHEDULE, "learning_rate_schedule": "linear"})
+    train(MODEL, linear, DATA, tmp_path / "linear", stop_after_steps=1)
+    with pytest.raises(CheckpointError, match="3 now, and its falling learning rate"):
+        train(MODEL, linear.replace(epochs=3), DATA, tmp_path / "linear", resume=True)
     # The file alone, which is what the command line reads, cannot be changed either.
     path = tmp_path / "cosine" / "config.json"
     text = path.read_text(encoding="utf-8")

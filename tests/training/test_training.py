@@ -61,6 +61,18 @@ def test_run_folder(done: TrainResult) -> None:
     json.dumps(done.to_dict(), allow_nan=False)
 
 
+def test_cut_offs_of_the_validation(tmp_path: Path) -> None:
+    result = train(MODEL, config(ks="3,7", epochs=1), DATA, tmp_path)
+    names = {f"{name}@{k}" for name in ("HR", "NDCG", "MRR", "Recall", "MAP") for k in (3, 7, 20)}
+    assert result.history[0]["valid"].keys() == names
+    assert result.best_metric == result.history[0]["valid"]["NDCG@20"]
+    # They change nothing that is learned, so a run may go on with others.
+    train(MODEL, config(ks="5", epochs=2), DATA, tmp_path, resume=True)
+    assert read_metrics(tmp_path)[1]["valid"].keys() > {"HR@5", "HR@20"}
+    with pytest.raises(ConfigError, match="ks='0': must be cut-offs of at least 1 with commas"):
+        config(ks="0")
+
+
 def test_metrics_of_every_epoch(done: TrainResult) -> None:
     lines = read_metrics(done.run_dir)
     assert lines == done.history
