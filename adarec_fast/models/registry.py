@@ -81,6 +81,18 @@ BUILT_IN = {
         "convolutions over the last few items",
         "Tang and Wang, WSDM 2018",
     ),
+    "adarec-iclrec": Entry(
+        "adarec_on.config:ADARecICLRecConfig",
+        "adarec_on.model:ADARecICLRec",
+        "ADARec on ICLRec's encoder, with ICLRec's contrasts",
+        "Cui et al., AAAI 2026, Table 3",
+    ),
+    "adarec-elcrec": Entry(
+        "adarec_on.config:ADARecELCRecConfig",
+        "adarec_on.model:ADARecELCRec",
+        "ADARec on ELCRec's encoder, with ELCRec's contrasts and centres",
+        "Cui et al., AAAI 2026, Table 3",
+    ),
     "counting": Entry(
         "counting.config:CountingConfig",
         "counting.model:Counting",
