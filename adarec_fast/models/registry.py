@@ -81,6 +81,12 @@ BUILT_IN = {
         "convolutions over the last few items",
         "Tang and Wang, WSDM 2018",
     ),
+    "diffdiv": Entry(
+        "diffdiv.config:DiffDivConfig",
+        "diffdiv.model:DiffDiv",
+        "generates the next item's vector by guided diffusion; our reconstruction, on DreamRec",
+        "Cai et al., SIGIR 2025",
+    ),
     "counting": Entry(
         "counting.config:CountingConfig",
         "counting.model:Counting",

@@ -20,6 +20,8 @@ from adarec_fast.models.caser.config import CaserConfig
 from adarec_fast.models.caser.model import Caser
 from adarec_fast.models.counting.config import CountingConfig, MarkovConfig, PopularityConfig
 from adarec_fast.models.counting.model import Counting, Popularity
+from adarec_fast.models.diffdiv.config import DiffDivConfig
+from adarec_fast.models.diffdiv.model import DiffDiv
 from adarec_fast.models.elcrec.config import ELCRecConfig
 from adarec_fast.models.elcrec.model import ELCRec
 from adarec_fast.models.iclrec.config import ICLRecConfig
@@ -33,6 +35,7 @@ KNOWN: list[tuple[Any, Any]] = [
     (options.ICLRecOptions, ICLRecConfig), (options.ELCRecOptions, ELCRecConfig),
     (options.BASRecOptions, BASRecConfig),
     (options.BERT4RecOptions, BERT4RecConfig), (options.CaserOptions, CaserConfig),
+    (options.DiffDivOptions, DiffDivConfig),
     (options.CountingOptions, CountingConfig), (options.PopularityOptions, PopularityConfig),
 ]  # fmt: skip
 
@@ -54,7 +57,8 @@ def test_options_of_frames_are_their_arguments() -> None:
 
 
 @pytest.mark.parametrize(
-    "model", [ADARec, SASRec, ICLRec, ELCRec, BASRec, BERT4Rec, Caser, Counting, Popularity]
+    "model",
+    [ADARec, SASRec, ICLRec, ELCRec, BASRec, BERT4Rec, Caser, DiffDiv, Counting, Popularity],
 )
 def test_every_model_says_so(model: Any) -> None:
     assert "Unpack[" in str(inspect.signature(model).parameters["options"].annotation)

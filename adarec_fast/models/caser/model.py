@@ -41,6 +41,7 @@ from ...precision import computing
 from ..base import Diagnostics, LossOutput
 from ..blocks.diagnostics import CROSS_ENTROPY, SAMPLED, LossDiagnostics
 from ..blocks.negatives import NegativeSampler
+from ..blocks.uniform import uniform_linears
 from ..embedded import EmbeddingModel
 from ..pretrained import Pretrained
 from .config import CaserConfig
@@ -100,14 +101,11 @@ class Caser(Pretrained, EmbeddingModel):
         self.user_embedding: nn.Embedding | None = None
         self._add_noise_seed()
         generator = torch.Generator().manual_seed(config.seed)
+        for part in (self.vertical, self.horizontal, self.hidden):
+            uniform_linears(part, generator)
         with torch.no_grad():
             self.item_embedding.weight.normal_(0.0, 1 / size, generator=generator)
             self.output.normal_(0.0, 1 / width, generator=generator)
-            for linear in (self.vertical, *self.horizontal, self.hidden):
-                assert isinstance(linear, nn.Linear)
-                bound = linear.in_features**-0.5  # torch's own, of what a filter reads
-                linear.weight.uniform_(-bound, bound, generator=generator)
-                linear.bias.uniform_(-bound, bound, generator=generator)
             if not config.trainable_padding:
                 self.item_embedding.weight[0].zero_()
         if config.user_embeddings and config.num_users:
