@@ -244,6 +244,9 @@ class DiffDiv(Pretrained, EmbeddingModel):
             "it off (--no-shard-items)"
         )
 
+    def why_not_captured(self) -> str | None:
+        return "steps of diffdiv have not been tried as CUDA graphs"
+
     def diagnostics(self) -> Diagnostics:
         config = self.config
         there = {
