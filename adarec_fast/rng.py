@@ -224,10 +224,22 @@ def history_noise(
     """
     owner = ragged.sequence_ids(offsets, values.shape[0])
     place = ragged.positions(offsets, values.shape[0])
-    history = torch.zeros_like(offsets).index_add_(0, owner, mixed(mixed(values) + place))
-    first = mixed(history)[owner] + place * size
+    first = _history_hash(values, offsets)[owner] + place * size
     index = first[:, None] + torch.arange(size, device=values.device)
     return normal_levels(seed, index, depth, dtype)
+
+
+def history_index(values: Tensor, offsets: Tensor, size: int) -> Tensor:
+    """int64 ``[B, size]``: element indices of a row a history, that go by the history alone."""
+    first = _history_hash(values, offsets)[:-1]
+    return first[:, None] + torch.arange(size, device=values.device)
+
+
+def _history_hash(values: Tensor, offsets: Tensor) -> Tensor:
+    """int64 ``[B+1]``: 64-bit hashes of histories, and of capacity."""
+    owner = ragged.sequence_ids(offsets, values.shape[0])
+    place = ragged.positions(offsets, values.shape[0])
+    return mixed(torch.zeros_like(offsets).index_add_(0, owner, mixed(mixed(values) + place)))
 
 
 def gumbel(seed: Tensor, num_sequences: int, choices: int, dtype: torch.dtype) -> Tensor:

@@ -158,6 +158,7 @@ class BERT4RecStep(PeerStep):
 
 class CaserStep(PeerStep):
     form = "caser"
+    options: ClassVar[dict[str, Any]] = {"loss": "full_ce"}
 
     def plain(self, model: Any) -> tuple[nn.Module, Callable[[Batch], Tensor]]:
         assert isinstance(model, Caser)

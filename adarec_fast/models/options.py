@@ -115,6 +115,34 @@ class CaserOptions(ModelOptions, total=False):
     num_users: int
 
 
+class DiffDivOptions(ModelOptions, total=False):
+    """Of :class:`adarec_fast.models.diffdiv.config.DiffDivConfig`."""
+
+    loss: Literal["full_ce", "original"]
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    feedforward_multiplier: int
+    dropout: float
+    attention_dropout: float
+    layer_norm_eps: float
+    item_std: float
+    guidance: Literal["variational", "plain"]
+    guidance_dropout: float
+    guidance_weight: float
+    latent_hidden: int
+    denoiser_layers: int
+    denoiser_hidden: int
+    diffusion_steps: int
+    noise_schedule: Literal["exp", "linear", "cosine"]
+    sampling_steps: int
+    samples: int
+    lambda_mse: float
+    lambda_kl: float
+    kl_epochs: int
+    detach_target: bool
+
+
 class ADARecOptions(EncoderOptions, total=False):
     """Of :class:`adarec_fast.ADARecConfig`."""
 

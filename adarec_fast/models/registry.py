@@ -93,6 +93,12 @@ BUILT_IN = {
         "ADARec on ELCRec's encoder, with ELCRec's contrasts and centres",
         "Cui et al., AAAI 2026, Table 3",
     ),
+    "diffdiv": Entry(
+        "diffdiv.config:DiffDivConfig",
+        "diffdiv.model:DiffDiv",
+        "generates the next item's vector by guided diffusion; our reconstruction, on DreamRec",
+        "Cai et al., SIGIR 2025",
+    ),
     "counting": Entry(
         "counting.config:CountingConfig",
         "counting.model:Counting",

@@ -19,6 +19,7 @@ from adarec_fast import Recommender, rng
 from adarec_fast.cli import app
 from adarec_fast.config import ConfigError
 from adarec_fast.data import DataError, EvaluationBatches, Split, TrainingBatches
+from adarec_fast.export import ExportOptions, export_run
 from adarec_fast.models.caser.model import Caser, last_items
 from adarec_fast.models.pretrained import load as load_model
 from adarec_fast.ranking.evaluation import evaluate
@@ -221,6 +222,24 @@ def test_recommendations_are_its_scores(backend: Any) -> None:
             assert torch.equal(items[row], best.indices)
             torch.testing.assert_close(scores[row], best.values, rtol=1e-5, atol=1e-6)
     assert torch.equal(Recommender(model).recommend(histories, k=4).items, items)
+
+
+def test_its_graph_gives_what_it_gives() -> None:
+    model = Caser(**SHAPE).train()
+    values, offsets = torch.tensor([5, 7, 2, 4, *range(1, 5)]), torch.tensor([0, 3, 4, 8])
+    graph = model.user_graph()
+    found = graph(torch.tensor([[5, 7, 2, 0], [4, 0, 0, 0], [1, 2, 3, 4]]))
+    wanted, clear = graph.settled(values, offsets)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+    assert clear.all()
+
+
+@pytest.mark.slow
+def test_it_is_exported(tmp_path: Path) -> None:
+    train(MODEL, config(epochs=1), DATA, tmp_path / "run")
+    run = load_run(tmp_path / "run")
+    (made,) = export_run(run, tmp_path / "export", ["torch"], ExportOptions(k=5, users=20))
+    assert made.outcome.users == 24
 
 
 def test_it_resumes_to_the_same_bits_and_keeps_its_users(tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ from adarec_fast.models.caser.config import CaserConfig
 from adarec_fast.models.caser.model import Caser
 from adarec_fast.models.counting.config import CountingConfig, MarkovConfig, PopularityConfig
 from adarec_fast.models.counting.model import Counting, Popularity
+from adarec_fast.models.diffdiv.config import DiffDivConfig
+from adarec_fast.models.diffdiv.model import DiffDiv
 from adarec_fast.models.elcrec.config import ELCRecConfig
 from adarec_fast.models.elcrec.model import ELCRec
 from adarec_fast.models.iclrec.config import ICLRecConfig
@@ -37,6 +39,7 @@ KNOWN: list[tuple[Any, Any]] = [
     (options.BERT4RecOptions, BERT4RecConfig), (options.CaserOptions, CaserConfig),
     (options.ADARecICLRecOptions, ADARecICLRecConfig),
     (options.ADARecELCRecOptions, ADARecELCRecConfig),
+    (options.DiffDivOptions, DiffDivConfig),
     (options.CountingOptions, CountingConfig), (options.PopularityOptions, PopularityConfig),
 ]  # fmt: skip
 
@@ -58,8 +61,8 @@ def test_options_of_frames_are_their_arguments() -> None:
 
 
 MODELS = [
-    ADARec, SASRec, ICLRec, ELCRec, BASRec, BERT4Rec, Caser, ADARecICLRec, ADARecELCRec, Counting,
-    Popularity,
+    ADARec, SASRec, ICLRec, ELCRec, BASRec, BERT4Rec, Caser, DiffDiv, ADARecICLRec, ADARecELCRec,
+    Counting, Popularity,
 ]  # fmt: skip
 
 

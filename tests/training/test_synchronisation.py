@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from adarec_fast import ADARec, TrainConfig, synthetic
 from adarec_fast.data import Split, TrainingBatches
+from adarec_fast.models import registry
 from adarec_fast.ops import linear_cross_entropy, synchronising
 from adarec_fast.ops._library import collecting, implementation
 from adarec_fast.training import train
@@ -120,6 +121,23 @@ def test_a_step_reads_nothing_on_the_host(
             stepper.step(next(batches), number, statistics)
     assert statistics.diverged() is None
     assert statistics.read()["loss"] > 0
+
+
+@pytest.mark.parametrize("loss", ["full_ce", "original"])
+@pytest.mark.parametrize("system", ["caser", "diffdiv"])
+def test_other_systems_read_nothing_on_the_host(system: str, loss: str) -> None:
+    shape = {n: v for n, v in MODEL.items() if n in ("num_items", "hidden_size", "max_length")}
+    model = registry.build(registry.create_config({"model": system, "loss": loss, **shape}))
+    model.begin_training(SPLIT)
+    batches = TrainingBatches(
+        *SPLIT.inputs("train"), supervision="prefix", batch_size=8, max_length=10, seed=0
+    ).epoch(0)
+    stepper = Stepper(model.train(), TrainConfig(batch_size=8), torch.device("cpu"))
+    statistics = EpochStatistics(model.diagnostics(), torch.device("cpu"))
+    stepper.step(next(batches), 1, statistics)
+    with no_host_reads():
+        stepper.step(next(batches), 2, statistics)
+    assert statistics.diverged() is None
 
 
 def test_the_cross_entropy_of_plain_pytorch_reads_nothing() -> None:

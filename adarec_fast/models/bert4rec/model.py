@@ -33,7 +33,7 @@ from ...config import ConfigError, ModelConfig
 from ...data import Batch
 from ...histories import History
 from ...precision import computing
-from ..base import LossOutput, initialise
+from ..base import LossOutput, UserGraph, initialise
 from ..embedded import EmbeddingModel
 from ..encoders.sasrec import SASRecEncoder
 from ..pretrained import Pretrained
@@ -161,6 +161,11 @@ class BERT4Rec(Pretrained, EmbeddingModel):
         """[u, 1] of outputs ``[R, D]``: a one for the biases."""
         u = self.transform_norm(F.gelu(self.transform(h)))
         return F.pad(u, (0, 1), value=1.0)
+
+    def user_graph(self) -> UserGraph:
+        from .graph import BERT4RecGraph  # export's parts take a second to import
+
+        return BERT4RecGraph(self)
 
     def split_items(self, workers: Workers) -> None:
         raise ConfigError(

@@ -19,7 +19,7 @@ class CaserConfig(ModelConfig):
         5, ge=1, le=256, description="L, items that the convolutions read; keep it small"
     )
     loss: Literal["full_ce", "original"] = Field(
-        "full_ce",
+        "original",
         description="full_ce: cross entropy over all items; original: the system's own, a binary "
         "one with sampled negatives",
     )

@@ -38,9 +38,10 @@ from ...config import ConfigError, ModelConfig
 from ...data import Batch, EvaluationBatch, Split
 from ...histories import History
 from ...precision import computing
-from ..base import Diagnostics, LossOutput
+from ..base import Diagnostics, LossOutput, UserGraph
 from ..blocks.diagnostics import CROSS_ENTROPY, SAMPLED, LossDiagnostics
 from ..blocks.negatives import NegativeSampler
+from ..blocks.uniform import uniform_linears
 from ..embedded import EmbeddingModel
 from ..pretrained import Pretrained
 from .config import CaserConfig
@@ -100,14 +101,11 @@ class Caser(Pretrained, EmbeddingModel):
         self.user_embedding: nn.Embedding | None = None
         self._add_noise_seed()
         generator = torch.Generator().manual_seed(config.seed)
+        for part in (self.vertical, self.horizontal, self.hidden):
+            uniform_linears(part, generator)
         with torch.no_grad():
             self.item_embedding.weight.normal_(0.0, 1 / size, generator=generator)
             self.output.normal_(0.0, 1 / width, generator=generator)
-            for linear in (self.vertical, *self.horizontal, self.hidden):
-                assert isinstance(linear, nn.Linear)
-                bound = linear.in_features**-0.5  # torch's own, of what a filter reads
-                linear.weight.uniform_(-bound, bound, generator=generator)
-                linear.bias.uniform_(-bound, bound, generator=generator)
             if not config.trainable_padding:
                 self.item_embedding.weight[0].zero_()
         if config.user_embeddings and config.num_users:
@@ -236,7 +234,12 @@ class Caser(Pretrained, EmbeddingModel):
         self, values: Tensor, offsets: Tensor, users: Tensor | None, seed: Tensor | None
     ) -> Tensor:
         """[x, 1] ``[B, D'+1]``; users that are not known, -1 among them, have a zero vector."""
-        features = self._features(last_items(values, offsets, self.config.max_length))
+        last = last_items(values, offsets, self.config.max_length)
+        return self._of_last(last, users, seed)
+
+    def _of_last(self, item_ids: Tensor, users: Tensor | None, seed: Tensor | None) -> Tensor:
+        """The same of last items, int64 ``[B, L]``, 0 where there is none."""
+        features = self._features(item_ids)
         if seed is not None:  # a row a sequence, not a token
             seed = torch.stack([seed[0], seed[2], seed[2]])
         features = ops.dropout(
@@ -271,6 +274,11 @@ class Caser(Pretrained, EmbeddingModel):
 
     # ------------------------------------------------------------------ use
 
+    def user_graph(self) -> UserGraph:
+        from .graph import CaserGraph  # export's parts take a second to import
+
+        return CaserGraph(self)
+
     def split_items(self, workers: Workers) -> None:
         raise ConfigError(
             "shard_items=True: Caser's items have a bias each, which cannot be split; leave it off "
@@ -286,7 +294,7 @@ class Caser(Pretrained, EmbeddingModel):
         return False
 
     def why_not_captured(self) -> str | None:
-        return None
+        return "steps of caser have not been tried as CUDA graphs"
 
 
 def last_items(values: Tensor, offsets: Tensor, length: int) -> Tensor:

@@ -46,9 +46,10 @@ def encode(
 
 
 def layer(module: TransformerLayer, x: Tensor, valid: Tensor) -> Tensor:
-    """One causal layer of ``[..., L, D]``, without dropout."""
+    """One layer of ``[..., L, D]``, without dropout."""
     return encoder_layer(
-        x, valid, *module.weights(), module.heads, module.eps, 0.0, 0.0, None, None, None
+        x, valid, *module.weights(), module.heads, module.eps, 0.0, 0.0, None, None, None,
+        module.causal,
     )
 
 

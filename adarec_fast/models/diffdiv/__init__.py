@@ -1,0 +1,1 @@
+"""DiffDiv and DreamRec, which generate the next item by diffusion; imported part by part."""
