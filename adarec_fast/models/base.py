@@ -22,6 +22,7 @@ from ..config import ConfigError, ModelConfig, listed_fields
 from ..data import Batch, EvaluationBatch, Split, Vocabulary
 from ..ragged import brief
 from .memory import Memory
+from .recommends import Recommends
 
 if TYPE_CHECKING:
     from ..distributed import Workers
@@ -229,7 +230,7 @@ def _forked_on_one_thread() -> None:
         os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
-class SequenceModel(nn.Module):
+class SequenceModel(Recommends):
     """A sequential model. A kind of model sets ``config_type``, takes its configuration as the
     first argument and fills in :meth:`loss`, :meth:`represent` and :meth:`table`.
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,17 +14,9 @@ from ..data.batches import every_position
 from ..histories import (
     History,
     check_histories,
-    check_k,
-    check_seen,
-    is_packed,
-    pack_lists,
 )
-from ..packed.score_topk import CHUNK_ELEMENTS
-from ..precision import ranking
 from .base import SequenceModel
-from .evaluating import evaluating
-from .limits import Allowed, Limits, best_allowed
-from .own_ids import Question, UnknownItems
+from .limits import Allowed
 from .soft_targets import SoftTargets
 
 if TYPE_CHECKING:
@@ -103,115 +94,17 @@ class EmbeddingModel(SequenceModel):
                 f"takes [{expected}], one target a {'position' if everywhere else 'history'}"
             )
 
-    @overload
-    def recommend(
-        self, item_ids: History | Sequence[Sequence[int]], lengths: Tensor | None = None, *,
-        k: int = 20, exclude_seen: bool = True, seen: tuple[Tensor, Tensor] | None = None,
-        exclude: Any = None, allow: Any = None, mask: Any = None,
-        own_ids: Literal[False] | None = None, unknown_items: UnknownItems = "refuse",
-    ) -> tuple[Tensor, Tensor]: ...
-    @overload
-    def recommend(
-        self, item_ids: Any, lengths: Tensor | None = None, *, k: int = 20,
-        exclude_seen: bool = True, seen: tuple[Tensor, Tensor] | None = None, exclude: Any = None,
-        allow: Any = None, mask: Any = None, own_ids: bool | None = None,
-        unknown_items: UnknownItems = "refuse",
-    ) -> Any: ...
-    @torch.no_grad()
-    def recommend(
-        self,
-        item_ids: Any,
-        lengths: Tensor | None = None,
-        *,
-        k: int = 20,
-        exclude_seen: bool = True,
-        seen: tuple[Tensor, Tensor] | None = None,
-        exclude: Any = None,
-        allow: Any = None,
-        mask: Any = None,
-        own_ids: bool | None = None,
-        unknown_items: UnknownItems = "refuse",
-    ) -> Any:
-        """The k best items of every user, in evaluation mode whatever the module's mode.
-
-        Who asks often asks a :class:`adarec_fast.Recommender`, which knows users, similar items
-        and reasons, too.
-
-        Args:
-            item_ids: histories, int64 ``[B, L]`` padded with 0, a jagged pair (values ``[N]``,
-                offsets ``[B+1]``), or a list of lists of indices; or in the catalogue's own ids,
-                as text, a list of them, a list of lists, or a frame of users, items and times.
-            lengths: optional int64 ``[B]`` for the padded form.
-            k: how many; at most num_items.
-            exclude_seen: leave out what a history holds. If fewer than k items remain, the rest
-                of a row scores -inf.
-            seen: jagged (values, offsets) of what to leave out instead of the histories.
-            exclude, allow, mask, own_ids, unknown_items: as in
-                :meth:`adarec_fast.Recommender.recommend`.
-
-        Returns:
-            Of indices: items int64 ``[B, k]`` and their scores ``[B, k]``, falling. Of own ids
-            what :meth:`adarec_fast.Recommender.recommend` returns.
-
-        Raises:
-            ValueError: a history, a list, a mask or ``seen`` that does not fit, naming row and
-                value, or a k out of range.
-            ConfigError: ``allow`` or ``mask`` while the item table is split over workers.
-
-        Example:
-            >>> items, scores, *_ = model.recommend(["sku-1", "sku-9"], k=3)
-            >>> items, scores = model.recommend([[1, 9], [4]], k=3)
-            >>> items.shape
-            torch.Size([2, 3])
-        """
-        device = self.device
-        num_items = self.config.num_items
-        check_k(k, num_items)
-        question = Question.of(item_ids, self.item_vocabulary, own_ids, unknown_items)
-        given = question.histories
-        packed: History = given if is_packed(given) else pack_lists(given, device)
-        values, offsets = check_histories(packed, lengths, num_items=num_items, crop=None)
-        values, offsets = values.to(device), offsets.to(device)
-        users = offsets.shape[0] - 1
-        if seen is not None:
-            check_seen(seen, users, num_items)
-        more, allowed = Limits.of(
-            question.ids, users, num_items, exclude=exclude, allow=allow, mask=mask
-        )
-        read = ragged.keep_last(values, offsets, self.config.max_length)
-        user = evaluating(self).represent(*read)
-        if not exclude_seen:
-            seen = values[:0], torch.zeros_like(offsets)
-        without = ragged.Jagged(*(seen if seen is not None else (values, offsets)))
-        if more is not None:
-            further = ragged.Jagged(more.values.to(device), more.offsets.to(device))
-            without = ragged.joined(without, further)
-        with ranking(self.config.precision, device.type):
-            scores, items = self._best(user, read, without, k, allowed)
-        return question.answer(items, scores, {}) if question.ids.own else (items, scores)
-
     def _best(
-        self, user: Tensor, read: ragged.Jagged, without: ragged.Jagged, k: int,
+        self, user: Tensor | None, read: ragged.Jagged, without: ragged.Jagged, k: int,
         allowed: Allowed | None,
     ) -> tuple[Tensor, Tensor]:
-        """Scores and items of users ``[B, D']`` whose histories are ``read``."""
         table, backend = self.item_embedding, self.config.backend
-        if allowed is not None:
-            if self.sharded is not None:
-                raise ConfigError(
-                    "allow and mask need the whole item table, which is split over workers here"
-                )
-            many, parts = max(1, CHUNK_ELEMENTS // (self.config.num_items + 1)), []
-            for first in range(0, user.shape[0], many):
-                last = min(first + many, user.shape[0])
-                all_scores = self.score(user[first:last])
-                if self.memory is not None:
-                    self.memory.add_to(all_scores, *ragged.rows(read, first, last))
-                mask = allowed.rows(first, last, user.device)
-                some = ragged.rows(without, first, last)
-                parts.append(best_allowed(all_scores, mask, *some, k))
-            scores, items = (torch.cat(part) for part in zip(*parts, strict=True))
-            return scores, items
+        if allowed is not None and self.sharded is not None:
+            raise ConfigError(
+                "allow and mask need the whole item table, which is split over workers here"
+            )
+        if user is None or user.dim() == 3 or allowed is not None:
+            return super()._best(user, read, without, k, allowed)
         if self.memory is not None:
             return ops.memory_topk(
                 user, self.table(), *read, *without, self.memory.reads(), k,

@@ -151,9 +151,8 @@ def test_what_comes_is_the_best_of_what_may(given: Given, case: str) -> None:
         left_out = [set(history) if exclude_seen else set() for history in histories]
         wanted = _by_hand(scores, 6, allowed, left_out)
         rankings = [recommender.recommend(histories, 6, exclude_seen=exclude_seen, **options)]
-        if isinstance(model, ADARec) or model.memory is not None:
-            found = model.recommend(histories, k=6, exclude_seen=exclude_seen, **options)  # type: ignore[operator]
-            rankings.append(rankings[0]._replace(items=found[0], scores=found[1]))
+        found = model.recommend(histories, k=6, exclude_seen=exclude_seen, **options)
+        rankings.append(rankings[0]._replace(items=found[0], scores=found[1]))
         for ranking in rankings:
             for row, expected in enumerate(wanted):
                 left = torch.isfinite(ranking.scores[row])
@@ -169,11 +168,10 @@ def test_chunks_do_not_show(
     model, recommender, histories, _ = given
     options, _ = _case("all together", histories)
     whole = recommender.recommend(histories, 6, **options)
-    for module in ("ranking.recommender", "models.embedded"):
+    for module in ("ranking.recommender", "models.recommends"):
         monkeypatch.setattr(f"adarec_fast.{module}.CHUNK_ELEMENTS", 2 * (ITEMS + 1))
     assert torch.equal(recommender.recommend(histories, 6, **options).items, whole.items)
-    if isinstance(model, ADARec):
-        assert torch.equal(model.recommend(histories, k=6, **options)[0], whole.items)
+    assert torch.equal(model.recommend(histories, k=6, **options)[0], whole.items)
 
 
 def test_own_ids_are_answered_by_own_ids(given: Given, data: InteractionData) -> None:
@@ -215,7 +213,7 @@ def test_frames_in_and_frames_out(
     wanted = recommender.recommend_users(data, found["user"].to_list()[::4], 4, exclude=["sku-3"])
     assert found["item"].to_list() == [item for row in wanted.items for item in row]
     assert "sku-3" not in found["item"].to_list()
-    of_model = recommender.model.recommend(frame, k=4, exclude=["sku-3"])  # type: ignore[operator]
+    of_model = recommender.model.recommend(frame, k=4, exclude=["sku-3"])
     assert sorted(of_model["item"].to_list()) == sorted(found["item"].to_list())
     everybody = recommender.recommend_users(frame, k=4, exclude=["sku-3"])
     assert everybody.to_frame(kind)["item"].to_list() == of_model["item"].to_list()
