@@ -15,6 +15,7 @@ from ...precision import computing
 from ..base import LossOutput, Plan, Represented, UserGraph, initialise
 from ..embedded import EmbeddingModel
 from ..encoders.foreign import ForeignBackbone, check_causal
+from ..encoders.named import build_named, trust
 from ..encoders.sasrec import SASRecEncoder
 from ..encoders.transformer_layer import TransformerLayer
 from ..evaluating import evaluating
@@ -43,7 +44,9 @@ class ADARec(Pretrained, EmbeddingModel):
     Args:
         config: the whole configuration, or None to give its fields as ``options``.
         backbone: an encoder to use instead of the built-in SASRec one; see
-            :class:`adarec_fast.models.encoders.ForeignBackbone` for what it is called with.
+            :class:`adarec_fast.models.encoders.ForeignBackbone` for what it is called with. By
+            name, ``"package.module:Class"``, it is built here, and again wherever the model is
+            loaded; see :mod:`adarec_fast.models.encoders.named`.
         options: fields of :class:`ADARecConfig`, e.g. ``num_items=12101, max_depth=8``.
 
     Raises:
@@ -58,7 +61,7 @@ class ADARec(Pretrained, EmbeddingModel):
         self,
         config: ADARecConfig | None = None,
         *,
-        backbone: nn.Module | None = None,
+        backbone: nn.Module | str | None = None,
         **options: Unpack[ADARecOptions],
     ) -> None:
         if config is None:
@@ -67,6 +70,11 @@ class ADARec(Pretrained, EmbeddingModel):
             raise ConfigError(f"config={config!r} must be an ADARecConfig")
         elif options:
             config = config.replace(**options)
+        if isinstance(backbone, str):
+            config = config.replace(backbone=backbone)
+            trust(backbone)
+        if config.backbone is not None and not isinstance(backbone, nn.Module):
+            backbone = build_named(config.backbone, config.to_dict())
         size = config.hidden_size
         super().__init__(config, size)
         self.backbone: SASRecEncoder | ForeignBackbone
