@@ -18,6 +18,7 @@ from . import (
     plot,
     recommend,
     reproduce,
+    search,
     serve,
     similar,
     sweep,
@@ -74,6 +75,7 @@ app.add_typer(memory.app, name="memory")
 app.command("plot", rich_help_panel=_EXPERIMENTS)(plot.plot)
 app.command("compare", rich_help_panel=_EXPERIMENTS)(compare.compare)
 app.command("sweep", rich_help_panel=_EXPERIMENTS)(sweep.sweep)
+app.command("search", rich_help_panel=_EXPERIMENTS)(search.search)
 app.command("reproduce", rich_help_panel=_EXPERIMENTS)(reproduce.reproduce)
 app.command("info", rich_help_panel=_MACHINE)(info.info)
 app.command("build", rich_help_panel=_MACHINE)(info.build)

@@ -71,6 +71,10 @@ def train(
     given = given.update(read_assignments(assignments or [], given.system))
     if preset is not None:
         _check_preset(preset, given, resume)
+    if isinstance(given.model.get("backbone"), str):
+        from ..models.encoders.named import trust
+
+        trust(given.model["backbone"])  # named here, and not by a run that is gone on with
     if resume:
         if run_dir is None:
             raise ConfigError("--resume needs --run-dir, the folder of the run to go on with")

@@ -52,7 +52,7 @@ def sensitivity(
     done = [group for group in groups if group.results]
     if not done:
         raise ConfigError("the sweep has no finished run yet")
-    known = [m for m in done[0].results[0]["test"] if not m.startswith("Recall")]
+    known = [m for m in done[0].results[0]["test"] if not m.startswith(("Recall", "MAP"))]
     if metric not in known:
         raise ConfigError(f"metric={metric!r} is not one of {', '.join(known)}")
     axes_keys = numeric_axes(done)

@@ -13,6 +13,7 @@ import torch
 from ..config import ConfigError, ModelConfig, TrainConfig, training_precision
 from ..data import InteractionData
 from ..distributed.workers import Workers, join
+from ..models.encoders.named import trust
 from ..models.registry import create_config, described
 from ..ops import choose
 from ..ops._driver import cards, why_no_cuda
@@ -199,6 +200,8 @@ def _model_config(given: Mapping[str, Any] | ModelConfig, data: InteractionData)
         config = given
     else:
         config = create_config({"num_items": data.num_items, **given})
+        if isinstance(given.get("backbone"), str):  # the caller's own words
+            trust(given["backbone"])
     if config.num_items != data.num_items:
         raise ConfigError(
             f"num_items={config.num_items}, but {data.name} has {data.num_items} items; "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -117,6 +118,31 @@ class JaggedIds(nn.Module):
         return self.table(item_ids)
 
 
+class LikeHuggingFace(nn.Module):
+    """An encoder with the signature of ``transformers.GPT2Model``: embeddings by their name, a
+    mask that is 1 at tokens, and an object around the states."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(size, 2, 32, dropout=0.0, batch_first=True)
+
+    def forward(
+        self, input_ids: Tensor | None = None, past_key_values: object = None,
+        attention_mask: Tensor | None = None, position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None, use_cache: bool | None = None, **rest: object,
+    ) -> SimpleNamespace:  # fmt: skip
+        """[B, L, D] to [B, L, D]."""
+        assert input_ids is None
+        assert use_cache is False
+        assert not rest
+        assert attention_mask is not None
+        assert attention_mask.dtype == torch.int64
+        length = inputs_embeds.shape[1]
+        causal = torch.ones(length, length, dtype=torch.bool).triu(1)
+        states = self.layer(inputs_embeds, causal, attention_mask == 0)
+        return SimpleNamespace(last_hidden_state=states, past_key_values=None)
+
+
 def _foreign(name: str) -> nn.Module:
     torch.manual_seed(0)
     if name == "transformer":
@@ -126,10 +152,13 @@ def _foreign(name: str) -> nn.Module:
         "gru module": lambda: PaddedGRU(16),
         "nn.GRU": lambda: nn.GRU(16, 16, batch_first=True),
         "jagged ids": lambda: JaggedIds(16),
+        "inputs_embeds": lambda: LikeHuggingFace(16),
     }[name]()
 
 
-@pytest.mark.parametrize("name", ["gru module", "nn.GRU", "transformer", "jagged ids"])
+@pytest.mark.parametrize(
+    "name", ["gru module", "nn.GRU", "transformer", "jagged ids", "inputs_embeds"]
+)
 def test_foreign_encoders(name: str) -> None:
     encoder = _foreign(name)
     before = {key: value.clone() for key, value in encoder.state_dict().items()}
@@ -148,9 +177,10 @@ def test_foreign_encoders(name: str) -> None:
     torch.testing.assert_close(together[:1], alone, rtol=1e-4, atol=1e-5)
 
 
-def test_padding_takes_no_part_in_a_foreign_transformer() -> None:
-    model = ADARec(num_items=40, hidden_size=16, max_length=6, backbone=_foreign("transformer"))
-    wide = ADARec(num_items=40, hidden_size=16, max_length=30, backbone=_foreign("transformer"))
+@pytest.mark.parametrize("name", ["transformer", "inputs_embeds"])
+def test_padding_takes_no_part_in_a_foreign_transformer(name: str) -> None:
+    model = ADARec(num_items=40, hidden_size=16, max_length=6, backbone=_foreign(name))
+    wide = ADARec(num_items=40, hidden_size=16, max_length=30, backbone=_foreign(name))
     a = model.backbone(VALUES, model.item_embedding(VALUES), OFFSETS)
     b = wide.backbone(VALUES, model.item_embedding(VALUES), OFFSETS)
     torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

@@ -47,6 +47,9 @@ KNOWN: list[tuple[Any, Any]] = [
 @pytest.mark.parametrize(("listed", "config"), KNOWN)
 def test_the_lists_are_the_configurations(listed: Any, config: Any) -> None:
     fields = {name: field.annotation for name, field in config.model_fields.items()}
+    if config is ADARecConfig:  # a module in the place of its name, too
+        assert "backbone" in inspect.signature(ADARec).parameters
+        del fields["backbone"]
     assert get_type_hints(listed) == fields
     assert not listed.__required_keys__
 

@@ -23,6 +23,11 @@ EXPECTED: dict[str, Any] = json.loads((SAVED / "expected.json").read_text(encodi
 TIMES = ("seconds", "valid_seconds", "examples_per_second")
 
 
+def known(values: dict[str, Any], expected: dict[str, Any]) -> dict[str, Any]:
+    """Without MAP, which that version did not tell."""
+    return {n: value for n, value in values.items() if "MAP@" not in n or n in expected}
+
+
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     """A copy: a resumed run is written to."""
@@ -44,7 +49,7 @@ def test_evaluates_as_it_did(saved: Path) -> None:
     run = load_run(saved)
     result = evaluate(run.model, run.split, "test")
     assert result.ranks.tolist() == EXPECTED["ranks"]
-    assert result.overall == pytest.approx(EXPECTED["test"])
+    assert known(result.overall, EXPECTED["test"]) == pytest.approx(EXPECTED["test"])
     assert result.depth_share == pytest.approx(EXPECTED["depth_share"])
     assert result.gate == pytest.approx(EXPECTED["gate"], abs=1e-5)
     assert result.nmi == pytest.approx(EXPECTED["nmi"])
@@ -57,4 +62,5 @@ def test_resumes_to_the_end_that_it_would_have_had(saved: Path) -> None:
     assert result.status == "finished"
     for line, expected in zip(result.history, EXPECTED["resumed"], strict=True):
         untimed = {name: value for name, value in line.items() if name not in TIMES}
-        assert flatten(untimed) == pytest.approx(flatten(expected), rel=1e-3, abs=1e-6)
+        told = known(flatten(untimed), flatten(expected))
+        assert told == pytest.approx(flatten(expected), rel=1e-3, abs=1e-6)

@@ -36,6 +36,11 @@ class ADARecConfig(ModelConfig):
         description="taps of a causal convolution before each encoder layer; 0: none",
     )  # fmt: skip
 
+    backbone: str | None = Field(
+        None, pattern=r"^\w+(\.\w+)*:\w+$",
+        description="encoder in the place of the built-in one, as package.module:Class",
+    )  # fmt: skip
+
     max_depth: int = Field(4, ge=1, le=64, description="T_max, greatest diffusion depth")
     schedule: Schedule = Field("respaced", description="noise schedule, see models/adarec")
     denoiser: Literal["paper", "bounded"] = Field(

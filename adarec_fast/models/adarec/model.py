@@ -15,6 +15,7 @@ from ...precision import computing
 from ..base import LossOutput, Plan, Represented, UserGraph, initialise
 from ..blocks.system import SystemModel, configured
 from ..encoders.foreign import ForeignBackbone, check_causal
+from ..encoders.named import build_named, trust
 from ..encoders.sasrec import SASRecEncoder
 from ..encoders.transformer_layer import TransformerLayer
 from ..evaluating import evaluating
@@ -43,7 +44,9 @@ class ADARec(Pretrained, SystemModel):
     Args:
         config: the whole configuration, or None to give its fields as ``options``.
         backbone: an encoder to use instead of the built-in SASRec one; see
-            :class:`adarec_fast.models.encoders.ForeignBackbone` for what it is called with.
+            :class:`adarec_fast.models.encoders.ForeignBackbone` for what it is called with. By
+            name, ``"package.module:Class"``, it is built here, and again wherever the model is
+            loaded; see :mod:`adarec_fast.models.encoders.named`.
         options: fields of :class:`ADARecConfig`, e.g. ``num_items=12101, max_depth=8``.
 
     Raises:
@@ -63,11 +66,16 @@ class ADARec(Pretrained, SystemModel):
         self,
         config: ADARecConfig | None = None,
         *,
-        backbone: nn.Module | None = None,
+        backbone: nn.Module | str | None = None,
         **options: Unpack[ADARecOptions],
     ) -> None:
         config = configured(self.config_type, config, options)
         assert config is not None
+        if isinstance(backbone, str):
+            config = config.replace(backbone=backbone)
+            trust(backbone)
+        if config.backbone is not None and not isinstance(backbone, nn.Module):
+            backbone = build_named(config.backbone, config.to_dict())
         size = config.hidden_size
         super().__init__(config, size)
         if backbone is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +26,12 @@ class ForeignBackbone(nn.Module):
       otherwise padded on the right, ``[B, L, D]`` (or ids ``[B, L]``);
     * ``src_key_padding_mask``, ``key_padding_mask`` or ``padding_mask``: bool ``[B, L]``, True at
       padding; ``lengths``: int64 ``[B]``;
+    * ``inputs_embeds`` (Hugging Face's encoders and decoders): the padded embeddings by that name,
+      with ``attention_mask``, int64 ``[B, L]``, 1 at items, and no cache of keys and values;
     * ``mask`` (torch's TransformerEncoder): the causal mask ``[L, L]``, True where forbidden.
 
     It returns ``[B, L, D]`` or ``[N, D]``, or a tuple whose first entry is that (nn.GRU with
-    ``batch_first=True``).
+    ``batch_first=True``), or what has it as ``last_hidden_state``.
     """
 
     _PADDING_NAMES = ("src_key_padding_mask", "key_padding_mask", "padding_mask")
@@ -40,6 +43,8 @@ class ForeignBackbone(nn.Module):
         parameters = inspect.signature(module.forward).parameters
         self._names = frozenset(parameters)
         known = {"item_ids", "offsets", "lengths", "mask", *self._PADDING_NAMES}
+        if "inputs_embeds" in parameters:
+            known |= {"inputs_embeds", "attention_mask"}
         unknown = [
             name for name, parameter in list(parameters.items())[1:]
             if name not in known and parameter.default is parameter.empty
@@ -57,13 +62,15 @@ class ForeignBackbone(nn.Module):
         """E ``[N, D]`` of packed ids ``[N]`` and their embeddings ``[N, D]``."""
         tokens = embedded.shape[0]
         given = item_ids if "item_ids" in self._names else embedded
-        options: dict[str, Tensor] = {}
+        options: dict[str, Any] = {}
         if "offsets" in self._names:
             options["offsets"] = offsets
         else:
             given = ragged.to_padded(given, offsets, self.max_length)
             valid = ragged.padding_mask(offsets, self.max_length)
             options.update({n: ~valid for n in self._PADDING_NAMES if n in self._names})
+            if {"attention_mask", "inputs_embeds"} <= self._names:
+                options["attention_mask"] = valid.long()
             if "mask" in self._names:
                 square = torch.ones(
                     self.max_length, self.max_length, dtype=torch.bool, device=given.device
@@ -71,7 +78,13 @@ class ForeignBackbone(nn.Module):
                 options["mask"] = square.triu(1)
         if "lengths" in self._names:
             options["lengths"] = ragged.lengths(offsets)
-        result = self.module(given, **options)
+        if "inputs_embeds" in self._names:
+            if "use_cache" in self._names:
+                options["use_cache"] = False
+            result = self.module(inputs_embeds=given, **options)
+        else:
+            result = self.module(given, **options)
+        result = getattr(result, "last_hidden_state", result)
         result = result[0] if isinstance(result, tuple) else result
         if not isinstance(result, Tensor) or result.shape[-1] != self.size:
             shape = list(result.shape) if isinstance(result, Tensor) else type(result).__name__
