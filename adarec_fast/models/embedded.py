@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .. import ops, ragged, rng
 from ..config import ConfigError, ModelConfig
 from ..data import Split
+from ..defaults import on_cpu
 from ..histories import (
     History,
     check_histories,
@@ -99,6 +100,7 @@ class EmbeddingModel(SequenceModel):
                 f"takes [{expected}], one target a {'position' if everywhere else 'history'}"
             )
 
+    @on_cpu()
     @torch.no_grad()
     def recommend(
         self,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..clustering import kmeans, normalized_mutual_info
 from ..data import EvaluationBatch, EvaluationBatches, PlantedLabels, Split
+from ..defaults import on_cpu
 from ..models.base import SequenceModel
 from ..models.evaluating import evaluating
 from .ranks import METRICS, UNREACHABLE, SeenMask, ranking_metrics, target_ranks
@@ -110,6 +111,7 @@ class EvaluationResult:
         return rows
 
 
+@on_cpu()
 @torch.no_grad()
 def evaluate(
     model: nn.Module | Scorer,

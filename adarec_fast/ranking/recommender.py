@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .. import ops, ragged
 from ..data import EvaluationBatch
+from ..defaults import on_cpu
 from ..histories import History, check_histories, check_ids, check_k, is_packed, pack_lists
 from ..models.base import Plan, SequenceModel
 from ..models.evaluating import evaluating
@@ -85,6 +86,7 @@ class Recommender:
         ValueError: ``batch_size`` is under 1.
     """
 
+    @on_cpu()
     def __init__(self, model: SequenceModel, *, batch_size: int = 1024) -> None:
         if not isinstance(model, SequenceModel):
             raise ValueError(f"model is a {type(model).__name__}; it must be a SequenceModel")
@@ -125,6 +127,7 @@ class Recommender:
         return _prepared, (self.model, self.batch_size)
 
     @torch.inference_mode()
+    @on_cpu()
     def recommend(
         self,
         histories: History | Sequence[Sequence[int]],

@@ -12,6 +12,7 @@ import torch
 
 from ..config import ConfigError, ModelConfig, TrainConfig, training_precision
 from ..data import InteractionData
+from ..defaults import on_cpu
 from ..distributed.workers import Workers, join
 from ..models.registry import create_config, described
 from ..ops import choose
@@ -81,7 +82,7 @@ def train(
     training_precision(config, train_config)  # raises where the two contradict each other
     run_dir = Path(run_dir)
     told = command if command is not None else run_folder.default_command()
-    with join(train_config.device, train_config.worker_timeout) as workers:
+    with on_cpu(), join(train_config.device, train_config.worker_timeout) as workers:
         if workers is None:
             device = resolve_device(train_config.device)
             if train_config.device == "auto" and device.type == "cpu" and cards():
