@@ -190,8 +190,7 @@ def recommend(
     for name in dropped:
         people.append(_kept(run.data).known(name))
         histories.append(run.data.history_of(name).tolist())
-        told = f"{_kept(run.data).why(name)}; answered by those in the catalogue"
-        err.print(told, markup=False, soft_wrap=True)
+        err.print(_kept(run.data).told(name), markup=False, soft_wrap=True)
     user = [name for name in user or [] if name not in dropped]
     for index in _encode(run.data.users, user or [], "--user"):
         people.append(run.data.users.decode([index])[0])

@@ -86,8 +86,9 @@ class Service:
         unknown = request.unknown_items or self.config.unknown_items
         ignored: list[int | str] | None = [] if unknown == "ignore" else None
         user: int | str | None = None
+        note: str | None = None
         if request.user is not None:
-            user, history = model.history_of(request.user)
+            user, history, note = model.history_of(request.user)
         else:
             history = model.indices("history", request.history, ignored)
             if not history:
@@ -118,6 +119,7 @@ class Service:
             **answer.diagnostics,
             "history_length": len(history),
             "ignored": ignored or [],
+            "note": note,
             "items": [
                 {"item": item, "score": score}
                 for item, score in zip(answer.items, answer.scores, strict=True)

@@ -223,7 +223,8 @@ def fuzz(where: str, seconds: float, seed: int, most: int | None = None) -> Coun
             if found is not None:
                 check(found, method, asked)
         except Exception as error:
-            raise Finding(f"request {number} of seed {seed}, {content[:3000]!r}: {error}") from error
+            which = f"request {number} of seed {seed}, {content[:3000]!r}"
+            raise Finding(f"{which}: {error}") from error
         counts["no answer" if found is None else str(found[0])] += 1
     return counts
 
