@@ -118,9 +118,11 @@ def check_k(k: Any, num_items: int) -> int:
     Raises:
         ValueError: it is no int, or not in 1..num_items.
     """
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= num_items:
+    if isinstance(k, bool) or not isinstance(k, (int, np.integer)):
+        raise ValueError(f"k={k!r} must be an int, and must lie in 1..{num_items}")
+    if not 1 <= k <= num_items:
         raise ValueError(f"k={k!r} must lie in 1..{num_items}, the number of items")
-    return k
+    return int(k)
 
 
 def check_histories(
@@ -152,6 +154,11 @@ def check_histories(
         raise ValueError(
             f"item_ids is a {type(item_ids).__name__}; it must be int64 [B, L], padded with 0, or "
             "a jagged pair (values [N], offsets [B+1]); recommend takes lists, too"
+        )
+    if (item_ids if isinstance(item_ids, Tensor) else item_ids[0]).is_meta:
+        raise ValueError(
+            "item_ids are on the meta device, where tensors hold no values; make them, and the "
+            "model, on the CPU or a GPU (torch.set_default_device may have chosen it)"
         )
     if isinstance(item_ids, Tensor):
         if lengths is not None and not isinstance(lengths, Tensor):

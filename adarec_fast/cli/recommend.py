@@ -169,8 +169,7 @@ def recommend(
     for own_id, _ in dropped:
         people.append(kept(run.data).known(own_id))
         histories.append(run.data.history_of(own_id).tolist())
-        told = f"{kept(run.data).why(own_id)}; answered by those in the catalogue"
-        err.print(told, markup=False, soft_wrap=True)
+        err.print(kept(run.data).told(own_id), markup=False, soft_wrap=True)
     people += run.data.users.decode(known)
     for index in known:
         histories.append(values[int(offsets[index]) : int(offsets[index + 1])].tolist())

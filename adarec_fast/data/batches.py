@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..defaults import on_cpu
 from .errors import DataError
 from .flat import gather_ranges, lengths_to_offsets, range_positions
 from .splits import Split
@@ -103,6 +104,7 @@ class TrainingBatches:
         True
     """
 
+    @on_cpu()
     def __init__(
         self,
         values: Tensor,
@@ -226,7 +228,7 @@ class TrainingBatches:
 
     def _epoch(self, e: int, start: int) -> Iterator[Batch]:
         order = self.order(e)
-        bounds = torch.arange(len(self) + 1) * self.batch_size
+        bounds = torch.arange(len(self) + 1, device="cpu") * self.batch_size
         bounds.clamp_(max=self.num_examples)
         totals = self.tokens_before(order)[bounds].diff().tolist()
         order = order.to(self.device)
@@ -234,6 +236,7 @@ class TrainingBatches:
             chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
             yield self.gather(chosen, totals[index])
 
+    @on_cpu()
     def order(self, e: int) -> Tensor:
         """int64 [num_examples] on the CPU, the examples in the order of epoch ``e``.
 
@@ -293,6 +296,7 @@ class EvaluationBatches:
         DataError: ``users`` holds an index outside ``0..num_users-1``.
     """
 
+    @on_cpu()
     def __init__(
         self,
         split: Split,

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from .columns import Columns
 from .errors import DataError
 from .tables import Cells, Column, Events, cell_ids
-from .text import MISSING, Ids, TextColumn, ids_from_strings, known
+from .text import MISSING, Ids, JoinedText, TextColumn, ids_from_strings, known
 from .times import cell_times, one_scale, text_times
 
 _SHOWN = 5
@@ -168,6 +168,9 @@ def _joined(parts: Sequence[Cells]) -> Cells:
 
 
 def _concatenated(columns: Sequence[Column]) -> Column:
+    texts = tuple(column for column in columns if isinstance(column, TextColumn))
+    if len(texts) == len(columns):
+        return JoinedText(texts)
     if all(isinstance(column, np.ndarray) for column in columns):
         arrays: list[NDArray[Any]] = [np.asarray(column) for column in columns]
         # Never by way of floats, which would round large integers.
@@ -298,9 +301,18 @@ def _times(cells: Cells, name: str, form: str | None, *, clock: bool) -> NDArray
     if not cells.text:
         missing = cleaned(column)[1]
         if missing.any():
-            raise DataError(f"{cells.locate(int(missing.argmax()))}: {name!r} is {cells.null}")
+            raise _no_time(cells.locate(int(missing.argmax())), name, cells.null)
         return cell_times(column, cells.locate, form, clock=clock)
     values = list(column)
     if "" in values:
-        raise DataError(f"{cells.locate(values.index(''))}: {name!r} is empty")
+        raise _no_time(cells.locate(values.index("")), name, "empty")
     return text_times(values, cells.locate, form, clock=clock)
+
+
+def _no_time(where: str, name: str, what: str) -> DataError:
+    # First, last or left out: any of these would be a guess, and a history in another order.
+    return DataError(
+        f"{where}: {name!r} is {what}, so nothing says where in a history the row belongs; give it "
+        "a time, leave it out, or keep the order of the file with time='file-order' (--time-column "
+        "file-order)"
+    )

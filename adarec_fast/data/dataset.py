@@ -146,6 +146,10 @@ class Dropped:
             f"was dropped by {filters}"
         )
 
+    def told(self, user: ExternalId) -> str:
+        """What goes with an answer to a dropped user."""
+        return f"{self.why(user)}; answered by those in the catalogue"
+
 
 @dataclass(frozen=True, eq=False)
 class InteractionData:

@@ -6,21 +6,21 @@ import dataclasses
 import itertools
 import json
 from collections.abc import Sequence
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from .columns import Columns, Table, spread
 from .errors import DataError
 from .lists import Found, is_list, read_lists, refuse
+from .moments import Exact, exact_number
 from .tables import Cells
 
 _NULL = "missing or null"
 
 
-def _exact_float(text: str) -> float | Decimal:
+def _exact_float(text: str) -> Exact | float:
     """A number of a JSON text; one with more digits than float64 tells apart stays exact."""
-    return float(text) if len(text) <= 16 else Decimal(text)
+    return float(text) if len(text) <= 16 else exact_number(text)
 
 
 class _Twice(dict[str, Any]):

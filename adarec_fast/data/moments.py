@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from datetime import date, datetime, timezone
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 
 Exact = int | Decimal
 
@@ -182,6 +182,14 @@ def _moment(match: re.Match[str], order: tuple[int, int, int] | None) -> Exact |
     clock = 0 if parts["hour"] is None else _since_midnight(match)
     offset = _offset(parts["zone"])
     return None if clock is None or offset is None else _add(clock, days * DAY - offset)
+
+
+def exact_number(text: str) -> Decimal | float:
+    """A number as it is written; one whose exponent no Decimal holds is infinite, or zero."""
+    try:
+        return Decimal(text)
+    except InvalidOperation:
+        return float(text)
 
 
 def _month(name: str) -> int:

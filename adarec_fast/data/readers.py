@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from ..defaults import on_cpu
 from .cells import events_from
 from .columns import Columns
 from .dataset import InteractionData, ReadReport
@@ -34,6 +35,7 @@ FORMATS: tuple[str, ...] = (
 logger = logging.getLogger(__name__)
 
 
+@on_cpu()
 def load(
     source: Any,
     *,

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..defaults import on_cpu
 from ..files import replacing
 from .dataset import InteractionData, PlantedLabels
 from .errors import DataError
@@ -33,6 +34,7 @@ _REDRAWS = 8
 _CHUNK_CELLS = 1 << 25  # of the table of who has seen what, in bytes
 
 
+@on_cpu()
 def synthetic(
     num_users: int = 2000,
     num_items: int = 500,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -163,6 +163,51 @@ class Fields(TextColumn):
     def numbers(self) -> NDArray[np.int64] | None:
         numbers, good = _parse_integers(self.data, self.starts, self.ends)
         return numbers if good.all() else None
+
+
+@dataclass(frozen=True)
+class JoinedText(TextColumn):
+    """Columns of several files, one behind the other; ``rows`` of them, or all."""
+
+    parts: tuple[TextColumn, ...]
+    rows: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts)) if self.rows is None else len(self.rows)
+
+    def __getitem__(self, index: Any) -> JoinedText:
+        rows = np.arange(len(self)) if self.rows is None else self.rows
+        return JoinedText(self.parts, rows[index])
+
+    def numbers(self) -> NDArray[np.int64] | None:
+        numbers = np.empty(len(self), dtype=np.int64)
+        for places, part in self._parts():
+            found = part.numbers()
+            if found is None:
+                return None
+            numbers[places] = found
+        return numbers
+
+    def strings(self) -> list[str]:
+        if self.rows is None:
+            return [text for part in self.parts for text in part.strings()]
+        strings = np.empty(len(self), dtype=object)
+        for places, part in self._parts():
+            strings[places] = part.strings()
+        found: list[str] = strings.tolist()
+        return found
+
+    def _parts(self) -> Iterator[tuple[slice | NDArray[np.int64], TextColumn]]:
+        """What there is of each part, and at which places of this column."""
+        end = 0
+        for part in self.parts:
+            begin, end = end, end + len(part)
+            if self.rows is None:
+                yield slice(begin, end), part
+                continue
+            places = np.flatnonzero((self.rows >= begin) & (self.rows < end))
+            if len(places):
+                yield places, part[self.rows[places] - begin]
 
 
 def split_whitespace(path: Path, data: bytes) -> Fields:

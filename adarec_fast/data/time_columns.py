@@ -162,7 +162,7 @@ def _content(values: Sequence[Any]) -> str:
     if not values:
         return "other"
     if _are_numbers(values):
-        return _number_content(np.array([float(v) for v in values]))
+        return _number_content(np.array([_float(v) for v in values]))
     kinds = [_kind(v) for v in values]
     for kind in ("moment", "day", "clock"):
         if kinds.count(kind) >= 0.9 * len(kinds):
@@ -183,6 +183,13 @@ def _are_numbers(values: Sequence[Any]) -> bool:
         elif not isinstance(value, (int, float, Decimal, np.number)):
             return False
     return True
+
+
+def _float(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an int of more than 308 digits
+        return float("inf") if value > 0 else float("-inf")
 
 
 def _number_content(numbers: np.ndarray[Any, Any]) -> str:

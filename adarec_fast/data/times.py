@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import DataError
-from .moments import SECOND, Exact, Unreadable, clocks, moments, since_epoch
+from .moments import SECOND, Exact, Unreadable, clocks, exact_number, moments, since_epoch
 from .text import Locate
 
 Reader = Callable[[Sequence[str]], list[Exact]]
@@ -173,7 +173,7 @@ def _numbers(texts: Sequence[str]) -> NDArray[Any] | None:
     if not np.isfinite(floats).all():
         return None
     if max(map(len, texts)) > 15 and len(np.unique(floats)) < len(texts):
-        return exact_array([Decimal(text) for text in texts])
+        return exact_array([exact_number(text) for text in texts])
     return floats
 
 
@@ -276,7 +276,7 @@ def _scale(value: Any) -> str | None:
 
 def _cell_numbers(values: list[Any], locate: Locate) -> NDArray[Any]:
     for row, value in enumerate(values):
-        if not math.isfinite(value):
+        if not isinstance(value, int) and not math.isfinite(value):
             raise DataError(f"{locate(row)}: time {value} is not a finite number")
     if all(isinstance(value, (int, np.integer)) for value in values):
         return one_scale(exact_array([int(value) for value in values]), locate)

@@ -12,6 +12,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -271,6 +272,11 @@ def _number(name: str, most: int = 1 << 31) -> int:
 def _check_alone() -> None:
     """Several processes that each believe to be alone would train the same run side by side."""
     missing = [name for name in _ENVIRONMENT if name not in os.environ]
+    if not missing and _number("RANK") >= _number("WORLD_SIZE"):
+        raise ConfigError(
+            f"RANK={os.environ['RANK']} is no worker of WORLD_SIZE={os.environ['WORLD_SIZE']}; "
+            "start the workers with torchrun, or unset both to train in one process"
+        )
     grouped = dist.is_available() and dist.is_initialized()
     if missing and not grouped and _number("WORLD_SIZE") > 1:
         raise ConfigError(
@@ -290,6 +296,7 @@ def _meet(device: torch.device) -> None:
     size = _number("WORLD_SIZE")
     _number("LOCAL_RANK")
     rank, port = _number("RANK", size - 1), _number("MASTER_PORT", 65535)
+    _check_address(os.environ["MASTER_ADDR"])
     try:
         # Meeting takes as long as the slowest start, so the steps' timeout is not asked here.
         dist.init_process_group(
@@ -301,6 +308,21 @@ def _meet(device: torch.device) -> None:
             f"worker {rank} of {size} cannot meet the others at {os.environ['MASTER_ADDR']}, port "
             f"{port}: {reason}; if another program has the port, choose another "
             "(torchrun --rdzv-endpoint=HOST:PORT, or --standalone on one machine)"
+        ) from error
+
+
+def _check_address(host: str) -> None:
+    """torch asks for an address that nobody knows again and again, until the timeout."""
+    try:
+        if not host.strip():
+            raise OSError("it is empty")
+        socket.getaddrinfo(host, None)
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise WorkersError(
+            f"MASTER_ADDR={host!r} is the address of no machine: {reason}; write the name or the "
+            "address of the first worker's machine (torchrun --rdzv-endpoint=HOST:PORT, or "
+            "--standalone on one machine)"
         ) from error
 
 

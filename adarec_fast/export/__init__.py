@@ -27,6 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..config import ConfigError
+from ..defaults import on_cpu
 from ..files import save_file
 from ..models.base import UserGraph
 from ..models.memory import TENSORS, VALUES
@@ -113,6 +114,7 @@ class Exported:
     index: ann.IndexOutcome | None = None
 
 
+@on_cpu()
 def export_run(
     run: Run, output: Path, formats: Sequence[ExportFormat], options: ExportOptions | None = None
 ) -> list[Exported]:

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..config import ConfigError, ModelConfig, Precision, read_mapping
 from ..data import Vocabulary
+from ..defaults import on_cpu
 from ..files import save_file, scratch_folder
 from . import memory
 from .base import SequenceModel
@@ -98,6 +99,7 @@ def write(model: SequenceModel, folder: Path, state: Mapping[str, Tensor] | None
             os.fsync(file.fileno())
 
 
+@on_cpu()
 def load(
     folder: Path,
     *,

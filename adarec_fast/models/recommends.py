@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .. import ragged
 from ..config import ModelConfig
 from ..data import EvaluationBatch, Vocabulary
+from ..defaults import on_cpu
 from ..histories import History, check_histories, check_k, check_seen, is_packed, pack_lists
 from ..packed.score_topk import CHUNK_ELEMENTS
 from ..precision import ranking
@@ -43,6 +44,7 @@ class Recommends(nn.Module):
         allow: Any = None, mask: Any = None, own_ids: bool | None = None,
         unknown_items: UnknownItems = "refuse",
     ) -> Any: ...
+    @on_cpu()
     @torch.no_grad()
     def recommend(
         self,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..config import ConfigError
 from ..data import InteractionData
+from ..defaults import on_cpu
 from ..experiments import summarise
 from ..training import Run
 from ..training.run_folder import fingerprint
@@ -130,6 +131,7 @@ PICTURES: dict[str, Callable[[RunPictures], Any]] = {
 }
 
 
+@on_cpu()
 def plot_run(
     pictures: RunPictures,
     out: Path,

@@ -14,6 +14,7 @@ from .. import ops, ragged
 from ..config import ConfigError
 from ..data import InteractionData, Split, load
 from ..data.readers import is_frame
+from ..defaults import on_cpu
 from ..histories import check_k
 from ..models.answers import Recommendations, short
 from ..models.base import SequenceModel
@@ -78,6 +79,7 @@ class Asking:
     ) -> Ranking:
         raise NotImplementedError
 
+    @on_cpu()
     def recommend_users(
         self,
         data: InteractionData,
@@ -125,6 +127,7 @@ class Asking:
         return answer
 
     @torch.inference_mode()
+    @on_cpu()
     def similar_items(
         self,
         items: Any,
@@ -180,6 +183,7 @@ class Asking:
         question = Question(None, ids, names, single)
         return question.answer(*ranking, column="similar_to")
 
+    @on_cpu()
     def explain(
         self,
         history: Any,

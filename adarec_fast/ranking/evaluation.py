@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..clustering import kmeans, normalized_mutual_info
 from ..data import EvaluationBatch, EvaluationBatches, PlantedLabels, Split
+from ..defaults import on_cpu
 from ..models.base import SequenceModel
 from ..models.evaluating import evaluating
 from .lists import ListMeasures
@@ -146,6 +147,7 @@ class EvaluationResult:
         ]
 
 
+@on_cpu()
 @torch.no_grad()
 def evaluate(
     model: nn.Module | Scorer,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..data import EvaluationBatch, EvaluationBatches, Split
+from ..defaults import on_cpu
 from ..models.base import SequenceModel
 from ..models.evaluating import evaluating
 from ..models.memory import Memory
@@ -65,6 +66,7 @@ class _Rivals(NamedTuple):
         return float(gained.mean())
 
 
+@on_cpu()
 @torch.no_grad()
 def fit_memory(
     model: SequenceModel,

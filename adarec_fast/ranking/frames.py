@@ -14,8 +14,9 @@ from ..config import ConfigError
 from ..data import DataError, InteractionData, Split
 from ..data.flat import gather_ranges
 from ..data.tables import import_polars
+from ..defaults import on_cpu
 from ..files import replacing
-from ..histories import pack_lists
+from ..histories import check_k, pack_lists
 from ..models.answers import COLUMNS as COLUMNS
 from ..models.answers import FrameKind, Recommendations, frame_maker
 from ..models.base import SequenceModel
@@ -44,6 +45,7 @@ class FrameOptions(TypedDict, total=False):
     mask: Any
 
 
+@on_cpu()
 def recommendation_frames(
     model: SequenceModel,
     data: InteractionData,
@@ -89,8 +91,10 @@ def recommendation_frames(
     sized = isinstance(chunk_size, int) and not isinstance(chunk_size, bool)
     if not sized or not 1 <= chunk_size < 2**31:
         raise ConfigError(f"chunk_size={chunk_size!r} must be an int of at least 1")
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= data.num_items:
-        raise ConfigError(f"k={k!r} must lie in 1..{data.num_items}, the number of items")
+    try:
+        k = check_k(k, data.num_items)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     if model.config.num_items != data.num_items:
         raise ConfigError(
             f"the model knows {model.config.num_items} items, the data have {data.num_items}: the "
@@ -182,6 +186,7 @@ def _write_csv(frames: Iterator[Any], path: Path) -> int:
     return rows
 
 
+@on_cpu()  # for itself: frames are made as they are asked for
 def _columns(
     recommender: Recommender, data: InteractionData, histories: Jagged, users: Tensor, k: int,
     limits: dict[str, Any],

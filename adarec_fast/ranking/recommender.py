@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import ops, ragged
 from ..data import EvaluationBatch
+from ..defaults import on_cpu
 from ..histories import History, check_histories, check_k, is_packed, pack_lists
 from ..models.base import Plan, SequenceModel
 from ..models.evaluating import evaluating
@@ -71,6 +72,7 @@ class Recommender(Asking):
         3
     """
 
+    @on_cpu()
     def __init__(self, model: SequenceModel, *, batch_size: int = 1024) -> None:
         if not isinstance(model, SequenceModel):
             raise ValueError(f"model is a {type(model).__name__}; it must be a SequenceModel")
@@ -131,6 +133,7 @@ class Recommender(Asking):
         allow: Any = None, mask: Any = None, own_ids: bool | None = None,
         unknown_items: UnknownItems = "refuse",
     ) -> Any: ...
+    @on_cpu()
     def recommend(
         self,
         histories: Any,

@@ -94,6 +94,7 @@ class Recommendations(BaseModel):
     model: str = Field(description="which weights answered: the start of their SHA-256")
     history_length: int = Field(description="items of the history that the catalogue knows")
     ignored: list[int | str] = Field(description="items of the request that it does not know")
+    note: str | None = Field(description="that preprocessing had dropped the user, or null")
     items: list[Item] = Field(description="best first; fewer than k where no more are left")
 
 

@@ -68,17 +68,20 @@ class ServedModel:
 
     def history_of(
         self, user: int | str, argument: str = "user"
-    ) -> tuple[int | str, list[int]]:
-        """A user's id as the data has it, and the item indices of the history.
+    ) -> tuple[int | str, list[int], str | None]:
+        """A user's id as the data has it, the item indices of the history, and what to say of a
+        user whom preprocessing dropped.
 
         Raises:
             RequestError: 404 for a user nobody knows, 422 for one without a history.
         """
         index = int(self.data.users.find([user])[0])
-        dropped = None if self.data.dropped is None else self.data.dropped.known(user)
-        if index < 0 and dropped is not None:
+        left_out = self.data.dropped
+        dropped = None if left_out is None else left_out.known(user)
+        if index < 0 and left_out is not None and dropped is not None:
             try:
-                return dropped, self.data.history_of(user).tolist()
+                history = self.data.history_of(user).tolist()
+                return dropped, history, left_out.told(user)
             except DataError as error:
                 raise RequestError(422, "no_history", str(error), argument, user) from None
         if index < 0:
@@ -97,7 +100,7 @@ class ServedModel:
                 422, "no_history", f"{argument}={shown(user)} has no history; send one", argument,
                 user,
             )  # fmt: skip
-        return self.data.users.decode([index])[0], history
+        return self.data.users.decode([index])[0], history, None
 
     def indices(
         self, argument: str, ids: Sequence[int | str], ignored: list[int | str] | None

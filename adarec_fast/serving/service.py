@@ -92,6 +92,7 @@ class Service:
         model, k = self.model, self._k(request.k, len(self.model.items))
         ignored = self._ignored(request)
         users: list[int | str | None] = [None]
+        notes: list[str | None] = [None]
         if request.history is not None:
             histories = [model.indices("history", request.history, ignored)]
             if not histories[0]:
@@ -108,7 +109,9 @@ class Service:
                 else [(f"users[{place}]", user) for place, user in enumerate(request.users)]
             )
             known = [model.history_of(user, argument) for argument, user in asked]
-            users, histories = [user for user, _ in known], [history for _, history in known]
+            users = [user for user, _, _ in known]
+            histories = [history for _, history, _ in known]
+            notes = [note for _, _, note in known]
         exclude, allow = self._limits(model, request, ignored)
         loop = asyncio.get_running_loop()
         jobs = [
@@ -122,10 +125,11 @@ class Service:
                 **answer.diagnostics,
                 "history_length": len(history),
                 "ignored": ignored or [],
+                "note": note,
                 "items": _listed(answer),
             }
-            for user, history, answer in zip(
-                users, histories, await self._computed(jobs, request, left), strict=True
+            for user, history, note, answer in zip(
+                users, histories, notes, await self._computed(jobs, request, left), strict=True
             )
         ]
         return answers[0] if request.users is None else {"model": model.id, "answers": answers}

@@ -12,6 +12,7 @@ import torch
 
 from ..config import ConfigError, ModelConfig, TrainConfig, training_precision
 from ..data import InteractionData
+from ..defaults import on_cpu
 from ..distributed.workers import Workers, join
 from ..models.encoders.named import trust
 from ..models.registry import create_config, described
@@ -88,7 +89,7 @@ def train(
     check_loggers(train_config.log)
     run_dir = Path(run_dir)
     told = command if command is not None else run_folder.default_command()
-    with join(train_config.device, train_config.worker_timeout) as workers:
+    with on_cpu(), join(train_config.device, train_config.worker_timeout) as workers:
         if workers is None:
             device = resolve_device(train_config.device)
             if train_config.device == "auto" and device.type == "cpu" and cards():

@@ -35,6 +35,7 @@ from safetensors.torch import save
 
 from ..config import ConfigError, ModelConfig, Precision, TrainConfig
 from ..data import DataError, Dropped, InteractionData, PlantedLabels, Split, Vocabulary
+from ..defaults import on_cpu
 from ..files import try_lock
 from ..models.base import SequenceModel
 from ..models.pretrained import CheckpointError, load, read_weights
@@ -92,6 +93,7 @@ class Run:
         )
 
 
+@on_cpu()
 def load_run(
     run_dir: str | Path,
     *,

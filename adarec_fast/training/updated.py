@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ..config import ConfigError
 from ..data import InteractionData
 from ..data.extend import Extended, extended
+from ..defaults import on_cpu
 from ..models.base import SequenceModel
 from ..models.embedded import EmbeddingModel
 from ..models.memory import Memory
@@ -89,6 +90,7 @@ def current_folder(run_dir: Path, which: str) -> Path | None:
     return updated if of is not None and of == ranks_by(trained) else trained
 
 
+@on_cpu()
 def update_memory(run_dir: Path, more: InteractionData) -> Extended:
     """Count new interactions into a run's memory, and give new items a vector.
 

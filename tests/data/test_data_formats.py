@@ -18,6 +18,7 @@ from adarec_fast.cli import app
 from adarec_fast.config import DataConfig
 from adarec_fast.data import DataError, InteractionData, load
 from adarec_fast.data.configured import load_data
+from adarec_fast.data.text import JoinedText
 
 TABLE = "user_id,item_id,ts\nu,a,3\nu,b,2\nu,c,1\nv,a,1\n"
 EXPECTED = {"u": ["c", "b", "a"], "v": ["a"]}
@@ -266,6 +267,34 @@ def test_several_files(tmp_path: Path) -> None:
         load([tmp_path / "p-1.csv", tmp_path / "bad-1.csv"], min_length=1)
     with pytest.raises(DataError, match=r"absent\*: no file matches"):
         load(tmp_path / "absent*")
+
+
+def test_several_files_are_one_cut_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = "user,item,did,ts\n7,3,buy,2\n7,4,look,9\n8,5,buy,1\n,6,buy,5\n7,5,buy,1\n8,3,buy,0\n"
+    for name, kept in (("numbers", ""), ("text", "x")):
+        rows = whole.replace(",3,", f",{kept}3,").splitlines(keepends=True)
+        (tmp_path / f"{name}.csv").write_text("".join(rows))
+        for part, begin in enumerate((1, 3, 5)):
+            cut = "".join([rows[0], *rows[begin : begin + 2]])
+            (tmp_path / f"{name}-{part}.csv").write_text(cut)
+        choices: list[dict[str, Any]] = [{}, {"event": "did", "keep": "buy"}, {"ids": "text"}]
+        for options in choices:
+            one = load(tmp_path / f"{name}.csv", min_length=1, **options)
+            several = load(tmp_path / f"{name}-*.csv", min_length=1, **options)
+            assert histories(several) == histories(one)
+            assert several.items.ids == one.items.ids
+    # Columns of numbers are joined as such.
+    for part in range(3):
+        path = tmp_path / f"numbers-{part}.csv"
+        path.write_text(path.read_text().replace("\n,", "\n9,"))
+
+    def made(_: JoinedText) -> list[str]:
+        raise AssertionError("Python strings of numbers")
+
+    monkeypatch.setattr(JoinedText, "strings", made)
+    assert histories(load(tmp_path / "numbers-*.csv", min_length=1))[7] == [5, 3, 4]
 
 
 def test_event_logs(tmp_path: Path) -> None:

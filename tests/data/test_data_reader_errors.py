@@ -26,11 +26,23 @@ def write(folder: Path, content: str | bytes, name: str = "data.txt") -> Path:
 
 
 INTER = "user_id:token\titem_id:token\ttimestamp:float\n"
+LARGE = b"1" + b"0" * 400
 FILES: dict[str, tuple[bytes, str, str]] = {
     "empty": (b"", "d.txt", r"d\.txt: the file is empty"),
     "blank": (b" \n\n", "d.txt", r"d\.txt: the file is empty"),
     "only a byte order mark": (b"\xef\xbb\xbf\n", "d.csv", r"d\.csv: the file is empty"),
     "latin-1": (b"1 2 3 4\n2 \xe9 5 6\n", "d.txt", r"d\.txt:2: not UTF-8 \(byte 0xe9"),
+    "a time of 401 digits among floats": (
+        b'{"user": 1, "item": 2, "time": %b}\n{"user": 1, "item": 3, "time": 1e999}' % LARGE,
+        "d.jsonl", r"d\.jsonl:2: time inf is not a finite number",
+    ),
+    "an exponent that nothing holds": (
+        b'[{"user": 1, "item": 2, "time": 11e992184467440737095516}]', "d.json",
+        r"d\.json, element 0: time inf is not a finite number",
+    ),
+    "an item of such an exponent": (
+        b"[[1, 11e992184467440737095516]]", "d.json", r"inf \(number 2\) is a float; an id must be",
+    ),
     "NUL": (b"1 2 3 4\n2 3\0 5 6\n", "d.txt", r"d\.txt:2: a NUL byte"),
     "no item": (b"1 2 3 4\n\n2\n3 4 5 6\n", "d.txt", r"d\.txt:3: user '2' but no item"),
     "commas": (b"1,2\n1,3\n", "d.txt", r"d\.txt:1: user '1,2' but no item; .*user_id,item_id"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 
 import pytest
@@ -51,6 +52,24 @@ def test_what_is_no_number_is_named(
     with pytest.raises(ConfigError, match=rf"{name}='{value}' must be a whole number in 0\.\."), (
         join("cpu", 5)
     ):
+        pass
+
+
+@pytest.mark.parametrize("host", ["", " ", "no.such.host.invalid", "a" * 300, "10.0.0.1/24"])
+def test_an_address_that_nobody_has_is_refused_at_once(
+    host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_all(monkeypatch, MASTER_PORT="29511", MASTER_ADDR=host)
+    told = re.escape(f"MASTER_ADDR={host!r} is the address of no machine: ")
+    with pytest.raises(WorkersError, match=told + r"\S.*; write the name"), join("cpu", 5):
+        pass
+
+
+@pytest.mark.parametrize(("rank", "size"), [("0", "0"), ("1", "1"), ("5", "1")])
+def test_a_rank_that_is_no_workers(rank: str, size: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_all(monkeypatch, MASTER_PORT="29511", RANK=rank, WORLD_SIZE=size)
+    told = f"RANK={rank} is no worker of WORLD_SIZE={size}; start"
+    with pytest.raises(ConfigError, match=told), join("cpu", 5):
         pass
 
 

@@ -1,4 +1,5 @@
-"""What the program has set in torch for all changes nothing: the default dtype, gradients off."""
+"""What the program has set in torch for all changes nothing: default dtype and device, gradients
+off."""
 
 from __future__ import annotations
 
@@ -11,10 +12,11 @@ import torch
 from helpers_training import DATA, config, outcome
 from torch import nn
 
-from adarec_fast import ADARec, Recommender, Split
+from adarec_fast import ADARec, Recommender, Split, load
 from adarec_fast.models.pretrained import CheckpointError
 from adarec_fast.models.registry import build, config_type
 from adarec_fast.ranking.evaluation import evaluate
+from adarec_fast.ranking.frames import recommendation_frame
 from adarec_fast.training import load_run, train
 
 TINY: dict[str, Any] = {"hidden_size": 16, "num_layers": 1, "max_length": 10}
@@ -51,6 +53,24 @@ def test_training_and_ranking_are_the_same(
     expected = results(tmp_path / "plain", MODELS[name])
     torch.set_default_dtype(default)
     assert results(tmp_path / "other", MODELS[name]) == expected
+
+
+def test_the_default_device_changes_nothing(tmp_path: Path) -> None:
+    expected = results(tmp_path / "plain", MODELS["ours"])
+    frame = recommendation_frame(load_run(tmp_path / "plain").model, DATA, k=2)
+    torch.set_default_device("meta")
+    try:
+        assert results(tmp_path / "other", MODELS["ours"]) == expected
+        assert recommendation_frame(load_run(tmp_path / "other").model, DATA, k=2).equals(frame)
+        data = load([[1, 2, 3, 4], [2, 3, 1]])
+        assert data.values.tolist() == [1, 2, 3, 4, 2, 3, 1]
+        # A model is made where the program wants it, and there it says what it cannot do.
+        model = ADARec(num_items=30, max_depth=2, **TINY)
+        assert model.device.type == "meta"
+        with pytest.raises(ValueError, match=r"on the meta device, where tensors hold no values"):
+            model.recommend([[1, 2]], k=2)
+    finally:
+        torch.set_default_device(None)
 
 
 def test_models_of_other_packages_are_float32(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ LAYERS = (
     "distributed",
     "ops, packed, reference, kernels",
     "data",
-    "clustering, config, documents, files, histories, precision, ragged, rng, version",
+    "clustering, config, defaults, documents, files, histories, precision, ragged, rng, version",
 )
 _PLACE = {room: place for place, line in enumerate(LAYERS) for room in line.split(", ")}
 

@@ -142,7 +142,7 @@ def test_bad_exclusions_are_named(exclude: list[list[int]], message: str) -> Non
         ([[1], []], 5, "sequence 1 has length 0"),
         ([[1]], 0, r"k=0 must lie in 1\.\.90"),
         ([[1]], 91, r"k=91 must lie in 1\.\.90"),
-        ([[1]], 2.0, r"k=2.0 must lie"),
+        ([[1]], 2.0, r"k=2\.0 must be an int"), ([[1]], "2", "k='2' must be an int"),
         (torch.tensor([[1.0]]), 5, "item_ids must be int64"),
         ((torch.tensor([1]), torch.tensor([0, 2])), 5, "beyond the 1 tokens"),
     ],

@@ -30,7 +30,7 @@ from helpers_serving import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adarec_fast import ConfigError
+from adarec_fast import ConfigError, load
 from adarec_fast.serving import ServeConfig
 from adarec_fast.serving.errors import RequestError, shown
 from adarec_fast.serving.requests import read_body, read_query, request_type
@@ -107,6 +107,23 @@ def test_excluded_and_seen_items(client: httpx.Client) -> None:
     assert_is(found, ([whole[n] for n in left], [scores[n] for n in left], depth))
     again = client.post("/recommend", json={"history": history, "k": 30, "exclude_seen": False})
     assert_is(again.json(), expected(model, DATA, history, 30, exclude_seen=False))
+
+
+def test_users_that_preprocessing_dropped_are_told(tmp_path: Path) -> None:
+    lists = {f"u{u}": [f"i{(u + j) % ITEMS}" for j in range(5)] for u in range(ITEMS)}
+    data = load({**lists, "short": ["i3", "i4"]})
+    model = make_run(tmp_path / "run", data=data)
+    with connected(make_service(tmp_path / "run")) as http:
+        found = http.get("/recommend?user=short&k=3").json()
+        assert_is(found, expected(model, data, ["i3", "i4"], 3))
+        assert (found["user"], found["note"]) == (
+            "short",
+            "user 'short' is in the data, with 2 items, and was dropped by min_length=3; answered "
+            "by those in the catalogue",
+        )
+        assert http.get("/recommend?user=u3").json()["note"] is None
+        assert http.get("/recommend?history=i3").json()["note"] is None
+        error_of(http.get("/recommend?user=shorty"), 404)
 
 
 def test_unknown_items_may_be_ignored(client: httpx.Client) -> None:

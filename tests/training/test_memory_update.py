@@ -116,6 +116,36 @@ def test_update_by_command(run_dir: Path, tmp_path: Path) -> None:
     assert train(SMALL, CONFIG, run.data, run_dir, resume=True).status == "finished"
 
 
+@pytest.mark.parametrize("headed", [True, False], ids=["names", "columns"])
+def test_update_reads_as_train_does(headed: bool, run_dir: Path, tmp_path: Path) -> None:
+    """Every option of reading, in a log of events that is not in the order of time."""
+    rows = [
+        "9|501|02.01.2024|buy", "9|502|01.02.2024|buy", "9|3|01.01.2024|buy", "9|4|03.01.2024|look"
+    ]  # fmt: skip
+    header = ["who|what|when|did"] if headed else []
+    file = tmp_path / "log.txt"
+    file.write_text("\n".join([*header, *rows]) + "\n")
+    layout: list[str] = [] if headed else ["--columns", "who,what,when,did"]
+    done = invoke(
+        "memory", "update", run_dir, "--data", file, "--format", "csv", "--separator", "|",
+        "--user-column", "who", "--item-column", "what", "--time-column", "when",
+        "--time-format", "%d.%m.%Y", "--event-column", "did", "--keep", "buy", *layout,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "3 interactions counted in: 1 new users, 2 new items" in done.output
+    data = load_current(run_dir).data
+    assert data.items.decode(data.history_of(9)) == [3, 501, 502]
+    # Nothing of a file that is refused stays.
+    for wrong in (["--time-format", "%Y"], ["--keep", "sell"], ["--ids", "both"]):
+        refused = invoke(
+            "memory", "update", run_dir, "--data", file, "--separator", "|", "--user-column", "who",
+            "--item-column", "what", "--time-column", "when", "--event-column", "did",
+            *(["--keep", "buy"] if wrong[0] != "--keep" else []), *wrong, *layout,
+        )  # fmt: skip
+        assert refused.exit_code == 2, refused.output
+        assert lists(load_current(run_dir).data) == lists(data)
+
+
 def test_updates_add_up_until_the_best_epoch_is_another(run_dir: Path) -> None:
     known = load_run(run_dir).data
     for item in (501, 502):
