@@ -14,10 +14,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ..config import ConfigError
 from .console import command, err, out
 
 if TYPE_CHECKING:
+    from ..data import Split
     from ..ranking.evaluation import EvaluationResult
+    from ..training import Run
 
 
 class Part(str, enum.Enum):
@@ -49,14 +52,30 @@ def evaluate(
     baselines: Annotated[bool, typer.Option(help="Also popularity and a Markov chain.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
     device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, ...")] = "auto",
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE", help="Interactions that came after those of the run, to test on in the "
+            "place of its own; may be repeated.",
+        ),
+    ] = None,
 ) -> None:
-    """Rank the whole catalogue for every user: HR, NDCG, MRR, for all and for sparse users."""
+    """Rank the whole catalogue for every user: HR, NDCG, MRR, for all and for sparse users.
+
+    With --data a known user is asked for its first new item, from its whole history in the run; a
+    new one for the item behind its first. Columns are read as for the run.
+    """
     from ..models.registry import build, config_type
     from ..ranking.evaluation import evaluate as run_evaluation
     from ..training import load_run
     from ..training.loop import resolve_device
 
+    if data and part is Part.VALID:
+        raise ConfigError("--part valid: what came after the run is a test; leave it out")
     run = load_run(run_dir, device=resolve_device(device))
+    split, later = run.split, None
+    if data:
+        split, later = _later(run, data)
     mask = run.train_config.seen_mask if seen_mask is None else seen_mask.value
     models: list[tuple[Any, str | None]] = [(run.model, None)]
     if baselines:
@@ -68,7 +87,7 @@ def evaluate(
         results = [
             run_evaluation(
                 model,
-                run.split,
+                split,
                 "valid" if part is Part.VALID else "test",
                 seen_mask=mask,
                 batch_size=run.train_config.evaluation_batch_size,
@@ -78,9 +97,28 @@ def evaluate(
         ]
     if as_json:
         answer = {"run": str(run_dir), "results": [result.to_dict() for result in results]}
-        print(json.dumps(answer, indent=2))
+        print(json.dumps(answer if later is None else {**answer, "later": later}, indent=2))
     else:
+        if later is not None:
+            out.print(
+                f"{split.data.name}: {later['interactions']:,} interactions of "
+                f"{later['known_users']:,} known and {later['new_users']:,} new users; "
+                f"{later['new_items']:,} new items", markup=False, soft_wrap=True,
+            )  # fmt: skip
         out.print(report(results))
+
+
+def _later(run: Run, files: Sequence[Path]) -> tuple[Split, dict[str, Any]]:
+    """What came after a run's data as its test, and what was new in it."""
+    from ..data import Split
+    from ..data.configured import columns_of, load_more
+    from ..data.extend import followed
+
+    names = [str(path) for path in files]
+    section = {**columns_of(run.source.get("source")), "data": names if names[1:] else names[0]}
+    found = followed(run.data, load_more(section))
+    assert found.cuts is not None
+    return Split(found), dict(found.cuts.facts)
 
 
 def report(results: Sequence[EvaluationResult]) -> RenderableType:
@@ -108,7 +146,12 @@ def report(results: Sequence[EvaluationResult]) -> RenderableType:
     if first.nmi is not None:
         nmi = "  ".join(f"{name}: {value:.2f}" for name, value in first.nmi.items())
         notes.append(f"NMI with planted labels {nmi}")
-    if first.num_unreachable:
-        notes.append(f"unreachable targets     {first.num_unreachable:,} (in the history already)")
+    masked = first.num_unreachable - first.num_unseen
+    if masked:
+        notes.append(f"unreachable targets     {masked:,} (in the history already)")
+    if first.num_unseen:
+        notes.append(f"unseen targets          {first.num_unseen:,} (not in training; misses)")
+    if first.num_cold:
+        notes.append(f"cold users              {first.num_cold:,} (no history; not evaluated)")
     # A title of the table would be broken to the table's width.
     return Group(Text(title), table, *(Text(" " + note) for note in notes))

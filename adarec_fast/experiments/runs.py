@@ -72,7 +72,7 @@ def compare_runs(
                 given = load_data(section)
         split = Split(run.data if given is None else _recoded(given, run, data))
         if not runs:
-            first, sparse = split, split.sparse_users()
+            first, sparse = split, split.sparse_users()[split.users(part)]
         _check_same(first, split, name, names[0])
         kept = None if given is not None else read_ranks(folder, fingerprint(run.data), mask)
         ranks = (
@@ -93,7 +93,7 @@ def compare_runs(
         "part": part,
         "data": first.data.name,
         "seen_mask": mask,
-        "users": first.num_users,
+        "users": sparse.numel(),
         "sparse_users": int(sparse.sum()),
         "runs": runs,
         "differences": [
@@ -135,11 +135,16 @@ def _check_same(first: Split, other: Split, name: str, base: str) -> None:
             f"{name}: ranks another catalogue than {base} ({two.num_items} items and "
             f"{one.num_items}), so that their ranks cannot be compared"
         )
-    if one.users.ids != two.users.ids or any(
-        one.items.decode(first.targets(part)) != two.items.decode(other.targets(part))
-        for part in PARTS
-    ):
+    if any(_asked(first, part) != _asked(other, part) for part in PARTS):
         raise ConfigError(
             f"{name}: trained on data with other users, or other items to predict, than {base}; "
             "give --data FILE to evaluate all runs on one file"
         )
+
+
+def _asked(split: Split, part: Literal["valid", "test"]) -> tuple[list[Any], list[Any]]:
+    """The users who are asked, and the items that they are asked for; 0 for unknown ones."""
+    users, items = split.users(part), split.data.items
+    targets = split.targets(part)[users]
+    known = items.decode(targets[targets > 0])
+    return split.data.users.decode(users), [*known, *torch.nonzero(targets == 0).flatten().tolist()]

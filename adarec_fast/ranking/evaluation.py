@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..clustering import kmeans, normalized_mutual_info
+from ..config import ConfigError
 from ..data import EvaluationBatch, EvaluationBatches, PlantedLabels, Split
 from ..models.base import SequenceModel
 from ..models.evaluating import evaluating
@@ -55,7 +56,7 @@ class EvaluationResult:
         ks: the cut-offs.
         num_users: users evaluated.
         num_sparse: those with at most 5 items of history at test time.
-        num_unreachable: those whose target was masked.
+        num_unreachable: those whose target was masked, or is none of the catalogue.
         overall: ``"HR@5"``, ``"NDCG@5"``, ``"MRR@5"``, ``"Recall@5"``, ...: means over users.
         sparse: the same over the sparse users; None if there are none.
         ranks: int64 [num_users] on the CPU, in the order of ``users``.
@@ -65,6 +66,8 @@ class EvaluationResult:
             information of clusters of the representations with users' planted intents.
         seconds: time taken.
         notes: the diagnostics in words, a line each.
+        num_unseen: users whose target is none of the catalogue: a miss, and counted as one.
+        num_cold: users who have a target, but no history; they are not evaluated.
     """
 
     name: str
@@ -81,6 +84,8 @@ class EvaluationResult:
     nmi: dict[str, float] | None
     seconds: float
     notes: tuple[str, ...] = ()
+    num_unseen: int = 0
+    num_cold: int = 0
 
     def __getattr__(self, name: str) -> Any:
         told = self.__dict__.get("diagnostics", {})
@@ -130,13 +135,13 @@ def evaluate(
     Args:
         model: a :class:`~adarec_fast.models.base.SequenceModel` (evaluated in evaluation mode,
             whatever its own, which stays as it is), or a :class:`Scorer`.
-        split: leave-one-out split of the catalogue that the model knows.
+        split: of interactions with the catalogue that the model knows.
         part: which held-out item to predict.
         ks: cut-offs.
         seen_mask: ``"neg-inf"``: items of the history are no candidates; ``"official"``: they
             score 0, as in the paper's authors' code; ``"off"``: they compete.
         batch_size: users a chunk; the largest matrix is [batch_size, num_items + 1].
-        users: int64 indices of the users to evaluate, all by default.
+        users: int64 indices of the users to evaluate, by default all who are asked in ``part``.
         device: where chunks are built; the model's device, or the CPU for a scorer.
         name: name in the result, by default the class name or the scorer's ``name``.
         intents: also cluster the representations, if the split's data has planted labels; not
@@ -146,6 +151,7 @@ def evaluate(
 
     Raises:
         ValueError: an argument is out of range, the catalogue is another, or scores are NaN.
+        ConfigError: nothing was held out of the data.
     """
     begun = time.perf_counter()
     if not isinstance(seen_mask, str) or seen_mask not in ("neg-inf", "official", "off"):
@@ -176,8 +182,13 @@ def evaluate(
         )
     if users is not None and not isinstance(users, Tensor):
         raise ValueError(f"users is a {type(users).__name__}; it must be an int64 tensor")
-    chosen = torch.arange(split.num_users) if users is None else users.cpu()
+    chosen = split.users(part) if users is None else users.cpu()
     if not chosen.numel():
+        if not split.holds_out:
+            raise ConfigError(
+                f"{split.data.name}: all of it was trained on, so that there is no {part} part to "
+                "evaluate on; interactions that came later are one (--data FILE)"
+            )
         raise ValueError("users is empty: there is nobody to evaluate")
     # With a split item table all workers rank all users, each among its own items.
     sharing = workers if isinstance(scorer, _ModelScorer) and scorer.whole_table else None
@@ -231,6 +242,8 @@ def evaluate(
         nmi=nmi,
         seconds=time.perf_counter() - begun,
         notes=tuple(notes),
+        num_unseen=int((split.targets(part)[chosen] == 0).sum()),
+        num_cold=split.cold_users(part) if users is None else 0,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..config import ConfigError, ModelConfig, TrainConfig, training_precision
-from ..data import InteractionData
+from ..data import InteractionData, Split
 from ..distributed.workers import Workers, join
 from ..models.registry import create_config, described
 from ..ops import choose
@@ -19,6 +19,7 @@ from ..ops._driver import cards, why_no_cuda
 from . import run_folder
 from .checkpoint import recover
 from .errors import RunFolderError
+from .further import Start
 from .prewarm import prewarm
 from .remember import has_memory, in_words, remember
 from .reporter import Reporter
@@ -39,11 +40,13 @@ def train(
     stop_after_steps: int | None = None,
     data_source: Mapping[str, Any] | None = None,
     command: Sequence[str] | None = None,
+    start: Start | None = None,
 ) -> TrainResult:
     """Train until the epochs are over, patience runs out, or a signal asks to end.
 
     Each epoch ends with a validation (every ``evaluate_every``), a line of metrics and the
-    checkpoint ``last/``; ``best/`` holds the weights of the best validation NDCG@20. A run that
+    checkpoint ``last/``; ``best/`` holds the weights of the best validation NDCG@20, or, of data
+    that hold nothing out, those of the last epoch. A run that
     was killed at any step and is resumed ends, on a CPU, with the very weights and metrics
     (times apart) of one never killed. SIGINT and SIGTERM finish the step and save; a second
     signal ends at once.
@@ -57,13 +60,15 @@ def train(
         model_config: the model's configuration, or its fields, where ``model`` names the kind (an
             ADARec without it) and ``num_items`` may be left out.
         train_config: how to train it.
-        data: the interactions; histories of at least 3 items.
+        data: the interactions; histories of at least 3 items, unless they are split otherwise.
         run_dir: where everything is written, see :mod:`adarec_fast.training.run_folder`.
         resume: go on from ``last/`` (from the start, if there is none yet).
         reporter: what shows progress; silent by default.
         stop_after_steps: save and end after so many steps of this call.
         data_source: where the data came from, JSON-able; kept in ``config.json``.
         command: kept in ``environment.json``, this process' command line by default.
+        start: what a new run begins with, of :func:`adarec_fast.training.further.continued` or
+            ``refitted``.
 
     Raises:
         ConfigError: the model's configuration does not fit the data, or no such device.
@@ -80,6 +85,14 @@ def train(
     config = _model_config(model_config, data)
     training_precision(config, train_config)  # raises where the two contradict each other
     run_dir = Path(run_dir)
+    fixed = None if start is None else start.memory
+    if config.memory == "transitions" and not Split(data).users("valid").numel() and not (
+        fixed or resume
+    ):  # fmt: skip
+        raise ConfigError(
+            "memory='transitions': how much it counts is chosen on a validation part, and none is "
+            "held out; refit a run that has a memory, or leave it off (--memory none)"
+        )
     told = command if command is not None else run_folder.default_command()
     with join(train_config.device, train_config.worker_timeout) as workers:
         if workers is None:
@@ -120,7 +133,7 @@ def train(
                 workers.first_does(claim)
             shown = reporter if reporter is not None and first else Reporter()
             prewarm(config, train_config, device, shown.compiling)
-            trainer = Trainer(config, train_config, data, run_dir, device, shown, workers)
+            trainer = Trainer(config, train_config, data, run_dir, device, shown, workers, start)
             watched = contextlib.nullcontext() if workers is None else workers.watched(trainer.kept)
             # Whatever the caller has switched off for itself.
             with watched, torch.inference_mode(False), torch.enable_grad():
@@ -130,7 +143,7 @@ def train(
                 result = trainer.run(stop_after_steps)
             wanted = config.memory == "transitions" and result.status in _ENDED
             if wanted and first and not has_memory(run_dir):
-                shown.message(in_words(remember(run_dir, device)))
+                shown.message(in_words(remember(run_dir, device, fixed=fixed)))
             return result
 
 

@@ -29,6 +29,7 @@ from .checkpoint import (
 from .clock import Clock
 from .early_stopping import EarlyStopping
 from .errors import TrainingDiverged
+from .further import Start
 from .metrics_log import MetricsLog
 from .origin import check_origin, describe_origin
 from .passes import Passes, Prepared
@@ -54,6 +55,7 @@ class Trainer:
         reporter: shows progress.
         workers: those who train together, in this process' place among them; the first one
             writes. None: this process is alone.
+        start: what the model begins with, None: with what it draws.
     """
 
     def __init__(
@@ -65,8 +67,10 @@ class Trainer:
         device: torch.device,
         reporter: Reporter,
         workers: Workers | None = None,
+        start: Start | None = None,
     ) -> None:
         self.workers = workers
+        self.start = start
         self.model_config = model_config
         self.config = config
         self.data = data
@@ -74,6 +78,7 @@ class Trainer:
         self.device = device
         self.reporter = reporter
         self.split = Split(data)
+        self.validates = bool(self.split.users("valid").numel())
         self.stopping = EarlyStopping(config.patience)
         self.epoch = 0  # completed epochs
         self.batch = 0  # batches done of the epoch in progress
@@ -94,6 +99,8 @@ class Trainer:
             begun = time.perf_counter()
             model.prepare(self.split)
             preparing = time.perf_counter() - begun
+            if self.start is not None:
+                self.start.give(model)
             model.item_vocabulary = self.data.items
         else:
             check_same_run(
@@ -141,8 +148,9 @@ class Trainer:
         elif data_source is None:
             data_source = run_folder.read_config(self.run_dir)[2].get("source")
         run_folder.write_config(
-            self.run_dir, self.model_config, self.config, self.data, data_source
-        )
+            self.run_dir, self.model_config, self.config, self.data, data_source,
+            None if self.start is None else self.start.about,
+        )  # fmt: skip
         self.log = MetricsLog(self.run_dir, self.epoch)
 
     def _first_does(self, function: Callable[[], None]) -> None:
@@ -280,7 +288,13 @@ class Trainer:
         metrics: dict[str, Any] = {"epoch": number, "step": self.step}
         metrics |= self.passes.metrics(self.step, self.epoch_seconds)
         is_best = False
-        if number % self.config.evaluate_every == 0 or number == self.passes.last_epoch:
+        last = number == self.passes.last_epoch
+        if not self.validates:
+            is_best = last
+            if last:
+                self.stopping.keep(number)
+                metrics["best"] = True
+        elif number % self.config.evaluate_every == 0 or last:
             is_best = self._validate(number, metrics)
         metrics["seconds"] = self.epoch_seconds
         if is_best:
