@@ -30,6 +30,13 @@ class Part(str, enum.Enum):
     VALID = "valid"
 
 
+class Targets(str, enum.Enum):
+    """What is relevant."""
+
+    NEXT = "next"
+    ALL = "all"
+
+
 class SeenMask(str, enum.Enum):
     """What is done to items of the history."""
 
@@ -52,6 +59,10 @@ def evaluate(
     baselines: Annotated[bool, typer.Option(help="Also popularity and a Markov chain.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
     device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, ...")] = "auto",
+    targets: Annotated[
+        Targets,
+        typer.Option(help="What is relevant of all that came behind a cut: the next item, or all."),
+    ] = Targets.NEXT,
     data: Annotated[
         list[Path] | None,
         typer.Option(
@@ -92,6 +103,7 @@ def evaluate(
                 seen_mask=mask,
                 batch_size=run.train_config.evaluation_batch_size,
                 name=name,
+                targets="all" if targets is Targets.ALL else "next",
             )
             for model, name in models
         ]
@@ -127,6 +139,7 @@ def report(results: Sequence[EvaluationResult]) -> RenderableType:
     title = (
         f"{first.part}: {first.num_users:,} users, {first.num_sparse:,} of them sparse; "
         f"seen items masked: {first.seen_mask}"
+        + (", all items behind the cut relevant" if first.targets == "all" else "")
     )
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("")
@@ -137,7 +150,7 @@ def report(results: Sequence[EvaluationResult]) -> RenderableType:
                 table.add_column(Text(f"{result.name}\n{users}"), justify="right")
                 columns.append(metrics)
     # One target a user: Recall is HR.
-    for metric in ("HR", "NDCG", "MRR"):
+    for metric in ("HR", "NDCG", "MRR", *(["Recall"] if first.targets == "all" else [])):
         for k in first.ks:
             name = f"{metric}@{k}"
             values = (f"{metrics[name]:.4f}" for metrics in columns)

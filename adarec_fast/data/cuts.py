@@ -17,6 +17,7 @@ from .errors import DataError
 Kind = Literal["time", "later", "none"]
 KINDS: tuple[Kind, ...] = ("time", "later", "none")
 PARTS = ("valid", "test")
+_TENSORS = ("valid", "test", "lost", "unseen", "trained")
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +34,7 @@ class Cuts:
             was trained; ``"none"``: nothing is held out.
         valid, test: int64 [U], 0 <= valid <= test <= n.
         lost: bool [2, U], of validation and of test: the item asked for is not in the catalogue.
+        unseen: int64 [2, U], how many items of the part are not.
         trained: bool [U], whose histories steps are taken on; None: everybody's. Counts are of
             all histories in any case.
         facts: JSON-able: the moments, and what was counted.
@@ -42,13 +44,15 @@ class Cuts:
     valid: Tensor
     test: Tensor
     lost: Tensor
+    unseen: Tensor
     trained: Tensor | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def at(cls, kind: Kind, valid: Tensor, test: Tensor, facts: Mapping[str, Any]) -> Cuts:
         """Cuts at these numbers of items; nothing is lost."""
-        return cls(kind, valid, test, torch.zeros(2, valid.numel(), dtype=torch.bool), None, facts)
+        none = torch.zeros(2, valid.numel(), dtype=torch.int64)
+        return cls(kind, valid, test, none.bool(), none, None, facts)
 
     def check(self, lengths: Tensor) -> None:
         """Compare with the lengths int64 [U] of the histories.
@@ -57,7 +61,8 @@ class Cuts:
             DataError: they are not of these histories.
         """
         users = list(lengths.shape)
-        shapes = {"valid": users, "test": users, "lost": [2, *users], "trained": users}
+        both = [2, *users]
+        shapes = dict(zip(_TENSORS, (users, users, both, both, users), strict=True))
         for name, shape in shapes.items():
             found = getattr(self, name)
             kind = torch.bool if name in ("lost", "trained") else torch.int64
@@ -90,14 +95,16 @@ class Cuts:
             for cut in (self.valid, self.test)
         )
         trained = None if self.trained is None else self.trained[kept_users]
-        lost = self.lost[:, kept_users]
-        return dataclasses.replace(self, valid=valid, test=test, lost=lost, trained=trained)
+        lost, unseen = self.lost[:, kept_users], self.unseen[:, kept_users]
+        return dataclasses.replace(
+            self, valid=valid, test=test, lost=lost, unseen=unseen, trained=trained
+        )
 
     # ------------------------------------------------------------------ on disk
 
     def tensors(self) -> dict[str, Tensor]:
         """What a file of interactions holds of them, beside :meth:`described`."""
-        named = {"valid": self.valid, "test": self.test, "lost": self.lost, "trained": self.trained}
+        named = {name: getattr(self, name) for name in _TENSORS}
         return {f"cuts/{name}": tensor for name, tensor in named.items() if tensor is not None}
 
     def described(self) -> str:
@@ -111,16 +118,16 @@ class Cuts:
         Raises:
             DataError: something is missing.
         """
-        named = {name: tensors.get(f"cuts/{name}") for name in ("valid", "test", "lost", "trained")}
+        named = {name: tensors.get(f"cuts/{name}") for name in _TENSORS}
         try:
             about = json.loads(described)
             kind, facts = about["kind"], about["facts"]
         except (ValueError, KeyError, TypeError):
             raise DataError(f"cuts: {described[:60]!r} does not say of what kind") from None
-        missing = [name for name in ("valid", "test", "lost") if named[name] is None]
+        missing = [name for name in _TENSORS[:-1] if named[name] is None]
         if missing:
             raise DataError(f"the tensor cuts/{missing[0]} is missing")
-        return cls(kind, named["valid"], named["test"], named["lost"], named["trained"], facts)  # type: ignore[arg-type]
+        return cls(kind, *(named[name] for name in _TENSORS), facts)  # type: ignore[arg-type,call-arg]
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of all of it."""
@@ -129,3 +136,15 @@ class Cuts:
             digest.update(f"{name}:{list(tensor.shape)}:".encode())
             digest.update(tensor.to(torch.int64).numpy().astype("<i8", copy=False).tobytes())
         return digest.hexdigest()
+
+
+def distinct(users: Tensor, values: Tensor, chosen: Tensor, num_users: int) -> Tensor:
+    """int64 [num_users]: how many different items each user has among the chosen interactions.
+
+    Args:
+        users, values: int64 [N], whose and of which item.
+        chosen: bool [N].
+        num_users: U.
+    """
+    pairs = torch.stack([users[chosen], values[chosen]])
+    return torch.bincount(torch.unique(pairs, dim=1)[0], minlength=num_users)

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .cuts import Cuts
+from .cuts import Cuts, distinct
 from .dataset import InteractionData
 from .errors import DataError
 from .flat import gather_ranges, lengths_to_offsets
@@ -140,6 +140,9 @@ def followed(data: InteractionData, more: InteractionData) -> InteractionData:
     inside = torch.bincount(users[known & (place < cut[users])], minlength=whole.num_users)
     warm, touched = asked & (inside > 0), whole.lengths > before
     new_item = whole.values > data.num_items
+    unseen = torch.zeros(2, whole.num_users, dtype=torch.int64)
+    behind = new_item & (place >= cut[users])
+    unseen[1] = distinct(users, whole.values, behind, whole.num_users)
     facts = {
         "interactions": grown.interactions,
         "known_users": int((touched & ~is_new).sum()),
@@ -158,7 +161,7 @@ def followed(data: InteractionData, more: InteractionData) -> InteractionData:
             f"{more.name}: nobody to ask: none of {more.num_users:,} users has both a history of "
             "items that the model knows and something behind it"
         )
-    cuts = Cuts("later", inside, inside, lost, None, facts)
+    cuts = Cuts("later", inside, inside, lost, unseen, None, facts)
     # Of those who have nothing new, nothing is asked: their histories are left out.
     keep = known & touched[users]
     lengths = torch.bincount(users[keep], minlength=whole.num_users)
@@ -167,7 +170,8 @@ def followed(data: InteractionData, more: InteractionData) -> InteractionData:
         whole.values[keep], lengths_to_offsets(lengths[left]), data.items,
         whole.users.take(left.numpy()), more.name,
         cuts=dataclasses.replace(
-            cuts, valid=inside[left], test=inside[left], lost=lost[:, left]
+            cuts, valid=inside[left], test=inside[left], lost=lost[:, left],
+            unseen=unseen[:, left],
         ),
     )  # fmt: skip
 

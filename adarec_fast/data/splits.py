@@ -11,7 +11,7 @@ from torch import Tensor
 from .cuts import PARTS
 from .dataset import InteractionData
 from .errors import DataError
-from .flat import gather_ranges
+from .flat import gather_ranges, lengths_to_offsets
 
 Part = Literal["train", "valid", "test"]
 _HELD_OUT = {"train": 2, "valid": 2, "test": 1}
@@ -118,6 +118,29 @@ class Split:
         targets = torch.zeros(self.num_users, dtype=torch.int64)
         targets[there] = self.data.values[(self.data.offsets[:-1] + before)[there]]
         return targets
+
+    def relevant(self, part: Literal["valid", "test"]) -> tuple[Tensor, Tensor, Tensor]:
+        """All that each user takes in ``part``, where ``targets`` has the first of it.
+
+        Returns:
+            Jagged ``(values [N], offsets [num_users + 1])``, int64, each item once a user, rising;
+            and int64 [num_users], how many items each takes that are none of the catalogue. Of
+            leave-one-out the one target.
+        """
+        cuts, ids = self.data.cuts, torch.arange(self.num_users)
+        if cuts is None:
+            targets = self.targets(part)
+            return targets, torch.arange(self.num_users + 1), torch.zeros_like(targets)
+        row = PARTS.index(_checked(part, _TARGET_FROM_END))
+        before = cuts.test if part == "test" else cuts.valid
+        behind = self.data.lengths if part == "test" else cuts.test
+        starts = self.data.offsets[:-1] + before
+        values, offsets = gather_ranges(self.data.values, starts, behind - before)
+        owner, items = torch.unique(
+            torch.stack([torch.repeat_interleave(ids, offsets.diff()), values]), dim=1
+        )
+        counts = torch.bincount(owner, minlength=self.num_users)
+        return items, lengths_to_offsets(counts), cuts.unseen[row]
 
     def seen(self, part: Part) -> tuple[Tensor, Tensor]:
         """Items to mask when ranking for ``part``: its whole input history, jagged as ``inputs``.

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .cuts import PARTS, Cuts
+from .cuts import PARTS, Cuts, distinct
 from .dataset import Dropped, InteractionData
 from .errors import DataError
 from .moments import DAY, SECOND
@@ -295,12 +295,14 @@ def _known_alone(data: InteractionData) -> InteractionData:
     ]
     facts = dict(cuts.facts)
     lost = torch.zeros(2, data.num_users, dtype=torch.bool)
+    unseen = torch.zeros(2, data.num_users, dtype=torch.int64)
     for row, part in enumerate(PARTS):
         asked = ends[row + 1] > ends[row]
         first = data.values[(data.offsets[:-1] + ends[row])[asked]]
         lost[row, asked] = ~known[first]
         inside = (place >= ends[row][users]) & (place < ends[row + 1][users])
         warm = asked & (counts[row] > 0)
+        unseen[row] = distinct(users, data.values, inside & ~there, data.num_users)
         facts[part] = {
             "users": int(warm.sum()),
             "cold": int((asked & ~warm).sum()),
@@ -314,7 +316,8 @@ def _known_alone(data: InteractionData) -> InteractionData:
                 f"behind {facts['valid_at' if part == 'valid' else 'at']}, and none of them "
                 "anything before it that the training part knows"
             )
-    data = dataclasses.replace(data, cuts=dataclasses.replace(cuts, lost=lost, facts=facts))
+    cuts = dataclasses.replace(cuts, lost=lost, unseen=unseen, facts=facts)
+    data = dataclasses.replace(data, cuts=cuts)
     return select_interactions(data, there)
 
 

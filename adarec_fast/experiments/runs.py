@@ -117,8 +117,9 @@ def _recoded(data: InteractionData, run: Run, path: Path | None) -> InteractionD
         ) from None
     index = torch.cat([torch.zeros(1, dtype=torch.int64), known])
     return InteractionData.from_flat(
-        index[data.values], data.offsets, items, data.users, data.name, report=data.report
-    )
+        index[data.values], data.offsets, items, data.users, data.name, report=data.report,
+        cuts=data.cuts,
+    )  # fmt: skip
 
 
 def _check_same(first: Split, other: Split, name: str, base: str) -> None:

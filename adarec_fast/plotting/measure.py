@@ -62,6 +62,8 @@ def sample_users(split: Split, number: int, *, seed: int, sparse: bool = False) 
     if number < 1:
         raise ConfigError(f"users={number} must be at least 1")
     pool = split.users("test")
+    if not pool.numel():
+        raise ConfigError("nothing was held out of the run's data, so that nobody can be drawn")
     if sparse:
         pool = pool[split.sparse_users()[pool]]
         if not pool.numel():
@@ -74,6 +76,7 @@ def sample_users(split: Split, number: int, *, seed: int, sparse: bool = False) 
 def depths(run: Run) -> Depths:
     """Depth, its distribution and the gates of every user of the test set."""
     model = adarec(run)
+    sample_users(run.split, 1, seed=0)  # somebody must be there
     depth, probabilities, gates = [], [], []
     for batch in _batches(run, None):
         output = model((batch.item_ids, batch.offsets), return_gates=True)

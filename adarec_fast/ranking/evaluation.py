@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from ..clustering import kmeans, normalized_mutual_info
 from ..config import ConfigError
 from ..data import EvaluationBatch, EvaluationBatches, PlantedLabels, Split
+from ..data.flat import gather_ranges
 from ..models.base import SequenceModel
 from ..models.evaluating import evaluating
 from .ranks import METRICS, UNREACHABLE, SeenMask, ranking_metrics, target_ranks
+from .several import best_ranks, relevant_ranks, several_metrics
 from .sharded import sharded_target_ranks
 
 if TYPE_CHECKING:
@@ -56,7 +58,7 @@ class EvaluationResult:
         ks: the cut-offs.
         num_users: users evaluated.
         num_sparse: those with at most 5 items of history at test time.
-        num_unreachable: those whose target was masked, or is none of the catalogue.
+        num_unreachable: targets that were masked, or are none of the catalogue.
         overall: ``"HR@5"``, ``"NDCG@5"``, ``"MRR@5"``, ``"Recall@5"``, ...: means over users.
         sparse: the same over the sparse users; None if there are none.
         ranks: int64 [num_users] on the CPU, in the order of ``users``.
@@ -66,8 +68,9 @@ class EvaluationResult:
             information of clusters of the representations with users' planted intents.
         seconds: time taken.
         notes: the diagnostics in words, a line each.
-        num_unseen: users whose target is none of the catalogue: a miss, and counted as one.
+        num_unseen: targets that are none of the catalogue: a miss, and counted as one.
         num_cold: users who have a target, but no history; they are not evaluated.
+        targets: ``"next"`` or ``"all"``; of several targets ``ranks`` has each user's best.
     """
 
     name: str
@@ -86,6 +89,7 @@ class EvaluationResult:
     notes: tuple[str, ...] = ()
     num_unseen: int = 0
     num_cold: int = 0
+    targets: str = "next"
 
     def __getattr__(self, name: str) -> Any:
         told = self.__dict__.get("diagnostics", {})
@@ -129,6 +133,7 @@ def evaluate(
     name: str | None = None,
     intents: bool = True,
     workers: Workers | None = None,
+    targets: Literal["next", "all"] = "next",
 ) -> EvaluationResult:
     """Rank the whole catalogue for every user, a chunk of users at a time.
 
@@ -148,6 +153,8 @@ def evaluate(
             with several workers.
         workers: who rank together, each its part of the users (or, with a split item table, its
             part of the items); all of them get the whole result.
+        targets: ``"next"``: the first item behind a cut is relevant; ``"all"``: all items behind
+            it are, see :mod:`.several`; not with several workers. Of leave-one-out it is the same.
 
     Raises:
         ValueError: an argument is out of range, the catalogue is another, or scores are NaN.
@@ -158,6 +165,8 @@ def evaluate(
         raise ValueError(f"seen_mask={seen_mask!r} must be 'neg-inf', 'official' or 'off'")
     if not isinstance(split, Split):
         raise ValueError(f"split is a {type(split).__name__}; it must be a Split of the data")
+    if targets not in ("next", "all") or (targets == "all" and workers is not None):
+        raise ValueError(f"targets={targets!r} must be 'next', or 'all' in one process")
     several = isinstance(ks, Sequence) and len(ks) > 0
     if not several or any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in ks):
         raise ValueError(f"ks={ks!r} must be one or more ints of at least 1")
@@ -201,8 +210,12 @@ def evaluate(
         device=device,
     )
     ranks = [torch.zeros(0, dtype=torch.int64, device=device)]
-    for batch in batches:
-        if isinstance(scorer, _ModelScorer):
+    asked = _relevant(split, part, chosen) if targets == "all" else None
+    for batch, rows in zip(batches, torch.arange(chosen.numel()).split(batch_size), strict=False):
+        if asked is not None:
+            own = (tensor.to(device) for tensor in asked.of(rows))
+            ranks.append(relevant_ranks(scorer.scores(batch), batch, seen_mask, *own))
+        elif isinstance(scorer, _ModelScorer):
             ranks.append(scorer.ranks(batch, seen_mask))
         else:
             ranks.append(target_ranks(scorer.scores(batch), batch, seen_mask))
@@ -215,7 +228,18 @@ def evaluate(
             "parameters are not finite, or its backbone divides by zero"
         )
     sparse = split.sparse_users()[chosen]
-    overall = ranking_metrics(rank, ks)
+    unreachable, num_unseen = (rank == UNREACHABLE).sum(), (split.targets(part)[chosen] == 0).sum()
+    worth: dict[str, Tensor] | None = None
+    if asked is not None:
+        worth = several_metrics(rank, asked.offsets, asked.unseen, ks)
+        num_unseen = asked.unseen.sum()
+        rank, unreachable = best_ranks(rank, asked.offsets), unreachable + num_unseen
+
+    def means(users: Tensor) -> dict[str, float]:
+        if worth is None:
+            return ranking_metrics(rank[users], ks)
+        return {name: float(values[users].mean()) for name, values in worth.items()}
+
     told: dict[str, Any] = {}
     notes: list[str] = []
     nmi = None
@@ -234,17 +258,37 @@ def evaluate(
         ks=tuple(ks),
         num_users=rank.numel(),
         num_sparse=int(sparse.sum()),
-        num_unreachable=int((rank == UNREACHABLE).sum()),
-        overall=overall,
-        sparse=ranking_metrics(rank[sparse], ks) if bool(sparse.any()) else None,
+        num_unreachable=int(unreachable),
+        overall=means(torch.ones_like(sparse)),
+        sparse=means(sparse) if bool(sparse.any()) else None,
         ranks=rank,
         diagnostics=told,
         nmi=nmi,
         seconds=time.perf_counter() - begun,
         notes=tuple(notes),
-        num_unseen=int((split.targets(part)[chosen] == 0).sum()),
+        num_unseen=int(num_unseen),
         num_cold=split.cold_users(part) if users is None else 0,
+        targets=targets,
     )
+
+
+class _Relevant(NamedTuple):
+    """:meth:`Split.relevant` of those who are asked, in their order."""
+
+    items: Tensor
+    offsets: Tensor
+    unseen: Tensor
+
+    def of(self, users: Tensor) -> tuple[Tensor, Tensor]:
+        """The row of each item of some neighbouring users among these, and the items."""
+        rows = torch.repeat_interleave(users - users[0], self.offsets.diff()[users])
+        return rows, self.items[self.offsets[users[0]] : self.offsets[users[-1] + 1]]
+
+
+def _relevant(split: Split, part: Literal["valid", "test"], users: Tensor) -> _Relevant:
+    items, offsets, unseen = split.relevant(part)
+    items, chosen = gather_ranges(items, offsets[users], offsets.diff()[users])
+    return _Relevant(items, chosen, unseen[users])
 
 
 class _ModelScorer:

@@ -46,6 +46,10 @@ def test_later_ones_by_hand() -> None:
                  "unseen_interactions": 5},
     }  # fmt: skip
     assert not Split(found).users("valid").numel()
+    items, offsets, unseen = Split(found).relevant("test")
+    assert found.items.decode(items) == ["x", "x", "z"]
+    assert offsets.diff().tolist() == [1, 1, 1, 0]  # a, b, n, m
+    assert unseen.tolist() == [1, 1, 0, 0]
 
 
 def test_a_whole_log_is_refused() -> None:

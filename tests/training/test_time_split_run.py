@@ -38,10 +38,13 @@ def events(users: int = 60) -> polars.DataFrame:
     return polars.DataFrame(rows, schema=["user", "item", "date"], orient="row")
 
 
+EVENTS = events()
+
+
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data") / "events.csv"
-    events().write_csv(path)
+    EVENTS.write_csv(path)
     return path
 
 
@@ -81,13 +84,14 @@ class Random:
 NUM_ITEMS = 0
 
 
+@pytest.mark.parametrize("targets", ["next", "all"])
 def test_metrics_are_those_of_ir_measures(
-    data: InteractionData, monkeypatch: pytest.MonkeyPatch
+    data: InteractionData, monkeypatch: pytest.MonkeyPatch, targets: Any
 ) -> None:
     measures = pytest.importorskip("ir_measures")
     monkeypatch.setitem(globals(), "NUM_ITEMS", data.num_items)
     split = Split(data)
-    result = evaluate(Random(), split, "test", batch_size=7)
+    result = evaluate(Random(), split, "test", batch_size=7, targets=targets)
     assert result.num_users == split.users("test").numel() < data.num_users
     assert result.num_unseen > 0
     assert result.num_cold > 0
@@ -95,8 +99,11 @@ def test_metrics_are_those_of_ir_measures(
     asked, documents = [], []
     for user in split.users("test").tolist():
         target = int(split.targets("test")[user])
-        name = data.items.decode([target])[0] if target else "new"
-        asked.append(measures.Qrel(str(user), name, 1))
+        names = {data.items.decode([target])[0] if target else "new"}
+        if targets == "all":  # from the file itself
+            rows = EVENTS.filter(user=data.users.ids[user]).filter(polars.col("date") >= "2026")
+            names = set(rows["item"])
+        asked += [measures.Qrel(str(user), name, 1) for name in names]
         seen = set(values[offsets[user] : offsets[user + 1]].tolist())
         scores = torch.rand(data.num_items + 1, generator=torch.Generator().manual_seed(user))
         documents += [
@@ -158,6 +165,9 @@ def test_commands_on_the_run(run_dir: Path) -> None:
     told = invoke("evaluate", run_dir, "--json")
     assert told.exit_code == 0, told.output
     first = json.loads(told.stdout)["results"][0]
+    several = invoke("evaluate", run_dir, "--targets", "all", "--no-baselines")
+    assert several.exit_code == 0, several.output
+    assert "Recall@20" in several.output
     assert first["num_unseen"] > 0
     assert first["num_cold"] > 0
     run = load_run(run_dir)
@@ -175,12 +185,17 @@ def test_commands_on_the_run(run_dir: Path) -> None:
     assert users == int((run.split.inputs("test")[1].diff() > 0).sum())
 
 
-def test_compared_with_another_run(run_dir: Path, data: InteractionData, tmp_path: Path) -> None:
+def test_compared_with_another_run(
+    run_dir: Path, data: InteractionData, file: Path, tmp_path: Path
+) -> None:
     train({"model": "counting"}, CONFIG, data, tmp_path / "counting")
     told = invoke("compare", run_dir, tmp_path / "counting", "--json", "--part", "valid")
     assert told.exit_code == 0, told.output
     assert json.loads(told.stdout)["users"] == Split(data).users("valid").numel()
-    leave_one_out = load(events())
+    told = invoke("compare", run_dir, tmp_path / "counting", "--json", "--data", file)
+    assert told.exit_code == 0, told.output
+    assert json.loads(told.stdout)["users"] == Split(data).users("test").numel()
+    leave_one_out = load(EVENTS)
     train({"model": "popularity"}, CONFIG, leave_one_out, tmp_path / "other")
     told = invoke("compare", run_dir, tmp_path / "other")
     assert told.exit_code == 2
@@ -206,7 +221,7 @@ def test_arms_and_a_sweep(file: Path, tmp_path: Path) -> None:
 
 
 def test_nothing_held_out_is_nothing_to_evaluate(data: InteractionData) -> None:
-    everything = load(events(), split="none")
+    everything = load(EVENTS, split="none")
     assert not Split(everything).holds_out
     with pytest.raises(ConfigError, match="there is no test part"):
         evaluate(Random(), Split(everything), "test")
