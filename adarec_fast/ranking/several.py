@@ -1,9 +1,10 @@
 """Ranks and metrics where a user has several relevant items: all that came behind a cut.
 
 HR@k is whether any of them is among the first k, Recall@k the share that is, MRR@k 1 / rank of the
-first one, and NDCG@k the sum of 1 / log2(rank + 1) over those among the first k, over what it would
-be with min(k, their number) of them in front: Success, R, RR and nDCG of ir-measures, of equal
-gains. With one relevant item they are those of :mod:`.ranks`.
+first one, NDCG@k the sum of 1 / log2(rank + 1) over those among the first k, over what it would be
+with min(k, their number) of them in front, and MAP@k the sum of the precision at the rank of each
+that is among the first k, over their number: Success, R, RR, nDCG and AP of ir-measures. With one
+relevant item they are those of :mod:`.ranks`.
 """
 
 from __future__ import annotations
@@ -69,6 +70,11 @@ def several_metrics(
     owner = torch.repeat_interleave(torch.arange(users), offsets.diff())
     total = (offsets.diff() + unseen).double()
     best = best_ranks(ranks, offsets).double()
+    # Each one's place among its user's, by rank: how many are found when it is.
+    order = torch.argsort(ranks, stable=True)
+    order = order[torch.argsort(owner[order], stable=True)]
+    place = torch.empty_like(ranks)
+    place[order] = torch.arange(ranks.numel()) - offsets[owner] + 1
     found = {}
     for k in ks:
         hit = ranks <= k
@@ -78,5 +84,8 @@ def several_metrics(
         found[f"HR@{k}"] = (best <= k).double()
         found[f"NDCG@{k}"] = gained / ideal[total.clamp(max=k).long() - 1]
         found[f"MRR@{k}"] = torch.where(best <= k, 1 / best, 0.0)
+        precise = place[hit].double() / ranks[hit]
+        summed = torch.zeros(users, dtype=torch.float64).index_add_(0, owner[hit], precise)
+        found[f"MAP@{k}"] = summed / total
         found[f"Recall@{k}"] = torch.bincount(owner[hit], minlength=users).double() / total
     return found

@@ -114,9 +114,11 @@ def test_metrics_are_those_of_ir_measures(
     wanted = {
         f"{ours}@{k}": theirs @ k
         for ours, theirs in (("HR", measures.Success), ("NDCG", measures.nDCG),
-                             ("MRR", measures.RR), ("Recall", measures.R))
-        for k in (5, 10, 20)
+                             ("MRR", measures.RR), ("Recall", measures.R),
+                             ("MAP", measures.AP))
+        for k in (5, 10, 20) if f"{ours}@{k}" in result.overall
     }  # fmt: skip
+    assert targets == "next" or len(wanted) == 15
     found = measures.calc_aggregate(list(wanted.values()), asked, documents)
     assert result.overall == pytest.approx({name: found[m] for name, m in wanted.items()})
 
