@@ -13,7 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from .documents import LARGEST, DocumentError, parse_json, parse_yaml, read_text, shown
 
@@ -140,10 +147,62 @@ class DataConfig(_Base):
     deduplicate: Literal["off", "consecutive", "all"] = Field(
         "off", description="drop repeats of an item in a history: adjacent ones, or all"
     )
-    min_length: int = Field(3, ge=3, description="drop users with fewer interactions")
+    min_length: int = Field(
+        3, ge=1, description="drop users with fewer interactions; 1 by default with --split time"
+    )
     truncate: int | None = Field(
         None, ge=1, description="cut histories to their last so many training items"
     )
+    split: Literal["leave-one-out", "time", "none"] = Field(
+        "leave-one-out",
+        description="what is held out: the last items of each history, what comes at a time or "
+        "later, or nothing",
+    )
+    at: str | None = Field(
+        None,
+        description="with --split time, where test begins: a date such as 2026-01-01, or the share "
+        "of the interactions before it, such as 0.8",
+    )
+    valid_at: str | None = Field(
+        None,
+        description="where validation begins, likewise; by default so that as many interactions "
+        "validate as test",
+    )
+
+    @field_validator("at", "valid_at", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        """YAML makes numbers of shares."""
+        plain = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return str(value) if plain else value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shortest(cls, values: Any) -> Any:
+        """One item is a history where none of it has to be held out."""
+        if isinstance(values, dict) and values.get("split", "leave-one-out") != "leave-one-out":
+            return {"min_length": 1, **values}
+        return values
+
+    def checked(self) -> DataConfig:
+        """The same, if its fields go together; a sweep's swept ones alone need not.
+
+        Raises:
+            ConfigError: they do not.
+        """
+        if self.split == "leave-one-out" and self.min_length < 3:
+            raise ConfigError(
+                f"min_length={self.min_length}: leave-one-out holds out two items of each history "
+                "and needs at least 3"
+            )
+        if self.split == "time" and self.at is None:
+            raise ConfigError("split=time needs at, such as --at 2026-01-01 or --at 0.8")
+        for name in ("at", "valid_at"):
+            if self.split != "time" and getattr(self, name) is not None:
+                raise ConfigError(
+                    f"{name}={getattr(self, name)}: cuts at a time; say split=time (--split time)"
+                )
+        return self
 
 
 def listed_fields(kind: type[_Base]) -> str:

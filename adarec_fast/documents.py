@@ -75,7 +75,7 @@ def parse_yaml(text: str) -> Any:
         return yaml.load(text, Loader=_PlainLoader)
     except yaml.YAMLError as error:
         raise DocumentError(f"does not parse as YAML: {error}") from None
-    except ValueError as error:  # a date that does not exist, an integer of thousands of digits
+    except ValueError as error:  # an integer of thousands of digits
         raise DocumentError(f"does not parse as YAML: {error}") from None
 
 
@@ -91,7 +91,7 @@ def shown(value: object, longest: int = 80) -> str:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML without anchors, aliases, tags, repeated keys and deep nesting."""
+    """YAML without anchors, aliases, tags, dates, repeated keys and deep nesting."""
 
     _depth = 0
 
@@ -120,6 +120,13 @@ class _PlainLoader(yaml.SafeLoader):
 
     def _refuse(self, problem: str, mark: Any) -> NoReturn:
         raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
+
+    def construct_timestamp(self, node: yaml.ScalarNode) -> str:
+        """A date stays the text that it is, as JSON would have it."""
+        return str(self.construct_scalar(node))
+
+
+_PlainLoader.add_constructor("tag:yaml.org,2002:timestamp", _PlainLoader.construct_timestamp)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -126,13 +126,15 @@ def as_csv(
 
 def samples(model: SequenceModel, split: Split, count: int = 5, k: int = 5) -> Table:
     """A few test users: history, the model's diagnostics, recommendations, and what came next."""
-    users = _spread(split.num_users, count)
+    asked = split.users("test")
+    users = asked[_spread(asked.numel(), count)].tolist()
     values, offsets = split.inputs("test")
     histories = [values[int(offsets[u]) : int(offsets[u + 1])].tolist() for u in users]
     names = split.data.users.decode(users)
     items = split.data.items
     answers = recommend_for(model, items, names, histories, min(k, len(items)))
-    truth = items.decode(split.targets("test")[users])
+    truth = [items.decode([target])[0] if target else "an item that is new"
+             for target in split.targets("test")[users].tolist()]  # fmt: skip
     table = Table(box=box.SIMPLE_HEAD, title="Some users of the test set", title_justify="left")
     longest = max((len(str(answer.user)) for answer in answers), default=0)
     table.add_column("user", overflow="fold", no_wrap=longest <= _SHORT_ID)

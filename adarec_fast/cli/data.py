@@ -153,6 +153,7 @@ def _table(facts: dict[str, Any]) -> Table:
         "history length": f"mean {length['mean']:.1f}, median {length['median']:g}, "
         f"{length['min']} to {length['max']}",
         "quantiles": quantiles,
+        "split": facts["split"]["in_words"] if facts["split"] else "",
         "training prefixes": f"{facts['training_prefixes']:,}",
         "sparse users": f"{facts['sparse_share']:.1%} (at most 5 items before the test item)",
         "test targets seen": f"{facts['repeated_test_targets']:.2%} (unreachable when masked)",

@@ -20,7 +20,9 @@ from ..config import ConfigError
 from .console import command, err, out
 
 if TYPE_CHECKING:
+    from ..data import Split
     from ..ranking.evaluation import EvaluationResult
+    from ..training import Run
 
 
 class Part(str, enum.Enum):
@@ -28,6 +30,13 @@ class Part(str, enum.Enum):
 
     TEST = "test"
     VALID = "valid"
+
+
+class Targets(str, enum.Enum):
+    """What is relevant."""
+
+    NEXT = "next"
+    ALL = "all"
 
 
 class SeenMask(str, enum.Enum):
@@ -68,8 +77,23 @@ def evaluate(
     baselines: Annotated[bool, typer.Option(help="Also popularity and a Markov chain.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
     device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, ...")] = "auto",
+    targets: Annotated[
+        Targets,
+        typer.Option(help="What is relevant of all that came behind a cut: the next item, or all."),
+    ] = Targets.NEXT,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE", help="Interactions that came after those of the run, to test on in the "
+            "place of its own; may be repeated.",
+        ),
+    ] = None,
 ) -> None:
-    """Rank the whole catalogue for every user: HR, NDCG, MRR, for all and for sparse users."""
+    """Rank the whole catalogue for every user: HR, NDCG, MRR, for all and for sparse users.
+
+    With --data a known user is asked for its first new item, from its whole history in the run; a
+    new one for the item behind its first. Columns are read as for the run.
+    """
     from ..config import read_cutoffs
     from ..models.registry import build, config_type
     from ..ranking.evaluation import evaluate as run_evaluation
@@ -81,9 +105,14 @@ def evaluate(
     cuts = read_cutoffs(ks, "--ks")
     if csv_file is not None and not csv_file.absolute().parent.is_dir():
         raise ConfigError(f"--csv {csv_file}: there is no folder {csv_file.parent}")
+    if data and part is Part.VALID:
+        raise ConfigError("--part valid: what came after the run is a test; leave it out")
     run = load_run(run_dir, device=resolve_device(device))
+    split, later = run.split, None
+    if data:
+        split, later = _later(run, data)
     mask = run.train_config.seen_mask if seen_mask is None else seen_mask.value
-    groups = read_segments(segments or [], run.split, part.value)
+    groups = read_segments(segments or [], split, part.value)
     # One geometry for all models, for their diversities to be comparable.
     learned = lists and run.model.by_products and not run.model.fitted
     vectors = run.model.table() if learned else None
@@ -97,7 +126,7 @@ def evaluate(
         results = [
             run_evaluation(
                 model,
-                run.split,
+                split,
                 "valid" if part is Part.VALID else "test",
                 ks=cuts,
                 seen_mask=mask,
@@ -106,6 +135,7 @@ def evaluate(
                 lists=lists,
                 item_vectors=vectors,
                 segments=groups,
+                targets="all" if targets is Targets.ALL else "next",
             )
             for model, name in models
         ]
@@ -113,9 +143,28 @@ def evaluate(
         write_atomically(csv_file, _csv(results))
     if as_json:
         answer = {"run": str(run_dir), "results": [result.to_dict() for result in results]}
-        print(json.dumps(answer, indent=2))
+        print(json.dumps(answer if later is None else {**answer, "later": later}, indent=2))
     else:
+        if later is not None:
+            out.print(
+                f"{split.data.name}: {later['interactions']:,} interactions of "
+                f"{later['known_users']:,} known and {later['new_users']:,} new users; "
+                f"{later['new_items']:,} new items", markup=False, soft_wrap=True,
+            )  # fmt: skip
         out.print(report(results))
+
+
+def _later(run: Run, files: Sequence[Path]) -> tuple[Split, dict[str, Any]]:
+    """What came after a run's data as its test, and what was new in it."""
+    from ..data import Split
+    from ..data.configured import columns_of, load_more
+    from ..data.extend import followed
+
+    names = [str(path) for path in files]
+    section = {**columns_of(run.source.get("source")), "data": names if names[1:] else names[0]}
+    found = followed(run.data, load_more(section))
+    assert found.cuts is not None
+    return Split(found), dict(found.cuts.facts)
 
 
 def report(results: Sequence[EvaluationResult]) -> RenderableType:
@@ -126,6 +175,7 @@ def report(results: Sequence[EvaluationResult]) -> RenderableType:
     title = (
         f"{first.part}: {first.num_users:,} users, {first.num_sparse:,} of them sparse; "
         f"seen items masked: {first.seen_mask}"
+        + (", all items behind the cut relevant" if first.targets == "all" else "")
     )
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("", no_wrap=True)
@@ -138,7 +188,7 @@ def report(results: Sequence[EvaluationResult]) -> RenderableType:
                 table.add_column(Text(f"{result.name}\n{users}"), justify="right")
                 columns.append({**metrics, **(lists or {})})
     # One target a user: Recall is HR.
-    for metric in ("HR", "NDCG", "MRR"):
+    for metric in ("HR", "NDCG", "MRR", *(["Recall"] if first.targets == "all" else [])):
         for k in first.ks:
             name = f"{metric}@{k}"
             values = (f"{metrics[name]:.4f}" for metrics in columns)
@@ -153,8 +203,13 @@ def report(results: Sequence[EvaluationResult]) -> RenderableType:
     if first.nmi is not None:
         nmi = "  ".join(f"{name}: {value:.2f}" for name, value in first.nmi.items())
         notes.append(f"NMI with planted labels {nmi}")
-    if first.num_unreachable:
-        notes.append(f"unreachable targets     {first.num_unreachable:,} (in the history already)")
+    masked = first.num_unreachable - first.num_unseen
+    if masked:
+        notes.append(f"unreachable targets     {masked:,} (in the history already)")
+    if first.num_unseen:
+        notes.append(f"unseen targets          {first.num_unseen:,} (not in training; misses)")
+    if first.num_cold:
+        notes.append(f"cold users              {first.num_cold:,} (no history; not evaluated)")
     # A title of the table would be broken to the table's width.
     told = (Text(" " + note) for note in notes)
     return Group(Text(title), table, *told, *(_segments(name, results) for name in first.segments))

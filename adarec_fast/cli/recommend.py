@@ -173,6 +173,10 @@ def recommend(
     people += run.data.users.decode(known)
     for index in known:
         histories.append(values[int(offsets[index]) : int(offsets[index + 1])].tolist())
+        if not histories[-1]:
+            raise DataError(
+                f"--user {people[-1]}: has no history before that part; leave out --part"
+            )
     for text in history or []:
         people.append(None)
         try:

@@ -6,7 +6,7 @@ import re
 import shlex
 import shutil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,10 +14,14 @@ from ..config import ConfigError, DataConfig, TrainConfig, absolute_paths
 from ..models.registry import DEFAULT, create_config, described
 from ..training.presets import preset as preset_values
 from ..training.values import Values, known_keys, read_assignments, read_config, renamed
+from . import further
 from .answers import samples
 from .console import INTERRUPTED, command, err, out, words
 from .evaluate import report
 from .options import config_options
+
+if TYPE_CHECKING:
+    from ..data import InteractionData
 
 # Two minutes on two cores; the fields' own defaults are for real data.
 SYNTHETIC = Values(
@@ -51,6 +55,21 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Any field; may be repeated."),
     ] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", metavar="RUN",
+            help="Go on from a finished run, with --data FILE: the interactions that came later.",
+        ),
+    ] = None,
+    refit: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="Train a finished run's model on everything, for use: as many epochs as its "
+            "validation found.",
+        ),
+    ] = None,
     *,
     chosen: Values,
 ) -> None:
@@ -60,6 +79,7 @@ def train(
     taken from, each overriding those before: defaults, --preset, --config, options, --set.
     """
     from ..data.configured import load_data
+    from ..data.time_split import in_words
     from ..distributed import join, speaks
     from ..training import make_reporter
     from ..training import train as run_training
@@ -75,7 +95,15 @@ def train(
         from ..models.encoders.named import trust
 
         trust(given.model["backbone"])  # named here, and not by a run that is gone on with
-    if resume:
+    origin = base or refit
+    plan = None
+    if origin is not None:
+        ways = {"--from": base, "--refit": refit, "--resume": resume, "--preset": preset}
+        several = [name for name, value in ways.items() if value]
+        if len(several) > 1:
+            raise ConfigError(f"{' and '.join(several)}: choose one")
+        plan = further.plan(origin, given, refit=refit is not None)
+    elif resume:
         if run_dir is None:
             raise ConfigError("--resume needs --run-dir, the folder of the run to go on with")
         stored = _stored(run_dir)
@@ -87,7 +115,7 @@ def train(
         given = stored.update(given)
     else:
         given = renamed(given)
-    if not resume and given.data.get("data", "synthetic") == "synthetic":
+    if plan is None and not resume and given.data.get("data", "synthetic") == "synthetic":
         known = known_keys("model", given.system or DEFAULT)
         smaller = Values(
             model={n: v for n, v in SYNTHETIC.model.items() if n in known}, train=SYNTHETIC.train
@@ -99,15 +127,25 @@ def train(
         if speaks():
             shown = f"synthetic data; smaller defaults for it: {shown or 'none left'}"
             out.print(shown, markup=False)
-    train_config = TrainConfig.create(**given.train)
-    data = load_data(given.data)
+    if plan is not None and origin is not None:
+        model_config, train_config, data = plan.model, plan.train, plan.data
+        source = further.source_of(plan, origin, given)
+        if speaks():
+            for line in further.in_words(plan):
+                out.print(line, markup=False, soft_wrap=True)
+    else:
+        train_config = TrainConfig.create(**given.train)
+        own = _own_data(run_dir) if resume and run_dir else None
+        data = load_data(given.data) if own is None else own
+        model_config = create_config({**given.model, "num_items": data.num_items})
+        source = DataConfig.create(**given.data).to_dict()
     if data.report is not None and speaks():
         # What is wrong there is wrong in every figure that follows.
         for name, told in (("read", data.report.chosen()), ("left out", data.report.left_out())):
             if told:
                 out.print(f"{name}: {', '.join(told)}", markup=False, soft_wrap=True)
-    model_config = create_config({**given.model, "num_items": data.num_items})
-    source = DataConfig.create(**given.data).to_dict()
+    if data.cuts is not None and speaks():
+        out.print(f"split: {in_words(data.cuts)}", markup=False, soft_wrap=True)
     source["data"] = absolute_paths(source["data"])
 
     with join(train_config.device, train_config.worker_timeout) as workers:
@@ -125,6 +163,7 @@ def train(
                 resume=resume,
                 reporter=make_reporter(out) if first else None,
                 data_source=source,
+                start=None if plan is None else plan.start,
             )
         except BaseException:
             # A folder made for a run that never began is of no use to anybody.
@@ -179,6 +218,16 @@ def _stored(run_dir: Path) -> Values:
     return Values(data=dict(source), model=model, train=train_config.to_dict())
 
 
+def _own_data(run_dir: Path) -> InteractionData | None:
+    """The data in the folder of a run that goes back to another; None of others."""
+    from ..training import load_run
+    from ..training.run_folder import read_config as read_run_config
+
+    if not read_run_config(run_dir)[2].get("from"):
+        return None
+    return load_run(run_dir, which="last").data
+
+
 def _conclude(folder: Path, config: TrainConfig) -> None:
     """Test the best epoch, and show what the model does for a few users."""
     from ..ranking.evaluation import evaluate
@@ -186,17 +235,22 @@ def _conclude(folder: Path, config: TrainConfig) -> None:
     from ..training.loop import resolve_device
 
     run = load_run(folder, device=resolve_device(config.device))
-    result = evaluate(
-        run.model,
-        run.split,
-        "test",
-        seen_mask=config.seen_mask,
-        batch_size=config.evaluation_batch_size,
-    )
-    out.print(report([result]))
-    out.print(samples(run.model, run.split))
     user = run.data.users.ids[0]
+    next_steps = [["evaluate", folder], ["recommend", folder, "--user", user]]
+    if run.split.holds_out:
+        result = evaluate(
+            run.model,
+            run.split,
+            "test",
+            seen_mask=config.seen_mask,
+            batch_size=config.evaluation_batch_size,
+        )
+        out.print(report([result]))
+        out.print(samples(run.model, run.split))
+    else:
+        out.print("Nothing was held out, so that there is nothing to test this run on.")
+        del next_steps[0]
     out.print(words("The run is in [bold]{}[/]. Next:", folder), soft_wrap=True)
-    for following in (["evaluate", folder], ["recommend", folder, "--user", user]):
+    for following in next_steps:
         line = shlex.join(["adarec-fast", *map(str, following)])
         out.print(f"  {line}", markup=False, soft_wrap=True)

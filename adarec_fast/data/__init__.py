@@ -1,12 +1,13 @@
 """Reading, splitting and batching interaction data.
 
-``load`` reads files, lists and data frames into ``InteractionData``; ``Split`` is its
-leave-one-out split; ``TrainingBatches`` and ``EvaluationBatches`` pack it for a model.
+``load`` reads files, lists and data frames into ``InteractionData``; ``Split`` is its split, by
+leave-one-out or by time; ``TrainingBatches`` and ``EvaluationBatches`` pack it for a model.
 """
 
 from __future__ import annotations
 
 from .batches import Batch, EvaluationBatch, EvaluationBatches, TrainingBatches, pack
+from .cuts import Cuts
 from .dataset import Dropped, InteractionData, PlantedLabels, ReadReport
 from .download import download
 from .errors import DataError
@@ -20,6 +21,7 @@ from .vocabulary import Vocabulary
 __all__ = [
     "FORMATS",
     "Batch",
+    "Cuts",
     "DataError",
     "Dropped",
     "EvaluationBatch",

@@ -56,7 +56,7 @@ class EvaluationBatch(NamedTuple):
     Attributes:
         item_ids: [N], the last ``max_length`` items of each history.
         offsets: [B + 1].
-        targets: [B], the held-out item.
+        targets: [B], the held-out item; 0: one that the catalogue does not have.
         users: [B], user index of each history.
         seen_values: [M], all items of each history, however long.
         seen_offsets: [B + 1].
@@ -283,12 +283,13 @@ class EvaluationBatches:
     """Histories and targets of one part of a split, in chunks of users.
 
     Args:
-        split: the leave-one-out split.
+        split: of the interactions.
         part: ``"valid"`` or ``"test"``.
         batch_size: users a batch.
         max_length: histories keep their last ``max_length`` items; what is to be masked
             (``seen``) is never cut.
-        users: int64 user indices to evaluate, in this order; all of them by default.
+        users: int64 user indices to evaluate, in this order; by default all who are asked in
+            ``part``.
         device: where the arrays live and batches are built.
 
     Raises:
@@ -311,7 +312,7 @@ class EvaluationBatches:
         targets = split.targets(part)
         values, offsets = split.inputs(part)
         if users is None:
-            users = torch.arange(split.num_users)
+            users = split.users(part)
         else:
             if users.dtype != torch.int64 or users.dim() != 1:
                 raise ValueError(

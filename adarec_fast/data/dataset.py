@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..documents import shown
+from .cuts import Cuts
 from .errors import DataError
 from .vocabulary import ExternalId, Vocabulary
 
@@ -166,6 +167,7 @@ class InteractionData:
         labels: planted intents, of synthetic data only.
         report: what reading the source did, None when the data were not read.
         dropped: what filters took out, None where that is nothing or not known.
+        cuts: where histories are cut into training, validation and test; None: leave-one-out.
 
     Example:
         >>> data = af.load({"ann": ["sku-2", "sku-1", "sku-2"], "bob": ["sku-1", "sku-3", "sku-2"]})
@@ -183,6 +185,7 @@ class InteractionData:
     labels: PlantedLabels | None = None
     report: ReadReport | None = None
     dropped: Dropped | None = None
+    cuts: Cuts | None = None
 
     @classmethod
     def from_flat(
@@ -195,6 +198,7 @@ class InteractionData:
         labels: PlantedLabels | None = None,
         report: ReadReport | None = None,
         dropped: Dropped | None = None,
+        cuts: Cuts | None = None,
     ) -> InteractionData:
         """Checked construction.
 
@@ -258,7 +262,9 @@ class InteractionData:
                         f"labels.{field} is {tensor.dtype} {list(tensor.shape)}; "
                         f"it must be torch.int64 [{size}]"
                     )
-        return cls(values, offsets, items, users, name, labels, report, dropped)
+        if cuts is not None:
+            cuts.check(offsets[1:] - offsets[:-1])
+        return cls(values, offsets, items, users, name, labels, report, dropped, cuts)
 
     @property
     def num_users(self) -> int:

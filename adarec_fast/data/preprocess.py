@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -21,7 +22,8 @@ def select_interactions(data: InteractionData, keep: Tensor) -> InteractionData:
     Users and items that are left with no interaction leave the vocabularies; the others keep
     their order.
     """
-    users = _users_of(data)[keep]
+    owners = owners_of(data)
+    users = owners[keep]
     values = data.values[keep]
     lengths = torch.bincount(users, minlength=data.num_users)
     kept_users = torch.nonzero(lengths).flatten()
@@ -34,6 +36,7 @@ def select_interactions(data: InteractionData, keep: Tensor) -> InteractionData:
         items=data.items.take(kept_items.numpy()),
         users=data.users.take(kept_users.numpy()),
         labels=None if data.labels is None else data.labels.take(kept_items, kept_users),
+        cuts=None if data.cuts is None else data.cuts.of(owners, keep, kept_users),
     )
 
 
@@ -49,7 +52,7 @@ def k_core(data: InteractionData, k: int) -> InteractionData:
         raise DataError(f"k_core={k!r} must be an int of at least 0")
     if k <= 1:
         return data
-    users, values = _users_of(data), data.values
+    users, values = owners_of(data), data.values
     keep = torch.ones(values.numel(), dtype=torch.bool)
     while True:
         per_user = torch.bincount(users[keep], minlength=data.num_users)
@@ -71,7 +74,7 @@ def deduplicate(data: InteractionData, how: Deduplicate) -> InteractionData:
         how: ``"consecutive"`` drops an item that equals the one just before it in the same
             history, ``"all"`` keeps only the first occurrence of each item of a history.
     """
-    users, values = _users_of(data), data.values
+    users, values = owners_of(data), data.values
     if how == "consecutive":
         keep = torch.ones(values.numel(), dtype=torch.bool)
         keep[1:] = (values[1:] != values[:-1]) | (users[1:] != users[:-1])
@@ -106,7 +109,7 @@ def drop_short(data: InteractionData, min_length: int) -> tuple[InteractionData,
         )
     if count == 0:
         return data, 0
-    return select_interactions(data, ~short[_users_of(data)]), count
+    return select_interactions(data, ~short[owners_of(data)]), count
 
 
 class Removed(NamedTuple):
@@ -162,7 +165,7 @@ def dropped_between(
         return None
     gone = torch.from_numpy(after.users.find(before.users.array()) < 0)
     lost = np.flatnonzero(after.items.find(before.items.array()) < 0) + before.items.first
-    histories = select_interactions(before, gone[_users_of(before)])
+    histories = select_interactions(before, gone[owners_of(before)])
     return Dropped(histories, before.items.take(lost), min_length, k)
 
 
@@ -170,7 +173,8 @@ def truncate_histories(data: InteractionData, limit: int) -> InteractionData:
     """The "cut" sparse setting: the last ``limit`` training items and both targets of each user.
 
     A history keeps its last ``limit + 2`` items, so that leave-one-out trains on at most
-    ``limit`` and tests on the same targets as before. The catalogue stays whole: items that no
+    ``limit`` and tests on the same targets as before; of a split by time all that comes behind
+    the training items stays. The catalogue stays whole: items that no
     cut history holds can still be recommended, and figures compare with those of full ranking.
 
     Raises:
@@ -178,11 +182,15 @@ def truncate_histories(data: InteractionData, limit: int) -> InteractionData:
     """
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
         raise DataError(f"truncate={limit!r} must be an int of at least 1, or None")
-    lengths = data.lengths.clamp(max=limit + 2)
+    cuts, lengths = data.cuts, data.lengths.clamp(max=limit + 2)
+    if cuts is not None:
+        gone = (cuts.valid - limit).clamp(min=0)
+        lengths = data.lengths - gone
+        cuts = dataclasses.replace(cuts, valid=cuts.valid - gone, test=cuts.test - gone)
     values, offsets = gather_ranges(data.values, data.offsets[1:] - lengths, lengths)
-    return data.replace(values=values, offsets=offsets)
+    return data.replace(values=values, offsets=offsets, cuts=cuts)
 
 
-def _users_of(data: InteractionData) -> Tensor:
+def owners_of(data: InteractionData) -> Tensor:
     """int64 [num_interactions]: the user index of each interaction."""
     return torch.repeat_interleave(torch.arange(data.num_users), data.lengths)

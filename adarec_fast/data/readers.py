@@ -14,6 +14,7 @@ import torch
 from ..defaults import on_cpu
 from .cells import events_from
 from .columns import Columns
+from .cuts import Cuts
 from .dataset import InteractionData, ReadReport
 from .errors import DataError
 from .files import name_of, read_files
@@ -24,6 +25,8 @@ from .separated import Layout
 from .sources import expand
 from .tables import read_frame
 from .text import split_ids
+from .time_split import Moment, SplitBy, TimeSplit
+from .time_split import preprocess as preprocess_by_time
 from .times import sort_key
 from .vocabulary import Vocabulary
 
@@ -51,8 +54,11 @@ def load(
     columns: str | Sequence[str] | None = None,
     k_core: int = 0,
     deduplicate: Deduplicate | None = None,
-    min_length: int = 3,
+    min_length: int | None = None,
     truncate: int | None = None,
+    split: SplitBy = "leave-one-out",
+    at: Moment | None = None,
+    valid_at: Moment | None = None,
 ) -> InteractionData:
     """Read interactions, sort each history by time, filter, and map ids to indices.
 
@@ -91,9 +97,18 @@ def load(
         k_core: keep the part where every user and item has at least this many interactions.
         deduplicate: ``"consecutive"`` drops repetitions in a row, ``"all"`` all but the first
             occurrence of an item in a history.
-        min_length: drop users with fewer items (after the filters above); leave-one-out needs 3.
+        min_length: drop users with fewer items (after the filters above); by default 3, which
+            leave-one-out needs, and 1 where another split is asked for.
         truncate: cut histories to this many training items, both targets kept (see
             ``truncate_histories``).
+        split: how ``Split`` will hold out: ``"leave-one-out"``, the last item of each history;
+            ``"time"``, what comes at ``at`` or later, of all histories alike; ``"none"``, nothing.
+        at: where test begins: a moment, as a date (``"2026-01-01"``, UTC without a zone) or as a
+            number like those of the time column, or a share of all interactions, such as 0.8. Of
+            a split by time the catalogue is that of the training part, and filters count what
+            lies before ``at``; see :mod:`adarec_fast.data.time_split`.
+        valid_at: where validation begins, likewise; None: so that as many interactions (or, where
+            times tie, some more) validate as test.
 
     Returns:
         The data; ``report`` says which columns were read and why, and counts what was left out,
@@ -102,7 +117,8 @@ def load(
     Raises:
         DataError: anything wrong with the source (the message names file and line) or an
             argument out of range, a column looks like times that was not named and cannot be
-            told for sure, or no user is left.
+            told for sure, or no user is left; of a split by time, there are no times, a moment
+            lies outside of them, or a part would be empty.
 
     Example:
         >>> af.load({"ann": ["sku-2", "sku-1", "sku-2"], "bob": ["sku-1", "sku-3", "sku-2"]})
@@ -110,6 +126,9 @@ def load(
           histories of 3 to 3 items, 3.0 in the mean
           user 'ann': 'sku-2', 'sku-1', 'sku-2'
     """
+    rule = TimeSplit.create(split, at, valid_at, time_format)
+    if min_length is None:
+        min_length = 3 if split == "leave-one-out" else 1
     names = Columns.create(user, item, time, event, time_format, ids)
     layout = Layout.create(separator, columns)
     kept = _keep(event, keep)
@@ -117,34 +136,40 @@ def load(
         raise DataError(f"format={format!r} must be one of {', '.join(map(repr, FORMATS))}")
     if isinstance(source, (str, os.PathLike)) or _are_paths(source):
         paths = expand(source)
-        data = _assemble(read_files(paths, format, names, layout, kept), name_of(paths))
-        return _preprocess(data, k_core, deduplicate, min_length, truncate)
+        data = _assemble(read_files(paths, format, names, layout, kept), name_of(paths), rule)
+        return _preprocess(data, k_core, deduplicate, min_length, truncate, split)
     if format != "auto":
         raise DataError(f"format={format!r} is for files; the source is a {kind(source)}")
     for argument, value in layout.given().items():
         raise DataError(f"{argument}={value!r} is for files; the source is a {kind(source)}")
     if is_frame(source):
         read = events_from([read_frame(source, names, "data frame")], kept, names)
-        data = _assemble(from_events(read, "frame"), "frame")
+        data = _assemble(from_events(read, "frame"), "frame", rule)
     elif isinstance(source, Mapping) or is_list(source):
         refuse(names.given(), "", "lists")
-        data = _assemble(read_lists(source, "source", "lists", names.text_ids), "lists")
+        found = read_lists(source, "source", "lists", names.text_ids)
+        data = _assemble(found, "lists", rule)
     else:
         raise DataError(
             f"source is a {kind(source)}; give a path, a list of lists of item ids, a dict of "
             "them by user id, or a pandas or polars DataFrame"
         )
-    return _preprocess(data, k_core, deduplicate, min_length, truncate)
+    return _preprocess(data, k_core, deduplicate, min_length, truncate, split)
 
 
 def _preprocess(
-    data: InteractionData, k: int, how: Deduplicate | None, min_length: int, cut: int | None
-) -> InteractionData:
+    data: InteractionData, k: int, how: Deduplicate | None, min_length: int, cut: int | None,
+    split: SplitBy,
+) -> InteractionData:  # fmt: skip
     report = data.report
     assert report is not None
     users = data.num_users
-    whole = data
-    data, removed = filtered(data, how, k, min_length)
+    if data.cuts is not None:
+        data, removed, dropped = preprocess_by_time(data, how, k, min_length)
+    else:
+        whole = data
+        data, removed = filtered(data, how, k, min_length)
+        dropped = dropped_between(whole, data, k, min_length)
     report = dataclasses.replace(
         report,
         num_duplicates=removed.duplicates,
@@ -161,17 +186,22 @@ def _preprocess(
     if cut is not None:
         before, data = data.num_interactions, truncate_histories(data, cut)
         report = dataclasses.replace(report, num_cut=before - data.num_interactions)
-    dropped = dropped_between(whole, data, k, min_length)
-    return dataclasses.replace(data, report=report, dropped=dropped)
+    data = dataclasses.replace(data, report=report, dropped=dropped)
+    return train_on_all(data) if split == "none" else data
 
 
-def _assemble(found: Found, name: str) -> InteractionData:
+def train_on_all(data: InteractionData) -> InteractionData:
+    """The same with nothing held out, for a model that is to be used."""
+    return data.replace(cuts=Cuts.at("none", data.lengths, data.lengths, {}))
+
+
+def _assemble(found: Found, name: str, rule: TimeSplit | None) -> InteractionData:
     """Group events by user and sort each history by time, stably."""
     if found.choice is not None and not found.times:
         logger.warning("%s: %s; histories keep the order of the rows", name,
                        found.choice.why["time"])  # fmt: skip
     items, values = factorise(found.items, sort=True)
-    codes, ties = found.codes, 0
+    codes, ties, times = found.codes, 0, found.times
     if found.times:
         keys = (*map(sort_key, reversed(found.times)), codes)
         order = np.lexsort(keys)
@@ -180,17 +210,23 @@ def _assemble(found: Found, name: str) -> InteractionData:
             equal &= key[order[1:]] == key[order[:-1]]
         ties = int(equal.sum())
         codes, values = codes[order], values[order]
+        times = tuple(key[order] for key in times)
     elif (codes[1:] < codes[:-1]).any():
         order = np.argsort(codes, kind="stable")
         codes, values = codes[order], values[order]
     lengths = torch.from_numpy(np.bincount(codes, minlength=len(found.users)))
+    offsets, cuts = lengths_to_offsets(lengths), None
+    if rule is not None:
+        why = f"{found.format} have none" if found.choice is None else found.choice.why["time"]
+        cuts = rule.cuts(times, offsets, name, why)
     return InteractionData.from_flat(
         torch.from_numpy(values + 1),
-        lengths_to_offsets(lengths),
+        offsets,
         Vocabulary(items, 1),
         Vocabulary(found.users, 0),
         name,
         report=_read_report(found, ties),
+        cuts=cuts,
     )
 
 

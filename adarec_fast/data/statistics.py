@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from .dataset import InteractionData
 from .splits import Split
+from .time_split import in_words
 
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
@@ -17,7 +19,8 @@ def inspect(data: InteractionData, top: int = 10) -> dict[str, Any]:
     """What a data set looks like, as a plain dict that ``json`` can write.
 
     Args:
-        data: interaction data; every history needs 3 items for the leave-one-out figures.
+        data: interaction data; every history needs 3 items for the leave-one-out figures, unless
+            the data are split otherwise.
         top: how many of the most frequent items to list.
 
     Returns:
@@ -27,10 +30,13 @@ def inspect(data: InteractionData, top: int = 10) -> dict[str, Any]:
         item), ``repeated_test_targets`` (share of test targets already in the history),
         ``repeats`` (interactions with an item that the history has already, ``all`` of them and
         those in a row, ``consecutive``: what ``load`` would drop with ``deduplicate``),
-        ``ids`` (``"int"`` or ``"str"``, of users and items), ``top_items`` (external id and count)
-        and ``report`` (columns with their reasons and what reading dropped, or None).
+        ``ids`` (``"int"`` or ``"str"``, of users and items), ``top_items`` (external id and
+        count), ``split`` (None of leave-one-out, else its ``kind``, what was counted of it and
+        ``in_words``), and ``report`` (columns with their reasons and what reading dropped, or
+        None).
     """
     split = Split(data)
+    asked = split.users("test")
     lengths = data.lengths.numpy()
     counts = torch.bincount(data.values, minlength=data.num_items + 1)[1:]
     # A stable sort lists equally frequent items in the order of their indices.
@@ -53,8 +59,8 @@ def inspect(data: InteractionData, top: int = 10) -> dict[str, Any]:
             },
         },
         "training_prefixes": split.training_prefixes(),
-        "sparse_share": float(split.sparse_users().double().mean()),
-        "repeated_test_targets": float(split.repeated_targets("test").double().mean()),
+        "sparse_share": _share(split.sparse_users()[asked]),
+        "repeated_test_targets": _share(split.repeated_targets("test")[asked]),
         "repeats": _repeats(data),
         "ids": {"user": data.users.kind, "item": data.items.kind},
         "top_items": [
@@ -63,8 +69,16 @@ def inspect(data: InteractionData, top: int = 10) -> dict[str, Any]:
                 data.items.decode(order + 1), counts[order].tolist(), strict=True
             )
         ],
+        "split": None if data.cuts is None else {
+            "kind": data.cuts.kind, **data.cuts.facts, "in_words": in_words(data.cuts)
+        },
         "report": None if data.report is None else vars(data.report).copy(),
     }
+
+
+def _share(true: Tensor) -> float:
+    """Of nobody it is none."""
+    return float(true.double().mean()) if true.numel() else 0.0
 
 
 def _repeats(data: InteractionData) -> dict[str, int]:

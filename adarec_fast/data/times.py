@@ -126,7 +126,7 @@ def one_scale(times: NDArray[Any], locate: Locate) -> NDArray[Any]:
     """``times`` as they are, unless some are seconds and others milliseconds, or the like."""
     if times.dtype == object or not len(times):
         return times
-    low, high = _scale(times.min()), _scale(times.max())
+    low, high = scale_of(times.min()), scale_of(times.max())
     if low is None or high is None or low == high:
         return times
     inside = np.zeros(len(times), dtype=bool)
@@ -134,11 +134,11 @@ def one_scale(times: NDArray[Any], locate: Locate) -> NDArray[Any]:
         inside |= (times >= least) & (times <= most)
     if not inside.all():
         return times  # numbers of their own kind, such as a counter
-    first = _scale(times[0])
-    row = next(row for row, value in enumerate(times.tolist()) if _scale(value) != first)
+    first = scale_of(times[0])
+    row = next(row for row, value in enumerate(times.tolist()) if scale_of(value) != first)
     raise DataError(
-        f"{locate(row)}: time {times[row]} looks like {_scale(times[row])}, the first, {times[0]}, "
-        f"like {first}; write all of them alike"
+        f"{locate(row)}: time {times[row]} looks like {scale_of(times[row])}, the first, "
+        f"{times[0]}, like {first}; write all of them alike"
     )
 
 
@@ -270,7 +270,8 @@ def _array_times(values: NDArray[Any], locate: Locate) -> NDArray[Any]:
     return one_scale(values, locate)
 
 
-def _scale(value: Any) -> str | None:
+def scale_of(value: Any) -> str | None:
+    """What a number of its size stands for as a time; None for one of another kind."""
     return next((n for n, (least, most) in _SCALES.items() if least <= value <= most), None)
 
 

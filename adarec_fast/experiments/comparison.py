@@ -34,7 +34,7 @@ from ..training.checkpoint import read_json, write_atomically
 from ..training.run_folder import describe_environment, fingerprint
 from .arms import Arms
 from .definition import RESULT, run_name
-from .result import PARTS, measure, plain_difference, read_ranks, write_ranks
+from .result import PARTS, measure, plain_difference, read_ranks, sparse_masks, write_ranks
 
 COMPARISON = "compare.json"
 KIND, _FORMAT = "adarec_fast comparison", 1
@@ -103,7 +103,7 @@ def _finished(
     lost: dict[str, list[dict[str, Any]]] = {"missing": [], "diverged": []}
     ranks: dict[str, list[Tensor]] = {}
     sets: dict[str, dict[str, Any]] = {}
-    sparse: dict[str, Tensor] = {}
+    sparse: dict[str, dict[str, Tensor]] = {}
     combinations = arms.sweep([str(path) for path in data], seeds).combinations
     keys = arms.keys(names, seeds)
     for (arm, name, seed), combination in zip(keys, combinations, strict=True):
@@ -119,11 +119,12 @@ def _finished(
         for part in PARTS:
             ranks.setdefault(f"{name}/{part}", []).append(kept[part].clamp(max=_MOST))
         if name not in sets or arm == arms.baseline:
-            sparse[name] = kept["sparse"]
-            sets[name] = {**result["data"], "sparse_users": int(sparse[name].sum())}
+            sparse[name] = {mask: found for mask, found in kept.items() if mask not in PARTS}
+            sets[name] = {**result["data"], "sparse_users": int(kept["sparse"].sum())}
     tensors = {
         **{name: torch.stack(found).to(torch.uint16) for name, found in ranks.items()},
-        **{f"{name}/sparse": mask for name, mask in sparse.items()},
+        **{f"{name}/{mask}": found for name, masks in sparse.items()
+           for mask, found in masks.items()},
     }
     return {"data": sets, "runs": rows, **lost}, tensors
 
@@ -164,7 +165,7 @@ def _differences(
 ) -> dict[str, list[Difference]]:
     rows = [row for row in found.report["runs"] if row["data"] == name]
     own = next((row for row in rows if row["arm"] == baseline), None)
-    sparse = found.ranks[f"{name}/sparse"]
+    sparse = found.ranks.get(f"{name}/sparse_{part}", found.ranks[f"{name}/sparse"])
     if own is None or (group == "sparse" and not bool(sparse.any())):
         return {}
     systems: dict[str, dict[int, Tensor]] = {}
@@ -191,7 +192,7 @@ def _complete(
     del figures["environment"]  # it was another
     write_ranks(run, ranks)
     tested = {n: figures[n] for part in PARTS for n in (part, f"{part}_sparse")}
-    return {**figures, **result, **tested}, {**ranks, "sparse": run.split.sparse_users()}
+    return {**figures, **result, **tested}, {**ranks, **sparse_masks(run.split)}
 
 
 def _cores() -> int:

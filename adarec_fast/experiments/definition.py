@@ -21,9 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..config import ConfigError, DataConfig, TrainConfig, absolute_paths, read_mapping
+from ..documents import DocumentError, parse_yaml
 from ..files import locked
 from ..models.registry import DEFAULT, create_config, described
 from ..training.checkpoint import read_json, write_atomically
@@ -256,8 +255,8 @@ def parse_grid(texts: Iterable[str]) -> dict[str, list[Any]]:
         key, equals, listed = text.partition("=")
         key = key.strip()
         try:
-            values = yaml.safe_load(f"[{listed}]") if equals else None
-        except yaml.YAMLError:
+            values = parse_yaml(f"[{listed}]") if equals else None
+        except DocumentError:
             values = None
         if not key or not values or any(isinstance(v, dict | list) for v in values):
             raise ConfigError(f"--grid {text!r}: write KEY=V1,V2, such as lambda_deno=0.03,0.1")

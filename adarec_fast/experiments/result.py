@@ -1,13 +1,13 @@
 """What is kept of a finished run of a sweep: figures in ``result.json``, and its users' ranks.
 
 ``ranks.safetensors`` holds int32 [users] for ``valid`` and for ``test``, in the order of the
-data's users; a rank beyond the type, that of a target which is masked, is the greatest int32. Its
-bool [users] ``sparse`` is :meth:`~adarec_fast.data.Split.sparse_users`.
+users who are asked there; a rank beyond the type, that of a target which is masked, is the greatest
+int32. Bool [users] ``sparse`` are :meth:`~adarec_fast.data.Split.sparse_users` of those of the
+test, and ``sparse_valid``, where validation asks others, of those of validation.
 """
 
 from __future__ import annotations
 
-import itertools
 import statistics
 import time
 from collections.abc import Mapping
@@ -51,6 +51,9 @@ def measure(run: Run) -> tuple[dict[str, Any], dict[str, Tensor]]:
         ``environment``: versions, commit, processor.
 
         Ranks: int64 [users] by part, ``valid`` and ``test``.
+
+    Raises:
+        ConfigError: nothing was held out.
     """
     config = run.train_config
     tested = {part: evaluate_run(run, part) for part in PARTS}
@@ -117,8 +120,17 @@ def write_ranks(run: Run, ranks: Mapping[str, Tensor]) -> None:
         "weights": _weights(run.path) or "",
     }
     capped = {part: found.clamp(max=_MOST).to(torch.int32) for part, found in ranks.items()}
-    capped["sparse"] = run.split.sparse_users()
+    capped |= sparse_masks(run.split)
     write_atomically(run.path / RANKS, save(capped, about))
+
+
+def sparse_masks(split: Split) -> dict[str, Tensor]:
+    """``sparse`` and, of a split whose parts ask different users, ``sparse_valid``."""
+    sparse = split.sparse_users()
+    masks = {"sparse": sparse[split.users("test")]}
+    if split.data.cuts is not None:
+        masks["sparse_valid"] = sparse[split.users("valid")]
+    return masks
 
 
 def read_ranks(run_dir: Path, data_fingerprint: str, seen_mask: str) -> dict[str, Tensor] | None:
@@ -165,8 +177,8 @@ def _weights(run_dir: Path) -> str | None:
 def latency(run: Run, users: int = _LATENCY_USERS) -> float:
     """Median milliseconds of the 20 best items for one user, of the first ``users`` users."""
     values, offsets = run.split.inputs("test")
-    bounds = offsets[: users + 1].tolist()
-    histories = [[values[a:b].tolist()] for a, b in itertools.pairwise(bounds)]
+    asked = run.split.users("test")[:users].tolist()
+    histories = [[values[offsets[user] : offsets[user + 1]].tolist()] for user in asked]
     recommender = Recommender(run.model)
     k = min(20, run.model.config.num_items)
     for history in histories[:10]:  # the first ones warm caches

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..config import DataConfig, TrainConfig
-from ..data import InteractionData
+from ..data import InteractionData, Split
 from ..data.configured import load_data
 from ..models.registry import create_config
 from ..training import Reporter, TrainingDiverged, load_run, train
@@ -90,6 +90,9 @@ def run_sweep(
             f"WORLD_SIZE={workers}: a sweep's runs are of one process; start it without torchrun, "
             "twice if two are to share the combinations"
         )
+    for combination in sweep.combinations:
+        if DataConfig.create(**sweep.values(combination).data).checked().split == "none":
+            raise SweepError("split=none holds nothing out, and a sweep compares what was held out")
     folder = Path(folder)
     sweep.store(folder, extend=extend)
     loaded = _Loader()
@@ -147,7 +150,7 @@ def _one(
         "source": source,
         "data": {
             "name": data.name,
-            "users": data.num_users,
+            "users": Split(data).users("test").numel(),
             "items": data.num_items,
             "fingerprint": fingerprint(data),
         },

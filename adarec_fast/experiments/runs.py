@@ -87,7 +87,8 @@ def compare_runs(
                 given = load_data(section)
         split = Split(run.data if given is None else _recoded(given, run, data))
         if not runs:
-            first, sparse, settings = split, split.sparse_users(), _settings(run)
+            first, sparse = split, split.sparse_users()[split.users(part)]
+            settings = _settings(run)
         else:
             hint = "" if given is not None else _other_settings(settings, _settings(run))
             _check_same(first, split, name, names[0], hint)
@@ -110,7 +111,7 @@ def compare_runs(
         "part": part,
         "data": first.data.name,
         "seen_mask": mask,
-        "users": first.num_users,
+        "users": sparse.numel(),
         "sparse_users": int(sparse.sum()),
         "runs": runs,
         "differences": [
@@ -186,8 +187,9 @@ def _recoded(data: InteractionData, run: Run, path: Path | None) -> InteractionD
         ) from None
     index = torch.cat([torch.zeros(1, dtype=torch.int64), known])
     return InteractionData.from_flat(
-        index[data.values], data.offsets, items, data.users, data.name, report=data.report
-    )
+        index[data.values], data.offsets, items, data.users, data.name, report=data.report,
+        cuts=data.cuts,
+    )  # fmt: skip
 
 
 def _check_same(first: Split, other: Split, name: str, base: str, settings: str) -> None:

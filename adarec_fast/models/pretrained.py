@@ -130,9 +130,7 @@ def load(
     state = read_weights(folder / WEIGHTS)
     options = {} if backbone is None else {"backbone": backbone}
     # The shapes that the configuration asks for are compared before any memory is taken for them.
-    with torch.device("meta"), _NothingDrawn():
-        skeleton = build(config, **options)
-    check_weights(skeleton, state, folder / WEIGHTS)
+    check_weights(skeleton(config, **options), state, folder / WEIGHTS)
     model = build(config, **options)
     model.load_state_dict(state)
     items = folder / ITEMS
@@ -153,6 +151,12 @@ def load(
         except ValueError as error:
             raise CheckpointError(str(error)) from None
     return model.to(device).eval()
+
+
+def skeleton(config: ModelConfig, **options: Any) -> SequenceModel:
+    """The model that a configuration describes, of shapes alone."""
+    with torch.device("meta"), _NothingDrawn():
+        return build(config, **options)
 
 
 class _NothingDrawn(TorchFunctionMode):

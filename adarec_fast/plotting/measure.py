@@ -61,9 +61,11 @@ def sample_users(split: Split, number: int, *, seed: int, sparse: bool = False) 
     """
     if number < 1:
         raise ConfigError(f"users={number} must be at least 1")
-    pool = torch.arange(split.num_users)
+    pool = split.users("test")
+    if not pool.numel():
+        raise ConfigError("nothing was held out of the run's data, so that nobody can be drawn")
     if sparse:
-        pool = pool[split.sparse_users()]
+        pool = pool[split.sparse_users()[pool]]
         if not pool.numel():
             raise ConfigError("sparse: no user has at most 5 items of history; leave it out")
     order = torch.randperm(pool.numel(), generator=torch.Generator().manual_seed(seed))
@@ -74,6 +76,7 @@ def sample_users(split: Split, number: int, *, seed: int, sparse: bool = False) 
 def depths(run: Run) -> Depths:
     """Depth, its distribution and the gates of every user of the test set."""
     model = adarec(run)
+    sample_users(run.split, 1, seed=0)  # somebody must be there
     depth, probabilities, gates = [], [], []
     for batch in _batches(run, None):
         output = model((batch.item_ids, batch.offsets), return_gates=True)
@@ -89,7 +92,7 @@ def depths(run: Run) -> Depths:
             reached = levels[:, None] <= output.depth
             gates.append(torch.where(reached, output.gates.float(), torch.nan).cpu())
     return Depths(
-        run.data.lengths - 1,
+        run.split.inputs("test")[1].diff()[run.split.users("test")],
         torch.cat(depth),
         torch.cat(probabilities) if probabilities else None,
         torch.cat(gates, 1) if gates else None,

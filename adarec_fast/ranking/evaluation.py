@@ -9,19 +9,22 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from ..clustering import kmeans, normalized_mutual_info
+from ..config import ConfigError
 from ..data import EvaluationBatch, EvaluationBatches, PlantedLabels, Split
+from ..data.flat import gather_ranges
 from ..defaults import on_cpu
 from ..models.base import SequenceModel
 from ..models.evaluating import evaluating
 from .lists import ListMeasures
 from .ranks import METRICS, UNREACHABLE, SeenMask, ranking_metrics, target_ranks
 from .segments import Segments
+from .several import best_ranks, relevant_ranks, several_metrics
 from .sharded import sharded_target_ranks
 
 if TYPE_CHECKING:
@@ -59,7 +62,7 @@ class EvaluationResult:
         ks: the cut-offs.
         num_users: users evaluated.
         num_sparse: those with at most 5 items of history at test time.
-        num_unreachable: those whose target was masked.
+        num_unreachable: targets that were masked, or are none of the catalogue.
         overall: ``"HR@5"``, ``"NDCG@5"``, ``"MRR@5"``, ``"Recall@5"``, ...: means over users.
         sparse: the same over the sparse users; None if there are none.
         ranks: int64 [num_users] on the CPU, in the order of ``users``.
@@ -75,6 +78,9 @@ class EvaluationResult:
         sparse_lists: those that are means over users, over the sparse ones.
         segments: by segmentation and group: ``"users"``, the metrics, and those measures of
             lists that are means over users.
+        num_unseen: targets that are none of the catalogue: a miss, and counted as one.
+        num_cold: users who have a target, but no history; they are not evaluated.
+        targets: ``"next"`` or ``"all"``; of several targets ``ranks`` has each user's best.
     """
 
     name: str
@@ -94,6 +100,9 @@ class EvaluationResult:
     lists: dict[str, float] | None = None
     sparse_lists: dict[str, float] | None = None
     segments: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    num_unseen: int = 0
+    num_cold: int = 0
+    targets: str = "next"
 
     def __getattr__(self, name: str) -> Any:
         told = self.__dict__.get("diagnostics", {})
@@ -165,19 +174,20 @@ def evaluate(
     lists: bool = False,
     item_vectors: Tensor | None = None,
     segments: Sequence[Segments] = (),
+    targets: Literal["next", "all"] = "next",
 ) -> EvaluationResult:
     """Rank the whole catalogue for every user, a chunk of users at a time.
 
     Args:
         model: a :class:`~adarec_fast.models.base.SequenceModel` (evaluated in evaluation mode,
             whatever its own, which stays as it is), or a :class:`Scorer`.
-        split: leave-one-out split of the catalogue that the model knows.
+        split: of interactions with the catalogue that the model knows.
         part: which held-out item to predict.
         ks: cut-offs.
         seen_mask: ``"neg-inf"``: items of the history are no candidates; ``"official"``: they
             score 0, as in the paper's authors' code; ``"off"``: they compete.
         batch_size: users a chunk; the largest matrix is [batch_size, num_items + 1].
-        users: int64 indices of the users to evaluate, all by default.
+        users: int64 indices of the users to evaluate, by default all who are asked in ``part``.
         device: where chunks are built; the model's device, or the CPU for a scorer.
         name: name in the result, by default the class name or the scorer's ``name``.
         intents: also cluster the representations, if the split's data has planted labels; not
@@ -189,15 +199,20 @@ def evaluate(
         item_vectors: float [num_items + 1, D], what diversity goes by; by default the model's own
             table where it learned one and ranks by it, else there is no diversity.
         segments: groups of users that get their own metrics, see :mod:`.segments`.
+        targets: ``"next"``: the first item behind a cut is relevant; ``"all"``: all items behind
+            it are, see :mod:`.several`; not with several workers. Of leave-one-out it is the same.
 
     Raises:
         ValueError: an argument is out of range, the catalogue is another, or scores are NaN.
+        ConfigError: nothing was held out of the data.
     """
     begun = time.perf_counter()
     if not isinstance(seen_mask, str) or seen_mask not in ("neg-inf", "official", "off"):
         raise ValueError(f"seen_mask={seen_mask!r} must be 'neg-inf', 'official' or 'off'")
     if not isinstance(split, Split):
         raise ValueError(f"split is a {type(split).__name__}; it must be a Split of the data")
+    if targets not in ("next", "all") or (targets == "all" and workers is not None):
+        raise ValueError(f"targets={targets!r} must be 'next', or 'all' in one process")
     several = isinstance(ks, Sequence) and len(ks) > 0
     if not several or any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in ks):
         raise ValueError(f"ks={ks!r} must be one or more ints of at least 1")
@@ -230,8 +245,13 @@ def evaluate(
             )
     if users is not None and not isinstance(users, Tensor):
         raise ValueError(f"users is a {type(users).__name__}; it must be an int64 tensor")
-    chosen = torch.arange(split.num_users) if users is None else users.cpu()
+    chosen = split.users(part) if users is None else users.cpu()
     if not chosen.numel():
+        if not split.holds_out:
+            raise ConfigError(
+                f"{split.data.name}: all of it was trained on, so that there is no {part} part to "
+                "evaluate on; interactions that came later are one (--data FILE)"
+            )
         raise ValueError("users is empty: there is nobody to evaluate")
     # With a split item table all workers rank all users, each among its own items.
     sharing = workers if isinstance(scorer, _ModelScorer) and scorer.whole_table else None
@@ -250,9 +270,13 @@ def evaluate(
         train = split.inputs("train")
         measured = ListMeasures(ks, *train, split.num_items, item_vectors, device)
     ranks = [torch.zeros(0, dtype=torch.int64, device=device)]
-    for batch in batches:
+    asked = _relevant(split, part, chosen) if targets == "all" else None
+    for batch, rows in zip(batches, torch.arange(chosen.numel()).split(batch_size), strict=False):
         scores = scorer.scores(batch)
-        if isinstance(scorer, _ModelScorer):
+        if asked is not None:
+            own = (tensor.to(device) for tensor in asked.of(rows))
+            ranks.append(relevant_ranks(scores, batch, seen_mask, *own))
+        elif isinstance(scorer, _ModelScorer):
             ranks.append(scorer.ranks(scores, batch, seen_mask))
         else:
             ranks.append(target_ranks(scores, batch, seen_mask))
@@ -267,7 +291,18 @@ def evaluate(
             "parameters are not finite, or its backbone divides by zero"
         )
     sparse = split.sparse_users()[chosen]
-    overall = ranking_metrics(rank, ks)
+    unreachable, num_unseen = (rank == UNREACHABLE).sum(), (split.targets(part)[chosen] == 0).sum()
+    worth: dict[str, Tensor] | None = None
+    if asked is not None:
+        worth = several_metrics(rank, asked.offsets, asked.unseen, ks)
+        num_unseen = asked.unseen.sum()
+        rank, unreachable = best_ranks(rank, asked.offsets), unreachable + num_unseen
+
+    def means(users: Tensor) -> dict[str, float]:
+        if worth is None:
+            return ranking_metrics(rank[users], ks)
+        return {name: float(values[users].mean()) for name, values in worth.items()}
+
     told: dict[str, Any] = {}
     notes: list[str] = []
     nmi = None
@@ -286,9 +321,9 @@ def evaluate(
         ks=tuple(ks),
         num_users=rank.numel(),
         num_sparse=int(sparse.sum()),
-        num_unreachable=int((rank == UNREACHABLE).sum()),
-        overall=overall,
-        sparse=ranking_metrics(rank[sparse], ks) if bool(sparse.any()) else None,
+        num_unreachable=int(unreachable),
+        overall=means(torch.ones_like(sparse)),
+        sparse=means(sparse) if bool(sparse.any()) else None,
         ranks=rank,
         diagnostics=told,
         nmi=nmi,
@@ -300,14 +335,36 @@ def evaluate(
             one.name: {
                 label: {
                     "users": int(mask.sum()),
-                    **ranking_metrics(rank[mask], ks),
+                    **means(mask),
                     **({} if measured is None else measured.read(mask)),
                 }
                 for label, mask in one.chosen(chosen).items()
             }
             for one in segments
         },
+        num_unseen=int(num_unseen),
+        num_cold=split.cold_users(part) if users is None else 0,
+        targets=targets,
     )
+
+
+class _Relevant(NamedTuple):
+    """:meth:`Split.relevant` of those who are asked, in their order."""
+
+    items: Tensor
+    offsets: Tensor
+    unseen: Tensor
+
+    def of(self, users: Tensor) -> tuple[Tensor, Tensor]:
+        """The row of each item of some neighbouring users among these, and the items."""
+        rows = torch.repeat_interleave(users - users[0], self.offsets.diff()[users])
+        return rows, self.items[self.offsets[users[0]] : self.offsets[users[-1] + 1]]
+
+
+def _relevant(split: Split, part: Literal["valid", "test"], users: Tensor) -> _Relevant:
+    items, offsets, unseen = split.relevant(part)
+    items, chosen = gather_ranges(items, offsets[users], offsets.diff()[users])
+    return _Relevant(items, chosen, unseen[users])
 
 
 class _ModelScorer:

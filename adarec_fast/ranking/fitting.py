@@ -62,7 +62,8 @@ class _Rivals(NamedTuple):
         target = self.target_score + alpha * torch.log1p(gamma * self.target_sum)
         before = self.score + alpha * torch.log1p(gamma * self.sum) > target[self.user]
         rank = 1 + torch.bincount(self.user[before], minlength=target.shape[0])
-        gained = torch.where(rank <= _K, 1 / torch.log2(rank.double() + 1), 0.0)
+        hit = (rank <= _K) & (target > float("-inf"))  # in the smallest catalogues -inf ranks high
+        gained = torch.where(hit, 1 / torch.log2(rank.double() + 1), 0.0)
         return float(gained.mean())
 
 
@@ -89,10 +90,11 @@ def fit_memory(
         gammas: to try, over the mean of all S > 0.
         seed: of the sample.
     """
-    users = torch.arange(split.num_users)
-    if split.num_users > _MOST_USERS:
+    users = split.users("valid")
+    if users.numel() > _MOST_USERS:
         generator = torch.Generator().manual_seed(seed)
-        users = torch.randperm(split.num_users, generator=generator)[:_MOST_USERS].sort().values
+        chosen = torch.randperm(users.numel(), generator=generator)[:_MOST_USERS]
+        users = users[chosen.sort().values]
     batches = EvaluationBatches(
         split, "valid", batch_size=_CHUNK, max_length=model.config.max_length, users=users,
         device=model.device,

@@ -101,7 +101,10 @@ def recommendation_frames(
             "two are not of one catalogue"
         )
     make = frame_maker(kind)
-    chosen = torch.arange(data.num_users)
+    histories = Jagged(data.values, data.offsets)
+    if part is not None:
+        histories = Jagged(*Split(data).inputs(part))
+    chosen = torch.nonzero(histories.offsets.diff()).flatten()
     if users is not None:
         try:
             chosen = pack_lists([users], torch.device("cpu"), name="users").values
@@ -110,9 +113,9 @@ def recommendation_frames(
         if chosen.numel() and not 0 <= int(chosen.min()) <= int(chosen.max()) < data.num_users:
             wrong = chosen[(chosen < 0) | (chosen >= data.num_users)][0]
             raise ConfigError(f"users: {int(wrong)} must lie in 0..{data.num_users - 1}")
-    histories = Jagged(data.values, data.offsets)
-    if part is not None:
-        histories = Jagged(*Split(data).inputs(part))
+        empty = chosen[histories.offsets.diff()[chosen] == 0]
+        if empty.numel():
+            raise ConfigError(f"users: {int(empty[0])} has no history before the part {part!r}")
     if not chosen.numel():
         return iter([make(_one_row(data))[:0]])
     recommender = Recommender(model)

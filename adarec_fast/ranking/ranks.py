@@ -7,7 +7,8 @@ index, so that a model of constant scores gains nothing and results do not depen
 algorithm.
 
 A target that is already in its user's history is masked with it and counts as a miss at every k
-(6.66% of the test targets of Yelp, none of Amazon Beauty). Published results mask likewise.
+(6.66% of the test targets of Yelp, none of Amazon Beauty). Published results mask likewise. A
+target that came up after training (of a split by time) is a miss too: its user wanted it.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ def target_ranks(scores: Tensor, batch: EvaluationBatch, seen_mask: SeenMask) ->
         seen_mask: as in :func:`.evaluation.evaluate`.
 
     Returns:
-        int64 [B]; ``UNREACHABLE`` where the target itself is masked, 0 where a candidate's score
-        is NaN.
+        int64 [B]; ``UNREACHABLE`` where the target itself is masked or is 0, none of the
+        catalogue; 0 where a candidate's score is NaN.
     """
     columns = torch.arange(scores.shape[1], device=scores.device)
     scores[:, 0] = float("-inf")
@@ -55,7 +56,7 @@ def target_ranks(scores: Tensor, batch: EvaluationBatch, seen_mask: SeenMask) ->
             )
         ]
     )
-    return mask_unreachable(rank, rows, batch) if seen_mask == "neg-inf" else rank
+    return mask_unreachable(rank, rows, batch, seen_mask)
 
 
 def seen_rows(batch: EvaluationBatch) -> Tensor:
@@ -66,12 +67,16 @@ def seen_rows(batch: EvaluationBatch) -> Tensor:
     )
 
 
-def mask_unreachable(rank: Tensor, rows: Tensor, batch: EvaluationBatch) -> Tensor:
-    """``UNREACHABLE`` where the target is in the history; ``rows`` as of :func:`seen_rows`."""
-    masked = torch.zeros_like(rank, dtype=torch.bool)
-    # Only True is ever written, so repeats of a row do not disturb each other.
-    hit = rows[batch.seen_values == batch.targets[rows]]
-    masked[hit] = True
+def mask_unreachable(
+    rank: Tensor, rows: Tensor, batch: EvaluationBatch, seen_mask: SeenMask
+) -> Tensor:
+    """``UNREACHABLE`` where the target is masked, being in the history, or none of the catalogue;
+    ``rows`` as of :func:`seen_rows`."""
+    masked = batch.targets == 0
+    if seen_mask == "neg-inf":
+        # Only True is ever written, so repeats of a row do not disturb each other.
+        hit = rows[batch.seen_values == batch.targets[rows]]
+        masked[hit] = True
     return torch.where(masked & (rank > 0), UNREACHABLE, rank)
 
 

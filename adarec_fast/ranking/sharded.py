@@ -35,4 +35,4 @@ def sharded_target_ranks(
     counts = torch.stack([before, scores.amax(1).isnan().long()])
     counts = items.workers.sum(counts)
     rank = torch.where(counts[1] > 0, 0, 1 + counts[0])
-    return mask_unreachable(rank, rows, batch) if seen_mask == "neg-inf" else rank
+    return mask_unreachable(rank, rows, batch, seen_mask)

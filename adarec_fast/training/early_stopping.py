@@ -31,6 +31,10 @@ class EarlyStopping:
         self.waited += 1
         return False
 
+    def keep(self, epoch: int) -> None:
+        """Take an epoch for the best one where nothing validates."""
+        self.best_epoch = epoch
+
     @property
     def should_stop(self) -> bool:
         """Whether patience has run out."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..config import ConfigError, ModelConfig, TrainConfig, training_precision
-from ..data import InteractionData
+from ..data import InteractionData, Split
 from ..defaults import on_cpu
 from ..distributed.workers import Workers, join
 from ..models.encoders.named import trust
@@ -22,6 +22,7 @@ from . import run_folder
 from .callbacks import Callback, check_callbacks
 from .checkpoint import recover
 from .errors import RunFolderError
+from .further import Start
 from .loggers import check_loggers
 from .prewarm import prewarm
 from .remember import has_memory, in_words, remember
@@ -44,11 +45,13 @@ def train(
     data_source: Mapping[str, Any] | None = None,
     command: Sequence[str] | None = None,
     callbacks: Sequence[Callback] = (),
+    start: Start | None = None,
 ) -> TrainResult:
     """Train until the epochs are over, patience runs out, or a signal asks to end.
 
     Each epoch ends with a validation (every ``evaluate_every``), a line of metrics and the
-    checkpoint ``last/``; ``best/`` holds the weights of the best validation NDCG@20. A run that
+    checkpoint ``last/``; ``best/`` holds the weights of the best validation NDCG@20, or, of data
+    that hold nothing out, those of the last epoch. A run that
     was killed at any step and is resumed ends, on a CPU, with the very weights and metrics
     (times apart) of one never killed. SIGINT and SIGTERM finish the step and save; a second
     signal ends at once.
@@ -62,7 +65,7 @@ def train(
         model_config: the model's configuration, or its fields, where ``model`` names the kind (an
             ADARec without it) and ``num_items`` may be left out.
         train_config: how to train it.
-        data: the interactions; histories of at least 3 items.
+        data: the interactions; histories of at least 3 items, unless they are split otherwise.
         run_dir: where everything is written, see :mod:`adarec_fast.training.run_folder`.
         resume: go on from ``last/`` (from the start, if there is none yet).
         reporter: what shows progress; silent by default.
@@ -70,6 +73,8 @@ def train(
         data_source: where the data came from, JSON-able; kept in ``config.json``.
         command: kept in ``environment.json``, this process' command line by default.
         callbacks: told of steps and epochs, see :class:`.callbacks.Callback`; of one process alone.
+        start: what a new run begins with, of :func:`adarec_fast.training.further.continued` or
+            ``refitted``.
 
     Raises:
         ConfigError: the model's configuration does not fit the data, or no such device.
@@ -88,6 +93,14 @@ def train(
     training_precision(config, train_config)  # raises where the two contradict each other
     check_loggers(train_config.log)
     run_dir = Path(run_dir)
+    fixed = None if start is None else start.memory
+    if config.memory == "transitions" and not Split(data).users("valid").numel() and not (
+        fixed or resume
+    ):  # fmt: skip
+        raise ConfigError(
+            "memory='transitions': how much it counts is chosen on a validation part, and none is "
+            "held out; refit a run that has a memory, or leave it off (--memory none)"
+        )
     told = command if command is not None else run_folder.default_command()
     with on_cpu(), join(train_config.device, train_config.worker_timeout) as workers:
         if workers is None:
@@ -134,7 +147,7 @@ def train(
             shown = reporter if reporter is not None and first else Reporter()
             prewarm(config, train_config, device, shown.compiling)
             trainer = Trainer(
-                config, train_config, data, run_dir, device, shown, workers, callbacks
+                config, train_config, data, run_dir, device, shown, workers, callbacks, start
             )
             watched = contextlib.nullcontext() if workers is None else workers.watched(trainer.kept)
             # Whatever the caller has switched off for itself.
@@ -145,7 +158,7 @@ def train(
                 result = trainer.run(stop_after_steps)
             wanted = config.memory == "transitions" and result.status in _ENDED
             if wanted and first and not has_memory(run_dir):
-                shown.message(in_words(remember(run_dir, device)))
+                shown.message(in_words(remember(run_dir, device, fixed=fixed)))
             return result
 
 

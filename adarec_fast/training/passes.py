@@ -48,7 +48,7 @@ class Passes:
         workers: Workers | None,
     ) -> None:
         batches = TrainingBatches(
-            *split.inputs("train"),
+            *split.stepped_on(),
             supervision=model.config.supervision,
             batch_size=config.batch_size,
             max_length=model.config.max_length,

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 
 import torch
 
+from ..config import ConfigError
 from ..models.memory import TENSORS, Memory
-from ..models.pretrained import write
+from ..models.pretrained import load, write
 from ..ranking.fitting import Fitted, fit_memory
 from .checkpoint import MANIFEST, find_checkpoint, read_json, save_checkpoint
 from .errors import RunFolderError
-from .run_folder import load_run
+from .run_folder import Run, load_run
 
 # What a checkpoint's manifest says of its files, and not of the training.
 _OF_FILES = ("format", "name", "sha256")
 
 
 def remember(
-    run_dir: Path, device: torch.device | str = "cpu", neighbours: int | None = None
+    run_dir: Path,
+    device: torch.device | str = "cpu",
+    neighbours: int | None = None,
+    fixed: Memory | None = None,
 ) -> Fitted:
     """Count the training histories of a run and write them into ``best/``, as a whole.
 
@@ -30,8 +35,11 @@ def remember(
         device: where the model scores the validation part.
         neighbours: M, the largest weights kept of an item; by default what the model's
             configuration says.
+        fixed: whose alpha, gamma and decay are taken where no validation part can choose them; by
+            default those of the memory that the run goes back to.
 
     Raises:
+        ConfigError: nothing validates, and there is no such memory.
         RunFolderError: there is no run, or it has no ``best/`` yet.
         CheckpointError: a file is damaged, or the disk is full.
     """
@@ -42,20 +50,44 @@ def remember(
         *run.split.inputs("train"), config.num_items, max_length=config.max_length,
         neighbours=config.memory_neighbours if neighbours is None else neighbours,
     )  # fmt: skip
-    fitted = fit_memory(run.model, memory.to(run.model.device), run.split)
+    if run.split.users("valid").numel():
+        fitted = fit_memory(run.model, memory.to(run.model.device), run.split)
+    else:
+        fixed = fixed or _of_origin(run)
+        memory.alpha, memory.gamma, memory.decay = fixed.alpha, fixed.gamma, fixed.decay
+        fitted = Fitted(fixed.alpha, fixed.gamma, math.nan, math.nan)
     run.model.memory = memory
     folder = find_checkpoint(run_dir, "best")
     if folder is None:
         raise RunFolderError(f"{run_dir / 'best'}: no such checkpoint any more")
     about = read_json(folder / MANIFEST)
     kept = {name: value for name, value in about.items() if name not in _OF_FILES}
-    kept["memory"] = {**fitted._asdict(), "seconds": time.perf_counter() - begun}
+    told = {n: None if math.isnan(value) else value for n, value in fitted._asdict().items()}
+    kept["memory"] = {**told, "seconds": time.perf_counter() - begun}
     save_checkpoint(run_dir, "best", lambda fresh: write(run.model, fresh), kept)
     return fitted
 
 
+def _of_origin(run: Run) -> Memory:
+    """The memory of the run that a run goes back to."""
+    origin = run.source.get("from") or {}
+    folder = find_checkpoint(Path(origin.get("folder", "")), "best") if origin else None
+    memory = None if folder is None else load(folder).memory
+    if memory is None:
+        raise ConfigError(
+            f"{run.path}: holds out nothing to choose on how much a memory counts, and goes back "
+            "to no run that has one"
+        )
+    return memory
+
+
 def in_words(fitted: Fitted) -> str:
     """A line for the reader of a log."""
+    if math.isnan(fitted.after):
+        return (
+            f"memory: alpha {fitted.alpha:g}, gamma {fitted.gamma:.3g}, as in the run that this "
+            "one goes back to, for nothing validates"
+        )
     return (
         f"memory: alpha {fitted.alpha:g}, gamma {fitted.gamma:.3g}; validation NDCG@20 "
         f"{fitted.before:.4f} without it, {fitted.after:.4f} with it"

@@ -34,7 +34,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from ..config import ConfigError, ModelConfig, Precision, TrainConfig
-from ..data import DataError, Dropped, InteractionData, PlantedLabels, Split, Vocabulary
+from ..data import Cuts, DataError, Dropped, InteractionData, PlantedLabels, Split, Vocabulary
 from ..defaults import on_cpu
 from ..files import try_lock
 from ..models.base import SequenceModel
@@ -66,7 +66,7 @@ class Run:
         which: the checkpoint that was loaded, ``"best"`` or ``"last"``.
         model: in evaluation mode, with its item vocabulary.
         data: the interactions it was trained on, planted labels included.
-        split: their leave-one-out split.
+        split: their split: leave-one-out, or what their ``cuts`` say.
         model_config: as trained; ``model.config`` may name another backend.
         train_config: how it was trained.
         history: the lines of ``metrics.jsonl``.
@@ -193,10 +193,16 @@ def write_config(
     train_config: TrainConfig,
     data: InteractionData,
     source: Mapping[str, Any] | None,
+    origin: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write ``config.json``; a new run gets a random identity, an old one keeps its own."""
+    """Write ``config.json``; a new run gets a random identity, an old one keeps its own.
+
+    ``origin``: the run that this one goes back to; an old run keeps it.
+    """
     path = run_dir / CONFIG
     run = run_identity(path) if path.exists() else uuid.uuid4().hex
+    if path.exists():
+        origin = read_config(run_dir)[2].get("from")
     about = {
         "name": data.name,
         "users": data.num_users,
@@ -205,6 +211,10 @@ def write_config(
         "fingerprint": fingerprint(data),
         "source": None if source is None else dict(source),
     }
+    if data.cuts is not None:
+        about["split"] = {"kind": data.cuts.kind, **data.cuts.facts}
+    if origin is not None:
+        about["from"] = dict(origin)
     values = {
         "run": run,
         "model": described(model_config),
@@ -250,6 +260,9 @@ def write_data(run_dir: Path, data: InteractionData) -> None:
         "fingerprint": fingerprint(data),
         "labels": _labels_fingerprint(data),
     }
+    if data.cuts is not None:
+        tensors |= data.cuts.tensors()
+        about["cuts"] = data.cuts.described()
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     write_atomically(run_dir / INTERACTIONS, save(contiguous, about))
     write_atomically(run_dir / USERS, json.dumps(data.users.to_json()))
@@ -285,9 +298,11 @@ def read_data(run_dir: Path, items: Vocabulary) -> InteractionData:
         labels = PlantedLabels(**{name: tensors[name] for name in _LABELS})
     try:
         users = Vocabulary.from_json(read_json(run_dir / USERS))
+        cuts = Cuts.read(tensors, about["cuts"]) if "cuts" in about else None
         data = InteractionData.from_flat(
-            tensors["values"], tensors["offsets"], items, users, about.get("name", "data"), labels
-        )
+            tensors["values"], tensors["offsets"], items, users, about.get("name", "data"), labels,
+            cuts=cuts,
+        )  # fmt: skip
     except DataError as error:
         raise CheckpointError(f"{path}: {error}") from None
     if fingerprint(data) != about.get("fingerprint"):
@@ -325,10 +340,12 @@ def read_dropped(run_dir: Path) -> Dropped | None:
 
 
 def fingerprint(data: InteractionData) -> str:
-    """SHA-256 (hex) of histories and both vocabularies: equal for equal data."""
+    """SHA-256 (hex) of histories, both vocabularies and cuts: equal for equal data."""
     digest = hashlib.sha256(f"{data.items.fingerprint()}:{data.users.fingerprint()}:".encode())
     for tensor in (data.values, data.offsets):
         digest.update(np.ascontiguousarray(tensor.numpy()).astype("<i8", copy=False).tobytes())
+    if data.cuts is not None:
+        digest.update(data.cuts.fingerprint().encode())
     return digest.hexdigest()
 
 

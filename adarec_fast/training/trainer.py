@@ -30,6 +30,7 @@ from .checkpoint import (
 from .clock import Clock
 from .early_stopping import EarlyStopping
 from .errors import TrainingDiverged
+from .further import Start
 from .metrics_log import MetricsLog
 from .origin import check_origin, describe_origin, run_identity
 from .passes import Passes, Prepared
@@ -59,6 +60,7 @@ class Trainer:
         workers: those who train together, in this process' place among them; the first one
             writes. None: this process is alone.
         callbacks: of the program that trains.
+        start: what the model begins with, None: with what it draws.
     """
 
     def __init__(
@@ -71,9 +73,11 @@ class Trainer:
         reporter: Reporter,
         workers: Workers | None = None,
         callbacks: Sequence[Callback] = (),
+        start: Start | None = None,
     ) -> None:
         self.workers = workers
         self._callbacks = callbacks
+        self.start = start
         self.model_config = model_config
         self.config = config
         self.data = data
@@ -81,6 +85,7 @@ class Trainer:
         self.device = device
         self.reporter = reporter
         self.split = Split(data)
+        self.validates = bool(self.split.users("valid").numel())
         self.stopping = EarlyStopping(config.patience)
         self.epoch = 0  # completed epochs
         self.batch = 0  # batches done of the epoch in progress
@@ -101,6 +106,8 @@ class Trainer:
             begun = time.perf_counter()
             model.prepare(self.split)
             preparing = time.perf_counter() - begun
+            if self.start is not None:
+                self.start.give(model)
             model.item_vocabulary = self.data.items
         else:
             check_same_run(
@@ -150,8 +157,9 @@ class Trainer:
         elif data_source is None:
             data_source = run_folder.read_config(self.run_dir)[2].get("source")
         run_folder.write_config(
-            self.run_dir, self.model_config, self.config, self.data, data_source
-        )
+            self.run_dir, self.model_config, self.config, self.data, data_source,
+            None if self.start is None else self.start.about,
+        )  # fmt: skip
         settings = {
             "data": self.data.name,
             **{f"model.{n}": value for n, value in registry.described(self.model_config).items()},
@@ -304,7 +312,13 @@ class Trainer:
         metrics: dict[str, Any] = {"epoch": number, "step": self.step}
         metrics |= self.passes.metrics(self.step, self.epoch_seconds)
         is_best = False
-        if number % self.config.evaluate_every == 0 or number == self.passes.last_epoch:
+        last = number == self.passes.last_epoch
+        if not self.validates:
+            is_best = last
+            if last:
+                self.stopping.keep(number)
+                metrics["best"] = True
+        elif number % self.config.evaluate_every == 0 or last:
             is_best = self._validate(number, metrics)
         metrics["seconds"] = self.epoch_seconds
         if is_best:

@@ -1,0 +1,173 @@
+"""What a finished run leads to: the same trained on everything, and the same trained further.
+
+Both make a run folder of their own that holds all it needs. ``config.json`` says under
+``data.from`` which run it goes back to, and under ``data.split`` what was held out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from ..config import ConfigError, ModelConfig, TrainConfig
+from ..data import InteractionData
+from ..data.extend import Extended, extended, new_held_out
+from ..data.readers import train_on_all
+from ..models.base import SequenceModel
+from ..models.growing import check_growth, take_over
+from ..models.memory import Memory
+from ..models.pretrained import skeleton
+from ..models.registry import create_config, described
+from .run_folder import Run, load_run
+
+VOID = "nothing was held out: test figures of this run are void"
+
+
+class Start(NamedTuple):
+    """What a run begins with beside its configuration; see :func:`adarec_fast.training.train`.
+
+    Attributes:
+        weights: the model whose weights it takes over; None: it draws its own.
+        memory: whose alpha, gamma and decay hold where no validation part could fit them.
+        about: JSON-able, for ``config.json``: where it is from.
+    """
+
+    weights: SequenceModel | None
+    memory: Memory | None
+    about: Mapping[str, Any]
+
+    def give(self, model: SequenceModel) -> None:
+        """Give a freshly built model the weights, unless it counts and has none."""
+        if self.weights is not None and not model.fitted:
+            take_over(model, self.weights)
+
+
+class Plan(NamedTuple):
+    """All that :func:`adarec_fast.training.train` needs for a further run.
+
+    Attributes:
+        model, train: configurations.
+        data: with the split of the further run.
+        start: what it begins with.
+        added: what came to the data, of a run that is trained further.
+    """
+
+    model: ModelConfig
+    train: TrainConfig
+    data: InteractionData
+    start: Start
+    added: Extended | None = None
+
+
+def refitted(
+    run_dir: str | Path,
+    data: InteractionData | None = None,
+    *,
+    model: Mapping[str, Any] | None = None,
+    train: Mapping[str, Any] | None = None,
+) -> Plan:
+    """A run's model on everything, for use: as many epochs as validation found best, from new
+    weights, with no validation and no test.
+
+    Args:
+        run_dir: of a run that validated.
+        data: what to train on; by default all interactions of the run. A split that they have is
+            taken off.
+        model: fields of the model's configuration that differ from the run's.
+        train: fields of the training's, likewise; ``epochs`` replaces what validation found.
+
+    Raises:
+        ConfigError: the run was validated on nothing, or its data are of a split by time, which
+            left out what came up later, and no ``data`` are given.
+        RunFolderError, CheckpointError: as :func:`load_run`.
+    """
+    run = load_run(run_dir)
+    epochs = [line["epoch"] for line in run.history if line.get("best") and "valid" in line]
+    if not epochs:
+        raise ConfigError(
+            f"{run_dir}: no validation found how long to train; refit a run that has one"
+        )
+    if data is None:
+        if run.data.cuts is not None and run.data.cuts.kind == "time":
+            raise ConfigError(
+                f"{run_dir}: its data are without the items that came up after training; say what "
+                "to train on (--data FILE, data=load(...))"
+            )
+        data = run.data
+    data = train_on_all(data)
+    changed = {"epochs": epochs[-1], **(train or {})}
+    about = _about(run, "refit", {"note": VOID})
+    return Plan(
+        _config(run, model, data.num_items), run.train_config.replace(**changed), data,
+        Start(None, run.model.memory, about),
+    )  # fmt: skip
+
+
+def continued(
+    run_dir: str | Path,
+    more: InteractionData,
+    *,
+    hold_out: Literal["leave-one-out", "none"] = "leave-one-out",
+    model: Mapping[str, Any] | None = None,
+    train: Mapping[str, Any] | None = None,
+) -> Plan:
+    """A run's model trained further, with interactions that came later.
+
+    Histories go on with theirs, new users and new items come behind the known ones. The model
+    begins with the run's best weights and new rows for new items; Adam begins anew. Steps are
+    taken on the whole histories of those who have something new. Of these, as far as it is new,
+    the last item tests and the one before it validates. A model that counts counts all again.
+
+    Args:
+        run_dir: of the run to go on from.
+        more: the new interactions, in any number a user (``load(..., min_length=1)``).
+        hold_out: ``"none"`` trains on all of them, without validation and test.
+        model: fields of the model's configuration that differ from the run's; not its sizes.
+        train: fields of the training's, likewise.
+
+    Raises:
+        ConfigError: a model of another kind or size, nobody to validate on, or ``hold_out`` is
+            neither.
+        DataError: ids are of another kind, or the interactions are those that the run has.
+        RunFolderError, CheckpointError: as :func:`load_run`.
+    """
+    if hold_out not in ("leave-one-out", "none"):
+        raise ConfigError(
+            f"split={hold_out!r}: what comes to a run is held out by 'leave-one-out' or 'none'"
+        )
+    run = load_run(run_dir)
+    added = extended(run.data, more)
+    data = new_held_out(run.data, added, everything=hold_out == "none")
+    config = _config(run, model, data.num_items)
+    fresh = skeleton(config)
+    if not fresh.fitted:
+        check_growth(fresh, run.model)
+    counts = {name: getattr(added, name) for name in ("interactions", "new_users", "new_items")}
+    about = _about(run, "further", {**counts, **({"note": VOID} if hold_out == "none" else {})})
+    return Plan(
+        config, run.train_config.replace(**(train or {})), data,
+        Start(run.model, run.model.memory, about), added._replace(data=data),
+    )  # fmt: skip
+
+
+def _config(run: Run, changes: Mapping[str, Any] | None, num_items: int) -> ModelConfig:
+    own = described(run.model_config)
+    merged = {**own, **(changes or {}), "num_items": num_items}
+    if merged.get("model") != own.get("model"):
+        raise ConfigError(
+            f"{run.path} is of the model {run.model_config.system}, and cannot go on as a "
+            f"{merged['model']}"
+        )
+    return create_config(merged)
+
+
+def _about(run: Run, how: str, more: Mapping[str, Any]) -> dict[str, Any]:
+    from .origin import run_identity
+    from .run_folder import CONFIG
+
+    epoch = max((line["epoch"] for line in run.history if line.get("best")), default=None)
+    return {
+        "how": how, "run": run_identity(run.path / CONFIG), "folder": str(run.path.resolve()),
+        "epoch": epoch, **more,
+    }  # fmt: skip
