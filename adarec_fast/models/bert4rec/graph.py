@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +12,6 @@ from ..base import UserGraph
 from ..encoders.graph import at, layer, with_spare_column
 from ..encoders.transformer_layer import TransformerLayer
 from ..evaluating import evaluating
-
-if TYPE_CHECKING:
-    from .model import BERT4Rec
 
 
 class BERT4RecGraph(UserGraph):
@@ -26,7 +23,7 @@ class BERT4RecGraph(UserGraph):
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self.model: BERT4Rec = evaluating(model)
+        self.model: Any = evaluating(model)
 
     def forward(self, item_ids: Tensor) -> Tensor:
         model, encoder = self.model, self.model.backbone

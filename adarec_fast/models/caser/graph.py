@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +11,6 @@ from torch import Tensor
 from ..base import UserGraph
 from ..encoders.graph import with_spare_column
 from ..evaluating import evaluating
-
-if TYPE_CHECKING:
-    from .model import Caser
 
 
 class CaserGraph(UserGraph):
@@ -25,7 +22,7 @@ class CaserGraph(UserGraph):
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self.model: Caser = evaluating(model)
+        self.model: Any = evaluating(model)
 
     def forward(self, item_ids: Tensor) -> Tensor:
         length = self.model.config.max_length
