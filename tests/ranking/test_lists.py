@@ -3,7 +3,9 @@ sums over every pair and item."""
 
 from __future__ import annotations
 
+import doctest
 import itertools
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from test_evaluation import DATA, SPLIT, TableScorer, data_of, random_table, tin
 from torch import Tensor
 
 from adarec_fast.data import Split
+from adarec_fast.ranking import comparison, lists
 from adarec_fast.ranking.evaluation import evaluate
 from adarec_fast.ranking.lists import MEASURES, ListMeasures, gini
 from adarec_fast.ranking.segments import by_history, by_popularity
@@ -164,3 +167,10 @@ def test_head_tail_and_unseen_targets() -> None:
     assert {label: mask.tolist() for label, mask in chosen.items()} == {
         "head": [False, True], "unseen": [True, False],
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("module", [lists, comparison], ids=lambda module: module.__name__)
+def test_examples_in_docstrings(module: ModuleType) -> None:
+    result = doctest.testmod(module)
+    assert result.attempted > 0
+    assert result.failed == 0
