@@ -137,3 +137,8 @@ def test_bad_settings_are_refused() -> None:
         create_config(
             {**SHAPE, "model": "adarec-elcrec", "loss": "original", "label_smoothing": 0.1}
         )
+
+
+def test_another_encoder_is_refused() -> None:
+    with pytest.raises(ConfigError, match="backbone='package:Class': the encoder here is"):
+        create_config({**SHAPE, "model": "adarec-iclrec", "backbone": "package:Class"})

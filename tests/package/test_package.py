@@ -241,5 +241,5 @@ def test_public_names_and_submodules_load_on_first_use() -> None:
 def test_continuous_integration_runs_the_readme_command() -> None:
     assert TEST_COMMAND in (ROOT / "README.md").read_text().splitlines()
     script = (ROOT / ".ci" / "run").read_text().splitlines()
-    assert script[-1] == TEST_COMMAND
+    assert script[-2:] == [TEST_COMMAND, 'wait "$types"']
     assert os.access(ROOT / ".ci" / "run", os.X_OK)

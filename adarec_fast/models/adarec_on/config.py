@@ -29,6 +29,15 @@ class ADARecOnConfig(ADARecConfig):
     )
 
     @model_validator(mode="after")
+    def _the_encoder_is_the_systems(self) -> ADARecOnConfig:
+        if self.backbone is not None:
+            raise ValueError(
+                f"backbone={self.backbone!r}: the encoder here is the other system's; leave it "
+                "out, or use the model adarec"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _smoothing_is_of_all_items(self) -> ADARecOnConfig:
         for name in ("label_smoothing", "transition_smoothing"):
             if self.loss == "original" and getattr(self, name):
