@@ -138,7 +138,7 @@ class SystemModel(EmbeddingModel):
 
     @property
     def leaves_some_unused(self) -> bool:
-        return self.auxiliary is not None
+        return self.auxiliary is not None and self.auxiliary.leaves_some_unused
 
 
 def configured(kind: type[ModelConfig], config: Any, options: Mapping[str, Any]) -> Any:
