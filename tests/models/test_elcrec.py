@@ -144,6 +144,8 @@ def test_without_its_losses_it_is_sasrec() -> None:
         found.append((output.total.detach(), one.item_embedding.weight.grad))
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
     assert set(mine.diagnostics().parts) == {"rec"}
+    assert mine.leaves_some_unused  # the centres
+    assert not ELCRec(**SHAPE).leaves_some_unused
 
 
 @pytest.mark.parametrize("options", [{}, {"fusion": "shift", "loss": "full_ce"}])

@@ -337,7 +337,7 @@ class ADARec(Pretrained, SystemModel):
         config = self.config
         no_levels = config.augmented and not config.diffusion and not config.moe
         foreign = isinstance(self.backbone, ForeignBackbone)
-        return no_levels or foreign or self.auxiliary is not None
+        return no_levels or foreign or super().leaves_some_unused
 
     @torch.no_grad()
     def representations(self, item_ids: History) -> dict[str, Tensor]:

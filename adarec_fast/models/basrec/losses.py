@@ -56,7 +56,7 @@ class Mixing(Auxiliary):
         # The lists that the public code counts end before the last training item.
         kept = ragged.from_end(offsets, values.shape[0]) > 0
         shorter = torch.cat([offsets[:1], (ragged.lengths(offsets) - 1).clamp(min=0).cumsum(0)])
-        self.similar = most_similar(values[kept], shorter, split.num_items).to(self.begun.device)
+        self.similar = most_similar(values[kept], shorter, split.num_items).to(model.device)
 
     def begin_epoch(self, model: Encodes, epoch: int) -> None:
         self.begun.fill_(epoch + 1)

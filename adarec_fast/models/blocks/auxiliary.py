@@ -30,6 +30,11 @@ class Encodes(Protocol):
     config: Any
     backbone: Any
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        ...
+
     def encoded(
         self, values: Tensor, offsets: Tensor, seed: Tensor | None, places: Tensor | None = None
     ) -> Tensor:
@@ -78,6 +83,11 @@ class Auxiliary(nn.Module):
         on = [name for name in labels if weights[name]]
         self.labels = {name: labels[name] for name in on}
         self.weights = {name: weights[name] for name in on}
+
+    @property
+    def leaves_some_unused(self) -> bool:
+        """Whether a step leaves parameters of this module without a gradient."""
+        return not self.weights and next(self.parameters(), None) is not None
 
     def begin_training(self, model: Encodes, split: Split) -> None:
         """As :meth:`SequenceModel.begin_training`."""

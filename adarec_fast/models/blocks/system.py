@@ -30,6 +30,7 @@ class SystemModel(EmbeddingModel):
 
     Attributes:
         backbone: the encoder.
+        samples: whether the loss that ranks draws negatives.
         negatives: while a model with ``loss="original"`` is trained.
         auxiliary: the losses beside the one that ranks, or None.
     """
@@ -38,17 +39,14 @@ class SystemModel(EmbeddingModel):
 
     def __init__(self, config: ModelConfig, size: int) -> None:
         super().__init__(config, size)
+        # Once, since torch.compile does not follow a configuration to a field that it lacks.
+        self.samples = getattr(config, "loss", "full_ce") == "original"
         self.negatives: NegativeSampler | None = None
         self.auxiliary: Auxiliary | None = None
 
     def _make_auxiliary(self) -> Auxiliary | None:
         """The losses of a system that is this model and more."""
         return None
-
-    @property
-    def samples(self) -> bool:
-        """Whether the loss that ranks draws negatives."""
-        return getattr(self.config, "loss", "full_ce") == "original"
 
     def encoded(
         self, values: Tensor, offsets: Tensor, seed: Tensor | None, places: Tensor | None = None
@@ -140,7 +138,7 @@ class SystemModel(EmbeddingModel):
 
     @property
     def leaves_some_unused(self) -> bool:
-        return self.auxiliary is not None
+        return self.auxiliary is not None and self.auxiliary.leaves_some_unused
 
 
 def configured(kind: type[ModelConfig], config: Any, options: Mapping[str, Any]) -> Any:

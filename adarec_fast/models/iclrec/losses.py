@@ -52,7 +52,7 @@ class Contrast(Auxiliary):
                 f"{known.number} of {split.num_users} users have a training history of two items; "
                 f"choose at most {known.number - 1}, or more data"
             )
-        self.histories = known.to(split.data.values.device)
+        self.histories = known.to(model.device)
 
     def clusters(self, model: Encodes) -> Tensor:
         """Centroids ``[K, D]`` of the training histories' mean representations, of the weights and
