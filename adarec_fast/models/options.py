@@ -46,8 +46,8 @@ class SASRecOptions(EncoderOptions, total=False):
     excluded_negatives: Literal["train", "all"]
 
 
-class ContrastOptions(SASRecOptions, total=False):
-    """Of encoders with contrasts of views and intents."""
+class ContrastOptions(ModelOptions, total=False):
+    """Of contrasts of views and intents."""
 
     num_intents: int
     lambda_sequence: float
@@ -58,13 +58,13 @@ class ContrastOptions(SASRecOptions, total=False):
     reorder_ratio: float
 
 
-class ICLRecOptions(ContrastOptions, total=False):
+class ICLRecOptions(SASRecOptions, ContrastOptions, total=False):
     """Of :class:`adarec_fast.models.iclrec.config.ICLRecConfig`."""
 
     mask_false_negatives: bool
 
 
-class ELCRecOptions(ContrastOptions, total=False):
+class ELCRecOptions(SASRecOptions, ContrastOptions, total=False):
     """Of :class:`adarec_fast.models.elcrec.config.ELCRecConfig`."""
 
     fusion: Literal["concat", "shift"]
@@ -164,6 +164,14 @@ class ADARecOptions(EncoderOptions, total=False):
     start: Literal["random", "backbone"]
     residual: bool
     fused_trajectory: bool
+
+
+class ADARecICLRecOptions(ADARecOptions, ICLRecOptions, total=False):
+    """Of :class:`adarec_fast.models.adarec_on.config.ADARecICLRecConfig`."""
+
+
+class ADARecELCRecOptions(ADARecOptions, ELCRecOptions, total=False):
+    """Of :class:`adarec_fast.models.adarec_on.config.ADARecELCRecConfig`."""
 
 
 class PopularityOptions(ModelOptions, total=False):

@@ -69,6 +69,18 @@ BUILT_IN = {
         "SASRec, and samples mixed of histories, their augmented copies and each other",
         "Dang et al., AAAI 2025",
     ),
+    "adarec-iclrec": Entry(
+        "adarec_on.config:ADARecICLRecConfig",
+        "adarec_on.model:ADARecICLRec",
+        "ADARec on ICLRec's encoder, with ICLRec's contrasts",
+        "Cui et al., AAAI 2026, Table 3",
+    ),
+    "adarec-elcrec": Entry(
+        "adarec_on.config:ADARecELCRecConfig",
+        "adarec_on.model:ADARecELCRec",
+        "ADARec on ELCRec's encoder, with ELCRec's contrasts and centres",
+        "Cui et al., AAAI 2026, Table 3",
+    ),
     "bert4rec": Entry(
         "bert4rec.config:BERT4RecConfig",
         "bert4rec.model:BERT4Rec",

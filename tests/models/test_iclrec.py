@@ -19,7 +19,6 @@ from adarec_fast.cli import app
 from adarec_fast.clustering import nearest
 from adarec_fast.config import ConfigError
 from adarec_fast.data import Split, TrainingBatches
-from adarec_fast.export import ExportOptions, export_run
 from adarec_fast.models.blocks.auxiliary import Histories
 from adarec_fast.models.iclrec.losses import IntentContrast
 from adarec_fast.models.iclrec.model import ICLRec
@@ -193,15 +192,17 @@ def test_it_resumes_within_an_epoch(run: Path, tmp_path: Path) -> None:
     assert outcome(run) == outcome(tmp_path)
 
 
-def test_a_run_is_evaluated_recommended_from_and_exported(run: Path, tmp_path: Path) -> None:
+def test_a_run_is_evaluated_and_recommended_from_and_has_a_graph(run: Path) -> None:
     found = load_run(run)
     assert isinstance(found.model, ICLRec)
     assert {"loss_rec", "loss_sequence", "loss_intent"} <= found.history[-1].keys()
     assert evaluate(found.model, found.split).name == "ICLRec"
     ranking = Recommender(found.model).recommend([[3, 4], [5]], k=4)
     assert torch.equal(ranking.items, found.model.recommend([[3, 4], [5]], k=4)[0])
-    made = export_run(found, tmp_path, ["embeddings"], ExportOptions(k=5, users=20))
-    assert [entry.outcome.users for entry in made] == [30]
+    with torch.no_grad():
+        vectors = found.model.user_graph()(torch.tensor([[3, 4, 0], [5, 0, 0]]))
+        expected = found.model((torch.tensor([3, 4, 5]), torch.tensor([0, 2, 3])))
+    torch.testing.assert_close(vectors, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_the_commands_take_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,8 @@ import pytest
 
 from adarec_fast import ADARec, ADARecConfig
 from adarec_fast.models import options
+from adarec_fast.models.adarec_on.config import ADARecELCRecConfig, ADARecICLRecConfig
+from adarec_fast.models.adarec_on.model import ADARecELCRec, ADARecICLRec
 from adarec_fast.models.basrec.config import BASRecConfig
 from adarec_fast.models.basrec.model import BASRec
 from adarec_fast.models.bert4rec.config import BERT4RecConfig
@@ -34,6 +36,8 @@ KNOWN: list[tuple[Any, Any]] = [
     (options.ADARecOptions, ADARecConfig), (options.SASRecOptions, SASRecConfig),
     (options.ICLRecOptions, ICLRecConfig), (options.ELCRecOptions, ELCRecConfig),
     (options.BASRecOptions, BASRecConfig),
+    (options.ADARecICLRecOptions, ADARecICLRecConfig),
+    (options.ADARecELCRecOptions, ADARecELCRecConfig),
     (options.BERT4RecOptions, BERT4RecConfig), (options.CaserOptions, CaserConfig),
     (options.DiffDivOptions, DiffDivConfig),
     (options.CountingOptions, CountingConfig), (options.PopularityOptions, PopularityConfig),
@@ -56,10 +60,13 @@ def test_options_of_frames_are_their_arguments() -> None:
     assert {p.name for p in found if p.kind is p.KEYWORD_ONLY} == set(FrameOptions.__annotations__)
 
 
-@pytest.mark.parametrize(
-    "model",
-    [ADARec, SASRec, ICLRec, ELCRec, BASRec, BERT4Rec, Caser, DiffDiv, Counting, Popularity],
-)
+MODELS = [
+    ADARec, SASRec, ICLRec, ELCRec, BASRec, ADARecICLRec, ADARecELCRec, BERT4Rec, Caser,
+    DiffDiv, Counting, Popularity,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("model", MODELS)
 def test_every_model_says_so(model: Any) -> None:
     assert "Unpack[" in str(inspect.signature(model).parameters["options"].annotation)
 

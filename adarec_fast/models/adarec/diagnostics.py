@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,7 @@ from ..base import Diagnostics, Label, LossOutput, Observer
 if TYPE_CHECKING:
     from .parts import Parts
 
+_PARTS = ("rec", "deno", "cont", "expl")
 _SCALARS = (
     "loss_rec", "loss_deno", "loss_cont", "loss_expl", "loss", "gradient_norm",
     "depth_entropy", "denoising_error",
@@ -31,7 +33,7 @@ class ADARecDiagnostics(Diagnostics):
     depth entropy and denoising error, each weighted by examples; examples of each depth; sums of
     the gate of each level over the examples that reach it; their number."""
 
-    parts = ("rec", "deno", "cont", "expl")
+    parts: tuple[str, ...] = _PARTS
 
     def labels(self) -> dict[str, Label]:
         config = self.model.config
@@ -62,7 +64,7 @@ class ADARecDiagnostics(Diagnostics):
         step: int | Tensor,
     ) -> Tensor:
         values = [
-            *(output.parts[name] for name in self.parts), output.total, gradient_norm,
+            *(output.parts[name] for name in _PARTS), output.total, gradient_norm,
             output.depth_entropy, output.denoising_error,
         ]  # fmt: skip
         # A kernel where there is one; else plain PyTorch, which needs no op around it.
@@ -79,7 +81,7 @@ class ADARecDiagnostics(Diagnostics):
         }
         levels = self.model.config.num_levels
         rest = sums[len(_SCALARS) :]
-        counts, gates, reached = rest[:levels], rest[levels : 2 * levels], rest[2 * levels :]
+        counts, gates, reached = (rest[k * levels : (k + 1) * levels] for k in range(3))
         result["mean_depth"] = sum(k * count for k, count in enumerate(counts)) / examples
         result["depth_share"] = [count / examples for count in counts]
         result["gate"] = [
@@ -93,6 +95,67 @@ class ADARecDiagnostics(Diagnostics):
     def intents(self, values: Tensor, offsets: Tensor) -> dict[str, Tensor]:
         found = self.model.representations((values, offsets))
         return {"coarse/theme": found["coarse"], "fine/subtheme": found["fine"]}
+
+
+class BesideDiagnostics(ADARecDiagnostics):
+    """Of an ADARec whose encoder has losses of its own: their sums lie behind the others.
+
+    Args:
+        model: an ADARec.
+        labels: of the encoder's losses, by their names there.
+        weights: of each in the total.
+    """
+
+    def __init__(
+        self, model: Any, labels: Mapping[str, Label], weights: Mapping[str, float]
+    ) -> None:
+        super().__init__(model)
+        self._beside = {
+            f"aux_{name}": label._replace(title=f"{label.title}, weight {weights[name]:g}")
+            for name, label in labels.items()
+        }
+        self.parts = (*_PARTS, *self._beside)
+
+    def labels(self) -> dict[str, Label]:
+        return {**super().labels(), **self._beside}
+
+    @property
+    def watched(self) -> tuple[str, ...]:
+        return (*_PARTS, "total", "gradient norm", *self._beside)
+
+    @property
+    def size(self) -> int:
+        return super().size + len(self._beside)
+
+    def add(
+        self,
+        sums: Tensor,
+        bad_step: Tensor,
+        bad_parts: Tensor,
+        output: LossOutput,
+        gradient_norm: Tensor,
+        examples: int,
+        step: int | Tensor,
+    ) -> Tensor:
+        own, known = super().size, len(_PARTS) + 2
+        before = bad_step < 0
+        super().add(
+            sums[:own], bad_step, bad_parts[:known], output, gradient_norm, examples, step
+        )
+        values = torch.stack([output.parts[name].double() for name in self._beside])
+        not_finite = ~values.isfinite()
+        bad_parts[known:].copy_(torch.where(before, not_finite, bad_parts[known:]))
+        now = (bad_step < 0) & not_finite.any()
+        bad_step.copy_(torch.where(now, step, bad_step))
+        sums[own:] += values * examples
+        return (bad_step >= 0).float()
+
+    def means(self, sums: list[float], examples: int) -> dict[str, Any]:
+        own = super().size
+        found = super().means(sums[:own], examples)
+        for name, value in zip(self._beside, sums[own:], strict=True):
+            found[f"loss_{name}"] = value / examples
+        return found
 
 
 class DepthObserver(Observer):

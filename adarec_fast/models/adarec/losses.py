@@ -18,6 +18,7 @@ from ...reference.objective import (
     weighted_sum,
 )
 from ..base import LossOutput
+from ..blocks.sampled_bce import sampled_bce
 from ..prediction import prediction_loss
 from ..soft_targets import SoftTargets
 from .config import ADARecConfig
@@ -38,6 +39,7 @@ def objective(
     targets: Tensor,
     share: Share | None = None,
     soft: SoftTargets | None = None,
+    negatives: Tensor | None = None,
 ) -> LossOutput:
     """Eq. 12 with each of its parts; ``rec`` is Eq. 13 smoothed as configured.
 
@@ -49,8 +51,13 @@ def objective(
         targets: int64 ``[R]``, an item for each row of ``parsed.user``.
         share: where these sequences lie in a batch that several workers share.
         soft: what ``transition_smoothing`` shares the targets' weight with.
+        negatives: int64 ``[R, M]``, for a binary cross entropy in the place of Eq. 13.
     """
-    rec = prediction_loss(config, parsed.user, items, parsed.table, targets, soft, share)
+    if negatives is None:
+        rec = prediction_loss(config, parsed.user, items, parsed.table, targets, soft, share)
+    else:
+        table = items.weight if parsed.table is None else parsed.table
+        rec = sampled_bce(parsed.user, table, targets, negatives)
     cont = None
     if parsed.contrast is not None:
         asked = targets

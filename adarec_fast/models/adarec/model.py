@@ -13,7 +13,7 @@ from ...data import Batch
 from ...histories import History, check_targets
 from ...precision import computing
 from ..base import LossOutput, Plan, Represented, UserGraph, initialise
-from ..embedded import EmbeddingModel
+from ..blocks.system import SystemModel, configured
 from ..encoders.foreign import ForeignBackbone, check_causal
 from ..encoders.sasrec import SASRecEncoder
 from ..encoders.transformer_layer import TransformerLayer
@@ -23,7 +23,7 @@ from . import losses
 from . import plan as serving
 from .config import ADARecConfig
 from .depth_controller import DepthController
-from .diagnostics import ADARecDiagnostics
+from .diagnostics import ADARecDiagnostics, BesideDiagnostics
 from .diffusion import Denoiser
 from .experts import MLPExpert
 from .outputs import ADARecOutput, Hierarchy, Parsed
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from ..options import ADARecOptions
 
 
-class ADARec(Pretrained, EmbeddingModel):
+class ADARec(Pretrained, SystemModel):
     """Adaptive Diffusion Augmentation for Recommendation (AAAI 2026).
 
     Args:
@@ -61,15 +61,10 @@ class ADARec(Pretrained, EmbeddingModel):
         backbone: nn.Module | None = None,
         **options: Unpack[ADARecOptions],
     ) -> None:
-        if config is None:
-            config = ADARecConfig.create(**options)
-        elif not isinstance(config, ADARecConfig):
-            raise ConfigError(f"config={config!r} must be an ADARecConfig")
-        elif options:
-            config = config.replace(**options)
+        config = configured(self.config_type, config, options)
+        assert config is not None
         size = config.hidden_size
         super().__init__(config, size)
-        self.backbone: SASRecEncoder | ForeignBackbone
         if backbone is None:
             self.backbone = SASRecEncoder(config)
         else:
@@ -105,6 +100,7 @@ class ADARec(Pretrained, EmbeddingModel):
             self.output_norm = nn.LayerNorm(size, eps=config.layer_norm_eps, dtype=torch.float32)
         self._add_noise_seed()
         self._initialise()
+        self.auxiliary = self._make_auxiliary()
 
     def _transformer(self, stream: int) -> TransformerLayer:
         config = self.config
@@ -186,7 +182,10 @@ class ADARec(Pretrained, EmbeddingModel):
         values, offsets = self._histories(item_ids, lengths, aligned=everywhere)
         if targets is not None:
             check_targets(targets, self.config.num_items)
-            parsed, output = self._loss(values, offsets, targets, hierarchy=return_hierarchy)
+            nobody = offsets.new_zeros(0)
+            parsed, output = self._loss(
+                Batch(values, offsets, targets, nobody), hierarchy=return_hierarchy
+            )
             user = parsed.user
             if self.config.supervision == "all":
                 user = user[ragged.last_tokens(offsets)]
@@ -243,29 +242,38 @@ class ADARec(Pretrained, EmbeddingModel):
                 the whole batch's, and the gradients of all workers add up to its own.
         """
         with computing(self.config.precision, self.noise_seed.device.type):
-            return self._loss(batch.item_ids, batch.offsets, batch.targets, share)[1]
+            return self._loss(batch, share)[1]
 
     def _loss(
-        self,
-        values: Tensor,
-        offsets: Tensor,
-        targets: Tensor,
-        share: Share | None = None,
-        *,
-        hierarchy: bool = False,
+        self, batch: Batch, share: Share | None = None, *, hierarchy: bool = False
     ) -> tuple[Parsed, LossOutput]:
-        config = self.config
+        config, (values, offsets, targets, _) = self.config, batch
         everywhere = config.supervision == "all"
         self._check_targets(values, offsets, targets)
         contrast = config.lambda_cont > 0 and config.augmented
+        draws = self._draws(share)
         seed = self._next_seed(None if share is None else share.place)
         parsed = parse(
             self, values, offsets, seed, "all" if everywhere else "last", contrast=contrast,
             hierarchy=hierarchy,
         )  # fmt: skip
-        return parsed, losses.objective(
-            self.config, parsed, self.item_embedding, offsets, targets, share, self.soft_targets
+        negatives = self._drawn(batch, draws)
+        found = losses.objective(
+            self.config, parsed, self.item_embedding, offsets, targets, share, self.soft_targets,
+            negatives,
+        )  # fmt: skip
+        if self.auxiliary is None:
+            return parsed, found
+        means, counts = self._beside(
+            batch, parsed.embeddings, parsed.table, negatives, draws, share
         )
+        if share is not None and counts:
+            means, _ = share.of_whole_batch(means, counts)
+        total, parts = found.total, dict(found.parts)
+        for name, mean in means.items():
+            total = total + self.weights[name] * mean
+            parts[f"aux_{name}"] = mean.detach()
+        return parsed, found._replace(total=total, parts=parts)
 
     # ------------------------------------------------------------------ use
 
@@ -285,9 +293,13 @@ class ADARec(Pretrained, EmbeddingModel):
         return ADARecGraph(self)
 
     def diagnostics(self) -> ADARecDiagnostics:
-        return ADARecDiagnostics(self)
+        if self.auxiliary is None:
+            return ADARecDiagnostics(self)
+        return BesideDiagnostics(self, self.auxiliary.labels, self.weights)
 
     def why_not_captured(self) -> str | None:
+        if self.auxiliary is not None:
+            return super().why_not_captured()
         if isinstance(self.backbone, ForeignBackbone):
             return "a backbone from outside may wait for the device"
         config = self.config
@@ -301,7 +313,8 @@ class ADARec(Pretrained, EmbeddingModel):
     def leaves_some_unused(self) -> bool:
         config = self.config
         no_levels = config.augmented and not config.diffusion and not config.moe
-        return no_levels or isinstance(self.backbone, ForeignBackbone)
+        foreign = isinstance(self.backbone, ForeignBackbone)
+        return no_levels or foreign or self.auxiliary is not None
 
     @torch.no_grad()
     def representations(self, item_ids: History) -> dict[str, Tensor]:

@@ -48,4 +48,5 @@ class Parsed(NamedTuple):
     contrast: Tensor | None  # [T+1, B, D], what Eq. 6 compares
     aggregate: Aggregate | None
     row_depth: Tensor  # [R]
+    embeddings: Tensor  # E [N, D]
     table: Tensor | None = None  # [V+1, D], for the loss where not the parameter itself

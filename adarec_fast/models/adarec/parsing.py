@@ -102,7 +102,7 @@ def parse(
         user = finish(model, user, at_rows)
     return Parsed(
         user, depth, reading.computed, logits, levels, error, pooled,
-        aggregate, reading.row_depth, table,
+        aggregate, reading.row_depth, embeddings, table,
     )  # fmt: skip
 
 

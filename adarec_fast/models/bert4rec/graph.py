@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +12,6 @@ from ..base import UserGraph
 from ..encoders.graph import at, layer, with_spare_column
 from ..encoders.transformer_layer import TransformerLayer
 from ..evaluating import evaluating
-
-if TYPE_CHECKING:
-    from .model import BERT4Rec
 
 
 class BERT4RecGraph(UserGraph):
@@ -26,7 +23,7 @@ class BERT4RecGraph(UserGraph):
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self.model: BERT4Rec = evaluating(model)
+        self.model = evaluating(model)
 
     def forward(self, item_ids: Tensor) -> Tensor:
         model, encoder = self.model, self.model.backbone
@@ -45,7 +42,8 @@ class BERT4RecGraph(UserGraph):
         for each in encoder.layers:
             assert isinstance(each, TransformerLayer)
             x = layer(each, x, place <= kept)
-        return model._users(at(x[None], kept[:, 0])[0])
+        users: Tensor = model._users(at(x[None], kept[:, 0])[0])
+        return users
 
     def settled(self, values: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
         """As :meth:`UserGraph.settled`; nothing here is decided by rounding."""

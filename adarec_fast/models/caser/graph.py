@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +11,6 @@ from torch import Tensor
 from ..base import UserGraph
 from ..encoders.graph import with_spare_column
 from ..evaluating import evaluating
-
-if TYPE_CHECKING:
-    from .model import Caser
 
 
 class CaserGraph(UserGraph):
@@ -25,7 +22,7 @@ class CaserGraph(UserGraph):
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self.model: Caser = evaluating(model)
+        self.model = evaluating(model)
 
     def forward(self, item_ids: Tensor) -> Tensor:
         length = self.model.config.max_length
@@ -33,7 +30,8 @@ class CaserGraph(UserGraph):
         place = torch.arange(length, device=item_ids.device) + lengths[:, None] - length
         # The last items at the right; those that are missing take the column of padding in front.
         last = F.pad(item_ids, (1, 0)).gather(1, (place + 1).clamp(min=0))
-        return self.model._of_last(last, None, None)
+        users: Tensor = self.model._of_last(last, None, None)
+        return users
 
     def settled(self, values: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
         """As :meth:`UserGraph.settled`; nothing here is decided by rounding."""

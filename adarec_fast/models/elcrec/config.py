@@ -6,13 +6,11 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from ..iclrec.config import ContrastConfig
+from ..iclrec.config import ContrastFields, EncoderConfig
 
 
-class ELCRecConfig(ContrastConfig):
-    """An ELCRec."""
-
-    system: ClassVar[str] = "elcrec"
+class ELCRecFields(ContrastFields):
+    """Of ELCRec's losses."""
 
     fusion: Literal["concat", "shift"] = Field(
         "concat",
@@ -22,3 +20,9 @@ class ELCRecConfig(ContrastConfig):
     lambda_cluster: float = Field(
         1.0, ge=0.0, description="weight of the loss that moves the centres"
     )
+
+
+class ELCRecConfig(EncoderConfig, ELCRecFields):
+    """An ELCRec."""
+
+    system: ClassVar[str] = "elcrec"

@@ -6,20 +6,13 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from ...config import Supervision
+from ...config import ModelConfig, Supervision
 from ..sasrec.config import SASRecConfig
 
 
-class ContrastConfig(SASRecConfig):
-    """What encoders with contrastive losses share: SASRec's fields, as the public code has them."""
+class ContrastFields(ModelConfig):
+    """Of contrasts of views and of intents."""
 
-    supervision: Supervision = Field("all", description="an example a prefix, or a position")
-    layer_norm_eps: float = Field(1e-12, gt=0.0, description="added to LayerNorm's variance")
-    loss: Literal["full_ce", "original"] = Field(
-        "original",
-        description="full_ce: cross entropy over all items; original: the system's own, a binary "
-        "one with a sampled negative a target",
-    )
     num_intents: int = Field(256, ge=2, le=65_536, description="K, clusters of users")
     lambda_sequence: float = Field(
         0.1, ge=0.0, description="weight of the contrast of two views of a history"
@@ -35,11 +28,27 @@ class ContrastConfig(SASRecConfig):
     reorder_ratio: float = Field(0.2, ge=0.0, lt=1.0, description="share that is shuffled")
 
 
-class ICLRecConfig(ContrastConfig):
-    """An ICLRec."""
-
-    system: ClassVar[str] = "iclrec"
+class ICLRecFields(ContrastFields):
+    """Of ICLRec's losses."""
 
     mask_false_negatives: bool = Field(
         False, description="users of one intent are not told from each other"
     )
+
+
+class EncoderConfig(SASRecConfig):
+    """SASRec's fields, as the public code of systems on its encoder has them."""
+
+    supervision: Supervision = Field("all", description="an example a prefix, or a position")
+    layer_norm_eps: float = Field(1e-12, gt=0.0, description="added to LayerNorm's variance")
+    loss: Literal["full_ce", "original"] = Field(
+        "original",
+        description="full_ce: cross entropy over all items; original: the system's own, a binary "
+        "one with a sampled negative a target",
+    )
+
+
+class ICLRecConfig(EncoderConfig, ICLRecFields):
+    """An ICLRec."""
+
+    system: ClassVar[str] = "iclrec"

@@ -28,7 +28,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ...config import ModelConfig
 from ..blocks.auxiliary import Auxiliary
-from ..sasrec.model import SASRec, configured
+from ..blocks.system import configured
+from ..sasrec.model import SASRec
 from .config import ICLRecConfig
 from .losses import IntentContrast
 

@@ -1,0 +1,51 @@
+"""Configurations of ADARec on other systems: ADARec's fields, and those of their losses."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from ...config import Supervision
+from ..adarec.config import ADARecConfig
+from ..elcrec.config import ELCRecFields
+from ..iclrec.config import ICLRecFields
+
+
+class ADARecOnConfig(ADARecConfig):
+    """ADARec whose encoder has losses of its own."""
+
+    supervision: Supervision = Field("all", description="an example a prefix, or a position")
+    layer_norm_eps: float = Field(1e-12, gt=0.0, description="added to LayerNorm's variance")
+    loss: Literal["full_ce", "original"] = Field(
+        "full_ce",
+        description="what h_u is trained by. full_ce: Eq. 13; original: a binary cross entropy "
+        "with a sampled negative a target, as the encoder's system has",
+    )
+    excluded_negatives: Literal["train", "all"] = Field(
+        "train",
+        description="items of a user that are never drawn as negatives: of training, or the "
+        "held-out ones, too, as public code does",
+    )
+
+    @model_validator(mode="after")
+    def _smoothing_is_of_all_items(self) -> ADARecOnConfig:
+        for name in ("label_smoothing", "transition_smoothing"):
+            if self.loss == "original" and getattr(self, name):
+                raise ValueError(
+                    f"{name}={getattr(self, name)} softens the targets of the full cross entropy; "
+                    "leave it 0 with loss='original', or use loss='full_ce'"
+                )
+        return self
+
+
+class ADARecICLRecConfig(ADARecOnConfig, ICLRecFields):
+    """ADARec on ICLRec."""
+
+    system: ClassVar[str] = "adarec-iclrec"
+
+
+class ADARecELCRecConfig(ADARecOnConfig, ELCRecFields):
+    """ADARec on ELCRec."""
+
+    system: ClassVar[str] = "adarec-elcrec"

@@ -1,0 +1,75 @@
+"""ADARec on ICLRec and on ELCRec (Table 3 of the paper), which states no equation for it.
+
+Our reading: the encoder is that of the other system, ADC, HDA and HP-MoE read its output E, and h_u
+ranks in the place of E's last vector; the other system's losses beside its ranking one stay, with
+their weights, on its encoder's outputs:
+
+    L = L_rec(h_u) + lambda_deno L_deno + lambda_cont L_cont + lambda_expl L_expl + L_aux
+
+Views pass through the encoder alone. With depth fixed, without diffusion and HP-MoE this is the
+other system, step by step. That the paper's Table 1 figures of ADARec on Beauty and Toys are those
+of its row on ELCRec here says that its headline model has these losses.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from ..adarec.config import ADARecConfig
+from ..adarec.model import ADARec
+from ..blocks.auxiliary import Auxiliary
+from ..blocks.system import configured
+from ..elcrec.losses import LearnedIntents
+from ..iclrec.losses import IntentContrast
+from .config import ADARecELCRecConfig, ADARecICLRecConfig
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ..options import ADARecELCRecOptions, ADARecICLRecOptions
+
+
+class ADARecICLRec(ADARec):
+    """ADARec on ICLRec's encoder, with ICLRec's contrasts.
+
+    Args:
+        config: the whole configuration, or None to give its fields as ``options``.
+        options: fields of :class:`ADARecICLRecConfig`, e.g. ``num_items=12101, num_layers=1``.
+
+    Raises:
+        ConfigError: an unknown field, or a value out of range.
+    """
+
+    config_type: ClassVar[type[ADARecConfig]] = ADARecICLRecConfig
+    config: ADARecICLRecConfig
+
+    def __init__(
+        self, config: ADARecICLRecConfig | None = None, **options: Unpack[ADARecICLRecOptions]
+    ) -> None:
+        super().__init__(configured(ADARecICLRecConfig, config, options))
+
+    def _make_auxiliary(self) -> Auxiliary:
+        return IntentContrast(self.config)
+
+
+class ADARecELCRec(ADARec):
+    """ADARec on ELCRec's encoder, with ELCRec's contrasts and centres.
+
+    Args:
+        config: the whole configuration, or None to give its fields as ``options``.
+        options: fields of :class:`ADARecELCRecConfig`, e.g. ``num_items=12101, num_layers=1``.
+
+    Raises:
+        ConfigError: an unknown field, or a value out of range.
+    """
+
+    config_type: ClassVar[type[ADARecConfig]] = ADARecELCRecConfig
+    config: ADARecELCRecConfig
+
+    def __init__(
+        self, config: ADARecELCRecConfig | None = None, **options: Unpack[ADARecELCRecOptions]
+    ) -> None:
+        super().__init__(configured(ADARecELCRecConfig, config, options))
+
+    def _make_auxiliary(self) -> Auxiliary:
+        return LearnedIntents(self.config)

@@ -1,0 +1,139 @@
+"""ADARec on ICLRec and ELCRec: without ADARec the other system, without its losses ADARec."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers_shares import check_shares
+from helpers_training import DATA, config, outcome
+
+from adarec_fast import ADARec, Recommender
+from adarec_fast.config import ConfigError
+from adarec_fast.data import Split, TrainingBatches
+from adarec_fast.models.registry import build, create_config
+from adarec_fast.ranking.evaluation import evaluate
+from adarec_fast.training import load_run, train
+
+SPLIT = Split(DATA)
+SHAPE: dict[str, Any] = {
+    "num_items": DATA.num_items, "hidden_size": 8, "num_layers": 1, "max_length": 10, "seed": 3,
+    "backend": "packed", "num_intents": 4, "dropout": 0.3, "attention_dropout": 0.3,
+}  # fmt: skip
+OFF: dict[str, Any] = {
+    "depth": "fixed", "diffusion": False, "moe": False, "lambda_deno": 0.0, "lambda_cont": 0.0,
+    "lambda_expl": 0.0,
+}  # fmt: skip
+BATCHES = TrainingBatches(
+    *SPLIT.inputs("train"), supervision="all", batch_size=24, max_length=10, seed=0
+)
+BATCH = next(iter(BATCHES.epoch(0)))
+
+
+def model(name: str, **options: Any) -> Any:
+    fields = {"model": name, **SHAPE, **options}
+    made: Any = build(create_config(fields)).double().train()
+    made.begin_training(SPLIT)
+    made.begin_epoch(0)
+    return made
+
+
+@pytest.mark.parametrize("other", ["iclrec", "elcrec"])
+@pytest.mark.parametrize("loss", ["original", "full_ce"])
+def test_without_adarec_it_is_the_other_system_step_by_step(other: str, loss: str) -> None:
+    found = []
+    for one in (model(other, loss=loss), model(f"adarec-{other}", loss=loss, **OFF)):
+        optimizer = torch.optim.Adam(one.parameters())
+        steps = []
+        for batch in BATCHES.epoch(0):
+            optimizer.zero_grad()
+            output = one.loss(batch)
+            output.total.backward()
+            optimizer.step()
+            steps += [output.total.detach(), output.parts["rec"]]
+        found.append((torch.stack(steps), dict(one.state_dict())))
+    assert len(found[0][0]) > 3
+    torch.testing.assert_close(found[0][0], found[1][0])
+    assert found[0][1].keys() == found[1][1].keys()
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-9, atol=1e-12)
+
+
+def test_without_the_other_systems_losses_it_is_adarec() -> None:
+    off = {"lambda_sequence": 0.0, "lambda_intent": 0.0}
+    mine = model("adarec-iclrec", **off)
+    fields = {k: v for k, v in SHAPE.items() if k != "num_intents"}
+    theirs = ADARec(**fields, supervision="all", layer_norm_eps=1e-12).double().train()
+    assert torch.equal(mine.loss(BATCH).total, theirs.loss(BATCH).total)
+    histories = [[3, 4], [5]]
+    found, expected = (one.recommend(histories, k=4) for one in (mine, theirs))
+    assert torch.equal(found[0], expected[0])
+
+
+def test_the_encoder_gets_the_other_systems_gradients_beside_adarecs() -> None:
+    """Of the encoder and the items, with all else of ADARec on."""
+    gradients = []
+    for options in ({}, {"lambda_sequence": 0.0, "lambda_intent": 0.0}):
+        one = model("adarec-iclrec", **options)
+        one.loss(BATCH).total.backward()
+        gradients.append(one.item_embedding.weight.grad)
+    both = []
+    for options in ({}, {"lambda_sequence": 0.0, "lambda_intent": 0.0}):
+        other = model("iclrec", **options)
+        other.loss(BATCH).total.backward()
+        both.append(other.item_embedding.weight.grad)
+    torch.testing.assert_close(gradients[0] - gradients[1], both[0] - both[1])
+
+
+@pytest.mark.parametrize("options", [{}, {"loss": "original"}])
+def test_shares_lose_what_the_batch_loses(options: dict[str, Any]) -> None:
+    check_shares(BATCHES, lambda: model("adarec-elcrec", max_depth=2, **options))
+
+
+def test_it_trains_resumes_and_ranks(tmp_path: Path) -> None:
+    fields = {**SHAPE, "model": "adarec-elcrec", "max_depth": 2}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(fields, config(batch_size=16), DATA, whole)
+    train(fields, config(batch_size=16), DATA, parts, stop_after_steps=4)
+    train(fields, config(batch_size=16), DATA, parts, resume=True)
+    assert outcome(whole) == outcome(parts)
+    run = load_run(whole)
+    line = run.history[-1]
+    names = ("rec", "deno", "cont", "expl", "aux_sequence", "aux_intent", "aux_cluster")
+    weights = (1.0, 0.1, 0.1, 0.01, 0.1, 0.1, 1.0)
+    total = sum(w * line[f"loss_{name}"] for name, w in zip(names, weights, strict=True))
+    assert line["loss"] == pytest.approx(total, rel=1e-5)
+    assert line["mean_depth"] > 0
+    assert set(run.model.diagnostics().labels()) == set(names)
+    assert evaluate(run.model, run.split).name == "ADARecELCRec"
+    assert Recommender(run.model).recommend([[3, 4]], k=4).items.shape == (1, 4)
+
+
+def test_a_loss_that_is_no_number_is_named() -> None:
+    one = model("adarec-iclrec", max_depth=2)
+    told = one.diagnostics()
+    sums = torch.zeros(told.size, dtype=torch.float64)
+    bad_step = torch.tensor(-1)
+    bad_parts = torch.zeros(len(told.watched), dtype=torch.bool)
+    output = one.loss(BATCH)
+    norm = torch.ones(())
+    told.add(sums, bad_step, bad_parts, output, norm, 24, 1)
+    assert int(bad_step) == -1
+    assert not bad_parts.any()
+    parts = {**output.parts, "aux_intent": torch.tensor(float("nan"))}
+    told.add(sums, bad_step, bad_parts, output._replace(parts=parts), norm, 24, 2)
+    told.add(sums, bad_step, bad_parts, output, norm, 24, 3)
+    assert int(bad_step) == 2
+    assert [name for name, bad in zip(told.watched, bad_parts, strict=True) if bad] == [
+        "aux_intent"
+    ]
+
+
+def test_bad_settings_are_refused() -> None:
+    with pytest.raises(ConfigError, match="num_intents=40: k-means needs more histories"):
+        model("adarec-iclrec", num_intents=40)
+    with pytest.raises(ConfigError, match="softens the targets of the full cross entropy"):
+        create_config(
+            {**SHAPE, "model": "adarec-elcrec", "loss": "original", "label_smoothing": 0.1}
+        )
