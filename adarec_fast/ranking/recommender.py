@@ -27,8 +27,6 @@ from .ranked import Ranking as Ranking
 from .replays import Pinned, Request, Shape, buckets, packed, unpacked
 
 _capturing = threading.Lock()
-# Of the catalogue: copying the vectors of so many items costs less than a product with all.
-_FEW = 0.25
 
 
 class _Replay(NamedTuple):
@@ -269,31 +267,34 @@ class Recommender(Asking):
         if allowed is None:
             return self._rank(values, offsets, seen, seen_offsets, k)
         mask = allowed.rows(first, first + offsets.shape[0] - 1, self._device)
-        few = self._few(mask[0], k) if allowed.shared else None
-        return self._rank(values, offsets, seen, seen_offsets, k, mask, few)
+        among = self._among(mask[0], k) if allowed.shared else None
+        return self._rank(values, offsets, seen, seen_offsets, k, mask, among)
 
-    def _few(self, mask: Tensor, k: int) -> Tensor | None:
-        """The items that a mask ``[V+1]`` allows, rising, where ranking those alone is cheaper."""
+    def _among(self, mask: Tensor, k: int) -> Tensor | None:
+        """The items that a mask ``[V+1]`` allows, rising, where the kernel can rank those alone.
+
+        Copying their vectors costs less than a matrix of all scores.
+        """
         if not self.model.by_products or self._memory is not None:
             return None
         chosen = mask.nonzero()[:, 0]
-        return chosen if k <= chosen.shape[0] <= _FEW * mask.shape[0] else None
+        return chosen if k <= chosen.shape[0] else None
 
     def _rank(
         self, values: Tensor, offsets: Tensor, seen: Tensor, seen_offsets: Tensor, k: int,
-        mask: Tensor | None = None, few: Tensor | None = None,
+        mask: Tensor | None = None, among: Tensor | None = None,
     ) -> Ranking:
-        """``mask``: bool ``[1 or B, V+1]``, what may come; ``few``: the same as indices, if the
-        same for all and few."""
+        """``mask``: bool ``[1 or B, V+1]``, what may come; ``among``: the same as indices, where
+        those are ranked alone."""
         user: Tensor | None = None
         told: Mapping[str, Tensor] = {}
         if self.model.by_products:
             user, told = self._represent(values, offsets)
-        if user is not None and user.dim() == 2 and (mask is None or few is not None):
+        if user is not None and user.dim() == 2 and (mask is None or among is not None):
             with ranking(self.model.config.precision, self._device.type):
                 scores, items = (
                     self._best_products(user, values, offsets, seen, seen_offsets, k)
-                    if few is None else self._best_among(few, user, seen, seen_offsets, k)
+                    if among is None else self._best_among(among, user, seen, seen_offsets, k)
                 )
             return Ranking(items, scores, told)
         all_scores = (
@@ -307,12 +308,12 @@ class Recommender(Asking):
         return Ranking(items, scores, told)
 
     def _best_among(
-        self, few: Tensor, user: Tensor, seen: Tensor, seen_offsets: Tensor, k: int
+        self, among: Tensor, user: Tensor, seen: Tensor, seen_offsets: Tensor, k: int
     ) -> tuple[Tensor, Tensor]:
         """Scores ``[B, k]`` and items, of some items alone; padding stands before them."""
-        index = torch.cat([few.new_zeros(1), few])
-        place = torch.zeros(self._items.shape[0], dtype=torch.int64, device=few.device)
-        place[index] = torch.arange(index.shape[0], device=few.device)
+        index = torch.cat([among.new_zeros(1), among])
+        place = torch.zeros(self._items.shape[0], dtype=torch.int64, device=among.device)
+        place[index] = torch.arange(index.shape[0], device=among.device)
         scores, found = ops.score_topk(
             user, self._items[index], place[seen], seen_offsets, k,
             backend=self.model.config.backend,

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from helpers import gpu_device
 
 from adarec_fast import ADARec, ConfigError, DataError, InteractionData, Recommender, Split, load
 from adarec_fast.data import EvaluationBatch, Vocabulary
@@ -160,6 +161,29 @@ def test_what_comes_is_the_best_of_what_may(given: Given, case: str) -> None:
                 torch.testing.assert_close(
                     ranking.scores[row][left], scores[row][expected], rtol=1e-4, atol=1e-4
                 )
+
+
+def _auto(device: torch.device) -> tuple[SequenceModel, Recommender]:
+    model = ADARec(**{**SMALL, "backend": "auto"}, max_depth=2, seed=1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape))
+    return model.eval(), Recommender(model.to(device))
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("case", ["few", "own", "all together"])
+def test_kernels_leave_out_what_may_not_come(device: str, case: str) -> None:
+    """Histories hold items of the list and others, alone and together."""
+    model, recommender = _auto(gpu_device() if device == "cuda" else torch.device(device))
+    histories = [[3, 2, 17], [40, 5], [39]] * 3
+    options, allowed = _case(case, histories)
+    ranking = recommender.recommend(histories, 4, **options)
+    scores = _scores(model.cpu(), histories)
+    wanted = _by_hand(scores, 4, allowed, [set(history) for history in histories])
+    for row, expected in enumerate(wanted):
+        left = torch.isfinite(ranking.scores[row])
+        assert ranking.items[row][left].tolist() == expected
 
 
 def test_chunks_do_not_show(
