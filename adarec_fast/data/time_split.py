@@ -327,7 +327,8 @@ def in_words(cuts: Cuts) -> str:
         return "nothing held out: all interactions train, and there is no validation and no test"
     facts = cuts.facts
     if cuts.kind == "later":
-        return f"{facts['valid']['users']:,} users validate and {facts['test']['users']:,} test"
+        counts = (f"{part}: {facts[part]['users']:,} users" for part in PARTS if part in facts)
+        return f"what came later is held out; {', '.join(counts)}"
     train, valid, test = facts["interactions"]
     told = [
         f"by time: {train:,} interactions train, {valid:,} from {facts['valid_at']} validate, "

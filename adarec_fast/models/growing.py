@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor, nn
 
 from ..config import ConfigError
+from ..data import Split
 from .base import SequenceModel
+from .embedded import EmbeddingModel
+from .memory import Memory
 
 
 def take_over(model: SequenceModel, trained: SequenceModel) -> None:
@@ -48,3 +52,50 @@ def check_growth(model: SequenceModel, trained: SequenceModel) -> None:
                 f"{type(model).__name__}: {name} is {here or 'not there'} and was "
                 f"{there or 'not there'} in the run to go on from; keep the sizes as they are"
             )
+
+
+@torch.no_grad()
+def begin_new_items(model: SequenceModel, known: int, split: Split) -> None:
+    """Give items behind the first ``known`` the mean of the items that they come with.
+
+    Of the training part's counts (:mod:`.transitions`), by their weights. An item that comes with
+    none of the known ones keeps what the initialiser drew, and so do models without item vectors.
+
+    Args:
+        model: freshly built, with the weights of a trained one.
+        known: how many items that one had.
+        split: of all interactions.
+    """
+    if not isinstance(model, EmbeddingModel) or not isinstance(model.item_embedding, nn.Embedding):
+        return
+    table = model.item_embedding.weight
+    if table.shape[0] == known + 1:
+        return
+    memory = Memory.of(
+        *split.inputs("train"), model.config.num_items, max_length=model.config.max_length
+    )
+    vectors, found = by_neighbours(table[: known + 1], memory)
+    table[known + 1 :][found] = vectors[found]
+
+
+def by_neighbours(table: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+    """A vector for each item behind the table's last one: the mean of those it comes with.
+
+    Args:
+        table: ``[K+1, D]`` of the known items.
+        memory: of all V items.
+
+    Returns:
+        ``[V-K, D]``, of items that come with no known one the mean of all; and bool ``[V-K]``,
+        which do.
+    """
+    known = table.shape[0]
+    matrix = memory.weights.new_zeros(memory.num_items + 1 - known, known)
+    for row, item in enumerate(range(known, memory.num_items + 1)):
+        entries = slice(*memory.rows[item : item + 2].tolist())
+        others = memory.neighbours[entries].long()
+        there = others < known
+        matrix[row, others[there]] = memory.weights[entries][there]
+    found = matrix.sum(1) > 0
+    matrix[~found, 1:] = 1.0
+    return (matrix / matrix.sum(1, keepdim=True)).to(table.dtype) @ table, found

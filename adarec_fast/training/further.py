@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ..config import ConfigError, ModelConfig, TrainConfig
-from ..data import InteractionData
+from ..data import InteractionData, Split
 from ..data.extend import Extended, extended, new_held_out
 from ..data.readers import train_on_all
 from ..models.base import SequenceModel
-from ..models.growing import check_growth, take_over
+from ..models.growing import begin_new_items, check_growth, take_over
 from ..models.memory import Memory
 from ..models.pretrained import skeleton
 from ..models.registry import create_config, described
@@ -37,10 +37,12 @@ class Start(NamedTuple):
     memory: Memory | None
     about: Mapping[str, Any]
 
-    def give(self, model: SequenceModel) -> None:
-        """Give a freshly built model the weights, unless it counts and has none."""
+    def give(self, model: SequenceModel, split: Split) -> None:
+        """Give a freshly built model the weights, unless it counts and has none, and to new items
+        the mean of what they come with in the training part."""
         if self.weights is not None and not model.fitted:
             take_over(model, self.weights)
+            begin_new_items(model, self.weights.config.num_items, split)
 
 
 class Plan(NamedTuple):
@@ -115,9 +117,11 @@ def continued(
     """A run's model trained further, with interactions that came later.
 
     Histories go on with theirs, new users and new items come behind the known ones. The model
-    begins with the run's best weights and new rows for new items; Adam begins anew. Steps are
-    taken on the whole histories of those who have something new. Of these, as far as it is new,
-    the last item tests and the one before it validates. A model that counts counts all again.
+    begins with the run's best weights; a new item begins as the mean of the items that it comes
+    with in the training part (as the initialiser draws it, where there are none), which on planted
+    data ranks new items better than drawn rows do. Adam begins anew. Steps are taken on the whole
+    histories of those who have something new. Of these, as far as it is new, the last item tests
+    and the one before it validates. A model that counts counts all again.
 
     Args:
         run_dir: of the run to go on from.

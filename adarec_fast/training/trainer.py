@@ -107,7 +107,7 @@ class Trainer:
             model.prepare(self.split)
             preparing = time.perf_counter() - begun
             if self.start is not None:
-                self.start.give(model)
+                self.start.give(model, self.split)
             model.item_vocabulary = self.data.items
         else:
             check_same_run(

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..config import ConfigError
 from ..data import InteractionData
@@ -25,6 +25,7 @@ from ..data.extend import Extended, extended
 from ..defaults import on_cpu
 from ..models.base import SequenceModel
 from ..models.embedded import EmbeddingModel
+from ..models.growing import by_neighbours
 from ..models.memory import Memory
 from ..models.pretrained import CheckpointError, load, write
 from ..models.registry import build
@@ -141,21 +142,8 @@ def _with_items(model: EmbeddingModel, memory: Memory) -> EmbeddingModel:
     """The same model with a vector for each of the memory's items."""
     state = dict(model.state_dict())
     table = state["item_embedding.weight"]
-    state["item_embedding.weight"] = torch.cat([table, _vectors(table, memory)])
+    state["item_embedding.weight"] = torch.cat([table, by_neighbours(table, memory)[0]])
     larger = build(model.config.replace(num_items=memory.num_items))
     assert isinstance(larger, EmbeddingModel)
     larger.load_state_dict(state)
     return larger.eval()
-
-
-def _vectors(table: Tensor, memory: Memory) -> Tensor:
-    """A vector for each item behind the table's last one."""
-    known = table.shape[0]
-    matrix = memory.weights.new_zeros(memory.num_items + 1 - known, known)
-    for row, item in enumerate(range(known, memory.num_items + 1)):
-        entries = slice(*memory.rows[item : item + 2].tolist())
-        others = memory.neighbours[entries].long()
-        there = others < known
-        matrix[row, others[there]] = memory.weights[entries][there]
-    matrix[matrix.sum(1) == 0, 1:] = 1.0
-    return (matrix / matrix.sum(1, keepdim=True)).to(table.dtype) @ table

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from adarec_fast.data import DataError, InteractionData, Split, load
+from adarec_fast.data import DataError, InteractionData, Split, inspect, load
 from adarec_fast.data.extend import extended, followed, new_held_out
 from adarec_fast.data.readers import train_on_all
 
@@ -46,6 +46,7 @@ def test_later_ones_by_hand() -> None:
                  "unseen_interactions": 5},
     }  # fmt: skip
     assert not Split(found).users("valid").numel()
+    assert inspect(found)["split"]["in_words"] == "what came later is held out; test: 3 users"
     items, offsets, unseen = Split(found).relevant("test")
     assert found.items.decode(items) == ["x", "x", "z"]
     assert offsets.diff().tolist() == [1, 1, 1, 0]  # a, b, n, m

@@ -13,9 +13,12 @@ from typer.testing import CliRunner, Result
 from adarec_fast import TrainConfig, synthetic
 from adarec_fast.cli import app
 from adarec_fast.config import ConfigError
-from adarec_fast.data import InteractionData, load, write_csv
+from adarec_fast.data import InteractionData, Split, load, write_csv
+from adarec_fast.models import growing
 from adarec_fast.models.growing import take_over
+from adarec_fast.models.memory import Memory
 from adarec_fast.models.registry import build, create_config
+from adarec_fast.ranking.evaluation import evaluate
 from adarec_fast.training import load_run, train
 from adarec_fast.training.further import continued, refitted
 
@@ -36,11 +39,12 @@ def invoke(*words: object) -> Result:
 
 
 def later() -> InteractionData:
-    """Ten known users and two new ones, two new items."""
+    """Ten known users and three new ones, three new items, one of them alone."""
     users, items = DATA.users.ids, DATA.items.ids
     rows = {user: ["fresh", items[3], "new", items[place]] for place, user in
             enumerate(users[:10])}  # fmt: skip
-    return load({**rows, "n1": [items[0], "fresh", items[5]], "n2": ["new"]}, min_length=1)
+    rows |= {"n1": [items[0], "fresh", items[5]], "n2": ["new"], "n3": ["odd"]}
+    return load(rows, min_length=1)
 
 
 @pytest.fixture(scope="module")
@@ -57,26 +61,34 @@ def test_further_by_each_model(runs: dict[str, Path], tmp_path: Path, name: str)
     before = load_run(runs[name])
     plan = continued(runs[name], later())
     assert plan.added is not None
-    assert plan.added[1:] == (2, 2, 44)
+    assert plan.added[1:] == (3, 3, 45)
     items = before.data.items.ids
-    assert plan.data.items.ids == [*items, "fresh", "new"]
+    assert plan.data.items.ids == [*items, "fresh", "new", "odd"]
     assert plan.data.users.ids[: DATA.num_users] == DATA.users.ids
     # Bit for bit before the first step.
     model = build(plan.model)
     fresh = {key: value.clone() for key, value in model.state_dict().items()}
     if not model.fitted:
-        plan.start.give(model)
+        split = Split(plan.data)
+        plan.start.give(model, split)
         for key, old in before.model.state_dict().items():
             assert torch.equal(model.state_dict()[key][: old.shape[0]] if old.dim() else
                                model.state_dict()[key], old)  # fmt: skip
-        rows = model.table()[len(items) + 1 :]
-        assert torch.equal(rows, fresh["item_embedding.weight"][len(items) + 1 :])
-        assert rows.any()
+        # A new item begins as the mean of what it comes with, or, coming with nothing, as drawn.
+        table = before.model.table()
+        counts = Memory.of(*split.inputs("train"), len(items) + 3, max_length=9)
+        begin, end = counts.rows[len(items) + 1 : len(items) + 3].tolist()
+        others = counts.neighbours[begin:end].long()
+        there = others <= len(items)
+        weights = counts.weights[begin:end][there, None]
+        expected = (weights * table[others[there]]).sum(0) / weights.sum()
+        torch.testing.assert_close(model.table()[len(items) + 1], expected)
+        assert torch.equal(model.table()[-1], fresh["item_embedding.weight"][-1])
     result = train(plan.model, plan.train, plan.data, tmp_path / "run", start=plan.start)
     assert result.status == "finished"
     run = load_run(tmp_path / "run")
     assert run.model.item_vocabulary == plan.data.items
-    assert run.source["from"]["new_items"] == 2
+    assert run.source["from"]["new_items"] == 3
     assert run.source["from"]["folder"] == str(runs[name])
     assert run.split.users("test").tolist() == [*range(10), DATA.num_users]
     if model.fitted:
@@ -91,7 +103,7 @@ def test_popularity_adds_up(runs: dict[str, Path], tmp_path: Path) -> None:
     plan = continued(runs["popularity"], later(), hold_out="none")
     train(plan.model, plan.train, plan.data, tmp_path / "run", start=plan.start)
     counts = load_run(tmp_path / "run").model.table()[:, 0]
-    expected = torch.bincount(plan.data.values, minlength=33).float()
+    expected = torch.bincount(plan.data.values, minlength=34).float()
     assert torch.equal(counts, expected)
     assert expected[:31].sum() == DATA.num_interactions + 22
 
@@ -104,13 +116,13 @@ def test_without_a_step_nothing_changes(runs: dict[str, Path], tmp_path: Path) -
     old = load_run(runs["adarec"]).model
     assert not torch.equal(kept.table()[:31], old.table())
     model = build(plan.model)
-    plan.start.give(model)
+    plan.start.give(model, Split(plan.data))
     history = torch.tensor([3, 5, 9]), torch.tensor([0, 3])
     assert torch.equal(model.eval().represent(*history), old.represent(*history))
 
 
 def test_sizes_that_differ_are_refused(runs: dict[str, Path]) -> None:
-    message = r"item_embedding.weight is \[33, 16\] and was \[31, 8\]"
+    message = r"item_embedding.weight is \[34, 16\] and was \[31, 8\]"
     with pytest.raises(ConfigError, match=message):
         continued(runs["adarec"], later(), model={"hidden_size": 16})
     with pytest.raises(ConfigError, match="a SASRec cannot go on from a ADARec"):
@@ -122,6 +134,47 @@ def test_sizes_that_differ_are_refused(runs: dict[str, Path]) -> None:
         continued(runs["adarec"], later(), hold_out="time")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="is of the model adarec, and cannot go on as a sasrec"):
         continued(runs["adarec"], later(), model={"model": "sasrec", "max_depth": 2})
+
+
+@pytest.mark.slow
+def test_new_items_begin_better_by_what_they_come_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On planted data, of three seeds: items that came up later rank better in each."""
+    shape = {"model": "sasrec", "hidden_size": 32, "num_layers": 1, "max_length": 30,
+             "dropout": 0.2, "attention_dropout": 0.2}  # fmt: skip
+    config = {"batch_size": 128, "learning_rate": 3e-3, "device": "cpu", "patience": 6}
+    begin = growing.begin_new_items
+    gained = []
+    for seed in range(3):
+        data = synthetic(500, 160, num_themes=4, subthemes_per_theme=4, seed=seed)
+        drawn = torch.randperm(160, generator=torch.Generator().manual_seed(seed))[:24]
+        late = set(data.items.decode(drawn + 1))
+        old, new = {}, {}
+        for place, user in enumerate(data.users.ids):
+            history = data.items.decode(data.sequence(place))
+            cut = max(3, 2 * len(history) // 3)
+            old[user] = [item for item in history[:cut] if item not in late]
+            new[user] = history[cut:]
+        base = tmp_path / f"{seed}"
+        train({**shape, "seed": seed}, TrainConfig(epochs=20, seed=seed, **config), load(old), base)
+        more = load({user: items for user, items in new.items() if items}, min_length=1)
+        plan = continued(base, more, train={"epochs": 6})
+        found = []
+        for name, way in (("drawn", lambda *_: None), ("means", begin)):
+            monkeypatch.setattr("adarec_fast.training.further.begin_new_items", way)
+            folder = tmp_path / f"{seed}-{name}"
+            train(plan.model, plan.train, plan.data, folder, start=plan.start)
+            run = load_run(folder)
+            users = run.split.users("test")
+            is_late = torch.tensor([
+                item in late for item in run.data.items.decode(run.split.targets("test")[users])
+            ])  # fmt: skip
+            result = evaluate(run.model, run.split, "test", users=users[is_late])
+            found.append(result.overall["NDCG@20"])
+        gained.append(found[1] - found[0])
+    assert min(gained) > 0, gained
+    assert sum(gained) / 3 > 0.01, gained
 
 
 def test_refitted(runs: dict[str, Path], tmp_path: Path) -> None:
@@ -146,7 +199,7 @@ def test_refitted(runs: dict[str, Path], tmp_path: Path) -> None:
     assert "all of it was trained on" in told.output
     # It can go on, but not be refitted again.
     assert invoke("train", "--refit", tmp_path / "run").exit_code == 2
-    assert continued(tmp_path / "run", later()).data.num_items == 32
+    assert continued(tmp_path / "run", later()).data.num_items == 33
 
 
 def test_a_memory_needs_something_to_be_fitted_on(tmp_path: Path) -> None:
