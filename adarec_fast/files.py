@@ -49,6 +49,8 @@ def replacing(path: Path, *, temporary: str | None = None) -> Iterator[Path]:
     old = None if isinstance(place, int) else _status(place)
     if old is not None and stat.S_ISDIR(old.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if isinstance(place, Path) and not place.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(place))
     if old is not None and not os.access(place, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
     with contextlib.ExitStack() as undone:

@@ -284,7 +284,7 @@ def _whole_numbers(values: list[Any]) -> list[Any]:
     return [
         int(x)
         if (isinstance(x, (float, np.floating)) and abs(x) < 2**53 and float(x).is_integer())
-        or (isinstance(x, Decimal) and abs(x) < 2**63 and x == int(x))
+        or (isinstance(x, Decimal) and -(2**63) < x < 2**63 and x == int(x))
         else x
         for x in values
     ]

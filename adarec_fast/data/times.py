@@ -288,7 +288,7 @@ def _cell_numbers(values: list[Any], locate: Locate) -> NDArray[Any]:
         ]
         return exact_array(exact)
     # A whole number that float64 does not hold would tie with its neighbours.
-    large = any(abs(value) > 2**53 for value in values)
+    large = any(not -(2**53) <= value <= 2**53 for value in values)
     return exact_array(values) if large else _array_times(np.array(values, dtype=float), locate)
 
 

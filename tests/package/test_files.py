@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import stat
 import threading
 from collections.abc import Callable, Iterator
@@ -135,6 +136,16 @@ def test_a_mounted_file_is_written_into(tmp_path: Path, monkeypatch: pytest.Monk
     put(path, b"new")
     assert path.read_bytes() == b"new"
     assert names(tmp_path) == ["file"]
+
+
+def test_a_folder_that_is_not_there_is_told_by_the_name_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere" / "to")
+    for name in ("nowhere/file", "link"):
+        place = tmp_path / ("nowhere/to" if name == "link" else name)
+        with pytest.raises(FileNotFoundError, match=re.escape(f"'{place}'")), (
+            replacing(tmp_path / name)
+        ):
+            pass
 
 
 def test_an_error_leaves_what_was_there(tmp_path: Path) -> None:
