@@ -19,7 +19,8 @@ from ..models.growing import begin_new_items, check_growth, take_over
 from ..models.memory import Memory
 from ..models.pretrained import skeleton
 from ..models.registry import create_config, described
-from .run_folder import Run, load_run
+from .origin import run_identity
+from .run_folder import CONFIG, Run, load_run
 
 VOID = "nothing was held out: test figures of this run are void"
 
@@ -167,9 +168,6 @@ def _config(run: Run, changes: Mapping[str, Any] | None, num_items: int) -> Mode
 
 
 def _about(run: Run, how: str, more: Mapping[str, Any]) -> dict[str, Any]:
-    from .origin import run_identity
-    from .run_folder import CONFIG
-
     epoch = max((line["epoch"] for line in run.history if line.get("best")), default=None)
     return {
         "how": how, "run": run_identity(run.path / CONFIG), "folder": str(run.path.resolve()),
