@@ -221,12 +221,16 @@ def _check_same(first: Split, other: Split, name: str, base: str, settings: str)
         mine, its = first.targets(part), index[other.targets(part)]
         if not torch.equal(mine, its):
             user = int((mine != its).nonzero()[0])
+            here, there = (repr(one.items.decode(found[[user]])[0]) if found[user] else "none"
+                           for found in (mine, its))  # fmt: skip
             raise ConfigError(
                 f"{name}: has another split than {base}: the {part} item of the user "
-                f"{one.users.decode([user])[0]!r} is {one.items.decode(its[[user]])[0]!r} there "
-                f"and {one.items.decode(mine[[user]])[0]!r} in {base}, and so for "
+                f"{one.users.decode([user])[0]!r} is {there} there "
+                f"and {here} in {base}, and so for "
                 f"{int((mine != its).sum())} of {mine.numel()} users; {remedy}"
             )
+        if not torch.equal(first.users(part), other.users(part)):
+            raise ConfigError(f"{name}: asks other users in its {part} part than {base}; {remedy}")
     (values, offsets), (others, its_offsets) = first.inputs("test"), other.inputs("test")
     lengths = torch.minimum(offsets.diff(), its_offsets.diff())
     latest, _ = gather_ranges(values, offsets[1:] - lengths, lengths)

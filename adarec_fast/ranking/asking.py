@@ -13,6 +13,7 @@ from torch import Tensor
 from .. import ops, ragged
 from ..config import ConfigError
 from ..data import InteractionData, Split, load
+from ..data.flat import gather_ranges
 from ..data.readers import is_frame
 from ..defaults import on_cpu
 from ..histories import check_k
@@ -294,7 +295,11 @@ def _of_users(
             raise ConfigError(f"part={part!r} must be 'valid', 'test' or None")
         histories = ragged.Jagged(*Split(data).inputs(part))
     if users is None:
-        return histories, data.users.ids
+        # Of a split by time some have no history before a part.
+        asked = torch.nonzero(histories.offsets.diff()).flatten()
+        sizes = histories.offsets.diff()[asked]
+        there = gather_ranges(histories.values, histories.offsets[asked], sizes)
+        return ragged.Jagged(*there), data.users.decode(asked)
     if isinstance(users, (str, int)):
         raise ConfigError(f"users={users!r}: give a list of users' ids, such as [{users!r}]")
     rows, names = [], []
