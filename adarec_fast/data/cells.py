@@ -127,6 +127,8 @@ def cleaned(column: Column) -> tuple[list[Any] | NDArray[Any], NDArray[np.bool_]
     except TypeError:  # a list or an object; what else is wrong with it is found later
         values = [known(value) for value in values]
     else:
+        if set(map(type, unique)) == {str}:  # most are as they should be, without a call each
+            unique = {x for x in unique if x.strip() != x or x.lower() in MISSING}
         # Only values that change stand here: 1 and True are one key of a dict.
         changed = {value: known(value) for value in unique if known(value) is not value}
         if not changed and None not in unique:
