@@ -69,6 +69,18 @@ class EvaluationBatch(NamedTuple):
     seen_values: Tensor
     seen_offsets: Tensor
 
+    @classmethod
+    def of_nobody(cls, values: Tensor, offsets: Tensor) -> EvaluationBatch:
+        """Of histories that come without their users, as a request's do; nothing is held out.
+
+        Example:
+            >>> values, offsets = torch.tensor([3, 1, 4]), torch.tensor([0, 2, 3])
+            >>> af.EvaluationBatch.of_nobody(values, offsets).users.tolist()
+            [-1, -1]
+        """
+        nobody = offsets.new_full((offsets.shape[0] - 1,), -1)
+        return cls(values, offsets, torch.zeros_like(nobody), nobody, values, offsets)
+
     def to(self, device: torch.device | str) -> EvaluationBatch:
         """The same batch on another device."""
         return EvaluationBatch(*(tensor.to(device, non_blocking=True) for tensor in self))

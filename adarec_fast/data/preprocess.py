@@ -7,11 +7,13 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .dataset import Dropped, InteractionData
 from .errors import DataError
 from .flat import gather_ranges, lengths_to_offsets
+from .vocabulary import Vocabulary
 
 Deduplicate = Literal["consecutive", "all"]
 
@@ -163,10 +165,19 @@ def dropped_between(
     """What filters took out, None where that is nothing."""
     if (before.num_users, before.num_items) == (after.num_users, after.num_items):
         return None
-    gone = torch.from_numpy(after.users.find(before.users.array()) < 0)
-    lost = np.flatnonzero(after.items.find(before.items.array()) < 0) + before.items.first
+    gone = torch.from_numpy(_absent(before.users, after.users))
+    lost = np.flatnonzero(_absent(before.items, after.items)) + before.items.first
     histories = select_interactions(before, gone[owners_of(before)])
     return Dropped(histories, before.items.take(lost), min_length, k)
+
+
+def _absent(before: Vocabulary, after: Vocabulary) -> NDArray[np.bool_]:
+    """Which ids of a vocabulary are not in another that was made of it."""
+    ids = before.array()
+    if isinstance(ids, np.ndarray):
+        return after.find(ids) < 0
+    there = set(after.array())
+    return np.fromiter((x not in there for x in ids), dtype=bool, count=len(ids))
 
 
 def truncate_histories(data: InteractionData, limit: int) -> InteractionData:

@@ -94,7 +94,12 @@ class Split:
 
     def stepped_on(self) -> tuple[Tensor, Tensor]:
         """The histories that training steps are taken on, jagged as ``inputs``: those of
-        ``"train"``, or of them only those that fine-tuning is about; the others are empty."""
+        ``"train"``, or of them only those that fine-tuning is about; the others are empty.
+
+        Example:
+            >>> torch.equal(split.stepped_on()[0], split.inputs("train")[0])
+            True
+        """
         cuts = self.data.cuts
         if cuts is None or cuts.trained is None:
             return self.inputs("train")
@@ -106,6 +111,10 @@ class Split:
         """int64, rising: indices of the users who are asked in ``part``.
 
         They have a history and something to predict. Of leave-one-out it is everybody.
+
+        Example:
+            >>> split.users("test").numel() == split.num_users
+            True
         """
         row, cuts = PARTS.index(_checked(part, _TARGET_FROM_END)), self.data.cuts
         if cuts is None:
@@ -115,7 +124,12 @@ class Split:
         return torch.nonzero((before > 0) & ((behind > before) | cuts.lost[row])).flatten()
 
     def cold_users(self, part: Literal["valid", "test"]) -> int:
-        """How many have something to predict in ``part`` but no history, and are not asked."""
+        """How many have something to predict in ``part`` but no history, and are not asked.
+
+        Example:
+            >>> split.cold_users("test")
+            0
+        """
         cuts = self.data.cuts
         known = {} if cuts is None else cuts.facts.get(_checked(part, _TARGET_FROM_END), {})
         return int(known.get("cold", 0))
@@ -146,6 +160,11 @@ class Split:
             Jagged ``(values [N], offsets [num_users + 1])``, int64, each item once a user, rising;
             and int64 [num_users], how many items each takes that are none of the catalogue. Of
             leave-one-out the one target.
+
+        Example:
+            >>> values, offsets, unknown = split.relevant("test")
+            >>> torch.equal(values, split.targets("test")), int(unknown.sum())
+            (True, 0)
         """
         cuts, ids = self.data.cuts, torch.arange(self.num_users)
         if cuts is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +77,19 @@ class EmbeddingModel(SequenceModel):
 
         table = self.item_embedding.weight.detach()
         self.item_embedding = ShardedItems(table, workers).train(self.training)
+
+    def forward(self, item_ids: History, lengths: Tensor | None = None) -> Any:
+        """Users ``[B, D']``; in training mode with dropout.
+
+        Args:
+            item_ids: int64 ``[B, L]`` padded with 0, or a jagged pair (values ``[N]``, offsets
+                ``[B+1]``). Of longer histories the last items are read, as many as the model takes.
+            lengths: optional int64 ``[B]`` for the padded form.
+
+        Raises:
+            ValueError: a shape, dtype, length or id that does not fit, naming the argument.
+        """
+        return self.represent(*self._histories(item_ids, lengths))
 
     def _next_seed(self, place: Tensor | None = None) -> Tensor | None:
         if not self.training:

@@ -145,8 +145,7 @@ class Recommends(nn.Module):
             if user is not None:
                 found = model.score(user[first:last])
             else:
-                nobody = torch.zeros(last - first, dtype=torch.int64, device=device)
-                found = model.scores(EvaluationBatch(*histories, nobody, nobody, *histories))
+                found = model.scores(EvaluationBatch.of_nobody(*histories))
             if self.memory is not None:
                 self.memory.add_to(found, *histories)
             mask = everything if allowed is None else allowed.rows(first, last, device)

@@ -83,14 +83,8 @@ def scores_without(
 def _scores(model: SequenceModel, histories: ragged.Jagged) -> Tensor:
     """``[B, V+1]``, the memory's share included."""
     values, offsets = (tensor.to(model.device) for tensor in histories)
-    users = torch.arange(offsets.shape[0] - 1, device=model.device)
     with ranking(model.config.precision, model.device.type):
-        scores = model.scores(
-            EvaluationBatch(
-                item_ids=values, offsets=offsets, targets=torch.zeros_like(users), users=users,
-                seen_values=values, seen_offsets=offsets,
-            )
-        )
+        scores = model.scores(EvaluationBatch.of_nobody(values, offsets))
     if model.memory is not None:
         model.memory.add_to(scores, values, offsets)
     return scores

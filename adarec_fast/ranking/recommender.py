@@ -344,13 +344,7 @@ class Recommender(Asking):
 
     def _own_scores(self, values: Tensor, offsets: Tensor) -> Tensor:
         """Of a model that scores otherwise than by products."""
-        nobody = offsets.new_full((offsets.shape[0] - 1,), -1)  # a request does not say who asks
-        return self.model.scores(
-            EvaluationBatch(
-                item_ids=values, offsets=offsets, targets=torch.zeros_like(nobody), users=nobody,
-                seen_values=values, seen_offsets=offsets,
-            )
-        )
+        return self.model.scores(EvaluationBatch.of_nobody(values, offsets))
 
     def _best(
         self, scores: Tensor, seen: Tensor, seen_offsets: Tensor, k: int,

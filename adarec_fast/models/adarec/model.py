@@ -70,7 +70,6 @@ class ADARec(Pretrained, SystemModel):
         **options: Unpack[ADARecOptions],
     ) -> None:
         config = configured(self.config_type, config, options)
-        assert config is not None
         if isinstance(backbone, str):
             config = config.replace(backbone=backbone)
             trust(backbone)

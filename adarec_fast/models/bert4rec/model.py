@@ -31,9 +31,9 @@ from torch import Tensor, nn
 from ... import ops, ragged, rng
 from ...config import ConfigError, ModelConfig
 from ...data import Batch
-from ...histories import History
 from ...precision import computing
 from ..base import LossOutput, UserGraph, initialise
+from ..blocks.system import configured
 from ..embedded import EmbeddingModel
 from ..encoders.sasrec import SASRecEncoder
 from ..pretrained import Pretrained
@@ -74,10 +74,7 @@ class BERT4Rec(Pretrained, EmbeddingModel):
     def __init__(
         self, config: BERT4RecConfig | None = None, **options: Unpack[BERT4RecOptions]
     ) -> None:
-        if config is None:
-            config = BERT4RecConfig.create(**options)
-        elif options:
-            config = config.replace(**options)
+        config = configured(BERT4RecConfig, config, options)
         size = config.hidden_size
         super().__init__(config, size)
         self.backbone = SASRecEncoder(config, causal=False)
@@ -92,19 +89,6 @@ class BERT4Rec(Pretrained, EmbeddingModel):
         with torch.no_grad():
             self.mask.normal_(0.0, 0.02, generator=generator)
             self.item_embedding.weight[0].zero_()
-
-    def forward(self, item_ids: History, lengths: Tensor | None = None) -> Tensor:
-        """Users ``[B, D+1]``; in training mode with dropout.
-
-        Args:
-            item_ids: int64 ``[B, L]`` padded with 0, or a jagged pair (values ``[N]``, offsets
-                ``[B+1]``). Of longer histories the last ``max_length - 1`` items are read.
-            lengths: optional int64 ``[B]`` for the padded form.
-
-        Raises:
-            ValueError: a shape, dtype, length or id that does not fit, naming the argument.
-        """
-        return self.represent(*self._histories(item_ids, lengths))
 
     def represent(self, values: Tensor, offsets: Tensor) -> Tensor:
         """[u, 1] ``[B, D+1]`` of the place behind each history."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
 
@@ -20,6 +20,9 @@ from .negatives import Excluded, NegativeSampler
 if TYPE_CHECKING:
     from ...distributed import Workers
     from ...distributed.share import Share
+
+
+C = TypeVar("C", bound=ModelConfig)
 
 
 class SystemModel(EmbeddingModel):
@@ -58,6 +61,11 @@ class SystemModel(EmbeddingModel):
             offsets: int64 ``[B+1]``.
             seed: of dropout; None draws none.
             places: int64 ``[N]``, positions of the tokens instead of their counts from the end.
+
+        Example:
+            >>> values, offsets = torch.tensor([1, 9, 4]), torch.tensor([0, 2, 3])
+            >>> model.encoded(values, offsets, None).shape
+            torch.Size([3, 8])
         """
         found, _ = encode(
             self.backbone, self.item_embedding, values, offsets, seed, self.config.backend, places
@@ -141,7 +149,7 @@ class SystemModel(EmbeddingModel):
         return self.auxiliary is not None and self.auxiliary.leaves_some_unused
 
 
-def configured(kind: type[ModelConfig], config: Any, options: Mapping[str, Any]) -> Any:
+def configured(kind: type[C], config: C | None, options: Mapping[str, Any]) -> C:
     """A configuration of a kind, by a whole one, or fields, or one and changes to it.
 
     Raises:

@@ -36,11 +36,11 @@ from torch import Tensor, nn
 from ... import ops, ragged, rng
 from ...config import ConfigError, ModelConfig
 from ...data import Batch, EvaluationBatch, Split
-from ...histories import History
 from ...precision import computing
 from ..base import Diagnostics, LossOutput, UserGraph
 from ..blocks.diagnostics import CROSS_ENTROPY, SAMPLED, LossDiagnostics
 from ..blocks.negatives import NegativeSampler
+from ..blocks.system import configured
 from ..blocks.uniform import uniform_linears
 from ..embedded import EmbeddingModel
 from ..pretrained import Pretrained
@@ -81,10 +81,7 @@ class Caser(Pretrained, EmbeddingModel):
     config: CaserConfig
 
     def __init__(self, config: CaserConfig | None = None, **options: Unpack[CaserOptions]) -> None:
-        if config is None:
-            config = CaserConfig.create(**options)
-        elif options:
-            config = config.replace(**options)
+        config = configured(CaserConfig, config, options)
         size, length = config.hidden_size, config.max_length
         super().__init__(config, size)
         self.negatives: NegativeSampler | None = None
@@ -197,19 +194,6 @@ class Caser(Pretrained, EmbeddingModel):
             }
 
     # ------------------------------------------------------------------ vectors
-
-    def forward(self, item_ids: History, lengths: Tensor | None = None) -> Tensor:
-        """Users ``[B, D'+1]`` of whom nothing else is known; in training mode with dropout.
-
-        Args:
-            item_ids: int64 ``[B, L]`` padded with 0, or a jagged pair (values ``[N]``, offsets
-                ``[B+1]``). Of longer histories the last ``max_length`` items are read.
-            lengths: optional int64 ``[B]`` for the padded form.
-
-        Raises:
-            ValueError: a shape, dtype, length or id that does not fit, naming the argument.
-        """
-        return self.represent(*self._histories(item_ids, lengths))
 
     def represent(self, values: Tensor, offsets: Tensor) -> Tensor:
         """[x, 1] ``[B, D'+1]``, where the vector of the user is zero."""

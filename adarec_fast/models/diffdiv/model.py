@@ -36,11 +36,11 @@ from torch import Tensor, nn
 from ... import ops, rng
 from ...config import ConfigError, ModelConfig
 from ...data import Batch
-from ...histories import History
 from ...precision import computing
 from ..base import Diagnostics, Label, LossOutput, initialise
 from ..blocks.diagnostics import CROSS_ENTROPY, LossDiagnostics
 from ..blocks.gaussian import alpha_bars, implied_noise, noised
+from ..blocks.system import configured
 from ..blocks.uniform import uniform_linears
 from ..embedded import EmbeddingModel
 from ..encoders.sasrec import SASRecEncoder
@@ -86,10 +86,7 @@ class DiffDiv(Pretrained, EmbeddingModel):
     def __init__(
         self, config: DiffDivConfig | None = None, **options: Unpack[DiffDivOptions]
     ) -> None:
-        if config is None:
-            config = DiffDivConfig.create(**options)
-        elif options:
-            config = config.replace(**options)
+        config = configured(DiffDivConfig, config, options)
         size = config.hidden_size
         super().__init__(config, size)
         self.backbone = SASRecEncoder(config)
@@ -180,19 +177,6 @@ class DiffDiv(Pretrained, EmbeddingModel):
         return means
 
     # ------------------------------------------------------------------ vectors
-
-    def forward(self, item_ids: History, lengths: Tensor | None = None) -> Tensor:
-        """Users ``[B, D]``.
-
-        Args:
-            item_ids: int64 ``[B, L]`` padded with 0, or a jagged pair (values ``[N]``, offsets
-                ``[B+1]``). Of longer histories the last ``max_length`` items are read.
-            lengths: optional int64 ``[B]`` for the padded form.
-
-        Raises:
-            ValueError: a shape, dtype, length or id that does not fit, naming the argument.
-        """
-        return self.represent(*self._histories(item_ids, lengths))
 
     def represent(self, values: Tensor, offsets: Tensor) -> Tensor:
         """The mean of the S vectors generated of each history ``[B, D]``."""

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from ... import ragged
 from ...config import ModelConfig
 from ...data import Batch
-from ...histories import History
 from ...precision import computing
 from ..base import Diagnostics, LossOutput, Plan, Represented, UserGraph, initialise
 from ..blocks.diagnostics import CROSS_ENTROPY, SAMPLED, LossDiagnostics
@@ -69,19 +68,6 @@ class SASRec(Pretrained, SystemModel):
             self.item_embedding.weight[0].zero_()
         # Behind all that a SASRec draws, which so begins with the same weights.
         self.auxiliary = self._make_auxiliary()
-
-    def forward(self, item_ids: History, lengths: Tensor | None = None) -> Tensor:
-        """Users ``[B, D]``; in training mode with dropout.
-
-        Args:
-            item_ids: int64 ``[B, L]`` padded with 0, or a jagged pair (values ``[N]``, offsets
-                ``[B+1]``). Of longer histories the last ``max_length`` items are read.
-            lengths: optional int64 ``[B]`` for the padded form.
-
-        Raises:
-            ValueError: a shape, dtype, length or id that does not fit, naming the argument.
-        """
-        return self.represent(*self._histories(item_ids, lengths))
 
     def represent(self, values: Tensor, offsets: Tensor) -> Tensor:
         with computing(self.config.precision, self.device.type):
