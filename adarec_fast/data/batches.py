@@ -75,7 +75,7 @@ class EvaluationBatch(NamedTuple):
 
         Example:
             >>> values, offsets = torch.tensor([3, 1, 4]), torch.tensor([0, 2, 3])
-            >>> af.EvaluationBatch.of_nobody(values, offsets).users.tolist()
+            >>> EvaluationBatch.of_nobody(values, offsets).users.tolist()
             [-1, -1]
         """
         nobody = offsets.new_full((offsets.shape[0] - 1,), -1)
