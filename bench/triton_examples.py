@@ -121,7 +121,7 @@ def _encoder(size: int) -> Iterator[Example]:
     ):
         inputs = [
             x, b["offsets"], depth, *(torch.zeros(shape) for shape in shapes),
-            2, 1e-12, 0.1, 0.1, seed, rng.STREAM_FINE_EXPERT, last_only, 48,
+            2, 1e-12, 0.1, 0.1, seed, rng.STREAM_FINE_EXPERT, last_only, 48, True,
         ]
         grad = b["z"] if last_only else x
         yield Example(inputs, None if seed is None else [grad, *inputs])

@@ -177,7 +177,8 @@ def report(results: Sequence[EvaluationResult]) -> RenderableType:
         f"seen items masked: {first.seen_mask}"
         + (", all items behind the cut relevant" if first.targets == "all" else "")
     )
-    table = Table(box=box.SIMPLE_HEAD)
+    # Three models beside each other, whole, in 80 columns.
+    table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     table.add_column("", no_wrap=True)
     columns: list[dict[str, float]] = []
     for result in results:

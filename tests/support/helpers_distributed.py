@@ -19,6 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+# Every worker would import them for itself, for DistributedDataParallel.
+import torch._dynamo
+import torch._inductor.utils
 import torch.distributed.tensor.parallel
 
 from adarec_fast import ADARec, TrainConfig, synthetic
