@@ -25,20 +25,40 @@ def select_interactions(data: InteractionData, keep: Tensor) -> InteractionData:
     their order.
     """
     owners = owners_of(data)
-    users = owners[keep]
-    values = data.values[keep]
-    lengths = torch.bincount(users, minlength=data.num_users)
-    kept_users = torch.nonzero(lengths).flatten()
-    kept_items = torch.nonzero(torch.bincount(values, minlength=data.num_items + 1)).flatten()
+    lengths = torch.bincount(owners[keep], minlength=data.num_users)
+    return _part(data, data.values[keep], lengths, owners, keep)
+
+
+def select_users(data: InteractionData, chosen: Tensor) -> InteractionData:
+    """The whole histories of the users where ``chosen`` (bool [num_users]) is true.
+
+    As :func:`select_interactions` of them, but without a mask over all interactions.
+    """
+    lengths = torch.where(chosen, data.lengths, 0)
+    values, _ = gather_ranges(data.values, data.offsets[:-1][chosen], data.lengths[chosen])
+    return _part(data, values, lengths)
+
+
+def _part(
+    data: InteractionData, values: Tensor, lengths: Tensor, owners: Tensor | None = None,
+    keep: Tensor | None = None,
+) -> InteractionData:
+    """What each user keeps; which interactions these are must be told if not all of a history."""
+    users = torch.nonzero(lengths).flatten()
+    items = torch.nonzero(torch.bincount(values, minlength=data.num_items + 1)).flatten()
     new_index = torch.zeros(data.num_items + 1, dtype=torch.int64)
-    new_index[kept_items] = torch.arange(1, kept_items.numel() + 1)
+    new_index[items] = torch.arange(1, items.numel() + 1)
+    cuts = data.cuts
+    if cuts is not None:
+        owners = owners_of(data) if owners is None else owners
+        cuts = cuts.of(owners, lengths[owners] > 0 if keep is None else keep, users)
     return data.replace(
         values=new_index[values],
-        offsets=lengths_to_offsets(lengths[kept_users]),
-        items=data.items.take(kept_items.numpy()),
-        users=data.users.take(kept_users.numpy()),
-        labels=None if data.labels is None else data.labels.take(kept_items, kept_users),
-        cuts=None if data.cuts is None else data.cuts.of(owners, keep, kept_users),
+        offsets=lengths_to_offsets(lengths[users]),
+        items=data.items.take(items.numpy()),
+        users=data.users.take(users.numpy()),
+        labels=None if data.labels is None else data.labels.take(items, users),
+        cuts=cuts,
     )
 
 
@@ -111,7 +131,7 @@ def drop_short(data: InteractionData, min_length: int) -> tuple[InteractionData,
         )
     if count == 0:
         return data, 0
-    return select_interactions(data, ~short[owners_of(data)]), count
+    return select_users(data, ~short), count
 
 
 class Removed(NamedTuple):
@@ -167,8 +187,7 @@ def dropped_between(
         return None
     gone = torch.from_numpy(_absent(before.users, after.users))
     lost = np.flatnonzero(_absent(before.items, after.items)) + before.items.first
-    histories = select_interactions(before, gone[owners_of(before)])
-    return Dropped(histories, before.items.take(lost), min_length, k)
+    return Dropped(select_users(before, gone), before.items.take(lost), min_length, k)
 
 
 def _absent(before: Vocabulary, after: Vocabulary) -> NDArray[np.bool_]:

@@ -25,6 +25,8 @@ from adarec_fast.data import (
     synthetic,
     truncate_histories,
 )
+from adarec_fast.data.cuts import Cuts
+from adarec_fast.data.preprocess import owners_of, select_interactions, select_users
 
 HISTORIES = st.lists(st.lists(st.integers(0, 9), min_size=3, max_size=12), min_size=1, max_size=12)
 
@@ -298,3 +300,22 @@ def test_drop_short_returns_its_count() -> None:
     data, dropped = drop_short(flat(), 2)
     assert dropped == 1
     assert data.users.ids == [7]
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_whole_histories_are_those_of_their_interactions(cut: bool) -> None:
+    data = synthetic(num_users=30, num_items=40, num_themes=2, subthemes_per_theme=2, seed=1)
+    if cut:
+        before = (data.lengths - 2).clamp(min=0)
+        data = data.replace(cuts=Cuts.at("time", before, before + 1, {}))
+    chosen = torch.rand(data.num_users, generator=torch.Generator().manual_seed(0)) < 0.4
+    found = select_users(data, chosen)
+    wanted = select_interactions(data, chosen[owners_of(data)])
+    assert 0 < found.num_users < data.num_users
+    assert (found.users.ids, found.items.ids) == (wanted.users.ids, wanted.items.ids)
+    for name in ("values", "offsets"):
+        assert torch.equal(getattr(found, name), getattr(wanted, name))
+    assert (found.cuts is None) == (not cut)
+    if found.cuts is not None and wanted.cuts is not None:
+        for name in ("valid", "test", "lost", "unseen"):
+            assert torch.equal(getattr(found.cuts, name), getattr(wanted.cuts, name))
