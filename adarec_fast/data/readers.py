@@ -203,14 +203,16 @@ def _assemble(found: Found, name: str, rule: TimeSplit | None) -> InteractionDat
     items, values = factorise(found.items, sort=True)
     codes, ties, times = found.codes, 0, found.times
     if found.times:
-        keys = (*map(sort_key, reversed(found.times)), codes)
-        order = np.lexsort(keys)
-        equal = np.ones(max(len(order) - 1, 0), dtype=bool)
-        for key in keys:
-            equal &= key[order[1:]] == key[order[:-1]]
-        ties = int(equal.sum())
+        keys = [sort_key(key) for key in times]
+        order = np.lexsort((*reversed(keys), codes))
         codes, values = codes[order], values[order]
-        times = tuple(key[order] for key in times)
+        equal = codes[1:] == codes[:-1]
+        for key in keys:
+            ordered = key[order]
+            equal &= ordered[1:] == ordered[:-1]
+        ties = int(equal.sum())
+        if rule is not None:
+            times = tuple(key[order] for key in times)
     elif (codes[1:] < codes[:-1]).any():
         order = np.argsort(codes, kind="stable")
         codes, values = codes[order], values[order]
