@@ -11,6 +11,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
+def _checked(points: Tensor, clusters: int) -> int:
+    """How many points there are, if they can make so many clusters."""
+    number = points.shape[0]
+    if not 1 <= clusters <= number:
+        raise ValueError(f"clusters={clusters} must be in 1..{number}, the number of points")
+    if not bool(torch.isfinite(points).all()):
+        raise ValueError("points hold NaN or infinity; k-means needs finite ones")
+    return number
+
+
 def kmeans(
     points: Tensor, clusters: int, *, restarts: int = 4, iterations: int = 50, seed: int = 0
 ) -> Tensor:
@@ -31,11 +41,7 @@ def kmeans(
     Raises:
         ValueError: ``clusters`` is outside 1..n, or points are not finite.
     """
-    number = points.shape[0]
-    if not 1 <= clusters <= number:
-        raise ValueError(f"clusters={clusters} must be in 1..{number}, the number of points")
-    if not bool(torch.isfinite(points).all()):
-        raise ValueError("points hold NaN or infinity; k-means needs finite ones")
+    _checked(points, clusters)
     generator = torch.Generator().manual_seed(seed)
     best: Tensor | None = None
     best_cost = float("inf")
@@ -100,11 +106,7 @@ def centroids(
     Raises:
         ValueError: ``clusters`` is outside 1..n, or points are not finite.
     """
-    number = points.shape[0]
-    if not 1 <= clusters <= number:
-        raise ValueError(f"clusters={clusters} must be in 1..{number}, the number of points")
-    if not bool(torch.isfinite(points).all()):
-        raise ValueError("points hold NaN or infinity; k-means needs finite ones")
+    number = _checked(points, clusters)
     generator = torch.Generator().manual_seed(seed)
     squares = float(points.double().square().sum())
     best, best_cost = points[:clusters], float("inf")

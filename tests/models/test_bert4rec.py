@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers_shares import check_shares
+from helpers_systems import ask_a_service, follow_commands
 from helpers_training import DATA, config, outcome
 from torch import Tensor, nn
-from typer.testing import CliRunner
 
 from adarec_fast import Recommender, ragged, rng
-from adarec_fast.cli import app
 from adarec_fast.config import ConfigError
 from adarec_fast.data import Batch, Split, TrainingBatches
 from adarec_fast.export import ExportOptions, export_run
@@ -238,47 +236,15 @@ def test_it_resumes_to_the_same_bits(tmp_path: Path) -> None:
 
 def test_the_commands_take_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    lines = [
-        f"{user} " + " ".join(map(str, DATA.sequence(user).tolist()))
-        for user in range(DATA.num_users)
-    ]
-    Path("data.txt").write_text("\n".join(lines) + "\n")
-    runner = CliRunner()
-
-    def invoke(*words: str) -> str:
-        done = runner.invoke(app, list(words))
-        assert done.exit_code == 0, done.output
-        return done.stdout
-
-    invoke(
-        "train", "--model", "bert4rec", "--data", "data.txt", "--run-dir", "run", "--epochs", "1",
-        "--hidden-size", "8", "--num-layers", "1", "--max-length", "10", "--device", "cpu",
-        "--mask-share", "0.4", "--learning-rate-schedule", "constant",
+    result = follow_commands(
+        "bert4rec", "--num-layers", "1", "--max-length", "10", "--mask-share", "0.4",
+        "--learning-rate-schedule", "constant",
     )  # fmt: skip
-    invoke("train", "--run-dir", "run", "--resume", "--epochs", "2")
-    told = invoke("recommend", "run", "--user", "3", "--output", "json", "--k", "2")
-    (answer,) = json.loads(told)
-    assert len(answer["items"]) == 2
-    results = json.loads(invoke("evaluate", "run", "--no-baselines", "--json"))["results"]
-    assert results[0]["name"] == "BERT4Rec"
-    assert "bert4rec" in invoke("models")
+    assert result["name"] == "BERT4Rec"
 
 
 def test_a_service_answers(tmp_path: Path) -> None:
-    pytest.importorskip("fastapi")
-    import asyncio
-
-    from adarec_fast.serving import ServeConfig, Service, Source
-
-    train(MODEL, config(epochs=1), DATA, tmp_path)
-    service = Service(
-        Source(tmp_path, "best", torch.device("cpu"), 1, 8), ServeConfig.create(max_batch=8)
-    )
-    service.start()
-    request = service.request_type(user=DATA.users.ids[0], k=3)
-    answer = asyncio.run(service.recommend(request))
-    service.close()
-    assert len(answer["items"]) == 3
+    ask_a_service(MODEL, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers_shares import check_shares
+from helpers_systems import ask_a_service, follow_commands
 from helpers_training import DATA, config, outcome
 from torch import Tensor, nn
 from typer.testing import CliRunner
@@ -260,29 +260,12 @@ def test_it_resumes_to_the_same_bits_and_keeps_its_users(tmp_path: Path) -> None
 
 def test_the_commands_take_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    lines = [
-        f"{user} " + " ".join(map(str, DATA.sequence(user).tolist()))
-        for user in range(DATA.num_users)
-    ]
-    Path("data.txt").write_text("\n".join(lines) + "\n")
-    runner = CliRunner()
-
-    def invoke(*words: str) -> str:
-        done = runner.invoke(app, list(words))
-        assert done.exit_code == 0, done.output
-        return done.stdout
-
-    invoke(
-        "train", "--model", "caser", "--data", "data.txt", "--run-dir", "run", "--epochs", "1",
-        "--hidden-size", "8", "--max-length", "3", "--device", "cpu", "--loss", "original",
-        "--negatives", "2", "--supervision", "windows", "--user-embeddings",
+    result = follow_commands(
+        "caser", "--max-length", "3", "--loss", "original", "--negatives", "2",
+        "--supervision", "windows", "--user-embeddings",
     )  # fmt: skip
-    invoke("train", "--run-dir", "run", "--resume", "--epochs", "2")
-    told = invoke("recommend", "run", "--user", "3", "--output", "json", "--k", "2")
-    (answer,) = json.loads(told)
-    assert len(answer["items"]) == 2
-    results = json.loads(invoke("evaluate", "run", "--no-baselines", "--json"))["results"]
-    assert results[0]["name"] == "Caser"
+    assert result["name"] == "Caser"
+    runner = CliRunner()
     refused = runner.invoke(app, ["export", "run", "--format", "ann"])
     assert "an export needs vectors" in " ".join(refused.output.split())
     refused = runner.invoke(app, [
@@ -295,20 +278,7 @@ def test_the_commands_take_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_service_answers(tmp_path: Path) -> None:
-    pytest.importorskip("fastapi")
-    import asyncio
-
-    from adarec_fast.serving import ServeConfig, Service, Source
-
-    train(MODEL, config(epochs=1), DATA, tmp_path)
-    service = Service(
-        Source(tmp_path, "best", torch.device("cpu"), 1, 8), ServeConfig.create(max_batch=8)
-    )
-    service.start()
-    request = service.request_type(user=DATA.users.ids[0], k=3)
-    answer = asyncio.run(service.recommend(request))
-    service.close()
-    assert len(answer["items"]) == 3
+    ask_a_service(MODEL, tmp_path)
 
 
 @pytest.mark.parametrize(

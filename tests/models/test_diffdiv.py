@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers_shares import check_shares
+from helpers_systems import follow_commands
 from helpers_training import DATA, config, outcome
 from torch import Tensor
-from typer.testing import CliRunner
 
 from adarec_fast import Recommender, rng
-from adarec_fast.cli import app
 from adarec_fast.config import ConfigError
 from adarec_fast.data import Split, TrainingBatches
 from adarec_fast.models.blocks.gaussian import (
@@ -257,29 +255,11 @@ def test_it_resumes_to_the_same_bits(options: dict[str, Any], tmp_path: Path) ->
 
 def test_the_commands_take_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    lines = [
-        f"{user} " + " ".join(map(str, DATA.sequence(user).tolist()))
-        for user in range(DATA.num_users)
-    ]
-    Path("data.txt").write_text("\n".join(lines) + "\n")
-    runner = CliRunner()
-
-    def invoke(*words: str) -> str:
-        done = runner.invoke(app, list(words))
-        assert done.exit_code == 0, done.output
-        return done.stdout
-
-    invoke(
-        "train", "--model", "diffdiv", "--data", "data.txt", "--run-dir", "run", "--epochs", "1",
-        "--hidden-size", "8", "--num-layers", "1", "--max-length", "10", "--device", "cpu",
-        "--samples", "2", "--sampling-steps", "3",
+    result = follow_commands(
+        "diffdiv", "--num-layers", "1", "--max-length", "10", "--samples", "2",
+        "--sampling-steps", "3",
     )  # fmt: skip
-    invoke("train", "--run-dir", "run", "--resume", "--epochs", "2")
-    told = invoke("recommend", "run", "--user", "3", "--output", "json", "--k", "2")
-    (answer,) = json.loads(told)
-    assert len(answer["items"]) == 2
-    results = json.loads(invoke("evaluate", "run", "--no-baselines", "--json"))["results"]
-    assert results[0]["name"] == "DiffDiv"
+    assert result["name"] == "DiffDiv"
 
 
 @pytest.mark.parametrize(
