@@ -130,8 +130,8 @@ def check_histories(
 ) -> ragged.Jagged:
     """Packed histories, checked, each cut to its last ``crop`` items.
 
-    Reads the input on the host. A graph under compilation trusts it instead, and keeps all N or
-    B L places, those behind the last item as capacity.
+    Reads the input on the host. A graph under compilation cannot; it asserts the shape of the
+    histories where it runs, and keeps all N or B L places, those behind the last item as capacity.
 
     Args:
         item_ids: int64 ``[B, L]`` padded with 0 on one side, or a pair (values ``[N]``,
@@ -142,13 +142,19 @@ def check_histories(
 
     Raises:
         ValueError: a shape, dtype, length or id that does not fit, naming the argument.
+        RuntimeError: a compiled graph was given histories that are not whole.
     """
     if lengths is not None and not isinstance(item_ids, Tensor):
         raise ValueError("lengths goes with padded item_ids; the offsets already say it")
     if torch.compiler.is_compiling():
         if isinstance(item_ids, Tensor):
+            _assert_whole_rows(item_ids, lengths)
             return ragged.packed_in_place(item_ids, crop)
         packed = ragged.Jagged(*item_ids)
+        _assert_in_graph(
+            ragged.are_offsets(packed.offsets, packed.values.shape[0]),
+            "offsets must begin at 0, rise, and end within the values",
+        )
         return packed if crop is None else ragged.keep_last_in_place(*packed, crop)
     if not is_packed(item_ids) or (isinstance(item_ids, tuple) and len(item_ids) != 2):
         raise ValueError(
@@ -172,6 +178,22 @@ def check_histories(
     if crop is not None and int(offsets[-1]) and int(ragged.lengths(offsets).max()) > crop:
         return ragged.keep_last(values, offsets, crop)
     return ragged.Jagged(values, offsets)
+
+
+def _assert_whole_rows(item_ids: Tensor, lengths: Tensor | None) -> None:
+    _assert_in_graph(
+        ragged.runs_of_items(item_ids) == 1,
+        "item_ids: a row has no item, or padding (0) between items; pad on one side only",
+    )
+    if lengths is not None:
+        _assert_in_graph((item_ids != 0).sum(1) == lengths, "lengths disagree with the padding")
+
+
+def _assert_in_graph(holds: Tensor, message: str) -> None:
+    """Stop a compiled graph, which cannot read what it is given, unless all of ``holds``. An
+    exported program has a guard before it instead."""
+    if not torch.compiler.is_exporting():
+        torch._assert_async(holds.all(), message)
 
 
 def check_ids(values: Tensor, offsets: Tensor, num_items: int, what: str = "") -> None:

@@ -141,6 +141,12 @@ def check_offsets(offsets: Tensor, num_tokens: int, *, max_length: int | None = 
         raise ValueError(f"a sequence has {longest} items, more than max_length={max_length}")
 
 
+def are_offsets(offsets: Tensor, num_tokens: int) -> Tensor:
+    """Whether ``[B+1]`` offsets begin at 0, rise by at least 1 and end within ``num_tokens``, as
+    a bool scalar of tensor operations alone."""
+    return (offsets[0] == 0) & (offsets[-1] <= num_tokens) & (offsets.diff() >= 1).all()
+
+
 def from_padded_ids(item_ids: Tensor, sequence_lengths: Tensor | None = None) -> Jagged:
     """Pack padded ids. Reads them on the host once, at the border of the model.
 
@@ -174,8 +180,7 @@ def from_padded_ids(item_ids: Tensor, sequence_lengths: Tensor | None = None) ->
             )
     if counts.numel() and int(counts.min()) < 1:
         raise ValueError(f"item_ids: row {int(counts.argmin())} has no item")
-    # A row is whole if its valid places are one run: at most one rise from padding to item.
-    rises = (valid[:, 1:] & ~valid[:, :-1]).sum(1) + valid[:, :1].sum(1)
+    rises = runs_of_items(item_ids)
     if rises.numel() and int(rises.max()) > 1:
         raise ValueError(
             f"item_ids: row {int(rises.argmax())} has padding (0) between items; "
@@ -184,6 +189,13 @@ def from_padded_ids(item_ids: Tensor, sequence_lengths: Tensor | None = None) ->
     offsets = torch.zeros(item_ids.shape[0] + 1, dtype=torch.int64, device=item_ids.device)
     torch.cumsum(counts, 0, out=offsets[1:])
     return Jagged(item_ids[valid], offsets)
+
+
+def runs_of_items(item_ids: Tensor) -> Tensor:
+    """How many runs of items a row of padded ids ``[B, L]`` has, int64 ``[B]``; 1 in a whole one.
+    Of tensor operations alone: a run begins where padding, or nothing, is followed by an item."""
+    valid = item_ids != 0
+    return (valid[:, 1:] & ~valid[:, :-1]).sum(1) + valid[:, :1].sum(1)
 
 
 def packed_in_place(item_ids: Tensor, limit: int | None = None) -> Jagged:

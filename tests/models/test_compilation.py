@@ -105,6 +105,39 @@ def test_padded_histories_compile_whole(side: str) -> None:
     assert counter.frame_count <= 3
 
 
+@pytest.mark.parametrize(
+    ("rows", "lengths", "message"),
+    [
+        ([[1, 0, 3], [1, 2, 3]], None, "between items"),
+        ([[0, 0, 0], [1, 2, 3]], None, "no item"),
+        ([[0, 2, 3], [1, 2, 3]], [3, 3], "lengths"),
+    ],
+)
+def test_padded_histories_that_are_not_whole_stop_a_graph(
+    rows: list[list[int]], lengths: list[int] | None, message: str
+) -> None:
+    model = ADARec(**TRACED).eval()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    given = None if lengths is None else torch.tensor(lengths)
+    with torch.no_grad():
+        whole = torch.tensor([[0, 2, 3], [1, 2, 3]])
+        right = None if lengths is None else torch.tensor([2, 3])
+        torch.testing.assert_close(compiled(whole, right).user, model(whole, right).user)
+        with pytest.raises(RuntimeError, match=message):
+            compiled(torch.tensor(rows), given)
+
+
+@pytest.mark.parametrize("offsets", [[1, 2, 5], [0, 0, 5], [0, 3, 2], [0, 3, 6]])
+def test_offsets_that_do_not_fit_stop_a_graph(offsets: list[int]) -> None:
+    model = ADARec(**TRACED).eval()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        whole = VALUES[:5], torch.tensor([0, 2, 5])
+        torch.testing.assert_close(compiled(whole).user, model(whole).user)
+        with pytest.raises(RuntimeError, match="offsets must begin at 0"):
+            compiled((VALUES[:5], torch.tensor(offsets)))
+
+
 def test_long_jagged_histories_are_cut_as_in_eager() -> None:
     torch._dynamo.reset()
     model = ADARec(**SMALL).eval()
