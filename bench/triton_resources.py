@@ -5,10 +5,11 @@
     python -m bench.triton_resources --check         fail if a kernel got worse than the table says
     python -m bench.triton_resources --arch 86 --size 64 --precision tf32 ...   some of it
 
-Rows are every default configuration for every target, and for sm_86, whose limits are the tightest,
-the variants of ``bench/triton_examples.py`` too. ``cuobjdump`` of triton's own package reads
-registers and stack from each cubin; for AMD's gfx942 (D = 64, bfloat16 and IEEE float32, most ops)
-the code object says them. ``source`` is a hash of all that the compiler saw.
+sm_86, whose limits are the tightest, has a row for every size, precision and variant of
+``bench/triton_examples.py``. The other targets show that each kernel compiles there and what it
+takes: default configurations at D = 64, where sm_80, sm_89 and gfx942 leave out TF32.
+``cuobjdump`` of triton's own package reads registers and stack from each cubin; for AMD's gfx942
+(most ops) the code object says them. ``source`` is a hash of all that the compiler saw.
 
 Compilers differ, so ``bench/results/triton-resources.json`` has a set of rows for each triton; a
 run measures, and compares with, those of the installed one. ``--check`` looks at the other sets
@@ -41,11 +42,13 @@ from .triton_table import Row, Rows, complaints, looked_up, read, replace
 
 ARCHITECTURES = (80, 86, 89, 90)
 GFX942 = 94  # compute capability 9.4, as torch reports it
-GFX942_SIZES = (64,)
 # Triton's AMD pipeline ends with an error in the attention, and has no 3xTF32 for the other.
 NOT_FOR_GFX942 = ("encoder_layer", "fused_trajectory")
 SIZES = (32, 64, 128, 256)
 PRECISIONS = ("half", "tf32", "ieee")
+WHOLE = 86  # the target with rows for every size, precision and variant; others have
+OTHER_SIZES = (64,)
+WITH_TF32 = (86, 90)
 SECONDS = 30.0  # between two writings of the table
 
 
@@ -189,11 +192,13 @@ def expected(
 ) -> Iterator[tuple[Key, Launch]]:
     """The rows that a table has, with what to compile for each."""
     for op, architecture, size, precision in product(ops, architectures, sizes, precisions):
-        if architecture == GFX942 and (
-            op in NOT_FOR_GFX942 or size not in GFX942_SIZES or precision == "tf32"
-        ):
+        if architecture == GFX942 and op in NOT_FOR_GFX942:
             continue
-        found = launches(op, size, precision, architecture, variants and architecture == 86)
+        if precision == "tf32" and architecture not in WITH_TF32:
+            continue
+        if architecture != WHOLE and size not in OTHER_SIZES:
+            continue
+        found = launches(op, size, precision, architecture, variants and architecture == WHOLE)
         for name, launch in found.items():
             yield Key(op, name, size, precision, architecture), launch
 
