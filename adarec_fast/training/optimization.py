@@ -12,6 +12,7 @@ from .. import ops
 from ..config import TrainConfig, training_precision
 from ..models.pretrained import CheckpointError
 from ..precision import computing
+from .adam import Adam
 from .progress import check_state_tensor
 from .schedule import LearningRate
 from .statistics import EpochStatistics
@@ -61,7 +62,7 @@ class Stepper:
         # A graph and our kernel read it on the device, where it can change between two replays.
         on_device = self.capturable or self._kernels
         # As a group, which may be empty.
-        self.optimizer = torch.optim.Adam(
+        self.optimizer = Adam(
             [{"params": self._parameters}],
             lr=torch.full((), self._rate, dtype=torch.float32, device=device)
             if on_device else self._rate,

@@ -40,11 +40,17 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ["recommend", "RUN", "--user", "u00000"], ["evaluate", "RUN", "--json"],
         ["recommend", "RUN", "--history", "t0-s0-i001", "--output", "json"],
+        ["train", "--data", "DATA", "--run-dir", "NEW", "--epochs", "1", "--log", "none"],
     ],
     ids=lambda words: " ".join(words[::2]),
 )  # fmt: skip
-def test_a_command_imports_only_what_it_uses(options: list[str], run: Path) -> None:
-    words = [str(run) if word == "RUN" else word for word in options]
+def test_a_command_imports_only_what_it_uses(
+    options: list[str], run: Path, tmp_path: Path
+) -> None:
+    histories = (f"{user} {user} 30 {user + 9} 31\n" for user in range(1, 20))
+    (tmp_path / "data.txt").write_text("".join(histories), encoding="utf-8")
+    places = {"RUN": run, "NEW": tmp_path / "run", "DATA": tmp_path / "data.txt"}
+    words = [str(places.get(word, word)) for word in options]
     root = str(Path(__file__).parents[2])
     done = subprocess.run(
         [sys.executable, "-c", COMMAND, *words, " ".join(UNUSED)],
