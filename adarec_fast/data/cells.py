@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from .columns import Columns
 from .errors import DataError
 from .tables import Cells, Column, Events, cell_ids
-from .text import MISSING, Ids, JoinedText, TextColumn, ids_from_strings, known
+from .text import MISSING, JoinedText, TextColumn, known
 from .times import cell_times, one_scale, text_times
+from .words import Ids, Words, ids_from_words
 
 _SHOWN = 5
 
@@ -70,8 +71,8 @@ def events_from(parts: Sequence[Cells], keep: Sequence[str] | None, columns: Col
     other_event = rows - len(cells)
     cells = _unfolded(_resolved(cells, columns.text_ids))
     kept = len(cells)
-    users, no_user = cleaned(cells.columns[cells.user])
-    items, no_item = cleaned(cells.columns[cells.item])
+    users, no_user = _cleaned(cells.columns[cells.user])
+    items, no_item = _cleaned(cells.columns[cells.item])
     cells = cells.having({**cells.columns, cells.user: users, cells.item: items})
     missing = no_user | no_item
     left_out = LeftOut(
@@ -106,13 +107,22 @@ def _resolved(cells: Cells, text_ids: bool) -> Cells:
         column = columns[name]
         if isinstance(column, TextColumn):
             whole = None if text_ids else column.numbers()
-            columns[name] = column.strings() if whole is None else whole
+            columns[name] = Words.of(column.strings()) if whole is None else whole
     return cells.having(columns)
 
 
-def cleaned(column: Column) -> tuple[list[Any] | NDArray[Any], NDArray[np.bool_]]:
+def _cleaned(column: Column) -> tuple[Column, NDArray[np.bool_]]:
     """Ids without blanks around them, and which are missing."""
-    values = _values(column)
+    if not isinstance(column, TextColumn):
+        return cleaned_values(column)
+    words = column if isinstance(column, Words) else Words.of(column.strings())
+    return words.cleaned()
+
+
+def cleaned_values(
+    values: list[Any] | NDArray[Any],
+) -> tuple[list[Any] | NDArray[Any], NDArray[np.bool_]]:
+    """The same of cells that are no text of a file."""
     none = np.zeros(len(values), dtype=bool)
     if isinstance(values, np.ndarray):
         if values.dtype.kind in "fc":
@@ -207,7 +217,10 @@ def _word(value: Any) -> str:
 
 def _unfolded(cells: Cells) -> Cells:
     """One row an item where a cell holds a list of them, as one of a user's whole history."""
-    items = _values(cells.columns[cells.item])
+    column = cells.columns[cells.item]
+    if isinstance(column, Words) and not any("[" in word for word in column.distinct):
+        return cells
+    items = _values(column)
     if isinstance(items, np.ndarray) and items.dtype.kind != "O":
         return cells
     items = list(items)
@@ -284,12 +297,13 @@ def _is_list(value: object) -> bool:
 
 
 def _ids(cells: Cells, name: str, what: str, text_ids: bool) -> Ids:
-    column = _values(cells.columns[name])
+    column = cells.columns[name]
     if not cells.text:
-        return cell_ids(column, cells.locate, name, text_ids)
+        return cell_ids(_values(column), cells.locate, name, text_ids)
     if isinstance(column, np.ndarray):
         return column
-    return ids_from_strings(column, what, cells.locate, text_ids)
+    words = column if isinstance(column, Words) else Words.of(_values(column))
+    return ids_from_words(words, what, cells.locate, text_ids)
 
 
 def _times(cells: Cells, name: str, form: str | None, *, clock: bool) -> NDArray[Any]:
@@ -301,7 +315,7 @@ def _times(cells: Cells, name: str, form: str | None, *, clock: bool) -> NDArray
             return one_scale(numbers, cells.locate)
         column = column.strings()
     if not cells.text:
-        missing = cleaned(column)[1]
+        missing = _cleaned(column)[1]
         if missing.any():
             raise _no_time(cells.locate(int(missing.argmax())), name, cells.null)
         return cell_times(column, cells.locate, form, clock=clock)

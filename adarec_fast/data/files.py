@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .cells import LeftOut, cleaned, events_from
+from .cells import LeftOut, events_from
 from .columns import Columns
 from .errors import DataError, EmptyFile
 from .json_tables import is_one_object, read_json, read_jsonl
@@ -18,7 +19,8 @@ from .parquet import read_parquet
 from .separated import SEPARATORS, Layout, likely_separator, read_separated
 from .sources import Source, open_source, unpacked_name
 from .tables import Cells, is_inter_header, read_inter
-from .text import Fields, Ids, checked_text, ids_from_strings, split_whitespace
+from .text import Fields, checked_text, split_whitespace
+from .words import Ids, Words, ids_from_words
 
 _EXTENSIONS = {
     ".inter": "inter",
@@ -170,22 +172,20 @@ def _read_text(source: Source, content: bytes, format: str, text_ids: bool) -> F
     left_out = LeftOut(len(owner), int(no_user[owner].sum()), int((no_item & known[owner]).sum()))
     if not keep.any():
         raise DataError(f"{source.path}: no line has both a user id and an item id")
-    kept_items = items[keep[~no_item]] if isinstance(items, np.ndarray) else [
-        item for item, stays in zip(items, keep[~no_item].tolist(), strict=True) if stays
-    ]  # fmt: skip
-    return Found(user_ids, codes[place[owner[keep]]], kept_items, (), format, left_out)
+    return Found(user_ids, codes[place[owner[keep]]], items[keep[~no_item]], (), format, left_out)
 
 
-def _text_ids(fields: Fields, what: str, text: bool) -> tuple[Ids, NDArray[np.bool_]]:
+def _text_ids(
+    fields: Fields, what: str, text: bool
+) -> tuple[NDArray[np.int64] | Words, NDArray[np.bool_]]:
     """Ids of the fields that have one, and which have none."""
     numbers = None if text else fields.numbers()
     if numbers is not None:
         return numbers, np.zeros(len(fields), dtype=bool)
-    values, missing = cleaned(fields)
+    words, missing = Words.of(fields.strings()).cleaned()
     known = np.flatnonzero(~missing)
-    texts = [values[row] for row in known.tolist()] if missing.any() else list(values)
-    ids = ids_from_strings(texts, what, lambda row: fields.locate(int(known[row])), text)
-    return ids, missing
+    words = words[known] if missing.any() else words
+    return ids_from_words(words, what, lambda row: fields.locate(int(known[row])), text), missing
 
 
 def _merged(parts: Sequence[Found], paths: Sequence[Path]) -> Found:
@@ -213,8 +213,13 @@ def _all_ids(parts: Sequence[Ids]) -> Ids:
     arrays = [part for part in parts if isinstance(part, np.ndarray)]
     if len(arrays) == len(parts):
         return np.concatenate(arrays)
-    return [str(x) for part in parts
-            for x in (part.tolist() if isinstance(part, np.ndarray) else part)]  # fmt: skip
+    return [str(x) for part in parts for x in _listed(part)]
+
+
+def _listed(ids: Ids) -> list[Any]:
+    if isinstance(ids, np.ndarray):
+        return ids.tolist()
+    return ids.strings() if isinstance(ids, Words) else ids
 
 
 def _lonely_user(fields: Fields, place: int) -> DataError:

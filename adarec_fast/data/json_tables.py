@@ -13,7 +13,7 @@ from .columns import Columns, Table, spread
 from .errors import DataError
 from .lists import Found, is_list, read_lists, refuse
 from .moments import Exact, exact_number
-from .tables import Cells
+from .tables import Cells, compact
 
 _NULL = "missing or null"
 
@@ -50,7 +50,7 @@ def read_jsonl(path: Path, data: bytes, columns: Columns) -> Cells:
     Raises:
         DataError: a line is no object or has a wanted name twice, or columns cannot be told.
     """
-    texts = data.split(b"\n")
+    texts = data.decode().split("\n")
     filled = [number for number, text in enumerate(texts) if text and not text.isspace()]
     seen = [_line_object(path, texts, filled[row]) for row in spread(len(filled)).tolist()]
     begin = f"{path}:{filled[0] + 1}"
@@ -72,15 +72,16 @@ def read_jsonl(path: Path, data: bytes, columns: Columns) -> Cells:
         if not news:
             break
     for name in wanted:
-        mark = json.dumps(name, ensure_ascii=False).encode()
-        if data.count(mark) <= len(filled) - cells[name].count(None):
+        mark = json.dumps(name, ensure_ascii=False)
+        if data.count(mark.encode()) <= len(filled) - cells[name].count(None):
             continue  # once in each line that has it
         for number in filled:
             if texts[number].count(mark) > 1:
-                value = _WATCHFUL.decode(texts[number].decode())
+                value = _WATCHFUL.decode(texts[number])
                 _refuse_twice(value, wanted, f"{path}:{number + 1}")
+    found = {name: compact(values) for name, values in cells.items()}
     return Cells(
-        str(path), choice, {**cells}, lambda row: f"{path}:{filled[row] + 1}", False, _NULL
+        str(path), choice, found, lambda row: f"{path}:{filled[row] + 1}", False, _NULL
     )
 
 
@@ -138,10 +139,16 @@ def _cells_of_objects(path: Path, objects: Sequence[dict[str, Any]], columns: Co
     return dataclasses.replace(cells, null=_NULL)
 
 
-def _line_object(path: Path, texts: list[bytes], number: int) -> dict[str, Any]:
+def _line_object(path: Path, texts: list[str], number: int) -> dict[str, Any]:
     """The object of a line."""
+    text = texts[number]
     try:
-        value = _DECODER.decode(texts[number].decode())
+        try:
+            value, end = _DECODER.raw_decode(text)
+        except ValueError:
+            end = -1
+        if end != len(text):  # blanks around it, or what is no JSON
+            value = _DECODER.decode(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}:{number + 1}: not JSON: {error}") from error
     if not isinstance(value, dict):

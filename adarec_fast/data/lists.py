@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .cells import LeftOut, Read, cleaned
+from .cells import LeftOut, Read, cleaned_values
 from .columns import Choice
 from .errors import DataError, EmptyFile
-from .text import Ids
 from .vocabulary import normalise_ids
+from .words import Distinct, Ids, Words
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Found:
         choice: the columns of a table that they are from.
     """
 
-    users: Ids
+    users: Distinct
     codes: NDArray[np.int64]
     items: Ids
     times: tuple[NDArray[Any], ...]
@@ -74,15 +74,15 @@ def read_lists(source: Any, where: str, format: str, text_ids: bool) -> Found:
             )
     counts = np.array([len(history) for history in histories])
     owner = np.repeat(np.arange(len(histories)), counts)
-    keys, no_user = cleaned(list(source) if named else np.arange(len(histories)))
-    items, no_item = cleaned(list(itertools.chain.from_iterable(histories)))
+    keys, no_user = cleaned_values(list(source) if named else np.arange(len(histories)))
+    items, no_item = cleaned_values(list(itertools.chain.from_iterable(histories)))
     left_out = LeftOut(
         len(owner), int(no_user[owner].sum()), int((no_item & ~no_user[owner]).sum())
     )
     keep = ~(no_user[owner] | no_item)
     if not keep.all():
         items = [items[row] for row in np.flatnonzero(keep).tolist()]
-    users: Ids = np.arange(len(histories))
+    users: Distinct = np.arange(len(histories))
     if named:
         users = normalise_ids([key for key, no in zip(keys, no_user, strict=True) if not no],
                               "user ids")  # fmt: skip
@@ -93,8 +93,10 @@ def read_lists(source: Any, where: str, format: str, text_ids: bool) -> Found:
     return Found(users, codes[keep], items, (), format, left_out)
 
 
-def factorise(ids: Ids, sort: bool = False) -> tuple[Ids, NDArray[np.int64]]:
+def factorise(ids: Ids, sort: bool = False) -> tuple[Distinct, NDArray[np.int64]]:
     """Distinct ids, sorted or by first occurrence, and each id's place among them."""
+    if isinstance(ids, Words):
+        return ids.factorised(sort)
     if isinstance(ids, list):
         distinct = sorted(set(ids)) if sort else list(dict.fromkeys(ids))
         place = {value: number for number, value in enumerate(distinct)}

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from .columns import Choice, Columns, Table, spread
 from .errors import DataError, EmptyFile
-from .text import Ids, Locate, TextColumn, split_tabs
+from .text import Locate, TextColumn, split_tabs
 from .vocabulary import normalise_ids
+from .words import Ids
 
 _INTER_FIELD = re.compile(r"[^\t:]+:(token|token_seq|float|float_seq)")
 _LISTS = (list, tuple, np.ndarray)
@@ -72,7 +73,7 @@ class Cells:
             DataError: as :meth:`.Columns.choose`.
         """
         choice = columns.choose(table)
-        cells = {name: column(name) for name in choice.names()}
+        cells = {name: compact(column(name)) for name in choice.names()}
         return cls(table.where, choice, cells, locate, text)
 
     @classmethod
@@ -228,6 +229,16 @@ def _polars_column(column: Any) -> list[Any] | NDArray[Any]:
     if whole or kind.is_float():
         return np.asarray(column.to_numpy())  # a null float is NaN
     return list(column.to_list())
+
+
+def compact(column: Column) -> Column:
+    """A list of ints as an array, which later steps read whole; others as they are."""
+    if isinstance(column, list) and set(map(type, column)) == {int}:
+        try:
+            return np.array(column, dtype=np.int64)
+        except OverflowError:  # told of later, with its row
+            pass
+    return column
 
 
 def cell_ids(

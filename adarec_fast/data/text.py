@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
@@ -15,20 +14,10 @@ from numpy.typing import NDArray
 
 from .errors import DataError, EmptyFile
 
-Ids = NDArray[np.int64] | list[str]
 Locate = Callable[[int], str]
 
 _SPACE = np.zeros(256, dtype=bool)
 _SPACE[list(b" \t\n\v\f\r")] = True
-_CANONICAL = re.compile(r"0|-?[1-9][0-9]{0,17}")
-_DIGITS = re.compile(r"-?[0-9]+")
-# What pandas makes of integers in a column where one is missing.
-_WHOLE = re.compile(r"(0|-?[1-9][0-9]{0,14})\.0")
-# An article's number with a letter, such as 85123A.
-_CODE = re.compile(r"(?=.*[A-Za-z])(?=.*[0-9])[A-Za-z0-9_-]+")
-_SAMPLE = 1000
-# A damaged line is a single one; so many rows with a code are no accident.
-_CODES = 3
 # What programs write where there is no value; compared without blanks and in lower case.
 MISSING = frozenset(
     ["", "-", "na", "n/a", "#n/a", "nan", "-nan", "nil", "null", "(null)", "none", "<na>", "nat",
@@ -273,45 +262,6 @@ def _parse_integers(
         good &= ~active | (digit <= 9)
         values = np.where(active, values * 10 + digit, values)
     return np.where(negative, -values, values), good
-
-
-def ids_from_strings(values: list[str], what: str, locate: Locate, text: bool = False) -> Ids:
-    """A text column as ids: int64 when all are integers, else the strings as they are.
-
-    A column whose first ids are nearly all integers must be integers throughout: one that is
-    not is far more often a damaged line than a name. Numbers with leading zeros or of more than
-    18 digits (ISBNs, say) make the column strings, as do numbers with letters (85123A) in
-    several rows. Integers written 17850.0, which pandas does, are integers.
-
-    Args:
-        values: the ids, none empty.
-        what: ``"user id"`` or ``"item id"``, for messages.
-        locate: where a row is, for messages.
-        text: leave all of them as they are.
-
-    Raises:
-        DataError: a stray id among integers.
-    """
-    if text:
-        return values
-    unique = dict.fromkeys(values)
-    strays = {x for x in unique if not _CANONICAL.fullmatch(x)}
-    if all(_WHOLE.fullmatch(x) for x in strays):
-        number = {x: int(x[:-2] if x in strays else x) for x in unique}
-        return np.fromiter(map(number.__getitem__, values), dtype=np.int64, count=len(values))
-    sample = values[:_SAMPLE]
-    wrong = sum(x in strays for x in sample)
-    nearly_all = wrong <= max(1, len(sample) // 10) and len(sample) > 2 * wrong
-    if not nearly_all or any(_DIGITS.fullmatch(x) for x in strays):
-        return values
-    codes = {x for x in strays if _CODE.fullmatch(x)}
-    if 2 * len(codes) >= len(strays) and sum(x in codes for x in values) >= _CODES:
-        return values
-    row = next(i for i, x in enumerate(values) if x in strays)
-    raise DataError(
-        f"{locate(row)}: {what} {values[row]!r} is not an integer, as the other {what}s are "
-        "(where ids are meant to be text, say ids='text' (--ids text))"
-    )
 
 
 def split_ids(text: str) -> list[str]:
