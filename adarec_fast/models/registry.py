@@ -63,6 +63,12 @@ BUILT_IN = {
         "ICLRec whose clusters are parameters, mixed into the views",
         "Liu et al., NeurIPS 2024",
     ),
+    "iocrec": Entry(
+        "iocrec.config:IOCRecConfig",
+        "iocrec.model:IOCRec",
+        "histories split into intents, the best of which ranks; intents of views are contrasted",
+        "Li et al., WSDM 2023",
+    ),
     "basrec": Entry(
         "basrec.config:BASRecConfig",
         "basrec.model:BASRec",

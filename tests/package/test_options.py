@@ -28,6 +28,8 @@ from adarec_fast.models.elcrec.config import ELCRecConfig
 from adarec_fast.models.elcrec.model import ELCRec
 from adarec_fast.models.iclrec.config import ICLRecConfig
 from adarec_fast.models.iclrec.model import ICLRec
+from adarec_fast.models.iocrec.config import IOCRecConfig
+from adarec_fast.models.iocrec.model import IOCRec
 from adarec_fast.models.sasrec.config import SASRecConfig
 from adarec_fast.models.sasrec.model import SASRec
 from adarec_fast.ranking.frames import FrameOptions, recommendation_frames
@@ -35,7 +37,7 @@ from adarec_fast.ranking.frames import FrameOptions, recommendation_frames
 KNOWN: list[tuple[Any, Any]] = [
     (options.ADARecOptions, ADARecConfig), (options.SASRecOptions, SASRecConfig),
     (options.ICLRecOptions, ICLRecConfig), (options.ELCRecOptions, ELCRecConfig),
-    (options.BASRecOptions, BASRecConfig),
+    (options.IOCRecOptions, IOCRecConfig), (options.BASRecOptions, BASRecConfig),
     (options.BERT4RecOptions, BERT4RecConfig), (options.CaserOptions, CaserConfig),
     (options.ADARecICLRecOptions, ADARecICLRecConfig),
     (options.ADARecELCRecOptions, ADARecELCRecConfig),
@@ -67,8 +69,8 @@ def test_options_of_frames_are_their_arguments() -> None:
 
 
 MODELS = [
-    ADARec, SASRec, ICLRec, ELCRec, BASRec, BERT4Rec, Caser, DiffDiv, ADARecICLRec, ADARecELCRec,
-    Counting, Popularity,
+    ADARec, SASRec, ICLRec, ELCRec, IOCRec, BASRec, BERT4Rec, Caser, DiffDiv, ADARecICLRec,
+    ADARecELCRec, Counting, Popularity,
 ]  # fmt: skip
 
 
