@@ -108,6 +108,31 @@ class TransformerOptions(ModelOptions, total=False):
     layer_norm_eps: float
 
 
+class PDRecOptions(SASRecOptions, total=False):
+    """Of :class:`adarec_fast.models.pdrec.config.PDRecConfig`."""
+
+    cosine_scale: float
+    preference_epochs: int
+    preference_hidden: int
+    preference_rate: float
+    preference_decay: float
+    preference_batch: int
+    least_weight: float
+    diffusion_steps: int
+    noise_scale: float
+    least_noise: float
+    greatest_noise: float
+    rank_share: float
+    weight_limit: float
+    weight_scale: float
+    candidates: int
+    soft_targets: int
+    lambda_soft: float
+    exclude_observed: bool
+    band_begin: float
+    band_end: float
+
+
 class BERT4RecOptions(TransformerOptions, total=False):
     """Of :class:`adarec_fast.models.bert4rec.config.BERT4RecConfig`."""
 

@@ -75,6 +75,12 @@ BUILT_IN = {
         "SASRec, and samples mixed of histories, their augmented copies and each other",
         "Dang et al., AAAI 2025",
     ),
+    "pdrec": Entry(
+        "pdrec.config:PDRecConfig",
+        "pdrec.model:PDRec",
+        "SASRec whose targets and negatives a diffusion of users' preferences weighs and chooses",
+        "Ma et al., AAAI 2024",
+    ),
     "bert4rec": Entry(
         "bert4rec.config:BERT4RecConfig",
         "bert4rec.model:BERT4Rec",

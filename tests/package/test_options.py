@@ -30,6 +30,8 @@ from adarec_fast.models.iclrec.config import ICLRecConfig
 from adarec_fast.models.iclrec.model import ICLRec
 from adarec_fast.models.iocrec.config import IOCRecConfig
 from adarec_fast.models.iocrec.model import IOCRec
+from adarec_fast.models.pdrec.config import PDRecConfig
+from adarec_fast.models.pdrec.model import PDRec
 from adarec_fast.models.sasrec.config import SASRecConfig
 from adarec_fast.models.sasrec.model import SASRec
 from adarec_fast.ranking.frames import FrameOptions, recommendation_frames
@@ -38,6 +40,7 @@ KNOWN: list[tuple[Any, Any]] = [
     (options.ADARecOptions, ADARecConfig), (options.SASRecOptions, SASRecConfig),
     (options.ICLRecOptions, ICLRecConfig), (options.ELCRecOptions, ELCRecConfig),
     (options.IOCRecOptions, IOCRecConfig), (options.BASRecOptions, BASRecConfig),
+    (options.PDRecOptions, PDRecConfig),
     (options.BERT4RecOptions, BERT4RecConfig), (options.CaserOptions, CaserConfig),
     (options.ADARecICLRecOptions, ADARecICLRecConfig),
     (options.ADARecELCRecOptions, ADARecELCRecConfig),
@@ -69,8 +72,8 @@ def test_options_of_frames_are_their_arguments() -> None:
 
 
 MODELS = [
-    ADARec, SASRec, ICLRec, ELCRec, IOCRec, BASRec, BERT4Rec, Caser, DiffDiv, ADARecICLRec,
-    ADARecELCRec, Counting, Popularity,
+    ADARec, SASRec, ICLRec, ELCRec, IOCRec, BASRec, PDRec, BERT4Rec, Caser, DiffDiv,
+    ADARecICLRec, ADARecELCRec, Counting, Popularity,
 ]  # fmt: skip
 
 

@@ -5,20 +5,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .augmentation import Views
 from .auxiliary import Step
 from .contrast import Tokens, concatenated, overlap_products, pair_infonce
 
 
-def place_of(views: Views, step: Step) -> Tensor | None:
-    """Where the views of a share lie among those of the whole batch: tokens and sequences before
-    them, int64 ``[2]``; None where nobody shares the batch."""
+def place_of(step: Step, offsets: Tensor, each: int = 1) -> Tensor | None:
+    """Where sequences made of a share lie among those of the whole batch: tokens and sequences
+    before them, int64 ``[2]``; None where nobody shares the batch.
+
+    Args:
+        step: the batch.
+        offsets: int64 ``[B each + 1]`` of the sequences.
+        each: of each history.
+    """
     share = step.share
     if share is None:
         return None
-    # How many tokens the views of the shares before have is known to these alone.
-    tokens = share.workers.gather(views.offsets[-1:])[: share.workers.rank].sum()
-    return torch.stack([tokens, share.place[1] * views.each])
+    # How many tokens those of the shares before have is known to these alone.
+    tokens = share.workers.gather(offsets[-1:])[: share.workers.rank].sum()
+    return torch.stack([tokens, share.place[1] * each])
 
 
 def is_user(step: Step) -> Tensor | None:

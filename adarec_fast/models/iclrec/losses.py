@@ -65,7 +65,8 @@ class Contrast(Auxiliary):
         batch, draws = step.batch, step.draws
         levels = [0, 1] * len([name for name in LABELS if name in self.weights])
         views = augmented(batch.item_ids, batch.offsets, draws, levels, self.ratios)
-        seed = rng.of_pass(draws, 1, place_of(views, step)) if model.training else None
+        place = place_of(step, views.offsets, views.each)
+        seed = rng.of_pass(draws, 1, place) if model.training else None
         return model.encoded(views.values, views.offsets, seed, views.places), views
 
     def sequence(self, model: Encodes, step: Step, x: Tensor, views: Views) -> Tensor:

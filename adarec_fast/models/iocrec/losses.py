@@ -48,7 +48,8 @@ class IntentionContrast(Auxiliary):
         views = augmented(
             batch.item_ids, batch.offsets, draws, (0, 1), self.ratios, mask_id=masked
         )
-        seed = rng.of_pass(draws, 1, place_of(views, step)) if model.training else None
+        place = place_of(step, views.offsets, views.each)
+        seed = rng.of_pass(draws, 1, place) if model.training else None
         places = Places.of(
             views.offsets, views.values.shape[0], config.max_length, from_left=self.from_left
         )

@@ -59,7 +59,11 @@ class SASRec(EncoderModel):
     def represent(self, values: Tensor, offsets: Tensor) -> Tensor:
         with computing(self.config.precision, self.device.type):
             embeddings, _ = self._encode(values, offsets, self._next_seed())
-            return embeddings[ragged.last_tokens(offsets)]
+            return self.ranking_vectors(embeddings[ragged.last_tokens(offsets)])
+
+    def ranking_vectors(self, rows: Tensor) -> Tensor:
+        """What of the encoder's outputs ``[..., D]`` is multiplied with :meth:`table`."""
+        return rows
 
     def _of_targets(
         self, batch: Batch, embeddings: Tensor, table: Tensor | None, negatives: Tensor | None,
@@ -88,11 +92,12 @@ class SASRec(EncoderModel):
 
 def _serving(model: SASRec) -> Callable[[Tensor, Tensor], Represented]:
     assert isinstance(model.backbone, SASRecEncoder)
-    encoder = EncoderPlan(model.backbone, model.table(), model.config.backend)
+    items = model.item_embedding.weight
+    encoder = EncoderPlan(model.backbone, items, model.config.backend)
     precision, device = model.config.precision, model.device.type
 
     def plan(values: Tensor, offsets: Tensor) -> Represented:
         with computing(precision, device):
-            return Represented(encoder.last(values, offsets))
+            return Represented(model.ranking_vectors(encoder.last(values, offsets)))
 
     return plan
