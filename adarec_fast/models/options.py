@@ -186,6 +186,24 @@ class DiffDivOptions(TransformerOptions, total=False):
     detach_target: bool
 
 
+class GlobalDiffOptions(TransformerOptions, total=False):
+    """Of :class:`adarec_fast.models.globaldiff.config.GlobalDiffConfig`."""
+
+    loss: Literal["full_ce", "original"]
+    encoder_epochs: int
+    diffusion_steps: int
+    noise_scale: float
+    least_noise: float
+    greatest_noise: float
+    normalise: Literal["l2", "sign"]
+    image_side: int
+    approximator_dropout: float
+    image_dropout: float
+    related_items: int
+    sampling_noise: bool
+    fusion: float
+
+
 class ADARecOptions(EncoderOptions, total=False):
     """Of :class:`adarec_fast.ADARecConfig`."""
 

@@ -105,6 +105,12 @@ BUILT_IN = {
         "ADARec on ELCRec's encoder, with ELCRec's contrasts and centres",
         "Cui et al., AAAI 2026, Table 3",
     ),
+    "globaldiff": Entry(
+        "globaldiff.config:GlobalDiffConfig",
+        "globaldiff.model:GlobalDiff",
+        "a diffusion over all items behind a frozen encoder, whose ranking it is fused with",
+        "Luo et al., AAAI 2025",
+    ),
     "diffdiv": Entry(
         "diffdiv.config:DiffDivConfig",
         "diffdiv.model:DiffDiv",

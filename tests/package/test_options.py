@@ -26,6 +26,8 @@ from adarec_fast.models.diffdiv.config import DiffDivConfig
 from adarec_fast.models.diffdiv.model import DiffDiv
 from adarec_fast.models.elcrec.config import ELCRecConfig
 from adarec_fast.models.elcrec.model import ELCRec
+from adarec_fast.models.globaldiff.config import GlobalDiffConfig
+from adarec_fast.models.globaldiff.model import GlobalDiff
 from adarec_fast.models.iclrec.config import ICLRecConfig
 from adarec_fast.models.iclrec.model import ICLRec
 from adarec_fast.models.iocrec.config import IOCRecConfig
@@ -40,7 +42,7 @@ KNOWN: list[tuple[Any, Any]] = [
     (options.ADARecOptions, ADARecConfig), (options.SASRecOptions, SASRecConfig),
     (options.ICLRecOptions, ICLRecConfig), (options.ELCRecOptions, ELCRecConfig),
     (options.IOCRecOptions, IOCRecConfig), (options.BASRecOptions, BASRecConfig),
-    (options.PDRecOptions, PDRecConfig),
+    (options.PDRecOptions, PDRecConfig), (options.GlobalDiffOptions, GlobalDiffConfig),
     (options.BERT4RecOptions, BERT4RecConfig), (options.CaserOptions, CaserConfig),
     (options.ADARecICLRecOptions, ADARecICLRecConfig),
     (options.ADARecELCRecOptions, ADARecELCRecConfig),
@@ -72,8 +74,8 @@ def test_options_of_frames_are_their_arguments() -> None:
 
 
 MODELS = [
-    ADARec, SASRec, ICLRec, ELCRec, IOCRec, BASRec, PDRec, BERT4Rec, Caser, DiffDiv,
-    ADARecICLRec, ADARecELCRec, Counting, Popularity,
+    ADARec, SASRec, ICLRec, ELCRec, IOCRec, BASRec, PDRec, BERT4Rec, Caser, GlobalDiff,
+    DiffDiv, ADARecICLRec, ADARecELCRec, Counting, Popularity,
 ]  # fmt: skip
 
 
