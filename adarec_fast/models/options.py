@@ -235,6 +235,13 @@ class ADARecELCRecOptions(ADARecOptions, ELCRecOptions, total=False):
     """Of :class:`adarec_fast.models.adarec_on.config.ADARecELCRecConfig`."""
 
 
+class ADARecIOCRecOptions(ADARecOptions, IOCRecFieldOptions, total=False):
+    """Of :class:`adarec_fast.models.adarec_on.config.ADARecIOCRecConfig`."""
+
+    loss: Literal["full_ce", "original"]
+    excluded_negatives: Literal["train", "all"]
+
+
 class PopularityOptions(ModelOptions, total=False):
     """Of :class:`adarec_fast.models.counting.config.PopularityConfig`."""
 

@@ -105,6 +105,12 @@ BUILT_IN = {
         "ADARec on ELCRec's encoder, with ELCRec's contrasts and centres",
         "Cui et al., AAAI 2026, Table 3",
     ),
+    "adarec-iocrec": Entry(
+        "adarec_on.config:ADARecIOCRecConfig",
+        "adarec_on.model:ADARecIOCRec",
+        "ADARec on IOCRec's encoder, with IOCRec's contrast of intents",
+        "Cui et al., AAAI 2026, Table 3",
+    ),
     "globaldiff": Entry(
         "globaldiff.config:GlobalDiffConfig",
         "globaldiff.model:GlobalDiff",

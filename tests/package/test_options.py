@@ -12,8 +12,12 @@ import pytest
 
 from adarec_fast import ADARec, ADARecConfig
 from adarec_fast.models import options
-from adarec_fast.models.adarec_on.config import ADARecELCRecConfig, ADARecICLRecConfig
-from adarec_fast.models.adarec_on.model import ADARecELCRec, ADARecICLRec
+from adarec_fast.models.adarec_on.config import (
+    ADARecELCRecConfig,
+    ADARecICLRecConfig,
+    ADARecIOCRecConfig,
+)
+from adarec_fast.models.adarec_on.model import ADARecELCRec, ADARecICLRec, ADARecIOCRec
 from adarec_fast.models.basrec.config import BASRecConfig
 from adarec_fast.models.basrec.model import BASRec
 from adarec_fast.models.bert4rec.config import BERT4RecConfig
@@ -46,6 +50,7 @@ KNOWN: list[tuple[Any, Any]] = [
     (options.BERT4RecOptions, BERT4RecConfig), (options.CaserOptions, CaserConfig),
     (options.ADARecICLRecOptions, ADARecICLRecConfig),
     (options.ADARecELCRecOptions, ADARecELCRecConfig),
+    (options.ADARecIOCRecOptions, ADARecIOCRecConfig),
     (options.DiffDivOptions, DiffDivConfig),
     (options.CountingOptions, CountingConfig), (options.PopularityOptions, PopularityConfig),
 ]  # fmt: skip
@@ -75,7 +80,7 @@ def test_options_of_frames_are_their_arguments() -> None:
 
 MODELS = [
     ADARec, SASRec, ICLRec, ELCRec, IOCRec, BASRec, PDRec, BERT4Rec, Caser, GlobalDiff,
-    DiffDiv, ADARecICLRec, ADARecELCRec, Counting, Popularity,
+    DiffDiv, ADARecICLRec, ADARecELCRec, ADARecIOCRec, Counting, Popularity,
 ]  # fmt: skip
 
 
