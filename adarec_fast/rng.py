@@ -62,6 +62,8 @@ STREAM_DIFFUSION_STEP = 2055
 STREAM_DIFFUSION_NOISE = 2056
 STREAM_LATENT = 2057
 STREAM_SAMPLE = 2058
+STREAM_GLOBAL = 2059
+STREAM_APPROXIMATOR = 2060  # and the seven behind it
 
 LANES = 4
 _MASK = 0xFFFFFFFF
@@ -195,6 +197,28 @@ def normal_levels(
     if not planes:
         return torch.empty(0, *index.shape, dtype=dtype, device=index.device)
     return torch.stack(planes[:levels])
+
+
+def wide_normals(
+    seed: Tensor, row: Tensor, size: int, dtype: torch.dtype, stream: int, group: int = 0
+) -> Tensor:
+    """Standard normals ``[R, size]`` of rows that have no levels, four a call of Philox.
+
+    A row is four quarters of Q = ceil(size / 4), the last one shorter; quarter j has lane j at the
+    element indices row * Q + 0..Q-1.
+
+    Args:
+        seed: the key.
+        row: int64 ``[R]``, numbers of the rows.
+        size: of each.
+        dtype: of the normals.
+        stream: stream id.
+        group: ``level // 4``.
+    """
+    quarter = -(-size // LANES)
+    index = row[:, None] * quarter + torch.arange(quarter, device=row.device)
+    w0, w1, w2, w3 = philox(seed, index, stream, group)
+    return torch.cat([*box_muller(w0, w1, dtype), *box_muller(w2, w3, dtype)], 1)[:, :size]
 
 
 def trajectory_noise(

@@ -15,6 +15,7 @@ from ..histories import (
     History,
     check_histories,
 )
+from ..ops.score_topk import best_of_several
 from .base import SequenceModel
 from .limits import Allowed
 from .soft_targets import SoftTargets
@@ -116,8 +117,11 @@ class EmbeddingModel(SequenceModel):
             raise ConfigError(
                 "allow and mask need the whole item table, which is split over workers here"
             )
-        if user is None or user.dim() == 3 or allowed is not None:
+        several = user is not None and user.dim() == 3
+        if user is None or allowed is not None or (several and self.memory is not None):
             return super()._best(user, read, without, k, allowed)
+        if several:
+            return best_of_several(user, self.table(), *without, k, backend=backend)
         if self.memory is not None:
             return ops.memory_topk(
                 user, self.table(), *read, *without, self.memory.reads(), k,

@@ -46,16 +46,21 @@ class SASRecOptions(EncoderOptions, total=False):
     excluded_negatives: Literal["train", "all"]
 
 
-class ContrastOptions(ModelOptions, total=False):
+class ViewOptions(ModelOptions, total=False):
+    """Of augmented views and their contrast."""
+
+    view_temperature: float
+    crop_ratio: float
+    mask_ratio: float
+    reorder_ratio: float
+
+
+class ContrastOptions(ViewOptions, total=False):
     """Of contrasts of views and intents."""
 
     num_intents: int
     lambda_sequence: float
     lambda_intent: float
-    view_temperature: float
-    crop_ratio: float
-    mask_ratio: float
-    reorder_ratio: float
 
 
 class ICLRecOptions(SASRecOptions, ContrastOptions, total=False):
@@ -71,6 +76,14 @@ class ELCRecOptions(SASRecOptions, ContrastOptions, total=False):
     lambda_cluster: float
 
 
+class IOCRecFieldOptions(ViewOptions, total=False):
+    """Of IOCRec's intents."""
+
+    num_intents: int
+    lambda_contrast: float
+    pooling: Literal["position", "sum"]
+
+
 class BASRecOptions(SASRecOptions, total=False):
     """Of :class:`adarec_fast.models.basrec.config.BASRecConfig`."""
 
@@ -83,10 +96,9 @@ class BASRecOptions(SASRecOptions, total=False):
     weighting: Literal["sample", "outer"]
 
 
-class BERT4RecOptions(ModelOptions, total=False):
-    """Of :class:`adarec_fast.models.bert4rec.config.BERT4RecConfig`."""
+class TransformerOptions(ModelOptions, total=False):
+    """Of systems on the built-in encoder as public code has it."""
 
-    loss: Literal["full_ce", "original"]
     hidden_size: int
     num_layers: int
     num_heads: int
@@ -94,8 +106,46 @@ class BERT4RecOptions(ModelOptions, total=False):
     dropout: float
     attention_dropout: float
     layer_norm_eps: float
+
+
+class PDRecOptions(SASRecOptions, total=False):
+    """Of :class:`adarec_fast.models.pdrec.config.PDRecConfig`."""
+
+    cosine_scale: float
+    preference_epochs: int
+    preference_hidden: int
+    preference_rate: float
+    preference_decay: float
+    preference_batch: int
+    least_weight: float
+    diffusion_steps: int
+    noise_scale: float
+    least_noise: float
+    greatest_noise: float
+    rank_share: float
+    weight_limit: float
+    weight_scale: float
+    candidates: int
+    soft_targets: int
+    lambda_soft: float
+    exclude_observed: bool
+    band_begin: float
+    band_end: float
+
+
+class BERT4RecOptions(TransformerOptions, total=False):
+    """Of :class:`adarec_fast.models.bert4rec.config.BERT4RecConfig`."""
+
+    loss: Literal["full_ce", "original"]
     mask_share: float
     last_share: float
+    positions: Literal["left", "end"]
+
+
+class IOCRecOptions(TransformerOptions, IOCRecFieldOptions, total=False):
+    """Of :class:`adarec_fast.models.iocrec.config.IOCRecConfig`."""
+
+    loss: Literal["full_ce", "original"]
     positions: Literal["left", "end"]
 
 
@@ -115,17 +165,10 @@ class CaserOptions(ModelOptions, total=False):
     num_users: int
 
 
-class DiffDivOptions(ModelOptions, total=False):
+class DiffDivOptions(TransformerOptions, total=False):
     """Of :class:`adarec_fast.models.diffdiv.config.DiffDivConfig`."""
 
     loss: Literal["full_ce", "original"]
-    hidden_size: int
-    num_layers: int
-    num_heads: int
-    feedforward_multiplier: int
-    dropout: float
-    attention_dropout: float
-    layer_norm_eps: float
     item_std: float
     guidance: Literal["variational", "plain"]
     guidance_dropout: float
@@ -141,6 +184,24 @@ class DiffDivOptions(ModelOptions, total=False):
     lambda_kl: float
     kl_epochs: int
     detach_target: bool
+
+
+class GlobalDiffOptions(TransformerOptions, total=False):
+    """Of :class:`adarec_fast.models.globaldiff.config.GlobalDiffConfig`."""
+
+    loss: Literal["full_ce", "original"]
+    encoder_epochs: int
+    diffusion_steps: int
+    noise_scale: float
+    least_noise: float
+    greatest_noise: float
+    normalise: Literal["l2", "sign"]
+    image_side: int
+    approximator_dropout: float
+    image_dropout: float
+    related_items: int
+    sampling_noise: bool
+    fusion: float
 
 
 class ADARecOptions(EncoderOptions, total=False):
@@ -172,6 +233,13 @@ class ADARecICLRecOptions(ADARecOptions, ICLRecOptions, total=False):
 
 class ADARecELCRecOptions(ADARecOptions, ELCRecOptions, total=False):
     """Of :class:`adarec_fast.models.adarec_on.config.ADARecELCRecConfig`."""
+
+
+class ADARecIOCRecOptions(ADARecOptions, IOCRecFieldOptions, total=False):
+    """Of :class:`adarec_fast.models.adarec_on.config.ADARecIOCRecConfig`."""
+
+    loss: Literal["full_ce", "original"]
+    excluded_negatives: Literal["train", "all"]
 
 
 class PopularityOptions(ModelOptions, total=False):

@@ -63,11 +63,23 @@ BUILT_IN = {
         "ICLRec whose clusters are parameters, mixed into the views",
         "Liu et al., NeurIPS 2024",
     ),
+    "iocrec": Entry(
+        "iocrec.config:IOCRecConfig",
+        "iocrec.model:IOCRec",
+        "histories split into intents, the best of which ranks; intents of views are contrasted",
+        "Li et al., WSDM 2023",
+    ),
     "basrec": Entry(
         "basrec.config:BASRecConfig",
         "basrec.model:BASRec",
         "SASRec, and samples mixed of histories, their augmented copies and each other",
         "Dang et al., AAAI 2025",
+    ),
+    "pdrec": Entry(
+        "pdrec.config:PDRecConfig",
+        "pdrec.model:PDRec",
+        "SASRec whose targets and negatives a diffusion of users' preferences weighs and chooses",
+        "Ma et al., AAAI 2024",
     ),
     "bert4rec": Entry(
         "bert4rec.config:BERT4RecConfig",
@@ -92,6 +104,18 @@ BUILT_IN = {
         "adarec_on.model:ADARecELCRec",
         "ADARec on ELCRec's encoder, with ELCRec's contrasts and centres",
         "Cui et al., AAAI 2026, Table 3",
+    ),
+    "adarec-iocrec": Entry(
+        "adarec_on.config:ADARecIOCRecConfig",
+        "adarec_on.model:ADARecIOCRec",
+        "ADARec on IOCRec's encoder, with IOCRec's contrast of intents",
+        "Cui et al., AAAI 2026, Table 3",
+    ),
+    "globaldiff": Entry(
+        "globaldiff.config:GlobalDiffConfig",
+        "globaldiff.model:GlobalDiff",
+        "a diffusion over all items behind a frozen encoder, whose ranking it is fused with",
+        "Luo et al., AAAI 2025",
     ),
     "diffdiv": Entry(
         "diffdiv.config:DiffDivConfig",

@@ -81,3 +81,29 @@ def score_topk(
         torch.ones((), dtype=torch.bool, device=users.device),
     )
     return reference(users, items, mask[:-1], k, seen_score)
+
+
+def best_of_several(
+    users: Tensor, items: Tensor, seen: Tensor, seen_offsets: Tensor, k: int, *,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """:func:`score_topk` of users ``[B, K, D]``: an item's score is the greatest of K products.
+
+    An item among the k best is among those of the vector that it scores by, so that K lists of k
+    hold them all.
+    """
+    lists = [
+        score_topk(users[:, one].contiguous(), items, seen, seen_offsets, k, backend=backend)
+        for one in range(users.shape[1])
+    ]
+    scores, found = (torch.cat(parts, 1) for parts in zip(*lists, strict=True))
+    # By item, and of each item by score: all but the first of an item are left out.
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    order = order.gather(1, found.gather(1, order).argsort(dim=1, stable=True))
+    scores, found = scores.gather(1, order), found.gather(1, order)
+    again = torch.zeros_like(found, dtype=torch.bool)
+    again[:, 1:] = found[:, 1:] == found[:, :-1]
+    # Among equal ones the lower id comes first, and behind all of them what was left out.
+    scores = scores.masked_fill(again, float("-inf"))
+    best = scores.argsort(dim=1, descending=True, stable=True)[:, :k]
+    return scores.gather(1, best), found.gather(1, best)

@@ -19,6 +19,7 @@ from ..models.limits import Allowed, Limits, best_allowed
 from ..models.own_ids import Question, UnknownItems
 from ..ops import choose, synchronising
 from ..ops._library import implementation, on_cuda
+from ..ops.score_topk import best_of_several
 from ..packed.score_topk import CHUNK_ELEMENTS
 from ..precision import computing, ranking
 from .asking import Asking
@@ -290,7 +291,8 @@ class Recommender(Asking):
         told: Mapping[str, Tensor] = {}
         if self.model.by_products:
             user, told = self._represent(values, offsets)
-        if user is not None and user.dim() == 2 and (mask is None or among is not None):
+        whole = user is None or (user.dim() == 3 and self._memory is not None)
+        if user is not None and not whole and (mask is None or among is not None):
             with ranking(self.model.config.precision, self._device.type):
                 scores, items = (
                     self._best_products(user, values, offsets, seen, seen_offsets, k)
@@ -314,7 +316,8 @@ class Recommender(Asking):
         index = torch.cat([among.new_zeros(1), among])
         place = torch.zeros(self._items.shape[0], dtype=torch.int64, device=among.device)
         place[index] = torch.arange(index.shape[0], device=among.device)
-        scores, found = ops.score_topk(
+        topk = ops.score_topk if user.dim() == 2 else best_of_several
+        scores, found = topk(
             user, self._items[index], place[seen], seen_offsets, k,
             backend=self.model.config.backend,
         )  # fmt: skip
@@ -324,8 +327,12 @@ class Recommender(Asking):
         self, user: Tensor, values: Tensor, offsets: Tensor, seen: Tensor, seen_offsets: Tensor,
         k: int,
     ) -> tuple[Tensor, Tensor]:
-        """Scores ``[B, k]`` and items of users ``[B, D']``, the memory's share included."""
+        """Scores ``[B, k]`` and items of users ``[B, D']``, the memory's share included, or of
+        ``[B, K, D']`` without a memory."""
         masked = seen, seen_offsets
+        if user.dim() == 3:
+            backend = self.model.config.backend
+            return best_of_several(user, self._items, *masked, k, backend=backend)
         if self._memory is None:
             if self._topk is None:
                 return ops.score_topk(user, self._items, *masked, k, backend="reference")

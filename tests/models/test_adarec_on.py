@@ -1,4 +1,4 @@
-"""ADARec on ICLRec and ELCRec: without ADARec the other system, without its losses ADARec."""
+"""ADARec on other systems: without ADARec the other one, without its losses ADARec."""
 
 from __future__ import annotations
 
@@ -84,6 +84,39 @@ def test_the_encoder_gets_the_other_systems_gradients_beside_adarecs() -> None:
         other.loss(BATCH).total.backward()
         both.append(other.item_embedding.weight.grad)
     torch.testing.assert_close(gradients[0] - gradients[1], both[0] - both[1])
+
+
+@pytest.mark.parametrize("loss", ["original", "full_ce"])
+def test_iocrecs_contrast_stays_and_its_own_ranking_goes(loss: str) -> None:
+    """IOCRec learns from prefixes and ranks by its intents: only its contrast is in both."""
+    mine = model("adarec-iocrec", loss=loss, num_intents=3, **OFF)
+    plain = model("adarec-iocrec", loss=loss, num_intents=3, lambda_contrast=0.0, **OFF)
+    theirs = model(
+        "iocrec", num_intents=3, positions="end", num_layers=1, feedforward_multiplier=4
+    )
+    theirs.load_state_dict(
+        {name: mine.state_dict()[name] for name in theirs.state_dict()}, strict=True
+    )
+    found, without = mine.loss(BATCH), plain.loss(BATCH)
+    ends = BATCH.targets[BATCH.offsets[1:] - 1]
+    wanted = theirs.loss(BATCH._replace(targets=ends)).parts["contrast"]
+    torch.testing.assert_close(found.parts["aux_contrast"], wanted)
+    torch.testing.assert_close(found.total, without.total + 0.1 * wanted)
+    assert "aux_contrast" not in without.parts
+    histories = [[3, 4], [5]]
+    fields = {k: v for k, v in SHAPE.items() if k != "num_intents"}
+    expected = ADARec(**fields, **OFF, supervision="all", layer_norm_eps=1e-12).double()
+    expected.load_state_dict({n: mine.state_dict()[n] for n in expected.state_dict()})
+    assert torch.equal(*(one.recommend(histories, k=4)[0] for one in (mine, expected)))
+
+
+@pytest.mark.parametrize("options", [{}, {"supervision": "prefix"}])
+def test_shares_of_a_contrast_of_intents(options: dict[str, Any]) -> None:
+    batches = TrainingBatches(
+        *SPLIT.inputs("train"), supervision=options.get("supervision", "all"), batch_size=24,
+        max_length=10, seed=0,
+    )  # fmt: skip
+    check_shares(batches, lambda: model("adarec-iocrec", max_depth=2, **options))
 
 
 @pytest.mark.parametrize("options", [{}, {"loss": "original"}])

@@ -138,3 +138,35 @@ def test_a_share_and_capacity_change_nothing() -> None:
     assert rows(augmented(spare, offsets, seed(), (0, 1), RATIOS)) == whole
     nothing = augmented(values[:0], offsets[:1], seed(), (0, 1), RATIOS)
     assert nothing.offsets.tolist() == [0]
+
+
+def test_operators_with_a_mask_that_is_read() -> None:
+    """IOCRec's: a masked item stays as a token, and windows may reach the last item."""
+    sizes = [n for n in COUNTS for _ in range(60)]
+    values, offsets = histories(*sizes)
+    draws, levels, mask = seed(), (0, 1), 10**6
+    found = rows(augmented(values, offsets, draws, levels, RATIOS, mask_id=mask))
+    size = torch.tensor(sizes)[:, None]
+    kinds, _, starts = _chosen(draws, torch.arange(len(sizes)), size, levels, RATIOS, True)
+    reached = [0, 0, 0]
+    for number, (items, places) in enumerate(found):
+        history, view = divmod(number, 2)
+        n, kind = sizes[history], int(kinds[history, view])
+        whole = list(range(100 * history + 1, 100 * history + n + 1))
+        m = COUNTS[n][kind]
+        assert places == list(range(len(items)))[::-1]
+        if kind == CROP:
+            begin = items[0] - whole[0]
+            assert begin == int(starts[history, view])
+            assert items == whole[begin : begin + max(m, 1)]
+            reached[kind] += items[-1] == whole[-1]
+        elif kind == MASK:
+            assert sum(item == mask for item in items) == m
+            assert all(item in (mask, own) for item, own in zip(items, whole, strict=True))
+            reached[kind] += items[-1] == mask
+        else:
+            assert sorted(items) == whole
+            moved = [i for i in range(n) if items[i] != whole[i]]
+            assert not moved or moved[-1] - moved[0] < m
+            reached[kind] += items[-1] != whole[-1]
+    assert min(reached) > 0

@@ -19,7 +19,8 @@ from adarec_fast.config import ConfigError
 from adarec_fast.data import Batch, Split, TrainingBatches
 from adarec_fast.export import ExportOptions, export_run
 from adarec_fast.models.bert4rec.cloze import hidden_counts, hidden_items
-from adarec_fast.models.bert4rec.model import BERT4Rec, with_next
+from adarec_fast.models.bert4rec.model import BERT4Rec
+from adarec_fast.models.blocks.next_place import with_next
 from adarec_fast.training import load_run, train
 
 SHAPE: dict[str, Any] = {

@@ -12,8 +12,12 @@ import pytest
 
 from adarec_fast import ADARec, ADARecConfig
 from adarec_fast.models import options
-from adarec_fast.models.adarec_on.config import ADARecELCRecConfig, ADARecICLRecConfig
-from adarec_fast.models.adarec_on.model import ADARecELCRec, ADARecICLRec
+from adarec_fast.models.adarec_on.config import (
+    ADARecELCRecConfig,
+    ADARecICLRecConfig,
+    ADARecIOCRecConfig,
+)
+from adarec_fast.models.adarec_on.model import ADARecELCRec, ADARecICLRec, ADARecIOCRec
 from adarec_fast.models.basrec.config import BASRecConfig
 from adarec_fast.models.basrec.model import BASRec
 from adarec_fast.models.bert4rec.config import BERT4RecConfig
@@ -26,8 +30,14 @@ from adarec_fast.models.diffdiv.config import DiffDivConfig
 from adarec_fast.models.diffdiv.model import DiffDiv
 from adarec_fast.models.elcrec.config import ELCRecConfig
 from adarec_fast.models.elcrec.model import ELCRec
+from adarec_fast.models.globaldiff.config import GlobalDiffConfig
+from adarec_fast.models.globaldiff.model import GlobalDiff
 from adarec_fast.models.iclrec.config import ICLRecConfig
 from adarec_fast.models.iclrec.model import ICLRec
+from adarec_fast.models.iocrec.config import IOCRecConfig
+from adarec_fast.models.iocrec.model import IOCRec
+from adarec_fast.models.pdrec.config import PDRecConfig
+from adarec_fast.models.pdrec.model import PDRec
 from adarec_fast.models.sasrec.config import SASRecConfig
 from adarec_fast.models.sasrec.model import SASRec
 from adarec_fast.ranking.frames import FrameOptions, recommendation_frames
@@ -35,10 +45,12 @@ from adarec_fast.ranking.frames import FrameOptions, recommendation_frames
 KNOWN: list[tuple[Any, Any]] = [
     (options.ADARecOptions, ADARecConfig), (options.SASRecOptions, SASRecConfig),
     (options.ICLRecOptions, ICLRecConfig), (options.ELCRecOptions, ELCRecConfig),
-    (options.BASRecOptions, BASRecConfig),
+    (options.IOCRecOptions, IOCRecConfig), (options.BASRecOptions, BASRecConfig),
+    (options.PDRecOptions, PDRecConfig), (options.GlobalDiffOptions, GlobalDiffConfig),
     (options.BERT4RecOptions, BERT4RecConfig), (options.CaserOptions, CaserConfig),
     (options.ADARecICLRecOptions, ADARecICLRecConfig),
     (options.ADARecELCRecOptions, ADARecELCRecConfig),
+    (options.ADARecIOCRecOptions, ADARecIOCRecConfig),
     (options.DiffDivOptions, DiffDivConfig),
     (options.CountingOptions, CountingConfig), (options.PopularityOptions, PopularityConfig),
 ]  # fmt: skip
@@ -67,8 +79,8 @@ def test_options_of_frames_are_their_arguments() -> None:
 
 
 MODELS = [
-    ADARec, SASRec, ICLRec, ELCRec, BASRec, BERT4Rec, Caser, DiffDiv, ADARecICLRec, ADARecELCRec,
-    Counting, Popularity,
+    ADARec, SASRec, ICLRec, ELCRec, IOCRec, BASRec, PDRec, BERT4Rec, Caser, GlobalDiff,
+    DiffDiv, ADARecICLRec, ADARecELCRec, ADARecIOCRec, Counting, Popularity,
 ]  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from ...config import Supervision
 from ..adarec.config import ADARecConfig
 from ..elcrec.config import ELCRecFields
 from ..iclrec.config import ICLRecFields
+from ..iocrec.config import IOCRecFields
 
 
 class ADARecOnConfig(ADARecConfig):
@@ -58,3 +59,10 @@ class ADARecELCRecConfig(ADARecOnConfig, ELCRecFields):
     """ADARec on ELCRec."""
 
     system: ClassVar[str] = "adarec-elcrec"
+
+
+class ADARecIOCRecConfig(ADARecOnConfig, IOCRecFields):
+    """ADARec on IOCRec."""
+
+    system: ClassVar[str] = "adarec-iocrec"
+    positions: ClassVar[str] = "end"  # as ADARec's encoder counts them

@@ -1,14 +1,16 @@
-"""ADARec on ICLRec and on ELCRec (Table 3 of the paper), which states no equation for it.
+"""ADARec on ICLRec, on ELCRec and on IOCRec (Table 3 of the paper), which states no equation.
 
 Our reading: the encoder is that of the other system, ADC, HDA and HP-MoE read its output E, and h_u
-ranks in the place of E's last vector; the other system's losses beside its ranking one stay, with
+ranks in the place of what ranks there; the other system's losses beside its ranking one stay, with
 their weights, on its encoder's outputs:
 
     L = L_rec(h_u) + lambda_deno L_deno + lambda_cont L_cont + lambda_expl L_expl + L_aux
 
-Views pass through the encoder alone. With depth fixed, without diffusion and HP-MoE this is the
-other system, step by step. That the paper's Table 1 figures of ADARec on Beauty and Toys are those
-of its row on ELCRec here says that its headline model has these losses.
+Views pass through the encoder alone. With depth fixed, without diffusion and HP-MoE this is ICLRec
+or ELCRec, step by step. Of IOCRec, global states and intents are there for its contrast alone, and
+positions count from the end, as ADARec's encoder has them. That the paper's Table 1 figures of
+ADARec on Beauty and Toys are those of its row on ELCRec here says that its headline model has these
+losses.
 """
 
 from __future__ import annotations
@@ -21,12 +23,13 @@ from ..blocks.auxiliary import Auxiliary
 from ..blocks.system import configured
 from ..elcrec.losses import LearnedIntents
 from ..iclrec.losses import IntentContrast
-from .config import ADARecELCRecConfig, ADARecICLRecConfig
+from ..iocrec.losses import IntentionContrast
+from .config import ADARecELCRecConfig, ADARecICLRecConfig, ADARecIOCRecConfig
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from ..options import ADARecELCRecOptions, ADARecICLRecOptions
+    from ..options import ADARecELCRecOptions, ADARecICLRecOptions, ADARecIOCRecOptions
 
 
 class ADARecICLRec(ADARec):
@@ -73,3 +76,26 @@ class ADARecELCRec(ADARec):
 
     def _make_auxiliary(self) -> Auxiliary:
         return LearnedIntents(self.config)
+
+
+class ADARecIOCRec(ADARec):
+    """ADARec on IOCRec's encoder, with IOCRec's contrast of intents.
+
+    Args:
+        config: the whole configuration, or None to give its fields as ``options``.
+        options: fields of :class:`ADARecIOCRecConfig`, e.g. ``num_items=12101, num_layers=3``.
+
+    Raises:
+        ConfigError: an unknown field, or a value out of range.
+    """
+
+    config_type: ClassVar[type[ADARecConfig]] = ADARecIOCRecConfig
+    config: ADARecIOCRecConfig
+
+    def __init__(
+        self, config: ADARecIOCRecConfig | None = None, **options: Unpack[ADARecIOCRecOptions]
+    ) -> None:
+        super().__init__(configured(ADARecIOCRecConfig, config, options))
+
+    def _make_auxiliary(self) -> Auxiliary:
+        return IntentionContrast(self.config)

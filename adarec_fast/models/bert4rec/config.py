@@ -6,15 +6,15 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from ...config import ModelConfig, Supervision, check_heads
+from ...config import Supervision
+from ..encoders.config import TransformerConfig
 
 
-class BERT4RecConfig(ModelConfig):
+class BERT4RecConfig(TransformerConfig):
     """A BERT4Rec; the defaults are those of the public code for Beauty."""
 
     system: ClassVar[str] = "bert4rec"
     supervisions: ClassVar[tuple[Supervision, ...]] = ("cloze",)
-    local_path: ClassVar[int] = 0
 
     supervision: Supervision = Field("cloze", description="items of a history that are hidden")
     loss: Literal["full_ce", "original"] = Field(
@@ -22,13 +22,7 @@ class BERT4RecConfig(ModelConfig):
         description="full_ce: cross entropy over all items, which is the system's own: original is "
         "the same",
     )
-    hidden_size: int = Field(64, ge=1, le=65_536, description="D, size of every representation")
-    num_layers: int = Field(2, ge=1, le=256, description="Transformer layers")
-    num_heads: int = Field(2, ge=1, description="attention heads")
-    feedforward_multiplier: int = Field(4, ge=1, le=64, description="feed-forward size over D")
-    dropout: float = Field(0.5, ge=0.0, lt=1.0, description="hidden dropout probability")
     attention_dropout: float = Field(0.2, ge=0.0, lt=1.0, description="dropout on attention")
-    layer_norm_eps: float = Field(1e-12, gt=0.0, description="added to LayerNorm's variance")
     mask_share: float = Field(
         0.6, gt=0.0, le=1.0, description="share of a history's items that are hidden, at least one"
     )
@@ -41,7 +35,6 @@ class BERT4RecConfig(ModelConfig):
 
     @model_validator(mode="after")
     def _fits(self) -> BERT4RecConfig:
-        check_heads(self.hidden_size, self.num_heads)
         if self.max_length < 2:
             raise ValueError(
                 f"max_length={self.max_length} leaves no place for an item beside the mask that "

@@ -10,6 +10,9 @@ Each view picks one of three operators, each as likely:
 Where a window has items at all, it begins at one of 0 .. n - m - 1, so that the last item is never
 in it. A crop of nothing keeps one random item. Histories are those of the batch, already cut to
 ``max_length``; the public code cuts afterwards, which differs for longer ones alone.
+
+IOCRec's public code has them otherwise (``mask_id``): a masked item becomes a token that is read
+like any other, and windows begin at one of 0 .. n - m, so that the last item may be in them.
 """
 
 from __future__ import annotations
@@ -56,7 +59,8 @@ def counts(lengths: Tensor, ratio: float) -> Tensor:
 
 
 def augmented(
-    values: Tensor, offsets: Tensor, draws: Tensor, levels: Sequence[int], ratios: Ratios
+    values: Tensor, offsets: Tensor, draws: Tensor, levels: Sequence[int], ratios: Ratios,
+    mask_id: int | None = None,
 ) -> Views:
     """Views of packed histories, without waiting for a GPU.
 
@@ -66,11 +70,13 @@ def augmented(
         draws: int64 ``[3]``, a step's seed at the place of these histories.
         levels: the draw that each of C views is made of; equal ones give equal views.
         ratios: of the operators.
+        mask_id: what stands for a masked item, with windows as IOCRec's code has them; None: it is
+            left out.
     """
     tokens, batch, views = values.shape[0], offsets.shape[0] - 1, len(levels)
     sequence = torch.arange(batch, device=values.device) + rng.first_sequence(draws)
     size = ragged.lengths(offsets)[:, None]
-    kind, window, start = _chosen(draws, sequence, size, levels, ratios)
+    kind, window, start = _chosen(draws, sequence, size, levels, ratios, mask_id is not None)
 
     # From here on everything is [N, C]; tokens of capacity belong to no history and are not kept.
     owner = ragged.sequence_ids(offsets, tokens)
@@ -83,8 +89,14 @@ def augmented(
     bucket = torch.where(kind_of == MASK, 0, bucket)
     bucket = torch.where(real[:, None], bucket, place)
     rank = random_ranks(draws, offsets[owner], bucket, levels)
-    kept = torch.where(kind_of == CROP, inside, (kind_of == REORDER) | (rank >= window_of))
-    kept &= real[:, None]
+    hidden = (kind_of == MASK) & (rank < window_of)
+    kept = torch.where(kind_of == CROP, inside, True)
+    items = values[:, None].expand(-1, views)
+    if mask_id is None:
+        kept = kept & ~hidden
+    else:
+        items = items.masked_fill(hidden, mask_id)
+    kept = kept & real[:, None]
 
     before = F.pad(kept.cumsum(0), (0, 0, 1, 0))
     length = before[offsets[1:]] - before[offsets[:-1]]
@@ -99,21 +111,22 @@ def augmented(
     room = int(new_offsets[-1]) if values.device.type == "cpu" else tokens * views
     to = torch.where(kept, to, room).flatten()
     found = []
-    for source in (values[:, None].expand(-1, views), from_end):
+    for source in (items, from_end):
         target = source.new_zeros(room + 1)
         found.append(target.index_copy_(0, to, source.flatten())[:room])
     return Views(found[0], new_offsets, found[1], views)
 
 
 def _chosen(
-    draws: Tensor, sequence: Tensor, size: Tensor, levels: Sequence[int], ratios: Ratios
+    draws: Tensor, sequence: Tensor, size: Tensor, levels: Sequence[int], ratios: Ratios,
+    to_the_last: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Operator, length of its window and where it begins, int64 ``[B, C]`` each."""
     kind = rng.below(rng.level_words(draws, sequence, rng.STREAM_AUGMENT_CHOICE, levels), 3)
     counted = [counts(size, ratio) for ratio in ratios]
     window = torch.where(kind == CROP, counted[CROP], counted[REORDER])
     word = rng.level_words(draws, sequence, rng.STREAM_AUGMENT_PLACE, levels)
-    start = rng.below(word, size - window)
+    start = rng.below(word, size - window + to_the_last).minimum(size - 1)
     window = torch.where(kind == CROP, window.clamp(min=1), window)
     return kind, torch.where(kind == MASK, counted[MASK], window), start
 

@@ -16,13 +16,17 @@ from ...data.flat import range_positions
 _PAIRS = 1 << 22  # counted at once
 
 
-def similarities(values: Tensor, offsets: Tensor, num_items: int) -> tuple[Tensor, Tensor, Tensor]:
+def similarities(
+    values: Tensor, offsets: Tensor, num_items: int, *, inverse_frequency: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
     """Every s_ij > 0 with i != j, by i and then by j: int64 ``[P]`` i, j, and float64 ``[P]``.
 
     Args:
         values: int64 ``[N]``, items 1..num_items, on the CPU.
         offsets: int64 ``[U+1]``.
         num_items: V.
+        inverse_frequency: as above; False: each user counts 1, and s is the cosine of the columns
+            of who has what.
     """
     width = num_items + 1
     owner = ragged.sequence_ids(offsets, values.shape[0])
@@ -43,7 +47,9 @@ def similarities(values: Tensor, offsets: Tensor, num_items: int) -> tuple[Tenso
         apart = first != others
         first, others = first[apart], others[apart]
         found = items[first] * width + items[others]
-        weight = 1 / torch.log1p(sizes[owner[first]].double())
+        weight = torch.ones(first.shape, dtype=torch.float64)
+        if inverse_frequency:
+            weight /= torch.log1p(sizes[owner[first]].double())
         keys, which = torch.unique(torch.cat([keys, found]), return_inverse=True)
         counts = torch.zeros(keys.shape, dtype=torch.float64).index_add_(
             0, which, torch.cat([counts, weight])

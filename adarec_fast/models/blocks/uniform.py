@@ -1,4 +1,4 @@
-"""Linear maps as torch itself starts them, from a generator of one's own."""
+"""Linear maps and convolutions as torch itself starts them, from a generator of one's own."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from torch import nn
 
 @torch.no_grad()
 def uniform_linears(module: nn.Module, generator: torch.Generator) -> None:
-    """Weights and biases of every ``nn.Linear`` in it uniform within 1 / sqrt(its inputs)."""
+    """Weights and biases of every ``nn.Linear`` and ``nn.Conv2d`` in it uniform within
+    1 / sqrt(its inputs)."""
     for part in module.modules():
-        if isinstance(part, nn.Linear):
-            bound = part.in_features**-0.5
+        if isinstance(part, (nn.Linear, nn.Conv2d)):
+            bound = part.weight[0].numel() ** -0.5
             part.weight.uniform_(-bound, bound, generator=generator)
-            part.bias.uniform_(-bound, bound, generator=generator)
+            if part.bias is not None:
+                part.bias.uniform_(-bound, bound, generator=generator)

@@ -26,20 +26,31 @@ def weighted_cross_entropy(
     Returns:
         A scalar, float32 or wider; 0 if no row counts.
     """
-    loss: Tensor = _Weighted.apply(hidden, table, targets, weights)
-    return loss
+    return weighted_rows(hidden, table, targets, weights)[0]
+
+
+def weighted_rows(
+    hidden: Tensor, table: Tensor, targets: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """:func:`weighted_cross_entropy`, and each row's own loss ``[R]`` without its weight, of which
+    no gradient comes; 0 where there is no target."""
+    loss: Tensor
+    rows: Tensor
+    loss, rows = _Weighted.apply(hidden, table, targets, weights)
+    return loss, rows
 
 
 class _Weighted(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, table: Tensor, targets: Tensor, weights: Tensor
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         wide = torch.promote_types(hidden.dtype, torch.float32)
         counted = targets > 0
         share = torch.where(counted, weights.to(wide), 0.0) / counted.sum().clamp(min=1)
         items = table[1:].to(wide)
         loss = torch.zeros((), dtype=wide, device=hidden.device)
+        each = torch.zeros(targets.shape, dtype=wide, device=hidden.device)
         d_hidden = torch.zeros(hidden.shape, dtype=wide, device=hidden.device)
         d_table = torch.zeros(table.shape, dtype=wide, device=hidden.device)
         with torch.autocast(hidden.device.type, enabled=False):
@@ -50,6 +61,7 @@ class _Weighted(torch.autograd.Function):
                 logits = rows @ items.T
                 normaliser = logits.logsumexp(1, keepdim=True)
                 lost = (normaliser - logits.gather(1, wanted))[:, 0]
+                each[chunk] = torch.where(counted[chunk], lost, 0.0)
                 loss += (lost * share[chunk]).sum()
                 slope = logits.sub_(normaliser).exp_()
                 slope.scatter_add_(1, wanted, torch.full_like(slope[:, :1], -1.0))
@@ -57,9 +69,12 @@ class _Weighted(torch.autograd.Function):
                 d_hidden[chunk] = slope @ items
                 d_table[1:].addmm_(slope.T, rows)
         ctx.save_for_backward(d_hidden.to(hidden.dtype), d_table.to(table.dtype))
-        return loss
+        ctx.mark_non_differentiable(each)
+        return loss, each
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(  # type: ignore[override]
+        ctx: Any, grad: Tensor, _: Tensor
+    ) -> tuple[Tensor | None, ...]:
         d_hidden, d_table = ctx.saved_tensors
         return d_hidden * grad, d_table * grad, None, None

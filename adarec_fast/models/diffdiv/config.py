@@ -6,28 +6,21 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from ...config import ModelConfig, Supervision, check_heads
+from ...config import Supervision
+from ..encoders.config import TransformerConfig
 
 
-class DiffDivConfig(ModelConfig):
+class DiffDivConfig(TransformerConfig):
     """A DiffDiv; ``guidance="plain"`` and ``loss="original"`` are DreamRec's."""
 
     system: ClassVar[str] = "diffdiv"
     supervisions: ClassVar[tuple[Supervision, ...]] = ("prefix",)
-    local_path: ClassVar[int] = 0
 
     loss: Literal["full_ce", "original"] = Field(
         "full_ce",
         description="full_ce: cross entropy over all items, the system's own beside it; original: "
         "the system's own alone, a distance to the next item's vector",
     )
-    hidden_size: int = Field(64, ge=2, le=65_536, description="D, size of every representation")
-    num_layers: int = Field(2, ge=1, le=256, description="Transformer layers")
-    num_heads: int = Field(2, ge=1, description="attention heads")
-    feedforward_multiplier: int = Field(4, ge=1, le=64, description="feed-forward size over D")
-    dropout: float = Field(0.5, ge=0.0, lt=1.0, description="hidden dropout probability")
-    attention_dropout: float = Field(0.5, ge=0.0, lt=1.0, description="dropout on attention")
-    layer_norm_eps: float = Field(1e-12, gt=0.0, description="added to LayerNorm's variance")
     item_std: float = Field(
         0.0, ge=0.0, description="of the items' vectors at first; 0: 0.02, or 1 in the own loss"
     )
@@ -60,7 +53,6 @@ class DiffDivConfig(ModelConfig):
 
     @model_validator(mode="after")
     def _fits(self) -> DiffDivConfig:
-        check_heads(self.hidden_size, self.num_heads)
         if self.hidden_size % 2:
             raise ValueError(
                 f"hidden_size={self.hidden_size} must be even: half of a step's embedding are "

@@ -10,7 +10,18 @@ from ...config import ModelConfig, Supervision
 from ..sasrec.config import SASRecConfig
 
 
-class ContrastFields(ModelConfig):
+class ViewFields(ModelConfig):
+    """Of augmented views and their contrast."""
+
+    view_temperature: float = Field(
+        1.0, gt=0.0, description="tau of the contrasts, over dot products"
+    )
+    crop_ratio: float = Field(0.2, ge=0.0, lt=1.0, description="share that a crop keeps")
+    mask_ratio: float = Field(0.7, ge=0.0, lt=1.0, description="share that is masked")
+    reorder_ratio: float = Field(0.2, ge=0.0, lt=1.0, description="share that is shuffled")
+
+
+class ContrastFields(ViewFields):
     """Of contrasts of views and of intents."""
 
     num_intents: int = Field(256, ge=2, le=65_536, description="K, clusters of users")
@@ -20,12 +31,6 @@ class ContrastFields(ModelConfig):
     lambda_intent: float = Field(
         0.1, ge=0.0, description="weight of the contrast of a view with its user's intent"
     )
-    view_temperature: float = Field(
-        1.0, gt=0.0, description="tau of both contrasts, over dot products"
-    )
-    crop_ratio: float = Field(0.2, ge=0.0, lt=1.0, description="share that a crop keeps")
-    mask_ratio: float = Field(0.7, ge=0.0, lt=1.0, description="share that is masked")
-    reorder_ratio: float = Field(0.2, ge=0.0, lt=1.0, description="share that is shuffled")
 
 
 class ICLRecFields(ContrastFields):

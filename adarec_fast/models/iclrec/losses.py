@@ -15,13 +15,8 @@ from ...data import Split
 from ..base import Label
 from ..blocks.augmentation import Ratios, Views, augmented
 from ..blocks.auxiliary import Auxiliary, Encodes, Histories, Parts, Step, pooled
-from ..blocks.contrast import (
-    Tokens,
-    concatenated,
-    overlap_products,
-    pair_infonce,
-    pair_products,
-)
+from ..blocks.contrast import Tokens, pair_infonce, pair_products
+from ..blocks.views import contrast_of_positions, is_user, place_of
 
 LABELS = {
     "sequence": Label("contrast of two views of a history", "nats"),
@@ -67,14 +62,10 @@ class Contrast(Auxiliary):
 
     def views(self, model: Encodes, step: Step) -> tuple[Tensor, Views]:
         """E of the views, ``[M, D]``, and these: two for each contrast that is on."""
-        batch, draws, share = step.batch, step.draws, step.share
+        batch, draws = step.batch, step.draws
         levels = [0, 1] * len([name for name in LABELS if name in self.weights])
         views = augmented(batch.item_ids, batch.offsets, draws, levels, self.ratios)
-        place = None
-        if share is not None:
-            # How many tokens the views of the shares before have is known to these alone.
-            tokens = share.workers.gather(views.offsets[-1:])[: share.workers.rank].sum()
-            place = torch.stack([tokens, share.place[1] * len(levels)])
+        place = place_of(step, views.offsets, views.each)
         seed = rng.of_pass(draws, 1, place) if model.training else None
         return model.encoded(views.values, views.offsets, seed, views.places), views
 
@@ -87,20 +78,13 @@ class Contrast(Auxiliary):
             x: ``[M, D']``, a vector for each token of the views.
             views: of which the first two of each history are read.
         """
-        batch, share = step.batch.offsets.shape[0] - 1, step.share
+        batch = step.batch.offsets.shape[0] - 1
         view = ragged.sequence_ids(views.offsets, x.shape[0])
         history, column = view // views.each, view % views.each
         taking = (history < batch) & (column < 2)
         rows = torch.where(taking, 2 * history + column, 2 * batch)
         tokens = Tokens(rows, views.places, 2 * batch, model.config.max_length)
-        if share is None:
-            return pair_infonce(overlap_products(x, tokens), self.temperature)
-        wide = torch.promote_types(x.dtype, torch.float32)
-        x = torch.where(taking[:, None], x.to(wide), 0.0)
-        dense = share.gather(concatenated(x, tokens), 2 * share.most_examples)
-        with torch.autocast(x.device.type, enabled=False):
-            products = dense @ dense.T
-        return pair_infonce(products, self.temperature, valid=self._valid(step))
+        return contrast_of_positions(step, x, tokens, 1, self.temperature)
 
     def intent(
         self, model: Encodes, step: Step, x: Tensor, views: Views, intents: Tensor,
@@ -120,11 +104,10 @@ class Contrast(Auxiliary):
         means = pooled(model, x, views.offsets)
         means = means.view(batch, views.each, means.shape[1])[:, -2:]
         rows = torch.cat([means, intents[:, None].to(means.dtype)], 1)
-        valid = None
+        valid = is_user(step)
         if share is not None:
             rows = share.gather(rows, share.most_examples)
             ids = None if ids is None else share.gather(ids, share.most_examples)
-            valid = self._valid(step)
         losses = [
             pair_infonce(
                 pair_products(rows[:, view], rows[:, 2]), self.temperature, ids=ids, valid=valid
@@ -132,13 +115,6 @@ class Contrast(Auxiliary):
             for view in range(2)
         ]
         return (losses[0] + losses[1]) / 2
-
-    @staticmethod
-    def _valid(step: Step) -> Tensor:
-        """Which rows of a gathered batch are users, bool ``[W most]``."""
-        assert step.share is not None
-        there = torch.ones_like(step.batch.users)
-        return step.share.gather(there, step.share.most_examples) > 0
 
 
 class IntentContrast(Contrast):

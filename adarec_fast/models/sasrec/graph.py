@@ -30,7 +30,9 @@ class SASRecGraph(UserGraph):
     def forward(self, item_ids: Tensor) -> Tensor:
         item_ids, valid, lengths = with_spare_column(item_ids)
         embeddings = encode(self.encoder, self.model.item_embedding, item_ids, valid, lengths)
-        return at(embeddings[None], lengths - 1)[0]
+        rows = at(embeddings[None], lengths - 1)[0]
+        users: Tensor = self.model.ranking_vectors(rows)
+        return users
 
     def settled(self, values: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
         """As :meth:`UserGraph.settled`; nothing here is decided by rounding."""

@@ -15,22 +15,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ... import ragged
 from ...config import ModelConfig
 from ...data import Batch
 from ...precision import computing
-from ..base import Diagnostics, LossOutput, Plan, Represented, UserGraph, initialise
-from ..blocks.diagnostics import CROSS_ENTROPY, SAMPLED, LossDiagnostics
+from ..base import Plan, Represented, UserGraph
+from ..blocks.encoder_model import EncoderModel
 from ..blocks.sampled_bce import sampled_bce
-from ..blocks.system import SystemModel, configured
-from ..encoders.encode import encode
+from ..blocks.system import configured
 from ..encoders.plan import EncoderPlan
 from ..encoders.sasrec import SASRecEncoder
 from ..prediction import prediction_loss
-from ..pretrained import Pretrained
 from .config import SASRecConfig
 
 if TYPE_CHECKING:
@@ -40,7 +37,7 @@ if TYPE_CHECKING:
     from ..options import SASRecOptions
 
 
-class SASRec(Pretrained, SystemModel):
+class SASRec(EncoderModel):
     """SASRec's encoder over packed histories, with the item table tied to the output.
 
     Args:
@@ -57,61 +54,21 @@ class SASRec(Pretrained, SystemModel):
     def __init__(
         self, config: SASRecConfig | None = None, **options: Unpack[SASRecOptions]
     ) -> None:
-        made = configured(SASRecConfig, config, options)
-        super().__init__(made, made.hidden_size)
-        self.backbone = SASRecEncoder(made)
-        self._add_noise_seed()
-        generator = torch.Generator().manual_seed(made.seed)
-        for child in self.children():
-            initialise(child, generator)
-        with torch.no_grad():
-            self.item_embedding.weight[0].zero_()
-        # Behind all that a SASRec draws, which so begins with the same weights.
-        self.auxiliary = self._make_auxiliary()
+        super().__init__(configured(SASRecConfig, config, options))
 
     def represent(self, values: Tensor, offsets: Tensor) -> Tensor:
         with computing(self.config.precision, self.device.type):
             embeddings, _ = self._encode(values, offsets, self._next_seed())
-            return embeddings[ragged.last_tokens(offsets)]
+            return self.ranking_vectors(embeddings[ragged.last_tokens(offsets)])
 
-    def loss(self, batch: Batch, share: Share | None = None) -> LossOutput:
-        """As configured, the mean over the targets, which is the part ``rec``; see
-        :meth:`SequenceModel.loss`."""
-        values, offsets, targets = batch.item_ids, batch.offsets, batch.targets
-        self._check_targets(values, offsets, targets)
-        with computing(self.config.precision, self.device.type):
-            draws = self._draws(share)
-            seed = self._next_seed(None if share is None else share.place)
-            embeddings, own = self._encode(values, offsets, seed)
-            negatives = self._drawn(batch, draws)
-            rec = self._of_targets(batch, embeddings, own, negatives, share)
-            beside, counted = self._beside(batch, embeddings, own, negatives, draws, share)
-        means = {"rec": rec, **beside}
-        if share is not None:
-            counts = dict(counted)
-            if isinstance(self.item_embedding, nn.Embedding):
-                counts["rec"] = (targets > 0).sum()
-            if counts:
-                means, _ = share.of_whole_batch(means, counts)
-        total = means["rec"]
-        for name in beside:
-            total = total + self.weights[name] * means[name]
-        parts = {name: mean.detach() for name, mean in means.items()}
-        return LossOutput(total, parts, examples=None if share is None else share.examples)
+    def ranking_vectors(self, rows: Tensor) -> Tensor:
+        """What of the encoder's outputs ``[..., D]`` is multiplied with :meth:`table`."""
+        return rows
 
     def _of_targets(
         self, batch: Batch, embeddings: Tensor, table: Tensor | None, negatives: Tensor | None,
-        share: Share | None,
+        seed: Tensor | None, share: Share | None,
     ) -> Tensor:
-        """The loss that ranks, the mean over the targets at hand.
-
-        Args:
-            batch: the histories.
-            embeddings: E ``[N, D]`` of them.
-            table: as :meth:`_encode` gives it.
-            negatives: int64 ``[R, 1]``; None: the full cross entropy.
-            share: where the batch lies in one that workers share.
-        """
         rows, targets = embeddings, batch.targets
         if self.config.supervision != "all":
             rows = rows[ragged.last_tokens(batch.offsets)]
@@ -121,22 +78,6 @@ class SASRec(Pretrained, SystemModel):
             )
         table = self.item_embedding.weight if table is None else table
         return sampled_bce(rows, table, targets, negatives)
-
-    def diagnostics(self) -> Diagnostics:
-        labels = {"rec": SAMPLED if self.config.loss == "original" else CROSS_ENTROPY}
-        if self.auxiliary is not None:
-            for name, label in self.auxiliary.labels.items():
-                title = f"{label.title}, weight {self.weights[name]:g}"
-                labels[name] = label._replace(title=title)
-        return LossDiagnostics(self, labels)
-
-    def _encode(
-        self, values: Tensor, offsets: Tensor, seed: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """E ``[N, D]``, and the table for the loss where that is not the parameter itself."""
-        return encode(
-            self.backbone, self.item_embedding, values, offsets, seed, self.config.backend
-        )
 
     def plan(self) -> Plan | None:
         if not EncoderPlan.suits(self.config.backend, self.table()):
@@ -151,11 +92,12 @@ class SASRec(Pretrained, SystemModel):
 
 def _serving(model: SASRec) -> Callable[[Tensor, Tensor], Represented]:
     assert isinstance(model.backbone, SASRecEncoder)
-    encoder = EncoderPlan(model.backbone, model.table(), model.config.backend)
+    items = model.item_embedding.weight
+    encoder = EncoderPlan(model.backbone, items, model.config.backend)
     precision, device = model.config.precision, model.device.type
 
     def plan(values: Tensor, offsets: Tensor) -> Represented:
         with computing(precision, device):
-            return Represented(encoder.last(values, offsets))
+            return Represented(model.ranking_vectors(encoder.last(values, offsets)))
 
     return plan

@@ -1,0 +1,1 @@
+"""IOCRec, histories split into intents that are contrasted; imported part by part."""
