@@ -211,10 +211,12 @@ class Supervisor:
             for other in (*(child.channel for child in self._children.values()), self._woken,
                           self._wake):  # fmt: skip
                 other.close()
-            Worker(
+            worker = Worker(
                 self._source, self.config, self.model, self._generation, channel, self._sockets,
                 number,
-            ).run(self._bound, self._access_log)  # fmt: skip
+            )  # fmt: skip
+            del self.model  # it goes with its successor's coming
+            worker.run(self._bound, self._access_log)
             code = 0
         except SystemExit as end:  # uvicorn's, whose reason is in the log
             code = end.code if isinstance(end.code, int) else 1

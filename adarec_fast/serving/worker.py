@@ -155,14 +155,14 @@ class Follower:
         _ = self.model  # the old one goes, whether or not somebody asks
 
 
-@dataclass(frozen=True)
+@dataclass
 class Worker:
     """What a worker is born with.
 
     Attributes:
         source: where models come from.
         config: the bounds.
-        model: that serves.
+        model: that serves at first; given away, since memory is free again once nobody has it.
         generation: shared by all.
         channel: to the supervisor.
         folder: of the sockets over which workers tell each other their metrics.
@@ -171,7 +171,7 @@ class Worker:
 
     source: Source
     config: ServeConfig
-    model: ServedModel
+    model: ServedModel | None
     generation: Generation
     channel: socket.socket
     folder: Path
@@ -179,7 +179,9 @@ class Worker:
 
     def models(self, metrics: Metrics) -> Follower:
         """The model that all of them serve."""
-        return Follower(self.model, self.generation, self.channel, self.source, metrics)
+        model, self.model = self.model, None
+        assert model is not None
+        return Follower(model, self.generation, self.channel, self.source, metrics)
 
     def peers(self, metrics: Metrics) -> Peers:
         """The other workers, for their metrics."""

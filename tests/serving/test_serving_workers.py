@@ -154,6 +154,10 @@ def test_two_workers_of_one_model(tmp_path: Path) -> None:
         assert {h["model"]["id"] for h in told.values()} == {second}
         assert {h["reload"]["attempts"] for h in told.values()} == {1}
         ask(0, random.Random(0))
+        # The new one is shared as well, and nobody keeps the old one.
+        for pid in (*workers, server):
+            maps = Path(f"/proc/{pid}/maps").read_text()
+            assert len(set(re.findall(r"(\d+) +/memfd:adarec-model", maps))) == 1
         assert shared_pages(workers[0])[0] == shared_pages(workers[1])[0] == 0
 
         # What does not load leaves the old model serving, in all of them.
