@@ -10,6 +10,7 @@ from ..version import __version__
 from . import (
     compare,
     data,
+    deploy,
     evaluate,
     export,
     info,
@@ -68,6 +69,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("recommend")(recommend.recommend)
 app.command("similar")(similar.similar)
 app.command("serve")(serve.serve)
+app.add_typer(deploy.app, name="deploy")
 app.command("export")(export.export)
 app.command("models")(models.models)
 app.add_typer(data.app, name="data")

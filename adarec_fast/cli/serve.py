@@ -13,7 +13,7 @@ from .console import command, err, words
 from .options import field_options
 
 if TYPE_CHECKING:
-    from ..serving import Service
+    from ..serving.process import Serving
 
 
 class Checkpoint(str, enum.Enum):
@@ -49,14 +49,14 @@ def serve(
     serving.serve(source, config, access_log=access_log, announce=_announce)
 
 
-def _announce(service: Service, address: str) -> None:
-    model = service.model
+def _announce(serving: Serving, address: str) -> None:
+    model, root = serving.model, serving.config.root_path
     err.print(
         words(
             "serving {} on [bold]{}[/], its page at {}",
             f"{model.path} (model {model.id}, {len(model.items)} items, "
             f"{model.data.num_users} users)",
-            address + service.config.root_path, f"{address}{service.config.root_path}/docs",
+            address + root, f"{address}{root}/docs",
         ),
         soft_wrap=True,
     )

@@ -13,13 +13,13 @@ from .config import ServeConfig
 
 if TYPE_CHECKING:
     from .app import create_app
+    from .process import serve
     from .served import Source
-    from .server import serve
     from .service import Service
 
 __all__ = ["ServeConfig", "Service", "Source", "create_app", "serve"]
 
-_HOMES = {"Service": "service", "Source": "served", "create_app": "app", "serve": "server"}
+_HOMES = {"Service": "service", "Source": "served", "create_app": "app", "serve": "process"}
 
 
 def __getattr__(name: str) -> Any:

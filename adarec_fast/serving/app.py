@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
@@ -37,6 +37,8 @@ class Health(BaseModel):
     model: dict[str, Any]
     reload: dict[str, Any]
     uptime_seconds: float
+    worker: int
+    workers: int
 
 
 class Ready(BaseModel):
@@ -52,7 +54,8 @@ def create_app(service: Service) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.start()
-        yield
+        async with service.peers or nullcontext():
+            yield
         await asyncio.get_running_loop().run_in_executor(None, service.close)
 
     config = service.config
@@ -71,7 +74,7 @@ def create_app(service: Service) -> FastAPI:
     )
     app.add_middleware(
         Edge, metrics=service.metrics, max_body=config.max_body, timeout=config.timeout_ms / 1000,
-        root_path=config.root_path,
+        root_path=config.root_path, tokens=service.tokens,
     )
 
     async def respond(
@@ -124,11 +127,13 @@ def create_app(service: Service) -> FastAPI:
         return _json({"ready": service.ready}, 200 if service.ready else 503)
 
     async def metrics() -> Response:
-        return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+        text = service.metrics.text() if service.peers is None else await service.peers.text()
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     schema = service.request_type.model_json_schema()
     refusals: dict[int | str, dict[str, Any]] = {
         400: {"model": ErrorBody, "description": "The body is not JSON, or has a key twice."},
+        401: {"model": ErrorBody, "description": "A token is missing or wrong."},
         404: {"model": ErrorBody, "description": "The user is unknown."},
         408: {"model": ErrorBody, "description": "The body came too slowly."},
         413: {"model": ErrorBody, "description": "The body is too large."},

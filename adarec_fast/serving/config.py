@@ -19,6 +19,13 @@ class ServeConfig(_Base):
         "",
         description="path that a proxy puts before the service's own and may strip, like /rec",
     )
+    workers: int = Field(
+        1, ge=1, le=256, description="processes that answer; they share one model's memory"
+    )
+    token_file: str | None = Field(
+        None, min_length=1,
+        description="file of bearer tokens, one a line; who has none gets a 401",
+    )  # fmt: skip
     max_batch: int = Field(
         128, ge=1, description="requests computed together; 1 turns batching off"
     )

@@ -10,10 +10,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .errors import RequestError
 from .metrics import Metrics
+from .tokens import Tokens
 
 ENDPOINTS = (
     "/recommend", "/similar", "/health", "/ready", "/metrics", "/docs", "/openapi.json",
 )  # fmt: skip
+# A probe has no token, and learns nothing but a yes or no.
+OPEN = ("/ready",)
 # A client reads its answer only after it has sent its body: so much of it is taken and thrown away.
 _PATIENCE = 1 << 23
 
@@ -33,12 +36,15 @@ class Edge:
         max_body: bytes; a larger body gets a 413.
         timeout: seconds for the body to come; then a 408.
         root_path: what a proxy puts before our paths; by default what the server says of it.
+        tokens: of which a request needs one, but for :data:`OPEN`; None lets everybody in.
     """
 
     def __init__(
-        self, app: ASGIApp, metrics: Metrics, max_body: int, timeout: float, root_path: str = ""
+        self, app: ASGIApp, metrics: Metrics, max_body: int, timeout: float, root_path: str = "",
+        tokens: Tokens | None = None,
     ) -> None:
         self._app, self._metrics, self._root_path = app, metrics, root_path
+        self._tokens = tokens
         self._max_body, self._timeout = max_body, timeout
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -51,6 +57,10 @@ class Edge:
         # As ASGI wants it, and static files need it: the prefix is there, stripped or not.
         scope = {**scope, "root_path": root, "path": root + path}
         endpoint = path if path in ENDPOINTS else "other"
+        refusal = (
+            None if self._tokens is None or path in OPEN
+            else self._tokens.refusal(scope["headers"])
+        )
         head = scope["method"] == "HEAD"
         if head:
             scope["method"] = "GET"
@@ -65,6 +75,8 @@ class Edge:
 
         try:
             try:
+                if refusal is not None and b"expect" in dict(scope["headers"]):
+                    raise refusal  # its body need not be sent
                 with anyio.fail_after(self._timeout):
                     body = await self._body(scope, receive)
             except TimeoutError:
@@ -73,6 +85,8 @@ class Edge:
                 ) from None
             if body is None:
                 status = 499  # gone before its request was whole
+            elif refusal is not None:
+                raise refusal
             else:
                 await self._app(scope, _replay(body, receive), noted)
         except RequestError as error:

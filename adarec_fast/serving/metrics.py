@@ -98,6 +98,11 @@ class Metrics:
         self.model_info.labels(model.id, "" if model.epoch is None else str(model.epoch)).set(1)
         self.model_loaded.set(model.loaded_at)
 
+    def reloaded(self, error: str | None) -> None:
+        """Count an attempt to load another model; ``error``: why it failed, None if it did not."""
+        self.reloads.labels("ok" if error is None else "failed").inc()
+        self.reload_failing.set(error is not None)
+
     def text(self) -> bytes:
         """Prometheus' text format, version 0.0.4."""
         return generate_latest(self.registry)

@@ -166,7 +166,7 @@ def load(source: Source) -> ServedModel:
         ),
         recommender=Recommender(run.model, batch_size=source.max_batch),
     )
-    _warm(model, source)
+    warm(model, source)
     return model
 
 
@@ -196,7 +196,8 @@ def _manifest(folder: Path, which: Which) -> dict[str, object]:
     return read_json(checkpoint / MANIFEST)
 
 
-def _warm(model: ServedModel, source: Source) -> None:
+def warm(model: ServedModel, source: Source) -> None:
+    """Answer a few requests, so that the first real one is as fast as any."""
     torch.set_num_threads(source.threads)
     users = max(1, min(model.data.num_users, source.max_batch))
     histories = [history for u in range(users) if (history := model.data.sequence(u).tolist())]

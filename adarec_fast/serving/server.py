@@ -1,22 +1,18 @@
-"""The process around the application: its socket, its signals, its end."""
+"""uvicorn around the application: its socket, its settings, its signals."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import signal
 import socket
-import threading
 from collections.abc import Callable, Iterator
 
 import uvicorn
 
 from ..config import ConfigError
 from .app import create_app
-from .config import ServeConfig
 from .logs import log_config
-from .served import Source
 from .service import Service
 
 _KEEP_ALIVE = 30  # seconds
@@ -54,57 +50,6 @@ def address(bound: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def serve(
-    source: Source,
-    config: ServeConfig,
-    *,
-    access_log: bool = False,
-    announce: Callable[[Service, str], None] = lambda service, address: None,
-) -> None:
-    """Serve until SIGTERM or SIGINT, then finish what is under way; SIGHUP loads the run again.
-
-    Args:
-        source: where the model comes from.
-        config: the bounds.
-        access_log: a line for each request on stderr.
-        announce: called once requests are accepted.
-
-    Raises:
-        ConfigError: the address cannot be listened on; or this is not the main thread, or an event
-            loop runs in it, as in a notebook.
-        RunFolderError, CheckpointError: there is no model to serve.
-    """
-    _check_place()
-    with listen(config.host, config.port) as bound:
-        service = Service(source, config)
-        settings = server_settings(service, access_log)
-        server = _Server(settings, service, lambda: announce(service, address(bound)))
-        # What is loaded stays: collecting garbage need not look at it again and again.
-        gc.collect()
-        gc.freeze()
-        try:
-            server.run(sockets=[bound])
-        finally:
-            gc.unfreeze()
-
-
-def _check_place() -> None:
-    """Before the model is loaded."""
-    place = ""
-    if threading.current_thread() is not threading.main_thread():
-        place = "in a thread"
-    with contextlib.suppress(RuntimeError):
-        asyncio.get_running_loop()
-        place = "where an event loop runs already, as in a notebook"
-    if place:
-        raise ConfigError(
-            f"serve() was called {place}, and needs the main thread for its signals and a loop of "
-            "its own; run adarec-fast serve in a process of its own, or give "
-            "create_app(Service(source, config)) to a server such as uvicorn.Server, which there "
-            "can be awaited"
-        )
-
-
 def server_settings(service: Service, access_log: bool = False) -> uvicorn.Config:
     """uvicorn's settings for a service's application."""
     return uvicorn.Config(
@@ -122,7 +67,7 @@ def server_settings(service: Service, access_log: bool = False) -> uvicorn.Confi
     )
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """uvicorn with our signals: it would end a graceful shutdown by killing itself."""
 
     def __init__(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from .batcher import Answer, Batcher, Job
 from .config import ServeConfig
 from .errors import RequestError
 from .metrics import Metrics
-from .reload import Reloader
+from .peers import Peers
+from .reload import Models, Reloader
 from .requests import (
     DEFAULT_K,
     LimitFields,
@@ -19,7 +21,18 @@ from .requests import (
     request_type,
     similar_type,
 )
-from .served import ServedModel, Source, load
+from .served import ServedModel, Source
+from .tokens import Tokens
+
+
+class Among(Protocol):
+    """What a worker has of the service that it is one part of."""
+
+    def models(self, metrics: Metrics) -> Models:
+        """The model that all of them serve."""
+
+    def peers(self, metrics: Metrics) -> Peers:
+        """The other workers, for their metrics."""
 
 
 class Service:
@@ -28,13 +41,16 @@ class Service:
     Args:
         source: where the model comes from; it is loaded here.
         config: the bounds.
+        among: what this worker shares with others; by default it serves alone.
 
     Raises:
+        ConfigError: there is no token in ``config.token_file``.
         RunFolderError, CheckpointError: as :func:`adarec_fast.serving.served.load`.
     """
 
-    def __init__(self, source: Source, config: ServeConfig) -> None:
+    def __init__(self, source: Source, config: ServeConfig, among: Among | None = None) -> None:
         self.source, self.config = source, config
+        self.tokens = None if config.token_file is None else Tokens(Path(config.token_file))
         self.metrics = Metrics()
         self.request_type, self.similar_type = request_type(config), similar_type(config)
         self.batcher = Batcher(
@@ -43,15 +59,18 @@ class Service:
             max_queue=config.max_queue,
             metrics=self.metrics,
         )
-        self.reloader = Reloader(source, config.watch, self._swap, self.metrics)
+        self.reloader: Models = (
+            Reloader(source, config.watch, self.metrics) if among is None
+            else among.models(self.metrics)
+        )
+        self.peers = None if among is None else among.peers(self.metrics)
         self.ending = False
         self._started = time.time()
-        self._swap(load(source))
 
-    def _swap(self, model: ServedModel) -> None:
-        # Requests in the queue keep the model that they were checked against.
-        self.model = model
-        self.metrics.show(model)
+    @property
+    def model(self) -> ServedModel:
+        """The model of a request that comes now."""
+        return self.reloader.model
 
     def start(self) -> None:
         """Begin to compute and to reload."""
@@ -221,6 +240,8 @@ class Service:
                 "at": reload.at,
             },
             "uptime_seconds": time.time() - self._started,
+            "worker": 0 if self.peers is None else self.peers.number,
+            "workers": self.config.workers,
         }
 
     @staticmethod

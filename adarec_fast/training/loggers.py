@@ -103,7 +103,11 @@ class MLflow:
     _TAG = "adarec_fast.run"
 
     def __init__(self, run_dir: Path, identity: str | None, settings: Mapping[str, Any]) -> None:
-        store = os.environ.get("MLFLOW_TRACKING_URI") or (run_dir / "mlflow").absolute().as_uri()
+        store = os.environ.get("MLFLOW_TRACKING_URI")
+        if not store:
+            store = (run_dir / "mlflow").absolute().as_uri()
+            # MLflow 3 refuses folders otherwise, and its skinny package has no other store.
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         self._client = package("mlflow").MlflowClient(tracking_uri=store)
         experiment = self._client.get_experiment_by_name(PROJECT)
         where = experiment.experiment_id if experiment else self._client.create_experiment(PROJECT)

@@ -46,6 +46,7 @@ _LONG = {"export.md"}  # torch.export takes a quarter of a minute for each of it
 _EXTRAS = {
     "export.md": ("faiss", "onnx", "onnxscript", "onnxruntime"), "your-data.md": ("polars",),
     "serving.md": ("fastapi_offline", "polars"), "getting-started.md": ("fastapi_offline",),
+    "deploy.md": ("fastapi_offline",),
     "evaluation.md": ("matplotlib", "sklearn"), "reproduce.md": ("matplotlib",),
 }  # fmt: skip
 _PROGRAMS = ("adarec-fast", "python", "pytest", "pip", "torchrun")

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +26,17 @@ from helpers_serving import (
     make_run,
     make_service,
     post_request,
+    process,
     raw_connection,
     read_all,
     running,
+    wait_for_reloads,
+    wait_until_closed,
 )
 
 from adarec_fast import InteractionData, synthetic
-from adarec_fast.serving.reload import Reloader
 from adarec_fast.serving.served import load, signature
 
-ROOT = Path(__file__).parents[2]
 DATA = make_data()
 
 
@@ -100,16 +98,6 @@ def test_a_link_may_be_pointed_at_a_run_with_another_catalogue(tmp_path: Path) -
             ask(0, random.Random(n))
 
 
-def wait_for_reloads(where: str, attempts: int) -> dict[str, Any]:
-    until = time.monotonic() + 30
-    while True:
-        health: dict[str, Any] = httpx.get(f"{where}/health").json()
-        if health["reload"]["attempts"] >= attempts:
-            return health
-        assert time.monotonic() < until, health
-        time.sleep(0.02)
-
-
 def _truncate(folder: Path) -> None:
     weights = folder / "best" / "model.safetensors"
     part = folder / "part"
@@ -165,7 +153,7 @@ def test_a_watched_folder_is_tried_once_for_each_change(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     make_run(folder, 1)
     service = make_service(folder, watch=0.02)
-    reloader: Reloader = service.reloader
+    reloader = service.reloader
     with running(service) as where:
         time.sleep(0.3)
         assert reloader.status.attempts == 0
@@ -208,36 +196,6 @@ def test_closing_waits_for_a_model_that_is_being_loaded(
 
 
 # ---------------------------------------------------------------------- the process
-
-
-@contextlib.contextmanager
-def process(folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """`adarec-fast serve` in a process of its own, and its address."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "300"}
-    command = "from adarec_fast.cli import app; app()"
-    started = subprocess.Popen(
-        [sys.executable, "-c", command, "serve", str(folder), "--port", "0", *options],
-        env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    try:
-        assert started.stderr is not None
-        line = started.stderr.readline()
-        assert " on http://127.0.0.1:" in line, line + started.stderr.read()
-        yield started, line.split(" on ")[1].split(",")[0]
-    finally:
-        started.kill()
-        started.communicate()
-
-
-def wait_until_closed(where: str) -> None:
-    until = time.monotonic() + 20
-    while time.monotonic() < until:
-        try:
-            raw_connection(where).close()
-        except ConnectionError:
-            return
-        time.sleep(0.02)
-    raise AssertionError("connections are still accepted")
 
 
 def test_sighup_reloads_and_sigterm_finishes_what_is_under_way(tmp_path: Path) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -26,6 +29,7 @@ from adarec_fast.training import run_folder
 from adarec_fast.training.checkpoint import save_checkpoint
 from adarec_fast.training.origin import describe_origin
 
+ROOT = Path(__file__).parents[2]
 USERS, ITEMS = 60, 40
 
 
@@ -151,6 +155,46 @@ def read_all(raw: socket.socket) -> bytes:
         if gap and length.isdigit() and len(body) >= int(length):
             break
     return found
+
+
+def wait_for_reloads(where: str, attempts: int) -> dict[str, Any]:
+    until = time.monotonic() + 30
+    while True:
+        health: dict[str, Any] = httpx.get(f"{where}/health").json()
+        if health["reload"]["attempts"] >= attempts:
+            return health
+        assert time.monotonic() < until, health
+        time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def process(folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`adarec-fast serve` in a process of its own, and its address."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "300"}
+    command = "from adarec_fast.cli import app; app()"
+    started = subprocess.Popen(
+        [sys.executable, "-c", command, "serve", str(folder), "--port", "0", *options],
+        env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert started.stderr is not None
+        line = started.stderr.readline()
+        assert " on http://127.0.0.1:" in line, line + started.stderr.read()
+        yield started, line.split(" on ")[1].split(",")[0]
+    finally:
+        started.kill()
+        started.communicate()
+
+
+def wait_until_closed(where: str) -> None:
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        try:
+            raw_connection(where).close()
+        except ConnectionError:
+            return
+        time.sleep(0.02)
+    raise AssertionError("connections are still accepted")
 
 
 class Clients:
