@@ -10,6 +10,7 @@ from ..version import __version__
 from . import (
     compare,
     data,
+    docs,
     evaluate,
     export,
     info,
@@ -77,6 +78,7 @@ app.command("compare", rich_help_panel=_EXPERIMENTS)(compare.compare)
 app.command("sweep", rich_help_panel=_EXPERIMENTS)(sweep.sweep)
 app.command("search", rich_help_panel=_EXPERIMENTS)(search.search)
 app.command("reproduce", rich_help_panel=_EXPERIMENTS)(reproduce.reproduce)
+app.command("docs")(docs.docs)
 app.command("info", rich_help_panel=_MACHINE)(info.info)
 app.command("build", rich_help_panel=_MACHINE)(info.build)
 app.command("tune", rich_help_panel=_MACHINE)(tune.tune)
