@@ -11,6 +11,7 @@ from . import (
     compare,
     data,
     deploy,
+    docs,
     evaluate,
     export,
     info,
@@ -79,6 +80,7 @@ app.command("compare", rich_help_panel=_EXPERIMENTS)(compare.compare)
 app.command("sweep", rich_help_panel=_EXPERIMENTS)(sweep.sweep)
 app.command("search", rich_help_panel=_EXPERIMENTS)(search.search)
 app.command("reproduce", rich_help_panel=_EXPERIMENTS)(reproduce.reproduce)
+app.command("docs")(docs.docs)
 app.command("info", rich_help_panel=_MACHINE)(info.info)
 app.command("build", rich_help_panel=_MACHINE)(info.build)
 app.command("tune", rich_help_panel=_MACHINE)(tune.tune)

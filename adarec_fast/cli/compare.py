@@ -17,7 +17,7 @@ from rich.text import Text
 
 from ..config import ConfigError
 from ..training.values import read_assignments
-from .console import RUN_FAILED, command, err, out, print_exactly, words
+from .console import RUN_FAILED, command, out, print_exactly, tell, waiting, words
 from .evaluate import Part
 from .reproduce import RUNS, planned
 from .sweep import conclude, failed, progress
@@ -139,7 +139,7 @@ def _compare_runs(
 
     if len(data) > 1:
         raise ConfigError(f"runs are compared on one --data file; got {len(data)}")
-    with err.status("ranking the catalogue"):
+    with waiting("ranking the catalogue"):
         found = compare_runs(
             runs,
             data=data[0] if data else None,
@@ -159,12 +159,12 @@ def _compare_runs(
         print_exactly(written, f"--format {form.value}")
         return
     figures, apart = shown
-    out.print(figures.title, markup=False, soft_wrap=True)
+    tell(figures.title, out)
     out.print(_grid(figures.header, figures.rows, figures.left))
     # A table a run: names of folders leave no room for eight columns beside them.
-    out.print(apart.title, markup=False, soft_wrap=True)
+    tell(apart.title, out)
     for run in dict.fromkeys(row[0] for row in apart.rows):
-        out.print(f"\n{run}", markup=False, soft_wrap=True)
+        tell(f"\n{run}", out)
         mine = [row[1:] for row in apart.rows if row[0] == run]
         out.print(_grid(apart.header[1:], mine, apart.left - 1))
 
@@ -191,11 +191,12 @@ def _train(
     file: Path, data: list[Path], seeds: int, to: Path, baseline: str | None, part: Part,
     assignments: list[str], finished: bool, dry_run: bool,
 ) -> None:  # fmt: skip
-    from ..experiments import run_sweep
-    from ..experiments.arms import read_arms
-    from ..experiments.comparison import collect, write
-    from ..experiments.definition import exclusive
-    from ..experiments.estimate import plan
+    with waiting("starting"):
+        from ..experiments import run_sweep
+        from ..experiments.arms import read_arms
+        from ..experiments.comparison import collect, write
+        from ..experiments.definition import exclusive
+        from ..experiments.estimate import plan
 
     if not data:
         raise ConfigError("--arms needs --data FILE; adarec-fast data get beauty fetches one")
@@ -210,7 +211,7 @@ def _train(
     labels = [f"{arm}, {name}, seed {seed}" for arm, name, seed in keys]
     if dry_run:
         sweep.merged(folder, extend=True)
-        with err.status("timing a few steps of each"):
+        with waiting("timing a few steps of each"):
             rows = plan(sweep, folder)
         out.print(
             planned([replace(row, name=name) for row, name in zip(rows, labels, strict=True)])
@@ -232,7 +233,7 @@ def _train(
         found = collect(arms, paths, range(seeds), folder, shlex.join(words))
         size = write(to, found)
         _show(found, part, to)
-    out.print(
+    tell(
         f"compare.json is enough to make the tables again; the ranks beside it take "
         f"{size / 1e6:.1f} MB"
     )
@@ -250,9 +251,9 @@ def _show(found: Comparison, part: Part, to: Path | None) -> None:
     for table in rich_tables(report, part.value):
         out.print(table)
     for note in notes(report):
-        out.print(note, markup=False)
+        tell(note, out)
     if to is not None:
         to.mkdir(parents=True, exist_ok=True)
         write_atomically(to / "compare.md", markdown(report, part.value))
         write_atomically(to / "compare.csv", csv_text(report))
-        out.print(words("in [bold]{}[/]: compare.md, compare.csv", to), soft_wrap=True)
+        tell(words("in [bold]{}[/]: compare.md, compare.csv", to))

@@ -1,4 +1,4 @@
-"""What all commands share: the two consoles, and errors turned into one line and an exit code.
+"""What all commands share: the consoles, and errors turned into one line and an exit code.
 
 Ids and paths appear letter by letter: :func:`words` and rich's ``Text`` hold them, never markup.
 """
@@ -8,22 +8,29 @@ from __future__ import annotations
 import codecs
 import functools
 import inspect
+import re
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Annotated, Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Annotated, Any, Union, get_args
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-# Results go to stdout, everything that is said about them to stderr.
+# A command's result goes to stdout, warnings and errors to stderr, whatever is asked for.
 out = Console(highlight=False, emoji=False)
 err = Console(stderr=True, highlight=False, emoji=False)
+# What is told on the way: on stdout, or on stderr where --json has that for itself; nowhere with
+# --quiet, and neither are hints and waits.
+said = Console(highlight=False, emoji=False)
 
 RUN_FAILED = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
+_FORMER = "former_"
 
 _Debug = Annotated[
     bool,
@@ -35,16 +42,64 @@ _Debug = Annotated[
     ),
 ]
 
+_Quiet = Annotated[
+    bool,
+    typer.Option(
+        "--quiet",
+        help="Print the result, warnings and errors alone.",
+        rich_help_panel="Other",
+    ),
+]
+
+
+def tell(text: str | Text, console: Console = said) -> None:
+    """Print prose: a terminal's lines break between words, a file's not at all.
+
+    What is to be copied, such as a path, stays whole.
+    """
+    shown = Text(text) if isinstance(text, str) else text
+    if console.is_terminal:
+        lines = [part for line in shown.split("\n") for part in _broken(line, console.width)]
+        shown = Text("\n").join(lines)
+    console.print(shown, soft_wrap=True)
+
+
+def _broken(line: Text, width: int) -> list[Text]:
+    """A line as several of at most ``width`` cells, or of one longer word. rich breaks words."""
+    begun, breaks = 0, []
+    for word in re.finditer(r"\S+", line.plain):
+        if word.start() > begun and cell_len(line.plain[begun : word.end()]) > width:
+            begun = word.start()
+            breaks.append(begun)
+    parts = list(line.divide(breaks))
+    for part in parts:
+        part.rstrip()
+    return parts
+
+
+def hint(text: str | Text) -> None:
+    """What stderr is told of a result on stdout."""
+    if not said.quiet:
+        tell(text, err)
+
+
+def waiting(what: str) -> AbstractContextManager[object]:
+    """A sign in a terminal that something is under way; stdout is to be left alone meanwhile."""
+    return nullcontext() if said.quiet else err.status(Text(what))
+
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Give a command ``--debug``, one clear line for an expected error, and its exit code.
+    """Give a command ``--debug`` and ``--quiet``, one clear line for an expected error, and its
+    exit code. With a parameter ``as_json`` of it, ``said`` goes to stderr.
 
     Bad data, configurations and checkpoints exit with 2, runs that fail with 1, Ctrl-C with 130
     and a training that SIGTERM ended with 143. Errors nobody expects keep their traceback.
     """
 
     @functools.wraps(function)
-    def wrapper(*args: Any, debug: bool, **options: Any) -> None:
+    def wrapper(*args: Any, debug: bool, quiet: bool, **options: Any) -> None:
+        said.quiet = quiet
+        said.stderr = bool(options.get("as_json"))
         try:
             with warnings.catch_warnings():
                 warnings.showwarning = _show_warning  # type: ignore[assignment]
@@ -57,7 +112,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             if debug or code is None:
                 raise
             message = str(error) or type(error).__name__
-            err.print(words("[bold red]error:[/] {}", message), soft_wrap=True)
+            tell(words("[bold red]error:[/] {}", message), err)
             raise typer.Exit(code) from None
 
     if function.__doc__ is not None:
@@ -65,10 +120,11 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         paragraphs = inspect.cleandoc(function.__doc__).split("\n\n")
         wrapper.__doc__ = "\n\n".join(" ".join(text.split()) for text in paragraphs)
     signature = inspect.signature(function, eval_str=True)
-    debug = inspect.Parameter(
-        "debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=_Debug
-    )
-    return with_signature(wrapper, [*signature.parameters.values(), debug])
+    shared = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=option)
+        for name, option in (("quiet", _Quiet), ("debug", _Debug))
+    ]
+    return with_signature(wrapper, [*signature.parameters.values(), *shared])
 
 
 def with_signature(
@@ -79,6 +135,53 @@ def with_signature(
     function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     function.__annotations__ = {p.name: p.annotation for p in parameters}
     return function
+
+
+def formerly(**names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Let options be given by former names, which the help leaves out and a note answers.
+
+    ``formerly(file="to")`` takes ``--file`` for the parameter ``to``.
+    """
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(function, eval_str=True).parameters
+        hidden = [_former(old, own[new]) for old, new in names.items()]
+
+        @functools.wraps(function)
+        def wrapper(**options: Any) -> None:
+            from ..config import ConfigError
+
+            for old, new in names.items():
+                value = options.pop(_FORMER + old)
+                if value is None:
+                    continue
+                flag = _flag(own[new])
+                if options[new] != own[new].default:
+                    raise ConfigError(f"--{old} is the former name of {flag}: give {flag} alone")
+                tell(f"--{old} is called {flag} now; the next version knows that name alone", err)
+                options[new] = value
+            function(**options)
+
+        return with_signature(wrapper, [*own.values(), *hidden])
+
+    return decorate
+
+
+def _former(old: str, now: inspect.Parameter) -> inspect.Parameter:
+    kind: Any = get_args(now.annotation)[0]
+    option = Annotated[Union[kind, None], typer.Option(f"--{old}", hidden=True)]  # noqa: UP007
+    return inspect.Parameter(
+        _FORMER + old, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=option
+    )
+
+
+def _flag(parameter: inspect.Parameter) -> str:
+    """The long name of an option on the command line."""
+    info = get_args(parameter.annotation)[1]
+    # In an annotation, typer's first name stands where a default would.
+    declared = (info.default, *(info.param_decls or ()))
+    own = (name for name in declared if isinstance(name, str) and name.startswith("--"))
+    return next(own, "--" + parameter.name.replace("_", "-"))
 
 
 def exit_code(error: Exception) -> int | None:
@@ -107,7 +210,7 @@ def exit_code(error: Exception) -> int | None:
 
 def _show_warning(message: Warning | str, *_: Any) -> None:
     """A warning as one line, without the place in the code that gave it."""
-    err.print(words("[yellow]warning:[/] {}", message), soft_wrap=True)
+    tell(words("[yellow]warning:[/] {}", message), err)
 
 
 _HOLE = "\ue000"  # of Unicode's private letters
@@ -173,6 +276,6 @@ def print_exactly(text: str, option: str) -> None:
 
         raise ConfigError(
             f"{option}: standard output is in {encoding}, which lacks the letter "
-            f"{text[error.start]!a}; set PYTHONIOENCODING=utf-8, or write to a file (--file)"
+            f"{text[error.start]!a}; set PYTHONIOENCODING=utf-8, or write to a file (--out)"
         ) from None
     sys.stdout.write(text)

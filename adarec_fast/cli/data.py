@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..training.values import Values
-from .console import command, err, out
+from .console import command, err, hint, out, said, waiting
 from .options import config_options
 
 app = typer.Typer(no_args_is_help=True, help="Download, look at or generate interaction data.")
@@ -67,7 +67,7 @@ def get(
         TimeRemainingColumn(),
     )
     with Progress(
-        *columns, console=err, transient=True, disable=not err.is_terminal
+        *columns, console=err, transient=True, disable=not err.is_terminal or said.quiet
     ) as progress:
         task = progress.add_task(choice, total=None)
 
@@ -75,7 +75,7 @@ def get(
             progress.update(task, completed=done, total=total)
 
         path = download(choice, folder, base_url=base_url, progress=show)
-    err.print(f"{choice}: {path.stat().st_size:,} bytes, checksum right")
+    hint(f"{choice}: {path.stat().st_size:,} bytes, checksum right")
     print(path)
 
 
@@ -94,10 +94,11 @@ def inspect(
     chosen: Values,
 ) -> None:
     """Show which columns were read and why, sizes, history lengths, and what was dropped."""
-    from ..data import inspect as describe
-    from ..data.configured import load_data
+    with waiting("reading the data"):
+        from ..data import inspect as describe
+        from ..data.configured import load_data
 
-    facts = describe(load_data(chosen.data | {"data": paths[0] if len(paths) == 1 else paths}))
+        facts = describe(load_data(chosen.data | {"data": paths[0] if len(paths) == 1 else paths}))
     if as_json:
         print(json.dumps(facts, indent=2))
     else:
@@ -117,13 +118,14 @@ def synth(
     ] = None,
 ) -> None:
     """Write a data set with a planted two-level hierarchy of intents."""
-    from ..data import synthetic, write_csv, write_sequences
+    with waiting("drawing histories"):
+        from ..data import synthetic, write_csv, write_sequences
 
-    data = synthetic(num_users=users, num_items=items, seed=seed)
+        data = synthetic(num_users=users, num_items=items, seed=seed)
     as_csv = target.suffix == ".csv" if format is None else format is SynthFormat.CSV
     target.parent.mkdir(parents=True, exist_ok=True)
     (write_csv if as_csv else write_sequences)(data, target)
-    err.print(
+    hint(
         f"{data.num_users:,} users, {data.num_items:,} items, "
         f"{data.num_interactions:,} interactions"
     )

@@ -17,12 +17,14 @@ from rich.table import Table
 from rich.text import Text
 
 from ..config import ConfigError
-from .console import command, err, out
+from .console import command, out, tell, waiting
 
 if TYPE_CHECKING:
     from ..data import Split
     from ..ranking.evaluation import EvaluationResult
     from ..training import Run
+
+_CUT_OFFS = 3  # side by side in 80 columns
 
 
 class Part(str, enum.Enum):
@@ -94,35 +96,37 @@ def evaluate(
     With --data a known user is asked for its first new item, from its whole history in the run; a
     new one for the item behind its first. Columns are read as for the run.
     """
-    from ..config import read_cutoffs
-    from ..models.registry import build, config_type
-    from ..ranking.evaluation import evaluate as run_evaluation
-    from ..ranking.segments import read_segments
-    from ..training import load_run
-    from ..training.checkpoint import write_atomically
-    from ..training.loop import resolve_device
+    with waiting("starting"):
+        from ..config import read_cutoffs
+        from ..models.registry import build, config_type
+        from ..ranking.evaluation import evaluate as run_evaluation
+        from ..ranking.segments import read_segments
+        from ..training import load_run
+        from ..training.checkpoint import write_atomically
+        from ..training.loop import resolve_device
 
     cuts = read_cutoffs(ks, "--ks")
     if csv_file is not None and not csv_file.absolute().parent.is_dir():
         raise ConfigError(f"--csv {csv_file}: there is no folder {csv_file.parent}")
     if data and part is Part.VALID:
         raise ConfigError("--part valid: what came after the run is a test; leave it out")
-    run = load_run(run_dir, device=resolve_device(device))
-    split, later = run.split, None
-    if data:
-        split, later = _later(run, data)
+    with waiting("reading the run"):
+        run = load_run(run_dir, device=resolve_device(device))
+        split, later = run.split, None
+        if data:
+            split, later = _later(run, data)
     mask = run.train_config.seen_mask if seen_mask is None else seen_mask.value
     groups = read_segments(segments or [], split, part.value)
     # One geometry for all models, for their diversities to be comparable.
     learned = lists and run.model.by_products and not run.model.fitted
     vectors = run.model.table() if learned else None
     models: list[tuple[Any, str | None]] = [(run.model, None)]
-    if baselines:
-        for system, name in (("popularity", "popularity"), ("markov", "markov chain")):
-            model = build(config_type(system).create(num_items=run.data.num_items))
-            model.prepare(run.split)
-            models.append((model.to(run.model.device), name))
-    with err.status("ranking the catalogue"):
+    with waiting("ranking the catalogue"):
+        if baselines:
+            for system, name in (("popularity", "popularity"), ("markov", "markov chain")):
+                model = build(config_type(system).create(num_items=run.data.num_items))
+                model.prepare(run.split)
+                models.append((model.to(run.model.device), name))
         results = [
             run_evaluation(
                 model,
@@ -146,10 +150,10 @@ def evaluate(
         print(json.dumps(answer if later is None else {**answer, "later": later}, indent=2))
     else:
         if later is not None:
-            out.print(
+            tell(
                 f"{split.data.name}: {later['interactions']:,} interactions of "
                 f"{later['known_users']:,} known and {later['new_users']:,} new users; "
-                f"{later['new_items']:,} new items", markup=False, soft_wrap=True,
+                f"{later['new_items']:,} new items", out,
             )  # fmt: skip
         out.print(report(results))
 
@@ -213,25 +217,26 @@ def report(results: Sequence[EvaluationResult]) -> RenderableType:
         notes.append(f"cold users              {first.num_cold:,} (no history; not evaluated)")
     # A title of the table would be broken to the table's width.
     told = (Text(" " + note) for note in notes)
-    return Group(Text(title), table, *told, *(_segments(name, results) for name in first.segments))
-
-
-def _segments(name: str, results: Sequence[EvaluationResult]) -> Table:
-    """HR and NDCG of each group of users."""
-    columns = [f"{metric}@{k}" for k in results[0].ks for metric in ("HR", "NDCG")]
-    table = Table(
-        box=box.SIMPLE_HEAD, title=Text(f"by {name}"), title_justify="left", title_style=""
+    tables = (
+        _segments(name, results, first.ks[begin : begin + _CUT_OFFS])
+        for name in first.segments
+        for begin in range(0, len(first.ks), _CUT_OFFS)
     )
-    for header in (name, "model"):
-        table.add_column(Text(header), overflow="fold")
-    for header in ("users", *columns):
+    return Group(Text(title), table, *told, *tables)
+
+
+def _segments(name: str, results: Sequence[EvaluationResult], ks: Sequence[int]) -> Table:
+    """HR and NDCG of each group of users: the group with its size, and below it the models."""
+    columns = [f"{metric}@{k}" for k in ks for metric in ("HR", "NDCG")]
+    table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+    table.add_column(Text(f"by {name}"), overflow="fold")
+    for header in columns:
         table.add_column(header, justify="right", no_wrap=True)
-    for label in results[0].segments[name]:
+    for label, group in results[0].segments[name].items():
+        table.add_row(Text(f"{label}: {group['users']:,} users"))
         for result in results:
-            found = result.segments[name][label]
-            values = (f"{found[column]:.4f}" for column in columns)
-            table.add_row(Text(label), Text(result.name), f"{found['users']:,}", *values,
-                          end_section=result is results[-1])  # fmt: skip
+            values = (f"{result.segments[name][label][column]:.4f}" for column in columns)
+            table.add_row(Text(f"  {result.name}"), *values, end_section=result is results[-1])
     return table
 
 

@@ -10,7 +10,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from .console import command, err, out
+from .console import command, formerly, out, waiting
 
 if TYPE_CHECKING:
     from ..export import Exported
@@ -42,14 +42,18 @@ class StoredType(str, enum.Enum):
 
 
 @command
+@formerly(output="to")
 def export(
     run_dir: Annotated[Path, typer.Argument(help="Folder of a training run.")],
     format: Annotated[
         list[Format] | None,
         typer.Option(help="What to make; may be repeated. By default torch."),
     ] = None,
-    output: Annotated[
-        Path | None, typer.Option(help="Where the folders go; by default RUN_DIR/export.")
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="DIR", help="Where the folders go; by default RUN_DIR/export."
+        ),
     ] = None,
     k: Annotated[int, typer.Option(help="Items a user.", min=1)] = 20,
     exclude_seen: Annotated[
@@ -81,9 +85,10 @@ def export(
     device: Annotated[str, typer.Option(help="Where it will run: auto, cpu, cuda, ...")] = "cpu",
 ) -> None:
     """Export a run for serving without this package; each file is checked against the model."""
-    from ..export import ExportOptions, export_run
-    from ..training import load_run
-    from ..training.loop import resolve_device
+    with waiting("starting"):
+        from ..export import ExportOptions, export_run
+        from ..training import load_run
+        from ..training.loop import resolve_device
 
     options = ExportOptions(
         k=k, exclude_seen=exclude_seen, max_batch=max_batch, users=users, dtype=dtype.value,
@@ -91,8 +96,8 @@ def export(
     )  # fmt: skip
     formats: list[Any] = [entry.value for entry in dict.fromkeys(format or [Format.TORCH])]
     run = load_run(run_dir, device=resolve_device(device))
-    target = run_dir / "export" if output is None else output
-    with err.status(f"exporting and checking {', '.join(formats)}"):
+    target = run_dir / "export" if to is None else to
+    with waiting(f"exporting and checking {', '.join(formats)}"):
         made = export_run(run, target, formats, options)
     out.print(_table(made, k))
     # In a table of 80 columns a path would be broken.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .console import err
+from .console import err, tell
 
 if TYPE_CHECKING:
     from ..data import Dropped, InteractionData, Vocabulary
@@ -76,7 +76,7 @@ def items_of_file(
         told = f"{option}: {len(unknown):,} of {len(named):,} ids are not in the catalogue"
         if len(unknown) == len(named):
             raise DataError(f"{told}, so none is left")
-        err.print(f"{told}, left out, such as {unknown[0][0]}", markup=False, soft_wrap=True)
+        tell(f"{told}, left out, such as {unknown[0][0]}", err)
     return [index for index in found if index >= 0]
 
 
@@ -102,7 +102,7 @@ def known_items(data: InteractionData, ids: list[str], ignore: bool) -> list[int
         return found.tolist()
     if ignore and len(unknown) < len(ids):
         told = f"not in the catalogue, left out: {', '.join(unknown)}"
-        err.print(told, markup=False, soft_wrap=True)
+        tell(told, err)
         return found[found >= 0].tolist()
     if ignore:
         raise DataError(f"--history: none of its items is in the catalogue: {', '.join(unknown)}")

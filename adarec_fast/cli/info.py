@@ -17,7 +17,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from .console import command, err, out
+from .console import command, err, hint, out, said, tell, waiting
 
 _PACKAGES = ("adarec_fast", "torch", "triton", "numpy", "polars", "pandas", "tensorboard")
 
@@ -27,7 +27,8 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Show versions, devices, compilers, and which backend each op would use and why."""
-    facts = gather()
+    with waiting("looking at this machine"):
+        facts = gather()
     if as_json:
         print(json.dumps(facts, indent=2))
         return
@@ -44,18 +45,19 @@ def info(
         table.add_row("", Text(trouble, "yellow"))
     out.print(table)
 
-    ops = Table(box=box.SIMPLE_HEAD)
-    ops.add_column("op", no_wrap=True)
-    ops.add_column("device")
-    ops.add_column("backend")
-    ops.add_column("why", overflow="fold")
-    ops.add_column("available")
-    for row in facts["ops"]:
-        available = ", ".join(row["available"])
-        ops.add_row(
-            row["op"], row["device"], Text(row["backend"], "green"), Text(row["reason"]), available
-        )
-    out.print(ops)
+    devices = {row["device"] for row in facts["ops"]}
+    for device in sorted(devices, reverse=True):
+        ops = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+        ops.add_column(f"op on {device}", no_wrap=True)
+        ops.add_column("backend", no_wrap=True)
+        ops.add_column("others", overflow="fold")
+        ops.add_column("why", overflow="fold")
+        for row in facts["ops"]:
+            if row["device"] == device:
+                others = ", ".join(name for name in row["available"] if name != row["backend"])
+                backend = Text(row["backend"], "green")
+                ops.add_row(row["op"], backend, others, Text(row["reason"]))
+        out.print(ops)
 
 
 def gather() -> dict[str, Any]:
@@ -116,7 +118,9 @@ def build(
     from ..ops import extension
     from ..ops._toolkit import requested_architectures
 
-    print(extension.build("cpp"))
+    with waiting("compiling the C++ extension"):
+        cpp = extension.build("cpp")
+    print(cpp)
     requested = requested_architectures()
     if torch.version.cuda is None and not requested:
         return
@@ -129,9 +133,7 @@ def build(
     except extension.NotForThisMachine as reason:
         if requested:
             raise
-        err.print(
-            f"adarec_fast: cpp was built, cuda was not: {reason}", markup=False, soft_wrap=True
-        )
+        tell(f"adarec_fast: cpp was built, cuda was not: {reason}", err)
     if kernels:
         _compile_kernels(requested, hidden_size, max_depth, batch_size)
 
@@ -152,14 +154,14 @@ def _compile_kernels(
     if not requested and elsewhere:
         return  # said before: there is no device
     if importlib.util.find_spec("triton") is None:
-        err.print("adarec_fast: no kernels were compiled: triton is not installed")
+        hint("adarec_fast: no kernels were compiled: triton is not installed")
         return
     config = create_config({
         "num_items": 12_101, "hidden_size": hidden_size, "max_depth": max_depth
     })  # the catalogue's size matters little: see collect_run
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
                TimeElapsedColumn())  # fmt: skip
-    with Progress(*columns, console=err) as progress:
+    with Progress(*columns, console=err, disable=said.quiet) as progress:
         for name in requested or device_architectures():
             task = progress.add_task(f"kernels for sm_{name}", total=None)
             collected = collect_run(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .console import command, out
+from .console import command, out, tell, waiting
 
 app = typer.Typer(
     name="memory",
@@ -33,14 +33,15 @@ def fit(
 
     Training with --memory transitions does the same at its end.
     """
-    from ..training.loop import resolve_device
-    from ..training.remember import in_words, remember
-    from ..training.run_folder import locked, read_config
+    with waiting("counting which items follow which"):
+        from ..training.loop import resolve_device
+        from ..training.remember import in_words, remember
+        from ..training.run_folder import locked, read_config
 
-    read_config(run)  # before a lock would make the folder
-    with locked(run):
-        fitted = remember(run, resolve_device(device), neighbours)
-    out.print(in_words(fitted))
+        read_config(run)  # before a lock would make the folder
+        with locked(run):
+            fitted = remember(run, resolve_device(device), neighbours)
+    tell(in_words(fitted), out)
 
 
 @app.command("update")
@@ -71,21 +72,22 @@ def update(
     recommend and serve use them from now on; a service that watches the run takes them over while
     it serves. The run itself stays what it was, for evaluate, export and train --resume.
     """
-    from ..config import DataConfig
-    from ..data.readers import load
-    from ..training.run_folder import locked, read_config
-    from ..training.updated import update_memory
+    with waiting("counting the new interactions"):
+        from ..config import DataConfig
+        from ..data.readers import load
+        from ..training.run_folder import locked, read_config
+        from ..training.updated import update_memory
 
-    read_config(run)  # before a lock would make the folder
-    asked = DataConfig.create(data=str(data), format=format, ids=ids)  # what they may be
-    more = load(
-        data, format=asked.format, user=user_column, item=item_column, time=time_column,
-        time_format=time_format, ids=asked.ids, event=event_column, keep=keep,
-        separator=separator, columns=columns, min_length=1,
-    )  # fmt: skip
-    with locked(run):
-        grown = update_memory(run, more)
-    out.print(
+        read_config(run)  # before a lock would make the folder
+        asked = DataConfig.create(data=str(data), format=format, ids=ids)  # what they may be
+        more = load(
+            data, format=asked.format, user=user_column, item=item_column, time=time_column,
+            time_format=time_format, ids=asked.ids, event=event_column, keep=keep,
+            separator=separator, columns=columns, min_length=1,
+        )  # fmt: skip
+        with locked(run):
+            grown = update_memory(run, more)
+    tell(
         f"{grown.interactions:,} interactions counted in: {grown.new_users:,} new users, "
-        f"{grown.new_items:,} new items"
-    )
+        f"{grown.new_items:,} new items", out,
+    )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from ..config import ConfigError
-from .console import command, err, out
+from .console import command, err, out, tell, waiting
 
 _RUN, _SWEEP = "Of a run", "Of a sweep"
 
@@ -67,13 +67,14 @@ def plot(
 
     The same folder and options give the same files, byte for byte. Needs the extra viz.
     """  # fmt: skip
-    from ..experiments.definition import DEFINITION
-    from ..plotting import RunPictures, plot_run, plot_sweep
-    from ..plotting.style import require
-    from ..training import load_run
-    from ..training.loop import resolve_device
+    with waiting("starting"):
+        from ..experiments.definition import DEFINITION
+        from ..plotting import RunPictures, plot_run, plot_sweep
+        from ..plotting.style import require
+        from ..training import load_run
+        from ..training.loop import resolve_device
 
-    require("matplotlib")
+        require("matplotlib")
     target = folder / "plots" if to is None else to
     kinds = [kind.strip() for kind in formats.split(",") if kind.strip()]
     if (folder / DEFINITION).exists():
@@ -94,11 +95,13 @@ def plot(
             runs[0], users=users, clusters=clusters, seed=seed, sparse=sparse, compare=runs[1:]
         )
         names = None if only is None else [name.strip() for name in only.split(",")]
-        with err.status("drawing"):
+        left: list[str] = []
+        with waiting("drawing"):
             written = plot_run(
-                pictures, target, only=names, formats=kinds, dpi=dpi,
-                skipped=lambda why: err.print(f"left out: {why}", markup=False, soft_wrap=True),
-            )  # fmt: skip
+                pictures, target, only=names, formats=kinds, dpi=dpi, skipped=left.append
+            )
+        for why in left:
+            tell(f"left out: {why}", err)
     for path in written:
         out.print(str(path), markup=False, soft_wrap=True)
 
@@ -107,6 +110,6 @@ def _weights(folder: Path, which: str | None) -> Literal["best", "last"]:
     """A run that diverged, or was stopped, before its first validation has no best weights."""
     if which is None and not (folder / "best").exists() and (folder / "last").exists():
         said = f"{folder}: no validation yet, drawn from last/"
-        err.print(said, markup=False, soft_wrap=True)
+        tell(said, err)
         return "last"
     return "last" if which == "last" else "best"

@@ -12,7 +12,7 @@ import typer
 from ..config import ConfigError
 from .answers import as_csv, heading, ranking_table
 from .answers import recommend_for as recommend_for
-from .console import command, err, out, print_exactly, words
+from .console import command, err, formerly, hint, out, print_exactly, tell, waiting, words
 from .ids import (
     AllowFile,
     Device,
@@ -34,7 +34,7 @@ class Part(str, enum.Enum):
     TEST = "test"
 
 
-class Output(str, enum.Enum):
+class Format(str, enum.Enum):
     """Forms of an answer."""
 
     TABLE = "table"
@@ -44,6 +44,7 @@ class Output(str, enum.Enum):
 
 
 @command
+@formerly(output="format", file="to")
 def recommend(
     run_dir: Annotated[Path, typer.Argument(help="Folder of a training run.")],
     user: Annotated[
@@ -89,12 +90,15 @@ def recommend(
             "--exclude-seen/--include-seen", help="Whether items of the history may come again."
         ),
     ] = True,
-    output: Annotated[Output, typer.Option(help="Form of the answer.")] = Output.TABLE,
+    format: Annotated[Format, typer.Option(help="Of the answer.")] = Format.TABLE,
     all_users: Annotated[
         bool, typer.Option("--all-users", help="Every user of the data, to a file.")
     ] = False,
-    file: Annotated[
-        Path | None, typer.Option(help="Write CSV or Parquet there: user, item, score, rank.")
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="FILE", help="Write CSV or Parquet there: user, item, score, rank."
+        ),
     ] = None,
     why: Annotated[
         bool,
@@ -113,6 +117,9 @@ def recommend(
             show_default="the whole history",
         ),
     ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="JSON on stdout, as --format json.")
+    ] = False,
     device: Device = "auto",
 ) -> None:
     """Recommend items to known users, or to anyone by a history."""
@@ -122,23 +129,29 @@ def recommend(
         )
     if all_users and users_file is not None:
         raise ConfigError("--users-file and --all-users name different users; give one of them")
-    if file is None and (all_users or output is Output.PARQUET):
-        raise ConfigError("--all-users and --output parquet need --file PATH")
-    if file is not None and (history or output not in (Output.CSV, Output.PARQUET)):
-        raise ConfigError("--file takes --output csv or parquet, and users of the data alone")
-    if why and output not in (Output.TABLE, Output.JSON):
-        raise ConfigError(f"--why goes with --output table or json, not {output.value}")
+    if as_json:
+        if format not in (Format.TABLE, Format.JSON):
+            raise ConfigError(f"--json and --format {format.value}: choose one of the two")
+        format = Format.JSON
+    if to is None and (all_users or format is Format.PARQUET):
+        raise ConfigError("--all-users and --format parquet need --out FILE")
+    if to is not None and (history or format not in (Format.CSV, Format.PARQUET)):
+        raise ConfigError("--out takes --format csv or parquet, and users of the data alone")
+    if why and format not in (Format.TABLE, Format.JSON):
+        raise ConfigError(f"--why goes with --format table or json, not {format.value}")
     if part is not None and history:
         raise ConfigError("--part takes users of the data; a --history is read as it is")
-    from ..data import DataError, Split
-    from ..data.text import split_ids
-    from ..training.loop import resolve_device
-    from ..training.updated import load_current
+    with waiting("starting"):
+        from ..data import DataError, Split
+        from ..data.text import split_ids
+        from ..training.loop import resolve_device
+        from ..training.updated import load_current
 
     named = [(own_id, "--user") for own_id in user or []]
     if users_file is not None:
         named += read_ids(users_file, "--users-file")
-    run = load_current(run_dir, device=resolve_device(device))
+    with waiting("reading the run"):
+        run = load_current(run_dir, device=resolve_device(device))
     ignore = unknown_items is UnknownItems.IGNORE
     allow = items_of_file(run.data.items, allow_file, "--allow-file", ignore)
     exclude = items_of_file(run.data.items, exclude_file, "--exclude-file", ignore)
@@ -146,20 +159,21 @@ def recommend(
         k = min(20, len(run.data.items))
     dropped = [(own_id, place) for own_id, place in named if is_dropped(run.data, own_id)]
     for own_id, place in dropped:
-        if file is not None or part is not None:
-            left = "--file" if file is not None else "--part"
+        if to is not None or part is not None:
+            left = "--out" if to is not None else "--part"
             raise DataError(f"{place}: {kept(run.data).why(own_id)}; leave out {left}")
     gone = set(dropped)
     known = known_users(run.data.users, [pair for pair in named if pair not in gone])
-    if file is not None:
+    if to is not None:
         from ..ranking.frames import write_recommendations
 
-        rows = write_recommendations(
-            run.model, run.data, file, format="csv" if output is Output.CSV else "parquet", k=k,
-            exclude_seen=exclude_seen, part=None if part is None else part.value,
-            users=None if all_users else known, allow=allow, exclude=exclude,
-        )  # fmt: skip
-        err.print(words("{} rows in {}", f"{rows:,}", file), soft_wrap=True)
+        with waiting("ranking the catalogue"):
+            rows = write_recommendations(
+                run.model, run.data, to, format="csv" if format is Format.CSV else "parquet", k=k,
+                exclude_seen=exclude_seen, part=None if part is None else part.value,
+                users=None if all_users else known, allow=allow, exclude=exclude,
+            )  # fmt: skip
+        hint(words("{} rows in {}", f"{rows:,}", to))
         return
     people: list[str | int | None] = []
     histories: list[list[int]] = []
@@ -169,7 +183,7 @@ def recommend(
     for own_id, _ in dropped:
         people.append(kept(run.data).known(own_id))
         histories.append(run.data.history_of(own_id).tolist())
-        err.print(kept(run.data).told(own_id), markup=False, soft_wrap=True)
+        tell(kept(run.data).told(own_id), err)
     people += run.data.users.decode(known)
     for index in known:
         histories.append(values[int(offsets[index]) : int(offsets[index + 1])].tolist())
@@ -186,18 +200,19 @@ def recommend(
         if not ids:
             raise ConfigError(f"--history {text!r} names no item; write ITEM,ITEM,...")
         histories.append(known_items(run.data, ids, ignore))
-    answers = recommend_for(
-        run.model, run.data.items, people, histories, k, exclude_seen, why=why, exclude=exclude,
-        allow=allow,
-    )  # fmt: skip
-    if output is Output.JSON:
+    with waiting("ranking the catalogue"):
+        answers = recommend_for(
+            run.model, run.data.items, people, histories, k, exclude_seen, why=why,
+            exclude=exclude, allow=allow,
+        )  # fmt: skip
+    if format is Format.JSON:
         print(json.dumps([answer.to_json() for answer in answers], indent=2))
-    elif output is Output.CSV:
+    elif format is Format.CSV:
         from ..models.answers import COLUMNS
 
         ranked = [(a.user, a.items, a.scores) for a in answers]
-        print_exactly(as_csv(COLUMNS, ranked), "--output csv")
+        print_exactly(as_csv(COLUMNS, ranked), "--format csv")
     else:
         for answer in answers:
-            out.print(heading(answer), soft_wrap=True)
+            tell(heading(answer), out)
             out.print(ranking_table(answer))

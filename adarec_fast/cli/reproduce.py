@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ..config import ConfigError
 from ..training.values import Values, place, read_assignments, read_config
-from .console import RUN_FAILED, command, err, out, words
+from .console import RUN_FAILED, command, out, tell, waiting, words
 from .sweep import conclude, failed, progress
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def reproduce(
     folder = to / RUNS
     if dry_run:
         sweep.merged(folder, extend=True)
-        with err.status("timing a few steps of each"):
+        with waiting("timing a few steps of each"):
             rows = plan(sweep, folder)
         out.print(planned(rows))
         return
@@ -102,7 +102,7 @@ def reproduce(
         out.print(rich_table(one))
     write_atomically(to / f"{name}.md", markdown(filled))
     write_atomically(to / f"{name}.csv", csv_text(filled))
-    out.print(words("in [bold]{}[/]: {}", to, f"{name}.md, {name}.csv"), soft_wrap=True)
+    tell(words("in [bold]{}[/]: {}", to, f"{name}.md, {name}.csv"))
     conclude(outcomes, f"the same command (finished runs are kept in {folder})")
     if failed(outcomes):
         raise typer.Exit(RUN_FAILED)

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from ..config import ConfigError
 from ..training.values import Values, read_assignments, read_config
-from .console import INTERRUPTED, RUN_FAILED, command, err, out, words
+from .console import INTERRUPTED, RUN_FAILED, command, err, out, said, tell, waiting, words
 from .options import config_options
 
 _SHOWN = 10
@@ -45,10 +45,11 @@ def search(
     The same command again goes on where it stopped, and --trials may grow. Needs
     adarec_fast[search].
     """
-    from ..data.configured import load_data
-    from ..experiments.search import BEST, read_space
-    from ..experiments.search import search as run_search
-    from ..training import make_reporter
+    with waiting("starting"):
+        from ..data.configured import load_data
+        from ..experiments.search import BEST, read_space
+        from ..experiments.search import search as run_search
+        from ..training import Reporter, make_reporter
 
     given = Values() if config is None else read_config(config, chosen.system)
     given = given.update(chosen)
@@ -60,11 +61,11 @@ def search(
     def started(number: int, values: Mapping[str, Any]) -> None:
         told = ", ".join(f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
                          for name, value in values.items())  # fmt: skip
-        out.print(f"[{number + 1}/{trials}] {told}", markup=False, soft_wrap=True)
+        tell(f"[{number + 1}/{trials}] {told}")
 
     found = run_search(
         given, choices, load_data(given.data), search_dir, trials=trials,
-        reporter=lambda: make_reporter(out), on_trial=started,
+        reporter=lambda: Reporter() if said.quiet else make_reporter(said), on_trial=started,
     )  # fmt: skip
     ranked = sorted(found, key=lambda one: -1.0 if one.metric is None else -one.metric - 1)
     table = Table(box=box.SIMPLE_HEAD)
@@ -82,5 +83,4 @@ def search(
     if not any(one.status == "finished" for one in found):
         err.print("no trial was finished", markup=False)
         raise typer.Exit(RUN_FAILED)
-    out.print(words("the best: [bold]adarec-fast train --config {}[/]", search_dir / BEST),
-              soft_wrap=True)  # fmt: skip
+    tell(words("the best: [bold]adarec-fast train --config {}[/]", search_dir / BEST))

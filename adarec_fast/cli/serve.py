@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..serving.config import ServeConfig
-from .console import command, err, words
+from .console import command, hint, waiting, words
 from .options import field_options
 
 if TYPE_CHECKING:
@@ -39,24 +40,25 @@ def serve(
     chosen: dict[str, Any],
 ) -> None:
     """Answer recommendation requests over HTTP, until SIGTERM or Ctrl-C; SIGHUP reloads."""
-    from .. import serving
-    from ..training.loop import resolve_device
+    with contextlib.ExitStack() as until_ready:
+        if chosen.get("workers") in (None, 1):  # the sign is a thread, which outlives no fork
+            until_ready.enter_context(waiting("starting the service"))
+        from .. import serving
+        from ..training.loop import resolve_device
 
-    config = ServeConfig.create(**chosen)
-    source = serving.Source(
-        run_dir, which.value, resolve_device(device), config.threads, config.max_batch
-    )
-    serving.serve(source, config, access_log=access_log, announce=_announce)
+        config = ServeConfig.create(**chosen)
+        source = serving.Source(
+            run_dir, which.value, resolve_device(device), config.threads, config.max_batch
+        )
+
+        def announce(service: Serving, address: str) -> None:
+            until_ready.close()
+            _announce(service, address)
+
+        serving.serve(source, config, access_log=access_log, announce=announce)
 
 
 def _announce(serving: Serving, address: str) -> None:
-    model, root = serving.model, serving.config.root_path
-    err.print(
-        words(
-            "serving {} on [bold]{}[/], its page at {}",
-            f"{model.path} (model {model.id}, {len(model.items)} items, "
-            f"{model.data.num_users} users)",
-            address + root, f"{address}{root}/docs",
-        ),
-        soft_wrap=True,
-    )
+    model, address = serving.model, address + serving.config.root_path
+    hint(words("serving {} on [bold]{}[/], its page at {}", model.path, address, address + "/docs"))
+    hint(f"model {model.id}: {len(model.items):,} items, {model.data.num_users:,} users")

@@ -14,11 +14,11 @@ from rich.text import Text
 
 from ..config import ConfigError
 from .answers import as_csv
-from .console import command, out, print_exactly, words
+from .console import command, formerly, out, print_exactly, tell, waiting, words
 from .ids import AllowFile, Device, ExcludeFile, UnknownItems, encode, items_of_file
 
 
-class Output(str, enum.Enum):
+class Format(str, enum.Enum):
     """Forms of an answer."""
 
     TABLE = "table"
@@ -27,6 +27,7 @@ class Output(str, enum.Enum):
 
 
 @command
+@formerly(output="format")
 def similar(
     run_dir: Annotated[Path, typer.Argument(help="Folder of a training run.")],
     item: Annotated[list[str], typer.Argument(metavar="ITEM...", help="External ids of items.")],
@@ -42,16 +43,24 @@ def similar(
     ] = UnknownItems.REFUSE,
     allow_file: AllowFile = None,
     exclude_file: ExcludeFile = None,
-    output: Annotated[Output, typer.Option(help="Form of the answer.")] = Output.TABLE,
+    format: Annotated[Format, typer.Option(help="Of the answer.")] = Format.TABLE,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="JSON on stdout, as --format json.")
+    ] = False,
     device: Device = "auto",
 ) -> None:
     """List the items whose vectors point most nearly where an item's own does (the cosine)."""
-    from ..models.answers import Recommendations
-    from ..ranking.recommender import Recommender
-    from ..training.loop import resolve_device
-    from ..training.updated import load_current
+    if as_json:
+        if format is Format.CSV:
+            raise ConfigError("--json and --format csv: choose one of the two")
+        format = Format.JSON
+    with waiting("reading the run"):
+        from ..models.answers import Recommendations
+        from ..ranking.recommender import Recommender
+        from ..training.loop import resolve_device
+        from ..training.updated import load_current
 
-    run = load_current(run_dir, device=resolve_device(device))
+        run = load_current(run_dir, device=resolve_device(device))
     items = run.data.items
     ignore = unknown_items is UnknownItems.IGNORE
     asked = encode(items, item, "ITEM")
@@ -66,7 +75,7 @@ def similar(
     answers = Recommendations(
         ranking.items, ranking.scores, {}, items, asked=items.decode(asked)
     )
-    if output is Output.JSON:
+    if format is Format.JSON:
         found = [
             {"item": answer.user, "items": [
                 {"item": near, "score": score}
@@ -75,13 +84,13 @@ def similar(
             for answer in answers
         ]  # fmt: skip
         print(json.dumps(found, indent=2))
-    elif output is Output.CSV:
+    elif format is Format.CSV:
         columns = ("similar_to", "item", "score", "rank")
         ranked = [(answer.user, answer.items, answer.scores) for answer in answers]
-        print_exactly(as_csv(columns, ranked), "--output csv")
+        print_exactly(as_csv(columns, ranked), "--format csv")
     else:
         for answer in answers:
-            out.print(words("[bold]similar to {}[/]", answer.user), soft_wrap=True)
+            tell(words("[bold]similar to {}[/]", answer.user), out)
             table = Table(box=box.SIMPLE_HEAD)
             table.add_column("rank", justify="right")
             table.add_column("item", overflow="fold")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from rich.text import Text
 
 from ..config import ConfigError
 from ..training.values import Values, read_assignments
-from .console import INTERRUPTED, RUN_FAILED, command, err, out, words
+from .console import INTERRUPTED, RUN_FAILED, command, err, out, said, tell, waiting, words
 from .options import config_options
 from .train import SYNTHETIC
 
@@ -51,6 +52,9 @@ def sweep(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would run, and change nothing.")
     ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="The averages, as JSON on stdout.")
+    ] = False,
     *,
     chosen: Values,
 ) -> None:
@@ -59,8 +63,10 @@ def sweep(
     The same command again goes on where it stopped; without --grid and --config it takes the
     definition that is in the folder. Started twice, the two share the combinations.
     """
-    from ..experiments import Sweep, parse_grid, run_sweep, write_summary
-    from ..experiments.definition import DEFINITION, read_sweep_file
+    with waiting("starting"):
+        from ..experiments import Sweep, parse_grid, run_sweep, write_summary
+        from ..experiments.definition import DEFINITION, read_sweep_file
+        from ..experiments.summary import row
 
     given, axes, listed = (
         read_sweep_file(config)
@@ -82,7 +88,7 @@ def sweep(
         swept = set(axes).union(*listed or [])
         named = {"data", "data.data"} & swept
         if not named and given.data.get("data", "synthetic") == "synthetic":
-            out.print("synthetic data, with the smaller defaults that train has for it")
+            tell("synthetic data, with the smaller defaults that train has for it")
             given = SYNTHETIC.update(given)
         definition = Sweep.create(given, axes, listed)
     if dry_run:
@@ -93,8 +99,11 @@ def sweep(
     )
     conclude(outcomes, f"adarec-fast sweep --sweep-dir {sweep_dir}")
     groups = write_summary(sweep_dir)
-    out.print(summary_table(groups))
-    out.print(words("in [bold]{}[/]: summary.json, summary.csv", sweep_dir), soft_wrap=True)
+    if as_json:
+        print(json.dumps([row(group) for group in groups], indent=2))
+    else:
+        out.print(summary_table(groups))
+    tell(words("in [bold]{}[/]: summary.json, summary.csv", sweep_dir))
     if failed(outcomes):
         raise typer.Exit(RUN_FAILED)
 
@@ -104,27 +113,30 @@ def progress(total: int, labels: Sequence[str] | None = None) -> dict[str, Any]:
 
     ``labels``: what its runs are called, by default as their folders are.
     """
-    from ..training import make_reporter
+    from ..training import Reporter, make_reporter
 
     words = {"finished": "finished before", "diverged": "diverged before", "begun": "going on"}
 
     def started(number: int, name: str, state: str) -> None:
         label = name if labels is None else labels[number]
         line = f"[{number + 1}/{total}] {label}  {words.get(state, '')}"
-        out.print(line.rstrip(), markup=False, soft_wrap=True)
+        tell(line.rstrip())
 
-    return {"reporter": lambda: make_reporter(out), "on_start": started}
+    def reporter() -> Reporter:
+        return Reporter() if said.quiet else make_reporter(said)
+
+    return {"reporter": reporter, "on_start": started}
 
 
 def conclude(outcomes: list[RunOutcome], again: str) -> None:
     """Say what is left to do; leave with the exit code of an interruption if there was one."""
     for outcome in outcomes:
         if outcome.status == "busy":
-            err.print(f"{outcome.name}: another process is at it", markup=False, soft_wrap=True)
+            tell(f"{outcome.name}: another process is at it", err)
         elif outcome.status == "diverged" and outcome.result is not None:
-            err.print(f"{outcome.name}: {outcome.result['error']}", markup=False, soft_wrap=True)
+            tell(f"{outcome.name}: {outcome.result['error']}", err)
     if outcomes and outcomes[-1].status == "interrupted":
-        err.print(words("[yellow]interrupted[/]; go on with: {}", again), soft_wrap=True)
+        tell(words("[yellow]interrupted[/]; go on with: {}", again), err)
         raise typer.Exit(INTERRUPTED)
 
 
@@ -132,7 +144,7 @@ def failed(outcomes: list[RunOutcome]) -> bool:
     """Whether a run diverged, or nothing was trained though something is left to do."""
     states = {outcome.status for outcome in outcomes}
     if "busy" in states and "finished" not in states:
-        err.print("nothing was trained: other processes are at all that is left", soft_wrap=True)
+        tell("nothing was trained: other processes are at all that is left", err)
         return True
     return "diverged" in states
 
@@ -151,7 +163,10 @@ def show_plan(definition: Any, folder: Path) -> None:
 
 def summary_table(groups: list[Group]) -> Table:
     """Test figures of each group, mean ± standard deviation over its runs."""
-    table = Table(box=box.SIMPLE_HEAD, title="test, mean ± std over seeds", title_justify="left")
+    table = Table(
+        box=box.SIMPLE_HEAD, title="test, mean ± std over seeds", title_justify="left",
+        padding=(0, 1, 0, 0), pad_edge=False,
+    )  # fmt: skip
     keys = list(dict.fromkeys(key for group in groups for key in group.values))
     for key in keys:
         table.add_column(Text(key), overflow="fold")

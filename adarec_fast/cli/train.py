@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -16,12 +17,13 @@ from ..training.presets import preset as preset_values
 from ..training.values import Values, known_keys, read_assignments, read_config, renamed
 from . import further
 from .answers import samples
-from .console import INTERRUPTED, command, err, out, words
+from .console import INTERRUPTED, command, err, out, said, tell, waiting, words
 from .evaluate import report
 from .options import config_options
 
 if TYPE_CHECKING:
     from ..data import InteractionData
+    from ..training import TrainResult
 
 # Two minutes on two cores; the fields' own defaults are for real data.
 SYNTHETIC = Values(
@@ -70,6 +72,9 @@ def train(
             "validation found.",
         ),
     ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="How the run ended and its test, as JSON on stdout.")
+    ] = False,
     *,
     chosen: Values,
 ) -> None:
@@ -78,11 +83,12 @@ def train(
     Without options it trains on synthetic data, in under two minutes on two cores. Values are
     taken from, each overriding those before: defaults, --preset, --config, options, --set.
     """
-    from ..data.configured import load_data
-    from ..data.time_split import in_words
-    from ..distributed import join, speaks
-    from ..training import make_reporter
-    from ..training import train as run_training
+    with waiting("starting"):
+        from ..data.configured import load_data
+        from ..data.time_split import in_words
+        from ..distributed import join, speaks
+        from ..training import Reporter, make_reporter
+        from ..training import train as run_training
 
     given = Values() if preset is None else preset_values(preset, "--preset")
     if config is not None:
@@ -102,7 +108,8 @@ def train(
         several = [name for name, value in ways.items() if value]
         if len(several) > 1:
             raise ConfigError(f"{' and '.join(several)}: choose one")
-        plan = further.plan(origin, given, refit=refit is not None)
+        with waiting("reading the data"):
+            plan = further.plan(origin, given, refit=refit is not None)
     elif resume:
         if run_dir is None:
             raise ConfigError("--resume needs --run-dir, the folder of the run to go on with")
@@ -126,26 +133,27 @@ def train(
         shown = " ".join(f"{name}={value}" for name, value in kept.items())
         if speaks():
             shown = f"synthetic data; smaller defaults for it: {shown or 'none left'}"
-            out.print(shown, markup=False)
+            tell(shown)
     if plan is not None and origin is not None:
         model_config, train_config, data = plan.model, plan.train, plan.data
         source = further.source_of(plan, origin, given)
         if speaks():
             for line in further.in_words(plan):
-                out.print(line, markup=False, soft_wrap=True)
+                tell(line)
     else:
         train_config = TrainConfig.create(**given.train)
         own = _own_data(run_dir) if resume and run_dir else None
-        data = load_data(given.data) if own is None else own
+        with waiting("reading the data"):
+            data = load_data(given.data) if own is None else own
         model_config = create_config({**given.model, "num_items": data.num_items})
         source = DataConfig.create(**given.data).to_dict()
     if data.report is not None and speaks():
         # What is wrong there is wrong in every figure that follows.
         for name, told in (("read", data.report.chosen()), ("left out", data.report.left_out())):
             if told:
-                out.print(f"{name}: {', '.join(told)}", markup=False, soft_wrap=True)
+                tell(f"{name}: {', '.join(told)}")
     if data.cuts is not None and speaks():
-        out.print(f"split: {in_words(data.cuts)}", markup=False, soft_wrap=True)
+        tell(f"split: {in_words(data.cuts)}")
     source["data"] = absolute_paths(source["data"])
 
     with join(train_config.device, train_config.worker_timeout) as workers:
@@ -161,7 +169,7 @@ def train(
                 data,
                 folder,
                 resume=resume,
-                reporter=make_reporter(out) if first else None,
+                reporter=make_reporter(said) if first and not said.quiet else Reporter(),
                 data_source=source,
                 start=None if plan is None else plan.start,
             )
@@ -174,10 +182,10 @@ def train(
         raise typer.Exit(INTERRUPTED if result.status == "interrupted" else 0)
     if result.status == "interrupted":
         again = shlex.join(["adarec-fast", "train", "--run-dir", str(folder), "--resume"])
-        err.print(words("[yellow]interrupted[/]; go on with: {}", again), soft_wrap=True)
+        tell(words("[yellow]interrupted[/]; go on with: {}", again), err)
         # As a shell counts: 130 for SIGINT, 143 for SIGTERM.
         raise typer.Exit(INTERRUPTED if result.signal is None else 128 + result.signal)
-    _conclude(folder, train_config)
+    _conclude(folder, train_config, result, as_json)
 
 
 def _check_preset(name: str, given: Values, resume: bool) -> None:
@@ -228,29 +236,40 @@ def _own_data(run_dir: Path) -> InteractionData | None:
     return load_run(run_dir, which="last").data
 
 
-def _conclude(folder: Path, config: TrainConfig) -> None:
-    """Test the best epoch, and show what the model does for a few users."""
+def _conclude(folder: Path, config: TrainConfig, trained: TrainResult, as_json: bool) -> None:
+    """Test the best epoch, show what the model does for a few users, and say what is next."""
     from ..ranking.evaluation import evaluate
     from ..training import load_run
     from ..training.loop import resolve_device
 
-    run = load_run(folder, device=resolve_device(config.device))
+    tested = None
+    with waiting("testing the best epoch"):
+        run = load_run(folder, device=resolve_device(config.device))
+        if run.split.holds_out:
+            tested = evaluate(
+                run.model,
+                run.split,
+                "test",
+                seen_mask=config.seen_mask,
+                batch_size=config.evaluation_batch_size,
+            )
+    if as_json:
+        ended = {name: value for name, value in trained.to_dict().items() if name != "history"}
+        test = None if tested is None else tested.to_dict()
+        print(json.dumps({**ended, "test": test}, indent=2))
+        return
+    if said.quiet:
+        print(folder)
+        return
     user = run.data.users.ids[0]
-    next_steps = [["evaluate", folder], ["recommend", folder, "--user", user]]
-    if run.split.holds_out:
-        result = evaluate(
-            run.model,
-            run.split,
-            "test",
-            seen_mask=config.seen_mask,
-            batch_size=config.evaluation_batch_size,
-        )
-        out.print(report([result]))
+    if tested is not None:
+        out.print(report([tested]))
         out.print(samples(run.model, run.split))
+        following = ["evaluate", str(folder)]
     else:
-        out.print("Nothing was held out, so that there is nothing to test this run on.")
-        del next_steps[0]
-    out.print(words("The run is in [bold]{}[/]. Next:", folder), soft_wrap=True)
-    for following in next_steps:
-        line = shlex.join(["adarec-fast", *map(str, following)])
-        out.print(f"  {line}", markup=False, soft_wrap=True)
+        tell("Nothing was held out, so that there is nothing to test this run on.")
+        following = ["serve", str(folder)]
+    tell(words("The run is in [bold]{}[/]. Next:", folder))
+    for line in (following, ["recommend", str(folder), "--user", str(user)]):
+        # To be copied, and so never broken.
+        out.print(f"  {shlex.join(['adarec-fast', *line])}", markup=False, soft_wrap=True)

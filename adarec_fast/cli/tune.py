@@ -11,7 +11,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from .console import command, err, out
+from .console import command, out, waiting
 
 
 class Precision(str, enum.Enum):
@@ -56,7 +56,7 @@ def tune(
     })  # fmt: skip
     training = TrainConfig.create(batch_size=batch_size)
     device = torch.device("cuda")
-    with err.status("measuring; most of the time goes into compiling"):
+    with waiting("measuring; most of the time goes into compiling"):
         exercise(config, training, device, supervisions=("prefix", "all"))
     tiles = _autotune.Tiles(torch.cuda.get_device_name(device))
     table = Table(box=box.SIMPLE_HEAD)

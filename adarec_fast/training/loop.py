@@ -152,13 +152,16 @@ def train(
             watched = contextlib.nullcontext() if workers is None else workers.watched(trainer.kept)
             # Whatever the caller has switched off for itself.
             with watched, torch.inference_mode(False), torch.enable_grad():
-                trainer.prepare(data_source)
+                with shown.waiting("preparing the model"):
+                    trainer.prepare(data_source)
                 if first:
                     run_folder.write_environment(run_dir, device, told)
                 result = trainer.run(stop_after_steps)
             wanted = config.memory == "transitions" and result.status in _ENDED
             if wanted and first and not has_memory(run_dir):
-                shown.message(in_words(remember(run_dir, device, fixed=fixed)))
+                with shown.waiting("counting which items follow which"):
+                    counted = remember(run_dir, device, fixed=fixed)
+                shown.message(in_words(counted))
             return result
 
 

@@ -85,11 +85,11 @@ def in_words(fitted: Fitted) -> str:
     """A line for the reader of a log."""
     if math.isnan(fitted.after):
         return (
-            f"memory: alpha {fitted.alpha:g}, gamma {fitted.gamma:.3g}, as in the run that this "
-            "one goes back to, for nothing validates"
+            f"memory: alpha {fitted.alpha:g}, gamma {fitted.gamma:.3g}, of the run that this one "
+            "goes back to"
         )
     return (
-        f"memory: alpha {fitted.alpha:g}, gamma {fitted.gamma:.3g}; validation NDCG@20 "
+        f"memory: alpha {fitted.alpha:g}, gamma {fitted.gamma:.3g}; valid NDCG@20 "
         f"{fitted.before:.4f} without it, {fitted.after:.4f} with it"
     )
 

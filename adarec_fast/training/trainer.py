@@ -236,6 +236,7 @@ class Trainer:
             step=self.step,
             device=str(self.device),
             num_parameters=self.num_parameters,
+            best=self.stopping.best,
         )
 
     def _epochs(self, stop_at: int | None, signals: StopSignals) -> Status:

@@ -52,7 +52,7 @@ def test_users_items_to_choose_from_and_items_to_leave_out(
     allow.write_text("\n".join(allowed))
     exclude.write_text("sku-1\n")
     files = ("--allow-file", allow, "--exclude-file", exclude, "--k", "3")
-    shown = adarec("recommend", run, "--users-file", users, *files, "--output", "json")
+    shown = adarec("recommend", run, "--users-file", users, *files, "--format", "json")
     assert shown.exit_code == 0, shown.output
     assert "user 'short' is in the data, with 2 items, and was dropped" in shown.stderr
     found = json.loads(shown.stdout)
@@ -66,7 +66,7 @@ def test_users_items_to_choose_from_and_items_to_leave_out(
     pytest.importorskip("polars")
     table = tmp_path / "all.csv"
     shown = adarec(
-        "recommend", run, "--all-users", *files, "--output", "csv", "--file", table
+        "recommend", run, "--all-users", *files, "--format", "csv", "--out", table
     )
     assert shown.exit_code == 0, shown.output
     lines = [line.split(",") for line in table.read_text().splitlines()[1:]]
@@ -75,7 +75,7 @@ def test_users_items_to_choose_from_and_items_to_leave_out(
 
 def test_similar_items(run: Path, recommender: Recommender, tmp_path: Path) -> None:
     exclude = _listed(tmp_path, "sku-2")
-    shown = adarec("similar", run, "sku-1", "sku-4", "--k", "3", "--output", "json",
+    shown = adarec("similar", run, "sku-1", "sku-4", "--k", "3", "--format", "json",
                    "--exclude-file", exclude)  # fmt: skip
     assert shown.exit_code == 0, shown.output
     wanted = recommender.similar_items(["sku-1", "sku-4"], 3, exclude=["sku-2"])
@@ -85,7 +85,7 @@ def test_similar_items(run: Path, recommender: Recommender, tmp_path: Path) -> N
     table = adarec("similar", run, "sku-1", "--k", "2", "--exclude-file", exclude)
     assert "similar to sku-1" in table.stdout
     assert wanted.items[0][1] in table.stdout
-    lines = adarec("similar", run, "sku-1", "--k", "2", "--output", "csv").stdout.splitlines()
+    lines = adarec("similar", run, "sku-1", "--k", "2", "--format", "csv").stdout.splitlines()
     assert lines[0] == "similar_to,item,score,rank"
     assert lines[1].startswith("sku-1,sku-")
 
@@ -125,7 +125,7 @@ def test_bad_files_are_named(
 def test_unknown_items_of_a_file_that_are_ignored_are_told(run: Path, tmp_path: Path) -> None:
     listed = _listed(tmp_path, "sku-7", "nothing", "sku-9")
     shown = adarec("recommend", run, "--history", "sku-1", "--allow-file", listed,
-                   "--unknown-items", "ignore", "--output", "json")  # fmt: skip
+                   "--unknown-items", "ignore", "--format", "json")  # fmt: skip
     assert "--allow-file: 1 of 3 ids are not in the catalogue, left out, such as nothing" in (
         shown.stderr
     )

@@ -39,7 +39,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "options",
     [
         ["recommend", "RUN", "--user", "u00000"], ["evaluate", "RUN", "--json"],
-        ["recommend", "RUN", "--history", "t0-s0-i001", "--output", "json"],
+        ["recommend", "RUN", "--history", "t0-s0-i001", "--format", "json"],
         ["train", "--data", "DATA", "--run-dir", "NEW", "--epochs", "1", "--log", "none"],
     ],
     ids=lambda words: " ".join(words[::2]),

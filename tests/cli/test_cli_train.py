@@ -146,7 +146,7 @@ def test_evaluate_says_nmi_of_planted_labels(tmp_path: Path, run: Path) -> None:
 
 
 def test_recommend_to_users_by_id(run: Path, data: Path) -> None:
-    options = ["--user", "u00003", "--user", "u00000", "--k", "6", "--output", "json"]
+    options = ["--user", "u00003", "--user", "u00000", "--k", "6", "--format", "json"]
     shown = adarec("recommend", run, *options)
     assert shown.exit_code == 0, shown.output
     answers = json.loads(shown.stdout)
@@ -165,10 +165,10 @@ def test_recommend_to_users_by_id(run: Path, data: Path) -> None:
 
 
 def test_recommend_to_a_new_user_is_the_same_by_history(run: Path) -> None:
-    known = adarec("recommend", run, "--user", "u00007", "--output", "json")
+    known = adarec("recommend", run, "--user", "u00007", "--format", "json")
     (expected,) = json.loads(known.stdout)
     history = ", ".join(expected["history"])
-    new = adarec("recommend", run, "--history", history, "--output", "json")
+    new = adarec("recommend", run, "--history", history, "--format", "json")
     (answer,) = json.loads(new.stdout)
     assert answer["user"] is None
     assert answer["items"] == expected["items"]
@@ -182,9 +182,9 @@ def test_ids_with_commas_and_spaces(tmp_path: Path) -> None:
     trained = adarec("train", "--data", data, "--run-dir", folder, "--epochs", "1", *TINY)
     assert trained.exit_code == 0, trained.output
     (line,) = (line for line in trained.stdout.splitlines() if "adarec-fast recommend" in line)
-    shown = adarec(*shlex.split(line)[1:], "--output", "json")
+    shown = adarec(*shlex.split(line)[1:], "--format", "json")
     assert json.loads(shown.stdout)[0]["user"] == "u 0"
-    shown = adarec("recommend", folder, "--history", '"item, 1", "item, 2"', "--output", "json")
+    shown = adarec("recommend", folder, "--history", '"item, 1", "item, 2"', "--format", "json")
     assert json.loads(shown.stdout)[0]["history"] == ["item, 1", "item, 2"]
     refused = adarec("recommend", folder, "--history", "item, 1")
     assert refused.exit_code == 2
@@ -193,7 +193,7 @@ def test_ids_with_commas_and_spaces(tmp_path: Path) -> None:
 
 
 def test_recommend_says_why(run: Path) -> None:
-    shown = adarec("recommend", run, "--user", "u00001", "--k", "3", "--why", "--output", "json")
+    shown = adarec("recommend", run, "--user", "u00001", "--k", "3", "--why", "--format", "json")
     (answer,) = json.loads(shown.stdout)
     for entry in answer["items"]:
         owed = [reason["difference"] for reason in entry["why"]]
@@ -202,13 +202,13 @@ def test_recommend_says_why(run: Path) -> None:
     table = adarec("recommend", run, "--user", "u00001", "--k", "3", "--why")
     assert "without" in table.stdout
     assert answer["items"][0]["why"][0]["item"] in table.stdout
-    refused = adarec("recommend", run, "--user", "u00001", "--why", "--output", "csv")
+    refused = adarec("recommend", run, "--user", "u00001", "--why", "--format", "csv")
     assert refused.exit_code == 2
-    assert "--why goes with --output table or json, not csv" in refused.stderr
+    assert "--why goes with --format table or json, not csv" in refused.stderr
 
 
 def test_recommend_as_csv_and_table(run: Path) -> None:
-    shown = adarec("recommend", run, "--user", "u00001", "--k", "3", "--output", "csv")
+    shown = adarec("recommend", run, "--user", "u00001", "--k", "3", "--format", "csv")
     rows = list(csv.DictReader(io.StringIO(shown.stdout)))
     assert [(row["user"], row["rank"]) for row in rows] == [("u00001", str(r)) for r in (1, 2, 3)]
     table = adarec("recommend", run, "--user", "u00001", "--k", "3")
@@ -219,11 +219,11 @@ def test_recommend_as_csv_and_table(run: Path) -> None:
 def test_only_unseen_items_come_unless_asked(run: Path, data: Path) -> None:
     catalogue = load(data).items.ids
     seen = ",".join(map(str, catalogue[:38]))
-    left = adarec("recommend", run, "--history", seen, "--k", "40", "--output", "json")
+    left = adarec("recommend", run, "--history", seen, "--k", "40", "--format", "json")
     (answer,) = json.loads(left.stdout)
     assert sorted(row["item"] for row in answer["items"]) == sorted(catalogue[38:])
     every = adarec(
-        "recommend", run, "--history", seen, "--k", "40", "--include-seen", "--output", "json"
+        "recommend", run, "--history", seen, "--k", "40", "--include-seen", "--format", "json"
     )
     assert len(json.loads(every.stdout)[0]["items"]) == len(catalogue)
 

@@ -121,13 +121,13 @@ def test_a_terminal_that_lacks_letters(tmp_path: Path) -> None:
 def test_what_programs_read_is_exact_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.TextIOWrapper(io.BytesIO(), encoding="latin-1", errors="backslashreplace")
     monkeypatch.setattr(sys, "stdout", stream)
-    console.print_exactly("ü\n", "--output csv")
-    with pytest.raises(ConfigError, match=r"--output csv: .*latin-1, which lacks .*'\\u4e2d'; set"):
-        console.print_exactly("中\n", "--output csv")
+    console.print_exactly("ü\n", "--format csv")
+    with pytest.raises(ConfigError, match=r"--format csv: .*latin-1, which lacks .*'\\u4e2d'; set"):
+        console.print_exactly("中\n", "--format csv")
     stream.flush()
     assert stream.buffer.getvalue() == b"\xfc\n"  # type: ignore[attr-defined]
     monkeypatch.setattr(sys, "stdout", None)
-    console.print_exactly("中\n", "--output csv")
+    console.print_exactly("中\n", "--format csv")
 
 
 def test_letters_that_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:

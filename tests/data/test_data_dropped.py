@@ -69,7 +69,7 @@ def test_recommend_serves_dropped_users_and_may_ignore_items(tmp_path: Path) -> 
         done = CliRunner().invoke(app, ["recommend", run, "--k", "2", *words])
         return done.exit_code, done.output
 
-    code, shown = recommend("--user", "two", "--user", "ann", "--output", "csv")
+    code, shown = recommend("--user", "two", "--user", "ann", "--format", "csv")
     assert code == 0
     assert "user 'two' is in the data, with 2 items, and was dropped by min_length=3" in shown
     assert {line.split(",")[0] for line in shown.splitlines()[-4:]} == {"ann", "two"}
@@ -79,7 +79,7 @@ def test_recommend_serves_dropped_users_and_may_ignore_items(tmp_path: Path) -> 
         (["--history", "a,z"], "item 'z' is in the data and was dropped with the few who have it"),
         (["--history", "a,zz"], "unknown id 'zz'"),
         (["--history", "zz", "--unknown-items", "ignore"], "none of its items is in the catalogue"),
-        (["--user", "two", "--output", "csv", "--file", str(tmp_path / "x.csv")], "leave out"),
+        (["--user", "two", "--format", "csv", "--out", str(tmp_path / "x.csv")], "leave out"),
     ):  # fmt: skip
         code, shown = recommend(*words)
         assert code == 2, shown

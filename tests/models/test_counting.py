@@ -164,7 +164,7 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     assert "loss" not in shown
     results = json.loads(invoke("evaluate", folder, "--json"))["results"]
     assert [result["name"] for result in results] == ["Counting", "popularity", "markov chain"]
-    answer = json.loads(invoke("recommend", folder, "--user", "3", "--k", "4", "--output", "json"))
+    answer = json.loads(invoke("recommend", folder, "--user", "3", "--k", "4", "--format", "json"))
     assert "depth" not in json.dumps(answer)
     assert load_run(folder).model_config.window == 3
     written = invoke("plot", folder, "--out", str(tmp_path / "pictures"), "--only", "metrics")

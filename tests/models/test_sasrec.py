@@ -154,7 +154,7 @@ def test_the_commands_take_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "depth" not in done.output
     done = runner.invoke(app, ["train", "--run-dir", "run", "--resume", "--epochs", "2"])
     assert done.exit_code == 0, done.output
-    done = runner.invoke(app, ["recommend", "run", "--user", "3", "--output", "json", "--k", "2"])
+    done = runner.invoke(app, ["recommend", "run", "--user", "3", "--format", "json", "--k", "2"])
     (answer,) = json.loads(done.stdout)
     assert set(answer) == {"user", "history", "items"}
     done = runner.invoke(app, ["evaluate", "run", "--no-baselines", "--json"])

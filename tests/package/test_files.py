@@ -190,8 +190,8 @@ def test_recommendations_and_pictures_go_through_links_and_pipes(
     target.write_text("old")
     link.symlink_to(target)
     os.mkfifo(pipe)
-    ask = ("recommend", run, "--user", data.users.ids[0], "--k", 2, "--output")
-    adarec(*ask, "csv", "--file", link)
+    ask = ("recommend", run, "--user", data.users.ids[0], "--k", 2, "--format")
+    adarec(*ask, "csv", "--out", link)
     assert link.is_symlink()
     expected = target.read_bytes()
     assert len(expected.splitlines()) == 3
@@ -199,7 +199,7 @@ def test_recommendations_and_pictures_go_through_links_and_pipes(
     for form in ("csv", "parquet"):
         reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()))
         reader.start()
-        adarec(*ask, form, "--file", pipe)
+        adarec(*ask, form, "--out", pipe)
         reader.join(10)
     assert stat.S_ISFIFO(pipe.stat().st_mode)
     assert read[0] == expected
@@ -211,7 +211,7 @@ def test_recommendations_and_pictures_go_through_links_and_pipes(
         descriptor = os.dup(1)
         os.dup2(file.fileno(), 1)
         try:
-            adarec(*ask, "csv", "--file", "/dev/stdout")
+            adarec(*ask, "csv", "--out", "/dev/stdout")
         finally:
             os.dup2(descriptor, 1)
             os.close(descriptor)

@@ -86,7 +86,7 @@ def test_the_backend_of_the_program_stays() -> None:
 
 @pytest.mark.parametrize("shell", [">&-", "2>&- <&-"])
 def test_closed_streams(run: Path, shell: str) -> None:
-    done = call("recommend", run, "--user", USER, "--output", "csv", shell=shell)
+    done = call("recommend", run, "--user", USER, "--format", "csv", shell=shell)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert (USER in done.stdout) == (shell != ">&-")

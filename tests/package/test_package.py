@@ -165,7 +165,7 @@ def test_installed_wheel_trains_and_recommends(installed: Path, tmp_path: Path) 
     run(adarec, "train", "--data", data, "--run-dir", "run", *small, cwd=tmp_path)
     user = data.read_text().split()[0]
     done = run(
-        adarec, "recommend", "run", "--user", user, "--k", "3", "--output", "json", cwd=tmp_path
+        adarec, "recommend", "run", "--user", user, "--k", "3", "--format", "json", cwd=tmp_path
     )
     (answer,) = json.loads(done.stdout)
     assert len(answer["items"]) == 3

@@ -127,28 +127,28 @@ def test_the_command_writes_all_users(data: InteractionData, tmp_path: Path) -> 
         shown = CliRunner().invoke(app, ["recommend", str(run), "--k", "3", *options])
         return f"{shown.exit_code} {shown.output}"
 
-    shown = recommend("--all-users", "--output", "parquet", "--file", str(path))
+    shown = recommend("--all-users", "--format", "parquet", "--out", str(path))
     assert shown.startswith("0"), shown
     assert polars.read_parquet(path).height == 150
     some = tmp_path / "some.csv"
     ids = [str(user) for user in data.users.decode([4, 2])]
-    shown = recommend("--user", ids[0], "--user", ids[1], "--output", "csv", "--file", str(some))
+    shown = recommend("--user", ids[0], "--user", ids[1], "--format", "csv", "--out", str(some))
     assert shown.startswith("0"), shown
     assert polars.read_csv(some)["user"].unique(maintain_order=True).to_list() == data.users.decode(
         [4, 2]
     )
     judged = tmp_path / "test.csv"
-    shown = recommend("--all-users", "--part", "test", "--output", "csv", "--file", str(judged))
+    shown = recommend("--all-users", "--part", "test", "--format", "csv", "--out", str(judged))
     assert shown.startswith("0"), shown
     mine = polars.read_csv(judged).filter(polars.col("user") == data.users.ids[4])
-    shown = recommend("--user", ids[0], "--part", "test", "--output", "csv")
+    shown = recommend("--user", ids[0], "--part", "test", "--format", "csv")
     # The file and the standard output have the same columns in the same order.
     table = polars.read_csv(shown[2:].encode())
     assert table.columns == mine.columns == ["user", "item", "score", "rank"]
     assert table["item"].to_list() == mine["item"].to_list()
-    whole = polars.read_csv(recommend("--user", ids[0], "--output", "csv")[2:].encode())
+    whole = polars.read_csv(recommend("--user", ids[0], "--format", "csv")[2:].encode())
     assert whole["item"].to_list() != mine["item"].to_list()
     shown = recommend("--history", "t1", "--part", "test")
     assert shown.startswith("2 error: --part takes users of the data"), shown
-    assert recommend("--all-users").startswith("2 error: --all-users and --output parquet need")
-    assert recommend("--all-users", "--file", str(some)).startswith("2 error: --file takes")
+    assert recommend("--all-users").startswith("2 error: --all-users and --format parquet need")
+    assert recommend("--all-users", "--out", str(some)).startswith("2 error: --out takes")

@@ -39,7 +39,7 @@ def follow_commands(system: str, *options: str) -> dict[str, Any]:
         "--hidden-size", "8", "--device", "cpu", *options,
     )  # fmt: skip
     invoke("train", "--run-dir", "run", "--resume", "--epochs", "2")
-    told = invoke("recommend", "run", "--user", "3", "--output", "json", "--k", "2")
+    told = invoke("recommend", "run", "--user", "3", "--format", "json", "--k", "2")
     (answer,) = json.loads(told)
     assert len(answer["items"]) == 2
     assert system in invoke("models")

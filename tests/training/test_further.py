@@ -250,7 +250,7 @@ def test_by_commands(tmp_path: Path) -> None:
         needed.unlink()
     again = invoke("train", "--run-dir", further, "--resume", "--epochs", 2)
     assert again.exit_code == 0, again.output
-    asked = invoke("recommend", further, "--history", "fresh", "--output", "json", "--k", 3)
+    asked = invoke("recommend", further, "--history", "fresh", "--format", "json", "--k", 3)
     assert asked.exit_code == 0, asked.output
     assert invoke("train", "--run-dir", whole, "--resume").exit_code == 0
 

@@ -107,7 +107,7 @@ def test_update_by_command(run_dir: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(table[-1], expected)
     # It can be asked for, and for whoever takes the old item the memory speaks for it.
     assert memory.sums(torch.tensor([4]), torch.tensor([0, 1]))[0, -1] > 0
-    answer = invoke("recommend", run_dir, "--history", novel, "--output", "json", "--k", "3")
+    answer = invoke("recommend", run_dir, "--history", novel, "--format", "json", "--k", "3")
     assert answer.exit_code == 0, answer.output
     assert json.loads(answer.stdout)[0]["history"] == [novel]
     assert invoke("recommend", run_dir, "--user", "93").exit_code == 0

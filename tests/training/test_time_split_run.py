@@ -180,8 +180,8 @@ def test_commands_on_the_run(run_dir: Path) -> None:
     assert asked.exit_code == (2 if empty else 0), asked.output
     assert invoke("recommend", run_dir, "--user", user).exit_code == 0
     table = run_dir.parent / "all.csv"
-    made = invoke("recommend", run_dir, "--all-users", "--part", "test", "--file", table,
-                  "--output", "csv")  # fmt: skip
+    made = invoke("recommend", run_dir, "--all-users", "--part", "test", "--out", table,
+                  "--format", "csv")  # fmt: skip
     assert made.exit_code == 0, made.output
     users = polars.read_csv(table)["user"].n_unique()
     assert users == int((run.split.inputs("test")[1].diff() > 0).sum())

@@ -32,6 +32,7 @@ from adarec_fast.training import (
 from adarec_fast.training.early_stopping import EarlyStopping
 from adarec_fast.training.loop import resolve_device
 from adarec_fast.training.metrics_log import flatten, read_metrics
+from adarec_fast.training.reporter import epoch_lines
 from adarec_fast.training.run_folder import locked
 
 
@@ -332,7 +333,7 @@ def test_reports(tmp_path: Path) -> None:
 
 
 def test_plain_and_rich_output(done: TrainResult) -> None:
-    plan = TrainingPlan(Path("run"), 2, 4, 200, 1, 0, "cpu", 1000)
+    plan = TrainingPlan(Path("run"), 2, 4, 200, 1, 0, "cpu", 1000, best=0.01)
     progress = StepProgress(1, 2, 2, 3.25, 100.0, {"mean_depth": 1.5})
     text = io.StringIO()
     terminal = Console(file=io.StringIO(), force_terminal=True, width=200)
@@ -346,11 +347,43 @@ def test_plain_and_rich_output(done: TrainResult) -> None:
         reporter.finish(done)
         reporter.close()
     lines = text.getvalue().splitlines()
-    assert len(lines) == 3
-    assert lines[0].startswith("run: 1,000 parameters on cpu, 200 examples, 4 steps an epoch")
-    assert lines[1].startswith("epoch 1/2  loss ")
-    assert "(best)" in lines[1]
-    assert lines[2].startswith("finished after 2 epochs")
+    assert len(lines) == 5
+    assert lines[0] == "run: 1,000 parameters, on cpu"
+    assert lines[1] == "  200 examples  4 steps an epoch  at most 2 epochs"
+    assert lines[2].startswith("epoch 1/2  loss ")
+    gain = done.history[0]["valid"]["NDCG@20"] - 0.01
+    assert f"({gain:+.4f}, best)" in lines[2]
+    assert lines[3].startswith("  rec ")
+    assert lines[4].startswith("finished after 2 epochs")
     drawn = terminal.file.getvalue()
-    for part in ("loss 3.2500", "100 examples/s", "depth 1.50", "ETA 0:01", "at most 0:03"):
+    for part in ("loss 3.2500", "100/s", "0:01 (run 0:03)"):
         assert part in drawn
+
+
+def test_an_epoch_fits_80_columns_and_says_what_it_gained() -> None:
+    metrics = {
+        "epoch": 199, "loss": 12.34567, "examples_per_second": 123456.7, "seconds": 1234.5,
+        "loss_rec": 9.87654, "loss_deno": 0.98765, "loss_cont": 12.3456, "loss_expl": -1.60944,
+        "mean_depth": 2.345, "valid": {"NDCG@20": 0.0631, "HR@20": 0.1233},
+    }  # fmt: skip
+    for best, told in ((None, "(best)"), (0.0619, "(+0.0012, best)"), (0.0640, "(-0.0009)")):
+        lines = epoch_lines(metrics, 200, best).splitlines()
+        assert lines[0].startswith("epoch 199/200  loss 12.346  NDCG@20 0.0631 " + told)
+        assert max(map(len, lines)) <= 80
+        assert len(lines) <= 4
+        shown = " ".join(lines).split()
+        assert {"12.346", "0.9877", "-1.6094", "2.35", "123,457"} <= set(shown)
+    without = {"epoch": 1, "loss": 2.0, "examples_per_second": 1.0, "seconds": 1.0}
+    assert epoch_lines(without, 2) == "epoch 1/2  loss 2.0000  1.0 s"
+    assert epoch_lines({"epoch": 1, "seconds": 1.0, "valid": metrics["valid"]}, 1) == (
+        "fitted  NDCG@20 0.0631  HR@20 0.1233  1.0 s"
+    )
+
+
+def test_the_bar_fits_80_columns() -> None:
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=80)
+    reporter = make_reporter(terminal)
+    reporter.start(TrainingPlan(Path("run"), 200, 1024, 131413, 100, 0, "cpu", 1000))
+    reporter.step(StepProgress(100, 512, 512, 12.345, 12345.6, {}))
+    reporter.close()
+    assert "loss 12.345 12,346/s 0:05 (run 17:50)" in terminal.file.getvalue()
