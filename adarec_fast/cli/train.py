@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..config import ConfigError, DataConfig, TrainConfig, absolute_paths
+from ..config import ConfigError, DataConfig, TrainConfig, absolute_source
 from ..models.registry import DEFAULT, create_config, described
 from ..training.presets import preset as preset_values
 from ..training.values import Values, known_keys, read_assignments, read_config, renamed
@@ -144,9 +144,11 @@ def train(
         for name, told in (("read", data.report.chosen()), ("left out", data.report.left_out())):
             if told:
                 out.print(f"{name}: {', '.join(told)}", markup=False, soft_wrap=True)
+    if data.features is not None and speaks():
+        out.print(f"items: {data.features.in_words()}", markup=False, soft_wrap=True)
     if data.cuts is not None and speaks():
         out.print(f"split: {in_words(data.cuts)}", markup=False, soft_wrap=True)
-    source["data"] = absolute_paths(source["data"])
+    source = absolute_source(source)
 
     with join(train_config.device, train_config.worker_timeout) as workers:
         first = workers is None or workers.first

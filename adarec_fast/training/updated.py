@@ -76,7 +76,7 @@ def load_current(
     model = load(folder, device=device)
     if model.item_vocabulary is None:
         raise CheckpointError(f"{folder / 'items.json'}: no such file; a run's model has one")
-    data = read_data(folder, model.item_vocabulary)
+    data = read_data(folder, model.item_vocabulary, model.item_features)
     return Current(model, replace(data, dropped=read_dropped(run_dir)), UPDATED)
 
 
