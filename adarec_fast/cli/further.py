@@ -25,7 +25,7 @@ def plan(base: Path, given: Values, *, refit: bool) -> Plan:
     """
     from ..data.configured import columns_of, load_data, load_items, load_more
     from ..training.further import continued, refitted
-    from ..training.run_folder import read_config
+    from ..training.run_folder import columns_of_features, read_config
 
     model_config, _, about = read_config(base)
     source: dict[str, Any] = about.get("source") or {}
@@ -55,7 +55,7 @@ def plan(base: Path, given: Values, *, refit: bool) -> Plan:
         raise ConfigError("--split time: with --from it is leave-one-out or none")
     return continued(
         base, load_more(chosen), hold_out=split, model=model, train=given.train,
-        items=load_items(chosen),
+        items=load_items(chosen, columns_of_features(about)),
     )
 
 

@@ -65,6 +65,37 @@ def refeatured(
     )  # fmt: skip
 
 
+def with_more(
+    data: InteractionData, features: ItemFeatures, items: Vocabulary, table: ItemTable | None = None
+) -> InteractionData:
+    """Data whose catalogue begins with that of a trained model, with the features of it: items
+    that the model was not trained on are cold, and no index changes.
+
+    Args:
+        data: of which ``items`` are the first ones.
+        features: of the model.
+        items: its catalogue.
+        table: of further items, or newer rows of known ones; None: nothing is known of new ones.
+
+    Raises:
+        DataError: as :func:`refeatured`.
+    """
+    rows, ids = features.rows, list(items.ids)
+    if table is not None:
+        rows, ids = rows.above(table.rows), [*ids, *table.ids]
+        data = _with_catalogue(data, _grown(data.items, table))
+    own = rows.take(_rows_of(data.items, ids))
+    found = ItemFeatures(own, features.trained, features.facts)
+    return data.replace(features=found)
+
+
+def _rows_of(items: Vocabulary, ids: Ids | list[Any]) -> Tensor:
+    """The last row of each item among those of ids, int64 ``[V]``; -1 where there is none."""
+    place = np.full(len(items), -1)
+    place[items.find(ids) - 1] = np.arange(len(ids))
+    return torch.from_numpy(place)
+
+
 def _grown(items: Vocabulary, table: ItemTable) -> Vocabulary:
     """The items, and behind them those that only a table has, sorted."""
     new = [table.ids[row] for row in np.flatnonzero(items.find(table.ids) < 0).tolist()]
@@ -121,9 +152,7 @@ def _arranged(
     place_of = torch.zeros(len(items) + 1, dtype=torch.int64)
     place_of[order] = torch.arange(1, len(items) + 1)
     arranged = items.take(order.numpy())
-    place = np.full(len(items), -1)
-    place[arranged.find(ids) - 1] = np.arange(len(ids))
-    row_of = torch.from_numpy(place)
+    row_of = _rows_of(arranged, ids)
     own = rows.take(row_of)
     used = torch.zeros(len(own.labels), dtype=torch.bool)
     used[own.codes[: int(own.rows[trained])]] = True

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..config import ConfigError, DataConfig
 from .dataset import InteractionData
-from .features import ItemTable
+from .features import FeatureColumn, ItemTable
 from .item_tables import read_items
 from .readers import load, train_on_all
 from .synthetic import synthetic
@@ -39,8 +39,14 @@ def load_more(values: Mapping[str, Any]) -> InteractionData:
     )  # fmt: skip
 
 
-def load_items(values: Mapping[str, Any]) -> ItemTable | None:
+def load_items(
+    values: Mapping[str, Any], like: Sequence[FeatureColumn] | None = None
+) -> ItemTable | None:
     """The table of items that the values of the section ``data`` name, if any.
+
+    Args:
+        values: of the section.
+        like: the columns of a run's features, which are taken where none are named.
 
     Raises:
         ConfigError: a value is out of range.
@@ -50,7 +56,7 @@ def load_items(values: Mapping[str, Any]) -> ItemTable | None:
     if config.items is None:
         return None
     return read_items(
-        config.items, id_column=config.items_id_column, features=config.features,
+        config.items, id_column=config.items_id_column, features=config.features, like=like,
         item=config.item_column, text_ids=config.ids == "text",
     )  # fmt: skip
 
@@ -58,7 +64,7 @@ def load_items(values: Mapping[str, Any]) -> ItemTable | None:
 def columns_of(source: Mapping[str, Any] | None) -> dict[str, Any]:
     """What a run's section ``data`` says of how files are read, without files and filters."""
     names = ("user_column", "item_column", "time_column", "time_format", "ids", "event_column",
-             "keep", "separator", "columns", "items_id_column", "features")  # fmt: skip
+             "keep", "separator", "columns", "items_id_column")  # fmt: skip
     return {name: value for name, value in (source or {}).items() if name in names}
 
 

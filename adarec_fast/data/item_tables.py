@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from .cells import cleaned
 from .columns import Choice, Columns, Table, guess, plain_name
 from .errors import DataError
-from .features import KINDS, FeatureRows, ItemTable, Kind
+from .features import KINDS, FeatureColumn, FeatureRows, ItemTable, Kind
 from .files import read_table
 from .flat import lengths_to_offsets
 from .item_cells import Parsed, UselessColumn, parsed
@@ -52,15 +52,17 @@ class _ItemChoice(Choice):
 
 @dataclass(frozen=True)
 class _ItemColumns(Columns):
-    """Chooses an id column and the features; ``alike`` is the id column's name where nobody named
-    it and there is such a column."""
+    """Chooses an id column and the features: those ``wanted``, of which some may lack where they
+    are ``optional``, or all. ``alike`` is the id column's name where nobody named it and there is
+    such a column."""
 
     wanted: tuple[str, ...] | None = None
+    optional: bool = False
     alike: str | None = None
 
     def choose(self, table: Table) -> Choice:
         names, there = table.names, ", ".join(map(repr, table.names)) or "none"
-        for name in (self.item, *(self.wanted or ())):
+        for name in (self.item, *(() if self.optional else self.wanted or ())):
             if name is not None and name not in names:
                 raise DataError(f"{table.where}: there is no column {name!r}; columns: {there}")
         item, why = self.item, "named"
@@ -75,6 +77,13 @@ class _ItemColumns(Columns):
                     raise
                 item, why = ids[0], "by its name"
         features = self.wanted or tuple(dict.fromkeys(n for n in names if n not in (item, "")))
+        if self.optional:
+            features = tuple(name for name in features if name in names)
+            if not features:
+                raise DataError(
+                    f"{table.where}: none of the features {', '.join(self.wanted or ())} is one of "
+                    f"the columns: {there}"
+                )
         for name in (item, *features):
             if list(names).count(name) > 1:
                 raise DataError(
@@ -94,7 +103,7 @@ class _ItemColumns(Columns):
 
 def read_items(
     source: Any, *, id_column: str | None = None, features: str | Sequence[str] | None = None,
-    item: str | None = None, text_ids: bool = False,
+    like: Sequence[FeatureColumn] | None = None, item: str | None = None, text_ids: bool = False,
 ) -> ItemTable:  # fmt: skip
     """What is known of items, from a file in any format of a table, or a frame.
 
@@ -103,6 +112,8 @@ def read_items(
         id_column: name of the column of item ids; None: told by its name.
         features: columns to take, ``"name"`` or ``"name:kind"``, as a list or with commas; None:
             all that are of use, and what was left out is told.
+        like: where ``features`` are not named, columns that a run has: those of them that are
+            there are taken, as what they are in the run.
         item: how the interactions call their item ids.
         text_ids: keep ids as they are written.
 
@@ -117,10 +128,12 @@ def read_items(
         >>> [(column.name, column.kind) for column in found.rows.columns]
         [('brand', 'category'), ('price', 'number')]
     """
-    wanted = _wanted(features)
+    wanted, optional = _wanted(features), False
+    if wanted is None and like is not None:
+        wanted, optional = {column.name: column.kind for column in like}, True
     named = None if wanted is None else tuple(wanted)
     columns = _ItemColumns(
-        item=id_column, text_ids=text_ids, wanted=named, alike=item
+        item=id_column, text_ids=text_ids, wanted=named, optional=optional, alike=item
     )
     if isinstance(source, (str, os.PathLike)):
         cells = read_table(Path(source), columns, Layout.create(None, None))
@@ -141,7 +154,7 @@ def read_items(
             kind = None if wanted is None else wanted[name]
             taken.append(parsed(name, kind, kept, locate, cells.text, wanted is not None))
         except UselessColumn as why:
-            if wanted is not None:
+            if wanted is not None and not optional:
                 raise DataError(f"{cells.where}: {why}") from None
             told.append(str(why))
     if not taken:

@@ -22,7 +22,7 @@ from ..models.memory import Memory
 from ..models.pretrained import skeleton
 from ..models.registry import create_config, described
 from .origin import run_identity
-from .run_folder import CONFIG, Run, load_run
+from .run_folder import CONFIG, Run, load_run, no_features_here
 
 VOID = "nothing was held out: test figures of this run are void"
 
@@ -163,10 +163,7 @@ def continued(
     if run.data.features is not None:
         data = refeatured(data, run.data.features, run.data.items, items)
     elif items is not None:
-        raise ConfigError(
-            f"{run_dir}: its items have no features, which {items.where} could add to; leave it "
-            "out (--items), or train a new run with it"
-        )
+        raise ConfigError(no_features_here(run_dir, items))
     config = _config(run, model, data.num_items)
     fresh = skeleton(config, data.features)
     if not fresh.fitted:

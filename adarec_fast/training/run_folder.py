@@ -44,6 +44,7 @@ from ..data import (
     Split,
     Vocabulary,
 )
+from ..data.features import FeatureColumn, ItemTable
 from ..defaults import on_cpu
 from ..files import try_lock
 from ..models.base import SequenceModel
@@ -262,6 +263,21 @@ def read_config(run_dir: Path) -> tuple[ModelConfig, TrainConfig, dict[str, Any]
         return model_config, TrainConfig.create(**values["train"]), values["data"]
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from None
+
+
+def columns_of_features(about: Mapping[str, Any]) -> list[FeatureColumn] | None:
+    """The columns of a run's features, by the ``"data"`` part of its ``config.json``; None where
+    its items have none."""
+    found = about.get("features")
+    return None if found is None else [FeatureColumn(**column) for column in found["columns"]]
+
+
+def no_features_here(run_dir: Path | str, items: ItemTable) -> str:
+    """Why a table of items is of no use to a run."""
+    return (
+        f"{run_dir}: its items have no features, which {items.where} could add to; leave it out "
+        "(--items), or train a new run with it"
+    )
 
 
 def write_data(run_dir: Path, data: InteractionData) -> None:

@@ -149,17 +149,20 @@ class TestCatalogue:
         assert data.items.ids == ["jam", "tea", "milk", "rice", "cocoa"]
         assert data[0] == SHOP["ann"]
         features = data.features
-        assert features is not None and features.trained == 2
+        assert features is not None
+        assert features.trained == 2
         assert features.facts["not_listed"] == 1  # rice
         assert features.facts["unknown"] == 1
         assert features.rows.numbers[:, 0].tolist() == [2, 3, 0, 0, 4]
         assert features.rows.missing[3].all()
         words = features.in_words()
-        assert "3 of 5 items are cold" in words and "tags (3 values)" in words
+        assert "3 of 5 items are cold" in words
+        assert "tags (3 values)" in words
 
     def test_without_a_table_nothing_changes(self) -> None:
         data = af.load(SHOP)
-        assert data.features is None and data.items.ids == sorted(data.items.ids)
+        assert data.features is None
+        assert data.items.ids == sorted(data.items.ids)
 
     def test_a_split_by_time_keeps_what_is_listed(self) -> None:
         log = {"user": list("aaabbbaab"), "item": list("xyxyxyzwz"), "time": range(9)}
@@ -170,10 +173,12 @@ class TestCatalogue:
         plain = af.load(polars.DataFrame(log), **options)
         assert plain.items.ids == ["x", "y"]
         data = af.load(polars.DataFrame(log), items=items, **options)
-        assert data.items.ids == ["x", "y", "z"] and data.features.trained == 2  # type: ignore[union-attr]
+        assert data.items.ids == ["x", "y", "z"]
+        assert data.features.trained == 2
         assert Split(data).targets("test").tolist() == [3, 3]
         assert Split(plain).targets("test").tolist() == [0, 0]
-        assert data.cuts is not None and data.cuts.facts["test"]["unseen_items"] == 1  # w
+        assert data.cuts is not None
+        assert data.cuts.facts["test"]["unseen_items"] == 1
 
     def test_ids_are_of_one_kind(self) -> None:
         numbers = {"ann": [1, 2, 3], "bob": [2, 1, 3]}
@@ -193,7 +198,8 @@ class TestCatalogue:
         assert features is not None
         about = json.loads(json.dumps(features.described()))
         again = ItemFeatures.read(features.tensors(), about)
-        assert again.fingerprint() == features.fingerprint() and repr(again) == repr(features)
+        assert again.fingerprint() == features.fingerprint()
+        assert repr(again) == repr(features)
         for change in ({"trained": 9}, {"columns": []}, {"labels": [[7, "x"]]}):
             with pytest.raises(DataError, match="damaged"):
                 ItemFeatures.read(features.tensors(), about | change)
@@ -210,13 +216,14 @@ class TestCatalogue:
         grown = refeatured(everything, data.features, data.items, table)
         assert grown.items.ids == ["jam", "tea", "milk", "rice", "cocoa", "pie"]
         features = grown.features
-        assert features is not None and features.trained == 4
+        assert features is not None
+        assert features.trained == 4
         # The table's row counts of tea, and what it does not say of it is not known any more.
         assert features.rows.numbers[:, 0].tolist() == [2, 8, 0, 0, 4, 9]
         assert features.rows.missing[1].tolist() == [False, True]
         assert features.rows.labels[: len(data.features.rows.labels)] == data.features.rows.labels
         assert features.rows.labels[-1] == (0, "z")
         assert "'size' is no feature of the run" in features.in_words()
+        wrong = read_items(polars.DataFrame({"item": ["pie"], "brand": [1]}))
         with pytest.raises(DataError, match="'brand' is a number in the new table"):
-            wrong = polars.DataFrame({"item": ["pie"], "brand": [1]})
-            refeatured(everything, data.features, data.items, read_items(wrong))
+            refeatured(everything, data.features, data.items, wrong)

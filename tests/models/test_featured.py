@@ -116,8 +116,10 @@ class TestTable:
         names = [column.name for column in features().rows.columns]
         cold = [features().rows.labels.index((names.index(column), text))
                 for column, text in (("brand", "only cold ones"), ("tags", "r"))]  # fmt: skip
-        assert items.values is not None and items.numbers is not None
-        assert not items.values[cold].any() and items.values.any(1).sum() == 4
+        assert items.values is not None
+        assert items.numbers is not None
+        assert not items.values[cold].any()
+        assert items.values.any(1).sum() == 4
         # Nor does a number that is the same for all of them.
         assert items.numbers.any(1).tolist() == [True, True, False, True, True]
 
@@ -151,7 +153,8 @@ class TestTraining:
         made = randomised(model(id_dropout=0.5)).train()
         items, seed = items_of(made), rng.spread_seed(3)
         keep = rng.keep_mask(seed, torch.arange(4), rng.STREAM_ITEM_IDS, 0, 0.5)
-        assert keep.any() and not keep.all()
+        assert keep.any()
+        assert not keep.all()
         with torch.no_grad():
             found = items.composed(seed) - items.composed(None)
         assert torch.allclose(found[1:], torch.where(keep[:, None], 0.0, -items.ids), atol=1e-6)
@@ -173,7 +176,8 @@ class TestTraining:
         } | {"item_embedding.weight": table})  # fmt: skip
         plain.train().loss(batch).total.backward()
         whole = plain.item_embedding.weight.grad[1:]
-        assert items.ids.grad is not None and items.values is not None
+        assert items.ids.grad is not None
+        assert items.values is not None
         assert torch.allclose(items.ids.grad, whole, atol=1e-6)
         names = [column.name for column in features().rows.columns]
         p = features().rows.labels.index((names.index("tags"), "p"))
@@ -193,13 +197,17 @@ class TestTraining:
         made.loss(batches(supervision=made.config.supervision)[0]).total.backward()
         items = items_of(made)
         for part in (items.ids, items.values, items.numbers):
-            assert part is not None and part.grad is not None and part.grad.abs().sum() > 0
+            assert part is not None
+            assert part.grad is not None
+            assert part.grad.abs().sum() > 0
         ranked, scores = made.eval().recommend([[1, 5]], k=4)
-        assert sorted(ranked[0].tolist()) == [2, 3, 4, 6] and torch.isfinite(scores).all()
+        assert sorted(ranked[0].tolist()) == [2, 3, 4, 6]
+        assert torch.isfinite(scores).all()
 
     def test_negatives_are_no_cold_items(self) -> None:
         data = af.load({"a": [1, 2, 5, 6], "b": [3, 4, 5, 6]}, items=ITEMS)
-        assert data.features is not None and data.features.trained == 4
+        assert data.features is not None
+        assert data.features.trained == 4
         for excluded in ("train", "all"):
             made = model(loss="original", excluded_negatives=excluded).train()
             made.begin_training(Split(data))
@@ -213,7 +221,8 @@ class TestUse:
         made = randomised(model())
         with torch.no_grad():
             first = made.table()
-            assert made.table() is first and evaluating(made).table() is first
+            assert made.table() is first
+            assert evaluating(made).table() is first
             items_of(made).ids.zero_()
             assert not torch.equal(made.table()[1:5], first[1:5])
         assert made.table().requires_grad  # where gradients are wanted it is made anew
@@ -226,7 +235,8 @@ class TestUse:
         with torch.no_grad():
             table = made.table()
             again = pickle.loads(pickle.dumps(made))
-            assert again.item_embedding._made is None and torch.equal(again.table(), table)
+            assert again.item_embedding._made is None
+            assert torch.equal(again.table(), table)
 
     @pytest.mark.parametrize("system", ["sasrec", "adarec"])
     def test_saved_and_read_back(self, tmp_path: Path, system: str) -> None:
