@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
@@ -168,6 +168,15 @@ class DataConfig(_Base):
         description="where validation begins, likewise; by default so that as many interactions "
         "validate as test",
     )
+    items: str | None = Field(
+        None,
+        description="file of what is known of items: categories, numbers, vectors; its items join "
+        "the catalogue",
+    )
+    items_id_column: str | None = Field(None, description="its column of the item ids")
+    features: str | None = Field(
+        None, description="its columns to use, as in brand,price:number; all of use by default"
+    )
 
     @field_validator("at", "valid_at", mode="before")
     @classmethod
@@ -202,6 +211,11 @@ class DataConfig(_Base):
                 raise ConfigError(
                     f"{name}={getattr(self, name)}: cuts at a time; say split=time (--split time)"
                 )
+        for name in ("items_id_column", "features"):
+            if self.items is None and getattr(self, name) is not None:
+                raise ConfigError(
+                    f"{name}={getattr(self, name)}: names columns of a file of items (--items FILE)"
+                )
         return self
 
 
@@ -222,6 +236,16 @@ def absolute_paths(data: str | Sequence[str]) -> str | list[str]:
     if isinstance(data, str):
         return data if data == "synthetic" else str(Path(data).resolve())
     return [str(Path(path).resolve()) for path in data]
+
+
+def absolute_source(section: Mapping[str, Any]) -> dict[str, Any]:
+    """What a section ``data`` says, with absolute paths to its files."""
+    found = dict(section)
+    if "data" in found:
+        found["data"] = absolute_paths(found["data"])
+    if found.get("items") is not None:
+        found["items"] = absolute_paths(found["items"])
+    return found
 
 
 def file_names(data: str | Sequence[str]) -> str:
@@ -254,6 +278,16 @@ class ModelConfig(_Base):
     memory_neighbours: int = Field(
         128, ge=1, le=65_536, description="largest weights that the memory keeps of an item"
     )
+    feature_net: Literal["sum", "mlp"] = Field(
+        "sum",
+        description="how features of items (--items) become part of an item's vector: a sum of "
+        "theirs, or through a hidden layer",
+    )
+    id_dropout: float = Field(
+        0.2, ge=0.0, lt=1.0,
+        description="items whose own vector a step leaves out, so that features learn to stand "
+        "alone; where there are features",
+    )  # fmt: skip
     seed: int = Field(0, ge=0, lt=2**63, description="seed of the weights and of the noise")
     backend: Backend = Field("auto", description="who runs the ops, see adarec_fast.ops")
     precision: Precision = Field(

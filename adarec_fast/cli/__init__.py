@@ -15,6 +15,7 @@ from . import (
     evaluate,
     export,
     info,
+    items,
     memory,
     models,
     plot,
@@ -75,6 +76,7 @@ app.command("export")(export.export)
 app.command("models")(models.models)
 app.add_typer(data.app, name="data")
 app.add_typer(memory.app, name="memory")
+app.add_typer(items.app, name="items")
 app.command("plot", rich_help_panel=_EXPERIMENTS)(plot.plot)
 app.command("compare", rich_help_panel=_EXPERIMENTS)(compare.compare)
 app.command("sweep", rich_help_panel=_EXPERIMENTS)(sweep.sweep)

@@ -70,8 +70,8 @@ def evaluate(
     segments: Annotated[
         list[str] | None,
         typer.Option(metavar="WHICH", help="Metrics of groups of users, too: by history, by "
-                     "popularity of what they take, or by a column, as in users.csv:country; may "
-                     "be repeated."),
+                     "popularity of what they take, by whether it is cold, or by a column, as in "
+                     "users.csv:country; may be repeated."),
     ] = None,
     csv_file: Annotated[
         Path | None, typer.Option("--csv", metavar="FILE", help="Also all figures as a table.")
@@ -100,7 +100,7 @@ def evaluate(
         from ..config import read_cutoffs
         from ..models.registry import build, config_type
         from ..ranking.evaluation import evaluate as run_evaluation
-        from ..ranking.segments import read_segments
+        from ..ranking.segments import COLD, read_segments
         from ..training import load_run
         from ..training.checkpoint import write_atomically
         from ..training.loop import resolve_device
@@ -116,7 +116,10 @@ def evaluate(
         if data:
             split, later = _later(run, data)
     mask = run.train_config.seen_mask if seen_mask is None else seen_mask.value
-    groups = read_segments(segments or [], split, part.value)
+    wanted = list(segments or [])
+    if run.data.features is not None and COLD not in wanted:
+        wanted.append(COLD)
+    groups = read_segments(wanted, split, part.value)
     # One geometry for all models, for their diversities to be comparable.
     learned = lists and run.model.by_products and not run.model.fitted
     vectors = run.model.table() if learned else None

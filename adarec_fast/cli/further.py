@@ -23,9 +23,9 @@ def plan(base: Path, given: Values, *, refit: bool) -> Plan:
     Raises:
         ConfigError, DataError, RunFolderError, CheckpointError: what was chosen does not fit.
     """
-    from ..data.configured import columns_of, load_data, load_more
+    from ..data.configured import columns_of, load_data, load_items, load_more
     from ..training.further import continued, refitted
-    from ..training.run_folder import read_config
+    from ..training.run_folder import columns_of_features, read_config
 
     model_config, _, about = read_config(base)
     source: dict[str, Any] = about.get("source") or {}
@@ -54,7 +54,8 @@ def plan(base: Path, given: Values, *, refit: bool) -> Plan:
     if split == "time":
         raise ConfigError("--split time: with --from it is leave-one-out or none")
     return continued(
-        base, load_more(chosen), hold_out=split, model=model, train=given.train
+        base, load_more(chosen), hold_out=split, model=model, train=given.train,
+        items=load_items(chosen, columns_of_features(about)),
     )
 
 

@@ -65,6 +65,11 @@ def update(
     columns: Annotated[
         str | None, typer.Option(help="Names of the columns of a file without a header.")
     ] = None,
+    items: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Features of new items, of a run that has such."),
+    ] = None,
+    items_id_column: Annotated[str | None, typer.Option(help="Its column of the item ids.")] = None,
 ) -> None:
     """Count new interactions into a run's memory, without training: later ones of known users, new
     users, new items.
@@ -74,19 +79,27 @@ def update(
     """
     with waiting("counting the new interactions"):
         from ..config import DataConfig
+        from ..data.item_tables import read_items
         from ..data.readers import load
-        from ..training.run_folder import locked, read_config
+        from ..training.run_folder import columns_of_features, locked, read_config
         from ..training.updated import update_memory
 
-        read_config(run)  # before a lock would make the folder
+
+        about = read_config(run)[2]  # before a lock would make the folder
         asked = DataConfig.create(data=str(data), format=format, ids=ids)  # what they may be
         more = load(
             data, format=asked.format, user=user_column, item=item_column, time=time_column,
             time_format=time_format, ids=asked.ids, event=event_column, keep=keep,
             separator=separator, columns=columns, min_length=1,
         )  # fmt: skip
+        table = None
+        if items is not None:
+            table = read_items(
+                items, id_column=items_id_column, like=columns_of_features(about),
+                item=item_column, text_ids=ids == "text",
+            )  # fmt: skip
         with locked(run):
-            grown = update_memory(run, more)
+            grown = update_memory(run, more, table)
     tell(
         f"{grown.interactions:,} interactions counted in: {grown.new_users:,} new users, "
         f"{grown.new_items:,} new items", out,

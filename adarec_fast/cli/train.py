@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..config import ConfigError, DataConfig, TrainConfig, absolute_paths
+from ..config import ConfigError, DataConfig, TrainConfig, absolute_source
 from ..models.registry import DEFAULT, create_config, described
 from ..training.presets import preset as preset_values
 from ..training.values import Values, known_keys, read_assignments, read_config, renamed
@@ -152,9 +152,11 @@ def train(
         for name, told in (("read", data.report.chosen()), ("left out", data.report.left_out())):
             if told:
                 tell(f"{name}: {', '.join(told)}")
+    if data.features is not None and speaks():
+        tell(f"items: {data.features.in_words()}")
     if data.cuts is not None and speaks():
         tell(f"split: {in_words(data.cuts)}")
-    source["data"] = absolute_paths(source["data"])
+    source = absolute_source(source)
 
     with join(train_config.device, train_config.worker_timeout) as workers:
         first = workers is None or workers.first

@@ -11,6 +11,7 @@ from .cuts import Cuts
 from .dataset import Dropped, InteractionData, PlantedLabels, ReadReport
 from .download import download
 from .errors import DataError
+from .features import ItemFeatures
 from .preprocess import deduplicate, drop_short, k_core, truncate_histories
 from .readers import FORMATS, load
 from .splits import Split
@@ -27,6 +28,7 @@ __all__ = [
     "EvaluationBatch",
     "EvaluationBatches",
     "InteractionData",
+    "ItemFeatures",
     "PlantedLabels",
     "ReadReport",
     "Split",

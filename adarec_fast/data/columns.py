@@ -66,6 +66,10 @@ class Choice:
         event = () if self.event is None else (self.event,)
         return list(dict.fromkeys((self.user, self.item, *self.times, *event)))
 
+    def of_any_type(self, name: str) -> bool:
+        """Whether a column's cells may be whatever they are, as those of events may."""
+        return name == self.event
+
 
 @dataclass(frozen=True)
 class Columns:
@@ -121,7 +125,7 @@ class Columns:
         for role in _COMMON_NAMES:
             name = getattr(self, role)
             if name is None:
-                name, why[role] = _guess(role, table, taken)
+                name, why[role] = guess(role, table, taken, f"{role}=… (--{role}-column)")
             found[role] = name
             taken.add(name)
         for name in (*found.values(), *(times or ()), self.event):
@@ -177,8 +181,12 @@ def _name(value: Any) -> str | None:
     return None if value is None else str(value).strip()
 
 
-def _guess(role: str, table: Table, taken: set[str]) -> tuple[str, str]:
-    """The column of the users or items, and why."""
+def guess(role: str, table: Table, taken: set[str], option: str) -> tuple[str, str]:
+    """The column of the users or items, and why; ``option`` is what names it.
+
+    Raises:
+        DataError: none can be told, or several.
+    """
     free = [name for name in table.names if name not in taken]
     found = []
     for common in _COMMON_NAMES[role]:
@@ -186,14 +194,14 @@ def _guess(role: str, table: Table, taken: set[str]) -> tuple[str, str]:
         if len(alike) > 1:
             raise DataError(
                 f"{table.where}: the columns {' and '.join(map(repr, alike))} may both hold the "
-                f"{role} ids; name one with {role}=… (--{role}-column)"
+                f"{role} ids; name one with {option}"
             )
         found += list(alike)
     if not found:
         there = ", ".join(map(repr, table.names)) or "none"
         raise DataError(
             f"{table.where}: cannot tell which column holds the {role} ids; "
-            f"name it with {role}=… (--{role}-column); columns: {there}"
+            f"name it with {option}; columns: {there}"
         )
     best = found[0]
     if len(found) > 1:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..config import ConfigError, DataConfig
 from .dataset import InteractionData
+from .features import FeatureColumn, ItemTable
+from .item_tables import read_items
 from .readers import load, train_on_all
 from .synthetic import synthetic
 
@@ -37,10 +39,32 @@ def load_more(values: Mapping[str, Any]) -> InteractionData:
     )  # fmt: skip
 
 
+def load_items(
+    values: Mapping[str, Any], like: Sequence[FeatureColumn] | None = None
+) -> ItemTable | None:
+    """The table of items that the values of the section ``data`` name, if any.
+
+    Args:
+        values: of the section.
+        like: the columns of a run's features, which are taken where none are named.
+
+    Raises:
+        ConfigError: a value is out of range.
+        DataError: the file cannot be read.
+    """
+    config = DataConfig.create(**values)
+    if config.items is None:
+        return None
+    return read_items(
+        config.items, id_column=config.items_id_column, features=config.features, like=like,
+        item=config.item_column, text_ids=config.ids == "text",
+    )  # fmt: skip
+
+
 def columns_of(source: Mapping[str, Any] | None) -> dict[str, Any]:
     """What a run's section ``data`` says of how files are read, without files and filters."""
     names = ("user_column", "item_column", "time_column", "time_format", "ids", "event_column",
-             "keep", "separator", "columns")  # fmt: skip
+             "keep", "separator", "columns", "items_id_column")  # fmt: skip
     return {name: value for name, value in (source or {}).items() if name in names}
 
 
@@ -80,4 +104,7 @@ def load_data(values: Mapping[str, Any]) -> InteractionData:
         split=config.split,
         at=config.at,
         valid_at=config.valid_at,
+        items=config.items,
+        items_id=config.items_id_column,
+        features=config.features,
     )

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..documents import shown
 from .cuts import Cuts
 from .errors import DataError
+from .features import ItemFeatures
 from .vocabulary import ExternalId, Vocabulary
 
 _SHOWN_ITEMS, _SHOWN_ID = 5, 24
@@ -168,6 +169,8 @@ class InteractionData:
         report: what reading the source did, None when the data were not read.
         dropped: what filters took out, None where that is nothing or not known.
         cuts: where histories are cut into training, validation and test; None: leave-one-out.
+        features: of the items, None where there are none; the items that training has come first
+            in the catalogue then.
 
     Example:
         >>> data = af.load({"ann": ["sku-2", "sku-1", "sku-2"], "bob": ["sku-1", "sku-3", "sku-2"]})
@@ -186,6 +189,7 @@ class InteractionData:
     report: ReadReport | None = None
     dropped: Dropped | None = None
     cuts: Cuts | None = None
+    features: ItemFeatures | None = None
 
     @classmethod
     def from_flat(
@@ -199,6 +203,7 @@ class InteractionData:
         report: ReadReport | None = None,
         dropped: Dropped | None = None,
         cuts: Cuts | None = None,
+        features: ItemFeatures | None = None,
     ) -> InteractionData:
         """Checked construction.
 
@@ -264,7 +269,11 @@ class InteractionData:
                     )
         if cuts is not None:
             cuts.check(offsets[1:] - offsets[:-1])
-        return cls(values, offsets, items, users, name, labels, report, dropped, cuts)
+        if features is not None and len(features.rows) != len(items):
+            raise DataError(
+                f"features are of {len(features.rows):,} items, the catalogue has {len(items):,}"
+            )
+        return cls(values, offsets, items, users, name, labels, report, dropped, cuts, features)
 
     @property
     def num_users(self) -> int:

@@ -62,6 +62,18 @@ def read_files(
     return from_events(events_from(tables, keep, columns), read[0][0])
 
 
+def read_table(path: Path, columns: Columns, layout: Layout) -> Cells:
+    """The cells of one file that is a table, of whatever ``columns`` choose.
+
+    Raises:
+        DataError: anything wrong with the file, or it is no table.
+    """
+    found = _read(open_source(path), "auto", columns, layout)[1]
+    if isinstance(found, Found):
+        raise DataError(f"{path}: no table: its first line must name columns")
+    return found
+
+
 def name_of(paths: Sequence[Path]) -> str:
     """A short name: the file's, or what several names begin with, or else their folder's."""
     stems = [Path(unpacked_name(path.name)).stem for path in paths]

@@ -54,7 +54,7 @@ def read_parquet(source: Source, columns: Columns) -> Cells:
         wanted = choice.names()
         lists = (choice.item, *choice.times)
         strings = [name for name in wanted
-                   if _holds_strings(schema, name, path, name in lists, name == choice.event)]
+                   if _holds_strings(schema, name, path, name in lists, choice.of_any_type(name))]
         # As a dictionary each distinct string is held once, however many rows it fills.
         buffer = pyarrow.BufferReader(source.content)
         with parquet.ParquetFile(buffer, read_dictionary=strings) as file:
@@ -110,7 +110,7 @@ def _holds_strings(schema: Any, name: str, path: Path, lists: bool, any_type: bo
         name: of the column.
         path: of the file.
         lists: whether a cell may be a list of ids.
-        any_type: whether values are only compared with words, as events are.
+        any_type: whether the type is no matter, as of events.
     """
     from pyarrow import types
 
@@ -142,10 +142,32 @@ def _cells(column: Any) -> Column:
         return values
     if pyarrow.types.is_temporal(column.type):
         return _moments(column)
+    if _holds_vectors(column.type):
+        return _vectors(column)
     numbers = pyarrow.types.is_integer(column.type) and not column.null_count
     if numbers or pyarrow.types.is_floating(column.type):
         return np.asarray(column.to_numpy())  # a null float is NaN
     return list(column.to_pylist())
+
+
+def _holds_vectors(kind: Any) -> bool:
+    from pyarrow import types
+
+    lists = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    return lists and types.is_floating(kind.value_type)
+
+
+def _vectors(column: Any) -> list[Any]:
+    """Lists of floats as arrays, None where one is null; a null in a list is NaN."""
+    values: list[Any] = []
+    for chunk in column.chunks:
+        # Without nulls ``flatten`` leaves all cells' numbers side by side.
+        known = chunk.drop_null()
+        sizes = known.value_lengths().to_numpy().astype(np.int64)
+        flat = known.flatten().to_numpy(zero_copy_only=False)
+        arrays = iter(np.split(flat, np.cumsum(sizes)[:-1]) if len(sizes) else [])
+        values += [None if null else next(arrays) for null in chunk.is_null().to_pylist()]
+    return values
 
 
 def _moments(column: Any) -> NDArray[Any]:

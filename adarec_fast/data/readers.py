@@ -12,13 +12,16 @@ import numpy as np
 import torch
 
 from ..defaults import on_cpu
+from .catalogue import with_features
 from .cells import events_from
 from .columns import Columns
 from .cuts import Cuts
 from .dataset import InteractionData, ReadReport
 from .errors import DataError
+from .features import ItemTable
 from .files import name_of, read_files
 from .flat import lengths_to_offsets
+from .item_tables import read_items
 from .lists import Found, factorise, from_events, is_list, kind, read_lists, refuse
 from .preprocess import Deduplicate, dropped_between, filtered, truncate_histories
 from .separated import Layout
@@ -59,6 +62,9 @@ def load(
     split: SplitBy = "leave-one-out",
     at: Moment | None = None,
     valid_at: Moment | None = None,
+    items: Any = None,
+    items_id: str | None = None,
+    features: str | Sequence[str] | None = None,
 ) -> InteractionData:
     """Read interactions, sort each history by time, filter, and map ids to indices.
 
@@ -109,6 +115,13 @@ def load(
             lies before ``at``; see :mod:`adarec_fast.data.time_split`.
         valid_at: where validation begins, likewise; None: so that as many interactions (or, where
             times tie, some more) validate as test.
+        items: what is known of items beside their ids: the path of a table, or a data frame, an
+            item a row. Items that are in no interaction join the catalogue, behind those that the
+            training part has; of a split by time, so do items that come up later. See
+            :mod:`adarec_fast.data.item_tables`.
+        items_id: name of its column of item ids; guessed from common names when None.
+        features: its columns to use, ``"name"`` or ``"name:kind"``, where a kind is ``category``,
+            ``number`` or ``vector``; when None, all that are of use.
 
     Returns:
         The data; ``report`` says which columns were read and why, and counts what was left out,
@@ -134,10 +147,18 @@ def load(
     kept = _keep(event, keep)
     if format not in FORMATS:
         raise DataError(f"format={format!r} must be one of {', '.join(map(repr, FORMATS))}")
+    table: ItemTable | None = None
+    if items is not None:
+        table = read_items(
+            items, id_column=items_id, features=features, item=item, text_ids=ids == "text"
+        )
+    for argument, value in (("items_id", items_id), ("features", features)):
+        if value is not None and table is None:
+            raise DataError(f"{argument}={value!r} names columns of items=…, which is not given")
     if isinstance(source, (str, os.PathLike)) or _are_paths(source):
         paths = expand(source)
         data = _assemble(read_files(paths, format, names, layout, kept), name_of(paths), rule)
-        return _preprocess(data, k_core, deduplicate, min_length, truncate, split)
+        return _preprocess(data, k_core, deduplicate, min_length, truncate, split, table)
     if format != "auto":
         raise DataError(f"format={format!r} is for files; the source is a {kind(source)}")
     for argument, value in layout.given().items():
@@ -154,18 +175,19 @@ def load(
             f"source is a {kind(source)}; give a path, a list of lists of item ids, a dict of "
             "them by user id, or a pandas or polars DataFrame"
         )
-    return _preprocess(data, k_core, deduplicate, min_length, truncate, split)
+    return _preprocess(data, k_core, deduplicate, min_length, truncate, split, table)
 
 
 def _preprocess(
     data: InteractionData, k: int, how: Deduplicate | None, min_length: int, cut: int | None,
-    split: SplitBy,
+    split: SplitBy, table: ItemTable | None,
 ) -> InteractionData:  # fmt: skip
     report = data.report
     assert report is not None
     users = data.num_users
     if data.cuts is not None:
-        data, removed, dropped = preprocess_by_time(data, how, k, min_length)
+        known = () if table is None else table.ids
+        data, removed, dropped = preprocess_by_time(data, how, k, min_length, known)
     else:
         whole = data
         data, removed = filtered(data, how, k, min_length)
@@ -187,7 +209,9 @@ def _preprocess(
         before, data = data.num_interactions, truncate_histories(data, cut)
         report = dataclasses.replace(report, num_cut=before - data.num_interactions)
     data = dataclasses.replace(data, report=report, dropped=dropped)
-    return train_on_all(data) if split == "none" else data
+    if split == "none":
+        data = train_on_all(data)
+    return data if table is None else with_features(data, table)
 
 
 def train_on_all(data: InteractionData) -> InteractionData:

@@ -225,6 +225,8 @@ def _polars_column(column: Any) -> list[Any] | NDArray[Any]:
         return np.asarray(column.to_numpy())  # a null is NaT
     if str(kind).startswith(("Categorical", "Enum")):
         column = column.cast(str)
+    if kind.is_nested() and getattr(kind, "inner", None) is not None and kind.inner.is_float():
+        return [None if value is None else value.to_numpy() for value in column]
     whole = kind.is_integer() and not str(kind).endswith("128") and not column.null_count()
     if whole or kind.is_float():
         return np.asarray(column.to_numpy())  # a null float is NaN

@@ -34,6 +34,7 @@ from .preprocess import (
     owners_of,
     select_interactions,
 )
+from .text import Ids
 from .times import scale_of, text_times
 
 Moment = str | float | date | datetime | np.datetime64
@@ -245,9 +246,11 @@ def _number(given: Moment) -> float | None:
 
 
 def preprocess(
-    data: InteractionData, how: Deduplicate | None, k: int, min_length: int
-) -> tuple[InteractionData, Removed, Dropped | None]:
-    """Filter data that are cut by time, and leave the catalogue of their training part.
+    data: InteractionData, how: Deduplicate | None, k: int, min_length: int,
+    listed: Ids | tuple[()] = (),
+) -> tuple[InteractionData, Removed, Dropped | None]:  # fmt: skip
+    """Filter data that are cut by time, and leave the catalogue of their training part, and those
+    items of ``listed`` that come up later.
 
     Filters count what lies before the test cut. Users with nothing there are no matter of theirs;
     those who then have no item of the catalogue at all are left out, and counted as cold.
@@ -273,7 +276,7 @@ def preprocess(
         data = select_interactions(data, stays | (~gone[users] & (place >= cuts.test[users])))
         if how is not None:
             data = deduplicate(data, how)
-    return _known_alone(data), removed, dropped
+    return _known_alone(data, listed), removed, dropped
 
 
 def _cuts(data: InteractionData) -> Cuts:
@@ -281,12 +284,15 @@ def _cuts(data: InteractionData) -> Cuts:
     return data.cuts
 
 
-def _known_alone(data: InteractionData) -> InteractionData:
-    """The data without items that the training part does not have; what that costs is counted."""
+def _known_alone(data: InteractionData, listed: Ids | tuple[()]) -> InteractionData:
+    """The data without items that neither the training part nor a table of items has; what that
+    costs is counted."""
     cuts, users = _cuts(data), owners_of(data)
     place = torch.arange(users.numel()) - data.offsets[users]
     known = torch.zeros(data.num_items + 1, dtype=torch.bool)
     known[data.values[place < cuts.valid[users]]] = True
+    found = data.items.find(listed)
+    known[found[found > 0]] = True
     there = known[data.values]
     ends = torch.stack([cuts.valid, cuts.test, data.lengths])
     counts = [

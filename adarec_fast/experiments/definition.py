@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import ConfigError, DataConfig, TrainConfig, absolute_paths, read_mapping
+from ..config import ConfigError, DataConfig, TrainConfig, absolute_source, read_mapping
 from ..documents import DocumentError, parse_yaml
 from ..files import locked
 from ..models.registry import DEFAULT, create_config, described
@@ -232,11 +232,8 @@ def _plain(combination: Mapping[str, Any], system: str | None) -> dict[str, Any]
 
 
 def _resolved(values: Values) -> Values:
-    """The same, with an absolute path to the data."""
-    data = dict(values.data)
-    if "data" in data:
-        data["data"] = absolute_paths(data["data"])
-    return Values(data, dict(values.model), dict(values.train))
+    """The same, with absolute paths to the data."""
+    return Values(absolute_source(values.data), dict(values.model), dict(values.train))
 
 
 def without_seeds(combination: Mapping[str, Any]) -> dict[str, Any]:

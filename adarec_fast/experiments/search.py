@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from ..config import ConfigError, DataConfig, TrainConfig, absolute_paths, read_mapping
+from ..config import ConfigError, DataConfig, TrainConfig, absolute_source, read_mapping
 from ..data import InteractionData
 from ..models.registry import create_config
 from ..training import Callback, Reporter, RunInProgress, TrainingDiverged, train
@@ -135,8 +135,7 @@ def search(
         raise ConfigError(f"trials={trials} must be at least 1")
     optuna = _optuna()
     folder = Path(folder)
-    source = DataConfig.create(**base.data).to_dict()
-    source["data"] = absolute_paths(source["data"])
+    source = absolute_source(DataConfig.create(**base.data).to_dict())
     state = optuna.trial.TrialState
     with locked(folder):
         storage = f"sqlite:///{(folder / STUDY).absolute()}"

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..config import ConfigError
 from ..models.base import SequenceModel, UserGraph
 from ..models.evaluating import evaluating
+from ..models.featured import plain_items
 from ..models.memory import Memory
 from .inputs import Guarded
 
@@ -32,7 +33,7 @@ class RankingModel(nn.Module):
         super().__init__()
         if not 1 <= k <= model.config.num_items:
             raise ConfigError(f"k={k} must lie in 1..{model.config.num_items}, the number of items")
-        self.model = evaluating(model)
+        self.model = plain_items(evaluating(model))
         self.user_model = self.model.user_graph()
         self.k, self.exclude_seen = k, exclude_seen
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import ConfigError, ModelConfig, listed_fields
-from ..data import Batch, EvaluationBatch, Split, Vocabulary
+from ..data import Batch, EvaluationBatch, ItemFeatures, Split, Vocabulary
 from ..ragged import brief
 from .memory import Memory
 from .recommends import Recommends
@@ -239,10 +239,14 @@ class SequenceModel(Recommends):
         config: the validated configuration.
         item_vocabulary: external ids, or None.
         memory: None, or what every ranking adds to the model's scores.
+        takes_features: whether items may have features.
+        item_features: None, or what is known of the items beside their ids.
     """
 
     config_type: ClassVar[type[ModelConfig]]
     source: ClassVar[str] = ""
+    takes_features: ClassVar[bool] = False
+    item_features: ItemFeatures | None = None
     config: ModelConfig
     item_vocabulary: Vocabulary | None = None
     memory: Memory | None
@@ -264,6 +268,14 @@ class SequenceModel(Recommends):
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(itertools.chain(self.parameters(), self.buffers())).device
+
+    def join_features(self, features: ItemFeatures) -> None:
+        """Make what is known of the items a part of their vectors, once, before any training.
+
+        Raises:
+            ConfigError: this model has no item vectors that features could be part of.
+        """
+        raise ConfigError(no_features(type(self)))
 
     # ------------------------------------------------------------------ training
 
@@ -385,6 +397,14 @@ class SequenceModel(Recommends):
             f"shard_items=True: {type(self).__name__} has no item table that can be split; leave "
             "it off (--no-shard-items)"
         )
+
+
+def no_features(kind: type[SequenceModel]) -> str:
+    """Why a model does not take features of items, and what to do."""
+    return (
+        f"model {kind.config_type.system}: its items have no vectors that features could be part "
+        "of; leave the features out (--items), or choose adarec, sasrec or a model on their encoder"
+    )
 
 
 def initialise(module: nn.Module, generator: torch.Generator, scale: float = 0.02) -> None:

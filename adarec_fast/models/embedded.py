@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .. import ops, ragged, rng
 from ..config import ConfigError, ModelConfig
-from ..data import Split
+from ..data import ItemFeatures, Split
 from ..data.batches import every_position
 from ..histories import (
     History,
@@ -17,6 +17,7 @@ from ..histories import (
 )
 from ..ops.score_topk import best_of_several
 from .base import SequenceModel
+from .featured import FeaturedItems
 from .limits import Allowed
 from .soft_targets import SoftTargets
 
@@ -53,7 +54,32 @@ class EmbeddingModel(SequenceModel):
 
     @property
     def device(self) -> torch.device:
-        return self.item_embedding.weight.device
+        items = self.item_embedding
+        return items.ids.device if isinstance(items, FeaturedItems) else items.weight.device
+
+    @property
+    def ranked_items(self) -> int:
+        """The items that the table has in the module's mode: in training only those that training
+        has, where they have features."""
+        items = self.item_embedding
+        if isinstance(items, FeaturedItems) and self.training:
+            return items.trained
+        return self.config.num_items
+
+    def join_features(self, features: ItemFeatures) -> None:
+        if not self.takes_features or not isinstance(self.item_embedding, nn.Embedding):
+            super().join_features(features)
+        if len(features.rows) != self.config.num_items:
+            raise ConfigError(
+                f"features are of {len(features.rows):,} items, the model has "
+                f"{self.config.num_items:,}"
+            )
+        config = self.config
+        own = self.item_embedding.weight
+        made = FeaturedItems(own, features, config.feature_net, config.id_dropout, config.seed)
+        # On the meta device it has shapes to compare, and nothing to move there.
+        self.item_embedding = (made if own.is_meta else made.to(own.device)).train(self.training)
+        self.item_features = features
 
     def table(self) -> Tensor:
         return self.item_embedding.weight
@@ -73,6 +99,11 @@ class EmbeddingModel(SequenceModel):
             raise ConfigError(
                 f"transition_smoothing={smoothed} needs the vectors of items that other workers "
                 "hold; leave it off, or do not split the items (--no-shard-items)"
+            )
+        if self.item_features is not None:
+            raise ConfigError(
+                "shard_items=True: items with features are not split; leave it off "
+                "(--no-shard-items)"
             )
         from ..distributed.items import ShardedItems
 
@@ -139,6 +170,6 @@ class EmbeddingModel(SequenceModel):
         config = self.config
         whole = aligned and not isinstance(item_ids, Tensor) and torch.compiler.is_compiling()
         return check_histories(
-            item_ids, lengths, num_items=config.num_items,
+            item_ids, lengths, num_items=self.ranked_items,
             crop=None if whole else config.max_length,
         )  # fmt: skip

@@ -9,14 +9,16 @@ from ..config import ConfigError
 from ..data import Split
 from .base import SequenceModel
 from .embedded import EmbeddingModel
+from .featured import FeaturedItems
 from .memory import Memory
 
 
 def take_over(model: SequenceModel, trained: SequenceModel) -> None:
     """Give a freshly built model the weights of a trained one that knows fewer items, or as many.
 
-    What has a row for each item (dimension 0 is V+1) keeps the old rows bit for bit, behind which
-    the fresh model's own, as its initialiser drew them, stay. All else is copied.
+    What has a row for each item (dimension 0 is V+1; of items with features, K for those trained
+    and C for values of categories) keeps the old rows bit for bit, behind which the fresh model's
+    own, as its initialiser drew them, stay. All else is copied.
 
     Raises:
         ConfigError: as :func:`check_growth`.
@@ -42,16 +44,23 @@ def check_growth(model: SequenceModel, trained: SequenceModel) -> None:
             f"a {type(model).__name__} cannot go on from a {type(trained).__name__}"
         )
     old, state = trained.state_dict(), model.state_dict()
-    rows = trained.config.num_items + 1, model.config.num_items + 1
+    growing = list(zip(_rows(trained), _rows(model), strict=True))
     for name in dict.fromkeys((*state, *old)):
         here, there = (list(tensors[name].shape) if name in tensors else None
                        for tensors in (state, old))  # fmt: skip
-        grown = here and there and (there[0], here[0]) == rows and there[1:] == here[1:]
+        grown = here and there and (there[0], here[0]) in growing and there[1:] == here[1:]
         if here != there and not grown:
             raise ConfigError(
                 f"{type(model).__name__}: {name} is {here or 'not there'} and was "
                 f"{there or 'not there'} in the run to go on from; keep the sizes as they are"
             )
+
+
+def _rows(model: SequenceModel) -> list[int]:
+    """How many rows a tensor may have that has one for each of something."""
+    features = model.item_features
+    of_features = [0, 0] if features is None else [features.trained, len(features.rows.labels)]
+    return [model.config.num_items + 1, *of_features]
 
 
 @torch.no_grad()
@@ -60,13 +69,17 @@ def begin_new_items(model: SequenceModel, known: int, split: Split) -> None:
 
     Of the training part's counts (:mod:`.transitions`), by their weights. An item that comes with
     none of the known ones keeps what the initialiser drew, and so do models without item vectors.
+    Where items have features, a new one begins where these put it, with nothing of its own.
 
     Args:
         model: freshly built, with the weights of a trained one.
-        known: how many items that one had.
+        known: how many items that one had; of items with features, that it had trained.
         split: of all interactions.
     """
     if not isinstance(model, EmbeddingModel) or not isinstance(model.item_embedding, nn.Embedding):
+        return
+    if isinstance(model.item_embedding, FeaturedItems):
+        model.item_embedding.ids[known:] = 0.0
         return
     table = model.item_embedding.weight
     if table.shape[0] == known + 1:

@@ -19,6 +19,8 @@ class ModelOptions(TypedDict, total=False):
     supervision: Supervision
     memory: Literal["none", "transitions"]
     memory_neighbours: int
+    feature_net: Literal["sum", "mlp"]
+    id_dropout: float
     seed: int
     backend: Backend
     precision: Precision

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..config import ConfigError, ModelConfig, Precision, read_mapping
-from ..data import Vocabulary
+from ..data import DataError, ItemFeatures, Vocabulary
 from ..defaults import on_cpu
 from ..files import save_file, scratch_folder
 from . import memory
@@ -24,6 +24,7 @@ from .base import SequenceModel
 from .registry import DEFAULT, build, create_config, described
 
 WEIGHTS, CONFIG, ITEMS = "model.safetensors", "config.json", "items.json"
+FEATURES, ABOUT_FEATURES = "features.safetensors", "features.json"
 # Names and shapes of 256 layers and of Adam's state for them take about 2 MB.
 _LARGEST_HEADER = 4 << 20
 
@@ -94,6 +95,10 @@ def write(model: SequenceModel, folder: Path, state: Mapping[str, Tensor] | None
         (folder / ITEMS).write_text(text, encoding="utf-8")
     if model.memory is not None:
         model.memory.write(folder)
+    if model.item_features is not None:
+        save_file(model.item_features.tensors(), folder / FEATURES)
+        text = json.dumps(model.item_features.described())
+        (folder / ABOUT_FEATURES).write_text(text, encoding="utf-8")
     for path in folder.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -130,8 +135,11 @@ def load(
     state = read_weights(folder / WEIGHTS)
     options = {} if backbone is None else {"backbone": backbone}
     # The shapes that the configuration asks for are compared before any memory is taken for them.
-    check_weights(skeleton(config, **options), state, folder / WEIGHTS)
+    features = read_features(folder)
+    check_weights(skeleton(config, features, **options), state, folder / WEIGHTS)
     model = build(config, **options)
+    if features is not None:
+        model.join_features(features)
     model.load_state_dict(state)
     items = folder / ITEMS
     if items.exists():
@@ -153,10 +161,37 @@ def load(
     return model.to(device).eval()
 
 
-def skeleton(config: ModelConfig, **options: Any) -> SequenceModel:
-    """The model that a configuration describes, of shapes alone."""
+def read_features(folder: Path) -> ItemFeatures | None:
+    """What a model's folder knows of the items beside their ids; None where nothing.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    tensors, about = folder / FEATURES, folder / ABOUT_FEATURES
+    if not (tensors.exists() or about.exists()):
+        return None
+    try:
+        return ItemFeatures.read(read_weights(tensors), read_mapping(about, largest=None))
+    except (ConfigError, DataError) as error:
+        raise CheckpointError(f"{about}: {error}") from None
+
+
+def skeleton(
+    config: ModelConfig, features: ItemFeatures | None = None, **options: Any
+) -> SequenceModel:
+    """The model that a configuration describes, of shapes alone.
+
+    Raises:
+        CheckpointError: the features are of another catalogue, or the model takes none.
+    """
     with torch.device("meta"), _NothingDrawn():
-        return build(config, **options)
+        model = build(config, **options)
+    if features is not None:
+        try:
+            model.join_features(features)
+        except ConfigError as error:
+            raise CheckpointError(str(error)) from None
+    return model
 
 
 class _NothingDrawn(TorchFunctionMode):

@@ -1,5 +1,5 @@
 """Parts of the users that have their own metrics: by the length of their history, by how popular
-what they take next is, or by a column of a file about them."""
+what they take next is, by whether training had it, or by a column of a file about them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..data.files import read_files
 from ..data.lists import factorise
 from ..data.separated import Layout
 
-HISTORY, POPULARITY = "history", "popularity"
+HISTORY, POPULARITY, COLD = "history", "popularity", "cold"
 _LONGEST = (5, 10, 20, 50)  # histories of the first groups; the first one is the sparse users'
 _HEAD = 0.2
 _MOST = 50
@@ -69,6 +69,15 @@ def by_popularity(split: Split, part: Literal["valid", "test"]) -> Segments:
     return Segments(POPULARITY, ("head", "tail", "unseen"), group[split.targets(part)])
 
 
+def by_training(split: Split, part: Literal["valid", "test"]) -> Segments:
+    """Users by the item that is to be predicted: one of some training history (``trained``), one
+    that is in the catalogue alone (``cold``), or one that is not even there (``unknown``)."""
+    counts = torch.bincount(split.inputs("train")[0], minlength=split.num_items + 1)
+    group = (counts == 0).long()
+    group[0] = 2
+    return Segments(COLD, ("trained", "cold", "unknown"), group[split.targets(part)])
+
+
 def by_column(split: Split, path: str | Path, column: str, user: str | None = None) -> Segments:
     """Users by a column of a file about them, in any format that interactions are read from.
 
@@ -112,10 +121,13 @@ def by_column(split: Split, path: str | Path, column: str, user: str | None = No
     return Segments(column, (*map(str, labels), _UNTOLD), index)
 
 
+_BY_NAME = {HISTORY: by_history, POPULARITY: by_popularity, COLD: by_training}
+
+
 def read_segments(
     wanted: Sequence[str], split: Split, part: Literal["valid", "test"]
 ) -> list[Segments]:
-    """Segments as an option names them: ``history``, ``popularity``, or ``FILE:COLUMN``.
+    """Segments as an option names them: ``history``, ``popularity``, ``cold``, or ``FILE:COLUMN``.
 
     Raises:
         ConfigError: one is none of these, or is named twice.
@@ -123,14 +135,14 @@ def read_segments(
     """
     found = []
     for text in wanted:
-        if text in (HISTORY, POPULARITY):
-            found.append((by_history if text == HISTORY else by_popularity)(split, part))
+        if text in _BY_NAME:
+            found.append(_BY_NAME[text](split, part))
             continue
         path, _, column = text.rpartition(":")
         if not path or not column:
             raise ConfigError(
-                f"--segments {text}: must be history, popularity, or a file about the users and "
-                "one of its columns, as in users.csv:country"
+                f"--segments {text}: must be history, popularity, cold, or a file about the users "
+                "and one of its columns, as in users.csv:country"
             )
         if not Path(path).is_file():
             raise ConfigError(f"--segments {text}: there is no file {path}")

@@ -45,6 +45,8 @@ def why_not(model: SequenceModel, device: torch.device) -> str | None:
     """Why a step of this model cannot be captured on a device, or None if it can."""
     if device.type != "cuda":
         return f"{device.type} has no CUDA graphs"
+    if model.item_features is not None:
+        return "items with features have not been tried in CUDA graphs"
     why = model.why_not_captured()
     if why is not None:
         return why

@@ -31,7 +31,13 @@ from torch import Tensor
 from ..documents import DocumentError, parse_json, read_text, shown
 from ..files import flush_to_disk, replacing, save_file
 from ..models import memory
-from ..models.pretrained import WEIGHTS, CheckpointError, read_weights
+from ..models.pretrained import (
+    ABOUT_FEATURES,
+    FEATURES,
+    WEIGHTS,
+    CheckpointError,
+    read_weights,
+)
 
 MANIFEST = "manifest.json"
 STATE_TENSORS, STATE_VALUES = "training_state.safetensors", "training_state.json"
@@ -164,8 +170,8 @@ def verify_checkpoint(folder: Path) -> dict[str, Any]:
 
 
 def ranks_by(folder: Path) -> str | None:
-    """What a checkpoint's rankings follow from: the SHA-256 of its weights, and of its memory's
-    files where it has one; None if the manifest has none of them.
+    """What a checkpoint's rankings follow from: the SHA-256 of its weights, and of the files of its
+    memory and of its items' features where it has them; None if the manifest has none of them.
 
     Raises:
         CheckpointError: there is no manifest, or it does not parse.
@@ -173,7 +179,7 @@ def ranks_by(folder: Path) -> str | None:
     sums = read_json(folder / MANIFEST).get("sha256")
     if not isinstance(sums, dict):
         return None
-    files = (WEIGHTS, memory.TENSORS, memory.VALUES)
+    files = (WEIGHTS, memory.TENSORS, memory.VALUES, FEATURES, ABOUT_FEATURES)
     return ":".join(str(sums[name]) for name in files if name in sums) or None
 
 

@@ -12,7 +12,9 @@ from typing import Any, Literal, NamedTuple
 
 from ..config import ConfigError, ModelConfig, TrainConfig
 from ..data import InteractionData, Split
+from ..data.catalogue import refeatured
 from ..data.extend import Extended, extended, new_held_out
+from ..data.features import ItemTable
 from ..data.readers import train_on_all
 from ..models.base import SequenceModel
 from ..models.growing import begin_new_items, check_growth, take_over
@@ -20,7 +22,7 @@ from ..models.memory import Memory
 from ..models.pretrained import skeleton
 from ..models.registry import create_config, described
 from .origin import run_identity
-from .run_folder import CONFIG, Run, load_run
+from .run_folder import CONFIG, Run, load_run, no_features_here
 
 VOID = "nothing was held out: test figures of this run are void"
 
@@ -43,7 +45,9 @@ class Start(NamedTuple):
         the mean of what they come with in the training part."""
         if self.weights is not None and not model.fitted:
             take_over(model, self.weights)
-            begin_new_items(model, self.weights.config.num_items, split)
+            features = self.weights.item_features
+            known = self.weights.config.num_items if features is None else features.trained
+            begin_new_items(model, known, split)
 
 
 class Plan(NamedTuple):
@@ -98,7 +102,15 @@ def refitted(
                 "to train on (--data FILE, data=load(...))"
             )
         data = run.data
+    own = run.data.features
+    if (own is None) != (data.features is None):
+        raise ConfigError(
+            f"{run_dir}: its items have {'features' if own else 'none'}, and those of {data.name} "
+            f"{'have none' if own else 'have some'}; refit it with the same (--items, items=...)"
+        )
     data = train_on_all(data)
+    if data.features is not None:
+        data = refeatured(data, data.features, data.items)
     changed = {"epochs": epochs[-1], **(train or {})}
     about = _about(run, "refit", {"note": VOID})
     return Plan(
@@ -114,6 +126,7 @@ def continued(
     hold_out: Literal["leave-one-out", "none"] = "leave-one-out",
     model: Mapping[str, Any] | None = None,
     train: Mapping[str, Any] | None = None,
+    items: ItemTable | None = None,
 ) -> Plan:
     """A run's model trained further, with interactions that came later.
 
@@ -130,10 +143,13 @@ def continued(
         hold_out: ``"none"`` trains on all of them, without validation and test.
         model: fields of the model's configuration that differ from the run's; not its sizes.
         train: fields of the training's, likewise.
+        items: of a run whose items have features: what is known of new ones, and what changed of
+            known ones, see :func:`adarec_fast.data.item_tables.read_items`. The run's own hold for
+            all that is not in it.
 
     Raises:
-        ConfigError: a model of another kind or size, nobody to validate on, or ``hold_out`` is
-            neither.
+        ConfigError: a model of another kind or size, nobody to validate on, ``items`` of a run
+            without features, or ``hold_out`` is neither.
         DataError: ids are of another kind, or the interactions are those that the run has.
         RunFolderError, CheckpointError: as :func:`load_run`.
     """
@@ -144,8 +160,12 @@ def continued(
     run = load_run(run_dir)
     added = extended(run.data, more)
     data = new_held_out(run.data, added, everything=hold_out == "none")
+    if run.data.features is not None:
+        data = refeatured(data, run.data.features, run.data.items, items)
+    elif items is not None:
+        raise ConfigError(no_features_here(run_dir, items))
     config = _config(run, model, data.num_items)
-    fresh = skeleton(config)
+    fresh = skeleton(config, data.features)
     if not fresh.fitted:
         check_growth(fresh, run.model)
     counts = {name: getattr(added, name) for name in ("interactions", "new_users", "new_items")}

@@ -14,8 +14,9 @@ from ..config import ConfigError, ModelConfig, TrainConfig, training_precision
 from ..data import InteractionData, Split
 from ..defaults import on_cpu
 from ..distributed.workers import Workers, join
+from ..models.base import no_features
 from ..models.encoders.named import trust
-from ..models.registry import create_config, described
+from ..models.registry import create_config, described, model_type
 from ..ops import choose
 from ..ops._driver import cards, why_no_cuda
 from . import run_folder
@@ -90,6 +91,7 @@ def train(
         raise ValueError(f"stop_after_steps={stop_after_steps} must be at least 1, or None")
     check_callbacks(callbacks)
     config = _model_config(model_config, data)
+    _check_features(config, data)
     training_precision(config, train_config)  # raises where the two contradict each other
     check_loggers(train_config.log)
     run_dir = Path(run_dir)
@@ -163,6 +165,24 @@ def train(
                     counted = remember(run_dir, device, fixed=fixed)
                 shown.message(in_words(counted))
             return result
+
+
+def _check_features(config: ModelConfig, data: InteractionData) -> None:
+    """Whether a model and its data have features of items, or both have not.
+
+    Raises:
+        ConfigError: the model takes none, or its settings are for features that are not there.
+    """
+    kind = model_type(config.system)
+    if data.features is not None and not kind.takes_features:
+        raise ConfigError(no_features(kind))
+    for name in ("feature_net", "id_dropout"):
+        given, default = getattr(config, name), type(config).model_fields[name].default
+        if data.features is None and given != default:
+            raise ConfigError(
+                f"{name}={given}: is for features of items, and the data have none (--items FILE, "
+                "load(..., items=...))"
+            )
 
 
 def _check_workers(

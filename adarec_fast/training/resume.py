@@ -42,5 +42,5 @@ def check_same_run(
             f"{about.get('name')!r} with {about.get('items')} items and "
             f"{about.get('interactions')} interactions, not {data.name!r} with "
             f"{data.num_items} and {data.num_interactions} (or a catalogue in "
-            "another order); resume with the same data"
+            "another order, or other features of items); resume with the same data"
         )

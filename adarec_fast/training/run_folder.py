@@ -34,7 +34,17 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from ..config import ConfigError, ModelConfig, Precision, TrainConfig
-from ..data import Cuts, DataError, Dropped, InteractionData, PlantedLabels, Split, Vocabulary
+from ..data import (
+    Cuts,
+    DataError,
+    Dropped,
+    InteractionData,
+    ItemFeatures,
+    PlantedLabels,
+    Split,
+    Vocabulary,
+)
+from ..data.features import FeatureColumn, ItemTable
 from ..defaults import on_cpu
 from ..files import try_lock
 from ..models.base import SequenceModel
@@ -127,7 +137,7 @@ def load_run(
     model = load(folder, device=device, backend=backend, precision=precision)
     if model.item_vocabulary is None:
         raise CheckpointError(f"{folder / 'items.json'}: no such file; a run's model has one")
-    data = read_data(run_dir, model.item_vocabulary)
+    data = read_data(run_dir, model.item_vocabulary, model.item_features)
     if fingerprint(data) != source.get("fingerprint"):
         raise CheckpointError(
             f"{run_dir / INTERACTIONS}: not the data that this run was trained on, which "
@@ -213,6 +223,11 @@ def write_config(
     }
     if data.cuts is not None:
         about["split"] = {"kind": data.cuts.kind, **data.cuts.facts}
+    if data.features is not None:
+        about["features"] = {
+            "columns": [column._asdict() for column in data.features.rows.columns],
+            "trained": data.features.trained, **data.features.facts,
+        }  # fmt: skip
     if origin is not None:
         about["from"] = dict(origin)
     values = {
@@ -250,6 +265,21 @@ def read_config(run_dir: Path) -> tuple[ModelConfig, TrainConfig, dict[str, Any]
         raise CheckpointError(f"{path}: {error}") from None
 
 
+def columns_of_features(about: Mapping[str, Any]) -> list[FeatureColumn] | None:
+    """The columns of a run's features, by the ``"data"`` part of its ``config.json``; None where
+    its items have none."""
+    found = about.get("features")
+    return None if found is None else [FeatureColumn(**column) for column in found["columns"]]
+
+
+def no_features_here(run_dir: Path | str, items: ItemTable) -> str:
+    """Why a table of items is of no use to a run."""
+    return (
+        f"{run_dir}: its items have no features, which {items.where} could add to; leave it out "
+        "(--items), or train a new run with it"
+    )
+
+
 def write_data(run_dir: Path, data: InteractionData) -> None:
     """Write the interactions (with labels) and the user ids."""
     tensors = {"values": data.values, "offsets": data.offsets}
@@ -280,8 +310,10 @@ def write_data(run_dir: Path, data: InteractionData) -> None:
         write_atomically(run_dir / DROPPED, json.dumps(content))
 
 
-def read_data(run_dir: Path, items: Vocabulary) -> InteractionData:
-    """Inverse of :func:`write_data`.
+def read_data(
+    run_dir: Path, items: Vocabulary, features: ItemFeatures | None = None
+) -> InteractionData:
+    """Inverse of :func:`write_data`, with the catalogue and the features of a model.
 
     Raises:
         CheckpointError: a file is missing, damaged, or of another catalogue than ``items``.
@@ -301,7 +333,7 @@ def read_data(run_dir: Path, items: Vocabulary) -> InteractionData:
         cuts = Cuts.read(tensors, about["cuts"]) if "cuts" in about else None
         data = InteractionData.from_flat(
             tensors["values"], tensors["offsets"], items, users, about.get("name", "data"), labels,
-            cuts=cuts,
+            cuts=cuts, features=features,
         )  # fmt: skip
     except DataError as error:
         raise CheckpointError(f"{path}: {error}") from None
@@ -340,12 +372,14 @@ def read_dropped(run_dir: Path) -> Dropped | None:
 
 
 def fingerprint(data: InteractionData) -> str:
-    """SHA-256 (hex) of histories, both vocabularies and cuts: equal for equal data."""
+    """SHA-256 (hex) of histories, both vocabularies, cuts and features: equal for equal data."""
     digest = hashlib.sha256(f"{data.items.fingerprint()}:{data.users.fingerprint()}:".encode())
     for tensor in (data.values, data.offsets):
         digest.update(np.ascontiguousarray(tensor.numpy()).astype("<i8", copy=False).tobytes())
     if data.cuts is not None:
         digest.update(data.cuts.fingerprint().encode())
+    if data.features is not None:
+        digest.update(data.features.fingerprint().encode())
     return digest.hexdigest()
 
 

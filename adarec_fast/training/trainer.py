@@ -103,6 +103,8 @@ class Trainer:
         if folder is None:
             torch.manual_seed(self.model_config.seed)
             model = registry.build(self.model_config)
+            if self.data.features is not None:
+                model.join_features(self.data.features)
             begun = time.perf_counter()
             model.prepare(self.split)
             preparing = time.perf_counter() - begun

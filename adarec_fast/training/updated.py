@@ -1,4 +1,5 @@
-"""What came after a run's training, counted into its memory: the folder ``updated/`` of a run.
+"""What came after a run's training, interactions counted into its memory and items that features
+give a place: the folder ``updated/`` of a run.
 
 ::
 
@@ -21,11 +22,13 @@ from torch import nn
 
 from ..config import ConfigError
 from ..data import InteractionData
+from ..data.catalogue import with_more
 from ..data.extend import Extended, extended
+from ..data.features import ItemTable
 from ..defaults import on_cpu
 from ..models.base import SequenceModel
 from ..models.embedded import EmbeddingModel
-from ..models.growing import by_neighbours
+from ..models.growing import by_neighbours, take_over
 from ..models.memory import Memory
 from ..models.pretrained import CheckpointError, load, write
 from ..models.registry import build
@@ -37,7 +40,13 @@ from .checkpoint import (
     save_checkpoint,
     verify_checkpoint,
 )
-from .run_folder import load_run, read_data, read_dropped, write_data
+from .run_folder import (
+    load_run,
+    no_features_here,
+    read_data,
+    read_dropped,
+    write_data,
+)
 
 UPDATED = "updated"
 
@@ -76,7 +85,7 @@ def load_current(
     model = load(folder, device=device)
     if model.item_vocabulary is None:
         raise CheckpointError(f"{folder / 'items.json'}: no such file; a run's model has one")
-    data = read_data(folder, model.item_vocabulary)
+    data = read_data(folder, model.item_vocabulary, model.item_features)
     return Current(model, replace(data, dropped=read_dropped(run_dir)), UPDATED)
 
 
@@ -92,7 +101,9 @@ def current_folder(run_dir: Path, which: str) -> Path | None:
 
 
 @on_cpu()
-def update_memory(run_dir: Path, more: InteractionData) -> Extended:
+def update_memory(
+    run_dir: Path, more: InteractionData, items: ItemTable | None = None
+) -> Extended:
     """Count new interactions into a run's memory, and give new items a vector.
 
     All interactions that are known count from now on, the held-out ones too; alpha, gamma and decay
@@ -102,9 +113,12 @@ def update_memory(run_dir: Path, more: InteractionData) -> Extended:
     Args:
         run_dir: of a run, locked by this process.
         more: the new interactions, in any number a user.
+        items: of a run whose items have features: what is known of new ones. A new item gets its
+            vector from these, and none where nothing is known of it.
 
     Raises:
-        ConfigError: the run has no memory, or its model no table of item vectors.
+        ConfigError: the run has no memory, or its model no table of item vectors; or ``items``
+            of a run without features.
         DataError: the ids are of another kind than the run's.
         RunFolderError, CheckpointError: as :func:`load_current`; the disk is full.
     """
@@ -118,24 +132,80 @@ def update_memory(run_dir: Path, more: InteractionData) -> Extended:
     if not isinstance(model, EmbeddingModel) or not isinstance(model.item_embedding, nn.Embedding):
         raise ConfigError(f"{type(model).__name__} has no item vectors that new items could join")
     grown = extended(data, more)
-    memory = Memory.of(
-        grown.data.values, grown.data.offsets, grown.data.num_items, max_length=old.max_length,
-        neighbours=model.config.memory_neighbours, alpha=old.alpha, gamma=old.gamma,
-        decay=old.decay,
-    )  # fmt: skip
-    if grown.new_items:
+    if data.features is not None:
+        joined = with_more(grown.data, data.features, data.items, items)
+        grown = grown._replace(data=joined, new_items=joined.num_items - data.num_items)
+    elif items is not None:
+        raise ConfigError(no_features_here(run_dir, items))
+    memory = _counted(old, grown.data, model.config.memory_neighbours)
+    if data.features is not None:
+        model = _with_features(model, grown.data)
+    elif grown.new_items:
         model = _with_items(model, memory)
-    model.item_vocabulary, model.memory = grown.data.items, memory
+    _save(run_dir, model, grown.data, memory)
+    return grown
+
+
+@on_cpu()
+def add_items(run_dir: Path, items: ItemTable) -> InteractionData:
+    """Give items that nobody has taken yet a place in what a run recommends, by their features
+    alone; and known ones new features. Nothing is trained, and the run itself stays what it is.
+
+    Args:
+        run_dir: of a run, locked by this process.
+        items: the table.
+
+    Returns:
+        The data of the run, with the new catalogue.
+
+    Raises:
+        ConfigError: the run's items have no features.
+        DataError: ids are of another kind than the run's, or a column is.
+        RunFolderError, CheckpointError: as :func:`load_current`; the disk is full.
+    """
+    model, data, _ = load_current(run_dir)
+    if data.features is None or not isinstance(model, EmbeddingModel):
+        raise ConfigError(no_features_here(run_dir, items))
+    grown = with_more(data.replace(features=None), data.features, data.items, items)
+    memory = None
+    if model.memory is not None:
+        memory = _counted(model.memory, grown, model.config.memory_neighbours)
+    _save(run_dir, _with_features(model, grown), grown, memory)
+    return grown
+
+
+def _counted(old: Memory, data: InteractionData, neighbours: int) -> Memory:
+    """A memory of all interactions, read as the old one is."""
+    return Memory.of(
+        data.values, data.offsets, data.num_items, max_length=old.max_length,
+        neighbours=neighbours, alpha=old.alpha, gamma=old.gamma, decay=old.decay,
+    )  # fmt: skip
+
+
+def _save(
+    run_dir: Path, model: EmbeddingModel, data: InteractionData, memory: Memory | None
+) -> None:
+    """Write ``updated/``."""
+    model.item_vocabulary, model.memory = data.items, memory
     best = find_checkpoint(run_dir, "best")
     assert best is not None  # it was loaded
 
     def fill(folder: Path) -> None:
         write(model, folder)
-        write_data(folder, grown.data)
+        write_data(folder, data)
 
-    about = {"of": ranks_by(best), "vocabulary": grown.data.items.fingerprint()}
+    about = {"of": ranks_by(best), "vocabulary": data.items.fingerprint()}
     save_checkpoint(run_dir, UPDATED, fill, about)
-    return grown
+
+
+def _with_features(model: EmbeddingModel, data: InteractionData) -> EmbeddingModel:
+    """The same model with the catalogue and the features of these data."""
+    assert data.features is not None
+    larger = build(model.config.replace(num_items=data.num_items))
+    larger.join_features(data.features)
+    take_over(larger, model)
+    assert isinstance(larger, EmbeddingModel)
+    return larger.eval()
 
 
 def _with_items(model: EmbeddingModel, memory: Memory) -> EmbeddingModel:

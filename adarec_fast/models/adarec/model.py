@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +61,7 @@ class ADARec(Pretrained, SystemModel):
 
     config_type = ADARecConfig
     config: ADARecConfig
+    takes_features: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -198,7 +199,7 @@ class ADARec(Pretrained, SystemModel):
         everywhere = targets is not None and self.config.supervision == "all"
         values, offsets = self._histories(item_ids, lengths, aligned=everywhere)
         if targets is not None:
-            check_targets(targets, self.config.num_items)
+            check_targets(targets, self.ranked_items)
             nobody = offsets.new_zeros(0)
             parsed, output = self._loss(
                 Batch(values, offsets, targets, nobody), hierarchy=return_hierarchy
@@ -235,7 +236,7 @@ class ADARec(Pretrained, SystemModel):
         The noise goes by the history, so that a user's is the same in every batch.
         """
         total = None
-        config, dtype = self.config, self.item_embedding.weight.dtype
+        config, dtype = self.config, next(self.item_embedding.parameters()).dtype
         for sample in range(config.evaluation_samples):
             seed = rng.spread_seed(config.seed).to(values.device) + sample
             noise = rng.history_noise(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ... import ragged, rng
 from ...config import ConfigError
 from ...data import Split
+from ...data.flat import lengths_to_offsets
 
 Excluded = Literal["train", "all"]
 
@@ -57,7 +58,7 @@ class NegativeSampler(nn.Module):
 
     @classmethod
     def of(cls, split: Split, excluded: Excluded) -> NegativeSampler:
-        """For the users of a split.
+        """For the users of a split; of items with features only those that training has.
 
         Args:
             split: of the interactions.
@@ -65,9 +66,18 @@ class NegativeSampler(nn.Module):
                 two that are held out, as in the public code of the S3-Rec family, which so tells
                 the model a little of them.
         """
-        if excluded == "all":
-            return cls(split.data.values, split.data.offsets, split.num_items)
-        return cls(*split.inputs("train"), split.num_items)
+        features = split.data.features
+        if excluded == "train":
+            items = split.num_items if features is None else features.trained
+            return cls(*split.inputs("train"), items)
+        values, offsets = split.data.values, split.data.offsets
+        if features is None:
+            return cls(values, offsets, split.num_items)
+        # Cold items are in no training table, and so are none to draw.
+        owner = ragged.sequence_ids(offsets, values.shape[0])
+        there = values <= features.trained
+        lengths = torch.bincount(owner[there], minlength=offsets.shape[0] - 1)
+        return cls(values[there], lengths_to_offsets(lengths), features.trained)
 
     def nth(self, users: Tensor, r: Tensor) -> Tensor:
         """The items that users lack: int64, the shape of ``r``.

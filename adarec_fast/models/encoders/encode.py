@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ... import ops
+from ..featured import FeaturedItems
 from .foreign import ForeignBackbone
 from .sasrec import SASRecEncoder
 
@@ -35,14 +37,19 @@ def encode(
         places: int64 ``[N]``, positions of the tokens instead of their counts from the end; for
             the built-in encoder alone.
     """
+    made: Tensor | None = None
+    if isinstance(items, FeaturedItems):
+        # Once a step, for the histories and the loss.
+        made = items.weight if seed is None else items.composed(seed)
     if (
         places is None
         and isinstance(backbone, SASRecEncoder)
         and isinstance(items, nn.Embedding)
-        and ops.has_kernel("embedding", backend, values.device.type, items.weight.dtype)
     ):
-        return backbone.of_items(values, items.weight, offsets, seed=seed, backend=backend)
-    embedded = items(values)
+        table = items.weight if made is None else made
+        if ops.has_kernel("embedding", backend, values.device.type, table.dtype):
+            return backbone.of_items(values, table, offsets, seed=seed, backend=backend)
+    embedded = items(values) if made is None else F.embedding(values, made)
     if isinstance(backbone, ForeignBackbone):
-        return backbone(values, embedded, offsets), None
-    return backbone(embedded, offsets, seed=seed, backend=backend, places=places), None
+        return backbone(values, embedded, offsets), made
+    return backbone(embedded, offsets, seed=seed, backend=backend, places=places), made

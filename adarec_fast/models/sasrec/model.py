@@ -50,6 +50,7 @@ class SASRec(EncoderModel):
 
     config_type: ClassVar[type[ModelConfig]] = SASRecConfig
     config: SASRecConfig
+    takes_features: ClassVar[bool] = True
 
     def __init__(
         self, config: SASRecConfig | None = None, **options: Unpack[SASRecOptions]
