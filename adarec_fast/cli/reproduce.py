@@ -28,7 +28,7 @@ RUNS = "runs"
 def reproduce(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="TABLE", help="table1 to table5, figure2, figure4 or figure6."),
+        typer.Argument(metavar="TABLE", help="table1 to table5, figure2, figure4 to figure6."),
     ] = None,
     data: Annotated[
         list[Path] | None,

@@ -258,6 +258,17 @@ TABLES = {
             swept=("lambda_expl", "lambda_deno"),
         ),
         Table(
+            "figure5",
+            "number of experts",
+            ("HR@20", paper.COSTS[0]),
+            tuple(_points("num_experts", (2, 3, 4))),
+            notes=(
+                "Two experts have kernels of their own, more of them are run by plain PyTorch in "
+                "part, which a CPU's time for an epoch shows.",
+            ),
+            swept=("num_experts",),
+        ),
+        Table(
             "figure6",
             "intents of users with sparse histories",
             paper.METRICS[2:],

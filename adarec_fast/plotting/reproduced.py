@@ -10,14 +10,14 @@ from torch import Tensor
 
 from ..config import ConfigError
 from ..defaults import on_cpu
-from ..experiments import Group, summarise
+from ..experiments import Group, paper, summarise
 from ..experiments.definition import RESULT, run_name
 from ..experiments.reproduction import Reproduction
 from ..experiments.tables import Row, data_set_of
 from ..training import load_run
 from . import intents, measure
 from .sensitivity import sensitivity
-from .style import FORMATS, look, save
+from .style import COLOURS, FORMATS, MARKERS, look, new_figure, save
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,7 +56,11 @@ def draw(
     with look():
         if table.swept:
             groups = summarise(folder, wanted.sweep().combinations)
-            figure = sensitivity(_points(wanted, path, groups), "HR@20")
+            points = _points(wanted, path, groups)
+            figure = (
+                _costs(points, table.swept[0]) if paper.COSTS[0] in table.columns
+                else sensitivity(points, "HR@20")
+            )  # fmt: skip
         else:
             figure = _maps(wanted, path, folder)
         name = table.name
@@ -75,6 +79,27 @@ def _points(wanted: Reproduction, path: str, groups: Sequence[Group]) -> list[Gr
             Group({key: float(value)}, group.results) for group in groups if group.values == sought
         ]
     return found
+
+
+def _costs(points: Sequence[Group], key: str) -> Figure:
+    """HR@20, and beside it the seconds of an epoch's training."""
+    done = [group for group in points if group.results]
+    if not done:
+        raise ConfigError(f"{key}: no run is finished yet")
+    figure = new_figure(2.9)
+    panels = figure.subplots(1, 2)
+    shown = (("test", "HR@20", "HR@20, test users"),
+             ("seconds_per_epoch", None, "training, seconds an epoch"))  # fmt: skip
+    for axes, (part, metric, label) in zip(panels, shown, strict=True):
+        found = [group.mean_std(part, metric) for group in done]
+        axes.errorbar(
+            [group.values[key] for group in done], [mean for mean, _ in found],
+            yerr=[deviation or 0.0 for _, deviation in found], capsize=3, color=COLOURS[0],
+            marker=MARKERS[0],
+        )  # fmt: skip
+        axes.set(xlabel=key.replace("_", " "), ylabel=label)
+        axes.set_xticks([group.values[key] for group in done])
+    return figure
 
 
 def _maps(wanted: Reproduction, path: str, folder: Path) -> Figure:

@@ -116,7 +116,7 @@ def test_tables_share_their_runs() -> None:
     assert names["table1"] < names["table2"]
     assert names["figure2"] < names["table1"]
     assert names["figure6"] < names["table1"]
-    for other in ("table4", "figure4"):
+    for other in ("table4", "figure4", "figure5"):
         assert len(names["table1"] & names[other]) == 1
     assert len(names["table4"]) == 7
     assert len(names["figure4"]) == 9
