@@ -84,7 +84,6 @@ def update(
         from ..training.run_folder import columns_of_features, locked, read_config
         from ..training.updated import update_memory
 
-
         about = read_config(run)[2]  # before a lock would make the folder
         asked = DataConfig.create(data=str(data), format=format, ids=ids)  # what they may be
         more = load(

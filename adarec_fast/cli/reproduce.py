@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,11 +13,13 @@ from rich.text import Text
 
 from ..config import ConfigError
 from ..training.values import Values, place, read_assignments, read_config
-from .console import RUN_FAILED, command, out, tell, waiting, words
+from .console import RUN_FAILED, command, hint, out, tell, waiting, words
 from .sweep import conclude, failed, progress
 
 if TYPE_CHECKING:
     from ..experiments.estimate import Planned
+    from ..experiments.filled import Filled
+    from ..experiments.reproduction import Reproduction
 
 RUNS = "runs"
 
@@ -24,7 +27,8 @@ RUNS = "runs"
 @command
 def reproduce(
     name: Annotated[
-        str | None, typer.Argument(metavar="TABLE", help="table1, table2, table4 or table5.")
+        str | None,
+        typer.Argument(metavar="TABLE", help="table1 to table5, figure2, figure4 to figure6."),
     ] = None,
     data: Annotated[
         list[Path] | None,
@@ -35,11 +39,17 @@ def reproduce(
         ),
     ] = None,
     to: Annotated[
-        Path, typer.Option("--out", help="Folder of the tables and, in runs/, of the sweep.")
+        Path, typer.Option("--out", help="Folder of the tables and, below it, of their runs.")
     ] = Path("reproduce"),
     seeds: Annotated[int, typer.Option(min=1, help="Seeds 0, 1, ... to average over.")] = 5,
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="At most so many. [dim](200)[/]")
+        int | None, typer.Option(min=1, help="At most so many. [dim](200; of table5 3)[/]")
+    ] = None,
+    budget_hours: Annotated[
+        float | None,
+        typer.Option(
+            metavar="HOURS", help="Train what fits into so many, beginning with what tells most."
+        ),
     ] = None,
     backend: Annotated[str | None, typer.Option(help="Who runs the ops.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, ...")] = None,
@@ -51,106 +61,165 @@ def reproduce(
         typer.Option("--set", metavar="KEY=VALUE", help="Any field; may be repeated."),
     ] = None,
     list_tables: Annotated[
-        bool, typer.Option("--list", help="Say which tables there are, and what each trains.")
+        bool, typer.Option("--list", help="Say which there are, and what each trains.")
+    ] = False,
+    finished: Annotated[
+        bool, typer.Option("--finished", help="Train nothing, show what is finished.")
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would run and roughly how long.")
     ] = False,
 ) -> None:
-    """Train what a table of the paper needs, and put its figures beside ours.
+    """Train what a table or figure of the paper needs, and put its figures beside ours.
 
-    The tables share their runs; the same command again goes on where it stopped. Writes
-    TABLE.md and TABLE.csv. Settings are those of train; the paper's own weight decay would be
-    --set weight_decay=1e-4.
+    Tables share their runs; the same command again goes on where it stopped. TABLE.md and
+    TABLE.csv are written whenever a run ends, and of a figure a picture at the end. Settings are
+    those of train, of other systems those of their own scripts, and every position is an example;
+    the paper's own weight decay would be --set weight_decay=1e-4.
     """
-    from ..experiments import Sweep, run_sweep, summarise
+    from ..experiments import RunOutcome, run_sweep
+    from ..experiments.definition import run_name
     from ..experiments.estimate import plan
-    from ..experiments.render import csv_text, markdown, rich_table
-    from ..experiments.tables import fill, get_table
-    from ..training.checkpoint import write_atomically
+    from ..experiments.render import rich_table
+    from ..experiments.reproduction import Reproduction, fitting, run_within
+    from ..experiments.tables import TABLES, get_table
 
     if list_tables:
         out.print(_catalogue())
         return
     if name is None:
-        raise ConfigError("say which table: table1, table2, table4 or table5 (--list shows them)")
+        raise ConfigError(f"say which table: {', '.join(TABLES)} (--list shows them)")
     table = get_table(name)
     if not data:
         raise ConfigError(f"{name} needs --data FILE; adarec-fast data get beauty fetches one")
+    if budget_hours is not None and not budget_hours > 0:
+        raise ConfigError(f"--budget-hours {budget_hours:g} must be above 0")
     given = Values() if config is None else read_config(config)
     options = {"epochs": epochs, "backend": backend, "device": device}
     given = given.update(place({k: v for k, v in options.items() if v is not None}))
     given = given.update(read_assignments(assignments or []))
-    _check_base(given)
     for path in data:
         if not path.is_file():
             raise ConfigError(f"--data {path}: no such file")
-    paths = [str(path.resolve()) for path in data]
-    sweep = Sweep.create(given, combinations=table.combinations(paths, range(seeds)))
-    folder = to / RUNS
+    if table.is_figure:
+        from ..plotting.style import require
+
+        for module in ("matplotlib", "sklearn"):
+            require(module)
+    wanted = Reproduction.create(table, [str(path.resolve()) for path in data], range(seeds), given)
+    sweep, folder = wanted.sweep(), to / table.folder
     if dry_run:
         sweep.merged(folder, extend=True)
         with waiting("timing a few steps of each"):
             rows = plan(sweep, folder)
-        out.print(planned(rows))
+        names = {run_name(combination) for combination in sweep.combinations}
+        rows = [row for row in rows if row.name in names]
+        fits = None if budget_hours is None else fitting(rows, 3600 * budget_hours)
+        out.print(planned(rows, fits))
         return
-    shown = progress(len(sweep.combinations))
-    outcomes = run_sweep(sweep, folder, extend=True, **shown)
-    groups = summarise(folder, sweep.combinations)
-    filled = [fill(table, path, groups) for path in paths]
-    for one in filled:
+
+    def ended(_: RunOutcome) -> None:
+        _write(wanted, to, {})
+
+    outcomes: list[RunOutcome] = []
+    left: list[Planned] = []
+    told = progress(len(sweep.combinations))
+    if finished:
+        sweep.merged(folder, extend=True)
+    elif budget_hours is None:
+        outcomes = run_sweep(sweep, folder, extend=True, on_end=ended, **told)
+    else:
+        hint("timing a few steps of each run")
+        outcomes, left = run_within(sweep, folder, 3600 * budget_hours, on_end=ended, **told)
+    beyond = {row.name: f"beyond the budget, {_hours(row.seconds)} at most" for row in left}
+    for one in _write(wanted, to, beyond):
         out.print(rich_table(one))
-    write_atomically(to / f"{name}.md", markdown(filled))
-    write_atomically(to / f"{name}.csv", csv_text(filled))
-    tell(words("in [bold]{}[/]: {}", to, f"{name}.md, {name}.csv"))
+    files = [f"{name}.md", f"{name}.csv"]
+    if table.is_figure:
+        files += _draw(wanted, to)
+    tell(words("in [bold]{}[/]: {}", to, ", ".join(files)))
     conclude(outcomes, f"the same command (finished runs are kept in {folder})")
     if failed(outcomes):
         raise typer.Exit(RUN_FAILED)
 
 
-def _check_base(given: Values) -> None:
-    """What the tables' lines differ in cannot be set for all of them."""
-    from ..experiments.tables import OWN_KEYS
+def _write(wanted: Reproduction, to: Path, beyond: dict[str, str]) -> list[Filled]:
+    """The tables of what is finished, as files; returns them."""
+    from ..experiments import summarise
+    from ..experiments.filled import fill
+    from ..experiments.render import csv_text, markdown
+    from ..experiments.reproduction import unfinished
+    from ..training.checkpoint import write_atomically
 
-    for section in (given.data, given.model, given.train):
-        both = [key for key in OWN_KEYS if key in section]
-        if both:
-            raise ConfigError(f"{', '.join(both)}: set by the table's own lines; leave it out")
+    folder, sweep = to / wanted.table.folder, wanted.sweep()
+    why = {**unfinished(sweep, folder), **beyond}
+    groups = summarise(folder, sweep.combinations)
+    filled = [fill(wanted, path, groups, why) for path in wanted.data]
+    to.mkdir(parents=True, exist_ok=True)
+    write_atomically(to / f"{wanted.table.name}.md", markdown(filled))
+    write_atomically(to / f"{wanted.table.name}.csv", csv_text(filled))
+    return filled
+
+
+def _draw(wanted: Reproduction, to: Path) -> list[str]:
+    """The pictures of a figure; names of their files. What cannot be drawn yet is said."""
+    from ..plotting.reproduced import draw
+
+    found = []
+    for path in wanted.data:
+        try:
+            found += [one.name for one in draw(wanted, path, to / wanted.table.folder, to)]
+        except ConfigError as error:
+            hint(str(error))
+    return found
 
 
 def _catalogue() -> RichTable:
-    from ..experiments.tables import NOT_RUNNABLE, TABLES
+    from ..experiments.tables import TABLES
 
     table = RichTable(box=box.SIMPLE_HEAD, show_lines=True)
     for column in ("table", "shows", "trained here, for each data set and seed"):
         table.add_column(column)
     for one in TABLES.values():
-        rows = [row for row in one.rows if row.values is not None]
-        text = "\n".join(
-            f"{row.label}: " + (" ".join(f"{k}={v}" for k, v in (row.values or {}).items()) or "-")
-            for row in rows
-        )
+        lines: dict[str, list[str]] = {}
+        for row in one.rows:
+            chosen = {} if row.values is None else dict(row.values)
+            losses = lines.setdefault(row.label, [])
+            if "loss" in chosen and losses:
+                losses.append(f"and {row.loss}")
+            else:
+                told = " ".join(f"{key}={value}" for key, value in chosen.items()) or "-"
+                losses.append(told if row.why is None else row.why)
+        text = "\n".join(f"{label}: {' '.join(losses)}" for label, losses in lines.items())
         table.add_row(one.name, one.title, Text(text))
-    for name, why in NOT_RUNNABLE.items():
-        table.add_row(name, "not runnable", Text(why))
     return table
 
 
-def planned(rows: list[Planned]) -> RichTable:
-    """The runs, how far each is, and at most how long the rest takes."""
+def planned(rows: Sequence[Planned], fits: Sequence[Planned] | None = None) -> RichTable:
+    """The runs, how far each is, and at most how long the rest takes.
+
+    Args:
+        rows: of them.
+        fits: those that fit a budget, where there is one.
+    """
     total = sum(row.seconds for row in rows)
-    table = RichTable(
-        box=box.SIMPLE_HEAD,
-        caption=f"at most about {_hours(total)}, one after the other; early stopping usually ends "
-        "a run sooner",
-        caption_justify="left",
+    caption = (
+        f"at most about {_hours(total)}, one after the other; early stopping usually ends a run "
+        "sooner"
     )
+    if fits is not None:
+        takes = _hours(sum(row.seconds for row in fits))
+        caption += f"; {len(fits)} fit the budget even so, in {takes}"
+    table = RichTable(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left")
     table.add_column("run", overflow="fold")
-    for column in ("state", "epochs", "at most"):
+    for column in ("state", "epochs", "at most", *(["fits"] if fits is not None else [])):
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         left = _hours(row.seconds) if row.seconds else ""
-        table.add_row(Text(row.name), row.state, f"{row.done}/{row.epochs}", left)
+        cells = [row.state, f"{row.done}/{row.epochs}", left]
+        if fits is not None:
+            cells.append("yes" if row in fits else "no" if row.seconds else "")
+        table.add_row(Text(row.name), *cells)
     return table
 
 
@@ -158,4 +227,3 @@ def _hours(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-

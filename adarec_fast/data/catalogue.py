@@ -13,8 +13,8 @@ from .dataset import InteractionData, PlantedLabels
 from .errors import DataError
 from .features import FeatureRows, ItemFeatures, ItemTable
 from .splits import Split
-from .text import Ids
 from .vocabulary import Vocabulary
+from .words import Distinct
 
 
 def with_features(data: InteractionData, table: ItemTable) -> InteractionData:
@@ -89,7 +89,7 @@ def with_more(
     return data.replace(features=found)
 
 
-def _rows_of(items: Vocabulary, ids: Ids | list[Any]) -> Tensor:
+def _rows_of(items: Vocabulary, ids: Distinct | list[Any]) -> Tensor:
     """The last row of each item among those of ids, int64 ``[V]``; -1 where there is none."""
     place = np.full(len(items), -1)
     place[items.find(ids) - 1] = np.arange(len(ids))
@@ -133,7 +133,7 @@ def _labels(
 
 
 def _arranged(
-    data: InteractionData, items: Vocabulary, rows: FeatureRows, ids: Ids | list[Any],
+    data: InteractionData, items: Vocabulary, rows: FeatureRows, ids: Distinct | list[Any],
     facts: dict[str, Any],
 ) -> InteractionData:
     """The data with a catalogue of trained items first, and the features of it.

@@ -71,8 +71,8 @@ def events_from(parts: Sequence[Cells], keep: Sequence[str] | None, columns: Col
     other_event = rows - len(cells)
     cells = _unfolded(_resolved(cells, columns.text_ids))
     kept = len(cells)
-    users, no_user = _cleaned(cells.columns[cells.user])
-    items, no_item = _cleaned(cells.columns[cells.item])
+    users, no_user = cleaned(cells.columns[cells.user])
+    items, no_item = cleaned(cells.columns[cells.item])
     cells = cells.having({**cells.columns, cells.user: users, cells.item: items})
     missing = no_user | no_item
     left_out = LeftOut(
@@ -111,7 +111,9 @@ def _resolved(cells: Cells, text_ids: bool) -> Cells:
     return cells.having(columns)
 
 
-def _cleaned(column: Column) -> tuple[Column, NDArray[np.bool_]]:
+def cleaned(
+    column: Column,
+) -> tuple[Words | list[Any] | NDArray[Any], NDArray[np.bool_]]:
     """Ids without blanks around them, and which are missing."""
     if not isinstance(column, TextColumn):
         return cleaned_values(column)
@@ -315,7 +317,7 @@ def _times(cells: Cells, name: str, form: str | None, *, clock: bool) -> NDArray
             return one_scale(numbers, cells.locate)
         column = column.strings()
     if not cells.text:
-        missing = _cleaned(column)[1]
+        missing = cleaned(column)[1]
         if missing.any():
             raise _no_time(cells.locate(int(missing.argmax())), name, cells.null)
         return cell_times(column, cells.locate, form, clock=clock)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .errors import DataError
 from .flat import gather_ranges, lengths_to_offsets
-from .text import Ids
+from .words import Distinct
 
 Kind = Literal["category", "number", "vector"]
 KINDS: tuple[Kind, ...] = ("category", "number", "vector")
@@ -141,7 +141,7 @@ class ItemTable:
     """
 
     where: str
-    ids: Ids
+    ids: Distinct
     rows: FeatureRows
     told: tuple[str, ...] = ()
 

@@ -32,7 +32,8 @@ from .item_cells import Parsed, UselessColumn, parsed
 from .lists import kind as kind_of
 from .separated import Layout
 from .tables import Cells, cell_ids, read_frame
-from .text import Ids, TextColumn, ids_from_strings
+from .text import TextColumn
+from .words import Distinct, Words, ids_from_words
 
 _OPTION = "items_id=… (--items-id-column)"
 
@@ -187,20 +188,21 @@ def _locate(cells: Cells, rows: NDArray[np.int64]) -> Callable[[int], str]:
     return lambda row: cells.locate(int(rows[row]))
 
 
-def _ids(cells: Cells, text_ids: bool) -> tuple[Ids, NDArray[np.int64], list[str]]:
+def _ids(cells: Cells, text_ids: bool) -> tuple[Distinct, NDArray[np.int64], list[str]]:
     """Ids, the rows that have one, and what was left out."""
     column = cells.columns[cells.item]
     if isinstance(column, TextColumn):
         whole = None if text_ids else column.numbers()
-        column = column.strings() if whole is None else whole
+        column = column if whole is None else whole
     values, missing = cleaned(column)
     rows = np.flatnonzero(~missing)
     if not len(rows):
         raise DataError(f"{cells.where}: no row has an item id ({cells.item!r})")
     kept = [values[row] for row in rows.tolist()] if isinstance(values, list) else values[rows]
     locate = _locate(cells, rows)
-    if cells.text and isinstance(kept, list):
-        ids = ids_from_strings(kept, "item id", locate, text_ids)
+    if isinstance(kept, Words):
+        found = ids_from_words(kept, "item id", locate, text_ids)
+        ids: Distinct = found.strings() if isinstance(found, Words) else found
     else:
         ids = cell_ids(kept, locate, cells.item, text_ids)
     first: dict[str, int] = {}

@@ -18,7 +18,7 @@ from .columns import Choice, Columns, Table, spread
 from .errors import DataError, EmptyFile
 from .text import Locate, TextColumn, split_tabs
 from .vocabulary import normalise_ids
-from .words import Ids
+from .words import Distinct, Ids
 
 _INTER_FIELD = re.compile(r"[^\t:]+:(token|token_seq|float|float_seq)")
 _LISTS = (list, tuple, np.ndarray)
@@ -245,7 +245,7 @@ def compact(column: Column) -> Column:
 
 def cell_ids(
     values: list[Any] | NDArray[Any], locate: Locate, name: str, text: bool = False
-) -> Ids:
+) -> Distinct:
     """Typed cells as ids; whole numbers held as floats (a habit of pandas) become int64."""
     if isinstance(values, np.ndarray) and values.dtype.kind == "f":
         values = _whole_floats(values, locate, name)

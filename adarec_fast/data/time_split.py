@@ -34,8 +34,8 @@ from .preprocess import (
     owners_of,
     select_interactions,
 )
-from .text import Ids
 from .times import scale_of, text_times
+from .words import Distinct
 
 Moment = str | float | date | datetime | np.datetime64
 SplitBy = Literal["leave-one-out", "time", "none"]
@@ -247,7 +247,7 @@ def _number(given: Moment) -> float | None:
 
 def preprocess(
     data: InteractionData, how: Deduplicate | None, k: int, min_length: int,
-    listed: Ids | tuple[()] = (),
+    listed: Distinct | tuple[()] = (),
 ) -> tuple[InteractionData, Removed, Dropped | None]:  # fmt: skip
     """Filter data that are cut by time, and leave the catalogue of their training part, and those
     items of ``listed`` that come up later.
@@ -284,7 +284,7 @@ def _cuts(data: InteractionData) -> Cuts:
     return data.cuts
 
 
-def _known_alone(data: InteractionData, listed: Ids | tuple[()]) -> InteractionData:
+def _known_alone(data: InteractionData, listed: Distinct | tuple[()]) -> InteractionData:
     """The data without items that neither the training part nor a table of items has; what that
     costs is counted."""
     cuts, users = _cuts(data), owners_of(data)

@@ -39,31 +39,44 @@ class Planned:
     seconds: float
 
 
-def plan(sweep: Sweep, folder: Path) -> list[Planned]:
-    """What running a sweep would do, without changing its folder.
+class Estimates:
+    """What running a sweep would do, as often as it is asked, without changing its folder.
 
     An epoch's time is that of epochs already logged for the same values (any seed); where there
-    are none, a few steps are timed in a temporary folder.
+    are none, a few steps are timed in a temporary folder, once.
     """
-    measured: dict[str, list[float]] = {}
-    for combination in sweep.combinations:
-        for line in read_metrics(folder / run_name(combination)):
-            seconds = line["seconds"] + line.get("valid_seconds", 0.0)
-            measured.setdefault(run_name(without_seeds(combination)), []).append(seconds)
-    rows = []
-    for combination in sweep.combinations:
-        name, key = run_name(combination), run_name(without_seeds(combination))
-        state = state_of(folder, combination)
-        values = sweep.values(combination)
-        epochs = TrainConfig.create(**values.train).epochs
-        done = len(read_metrics(folder / name))
-        seconds = 0.0
-        if state in ("new", "begun"):
-            if key not in measured:
-                measured[key] = [probe(sweep, combination)]
-            seconds = (epochs - done) * statistics.median(measured[key])
-        rows.append(Planned(name, state, done, epochs, seconds))
-    return rows
+
+    def __init__(self, sweep: Sweep, folder: Path) -> None:
+        self._sweep, self._folder = sweep, folder
+        self._probed: dict[str, float] = {}
+
+    def plan(self) -> list[Planned]:
+        """A row for each combination, in their order."""
+        sweep, folder = self._sweep, self._folder
+        measured: dict[str, list[float]] = {}
+        for combination in sweep.combinations:
+            for line in read_metrics(folder / run_name(combination)):
+                seconds = line["seconds"] + line.get("valid_seconds", 0.0)
+                measured.setdefault(run_name(without_seeds(combination)), []).append(seconds)
+        rows = []
+        for combination in sweep.combinations:
+            name, key = run_name(combination), run_name(without_seeds(combination))
+            state = state_of(folder, combination)
+            epochs = TrainConfig.create(**sweep.values(combination).train).epochs
+            done = len(read_metrics(folder / name))
+            seconds = 0.0
+            if state in ("new", "begun"):
+                if key not in measured and key not in self._probed:
+                    self._probed[key] = probe(sweep, combination)
+                known = measured.get(key) or [self._probed[key]]
+                seconds = (epochs - done) * statistics.median(known)
+            rows.append(Planned(name, state, done, epochs, seconds))
+        return rows
+
+
+def plan(sweep: Sweep, folder: Path) -> list[Planned]:
+    """What running a sweep would do; see :class:`Estimates`."""
+    return Estimates(sweep, folder).plan()
 
 
 def probe(sweep: Sweep, combination: Mapping[str, Any]) -> float:

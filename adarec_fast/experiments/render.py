@@ -8,14 +8,19 @@ from rich import box
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from . import paper
+from .filled import SOURCES, Entry, Filled
 from .summary import to_csv
-from .tables import Entry, Filled
+from .tables import Row
 
-SOURCES = ("paper", "here")
+_SHORT = {"difference": "less"}
 
 
 def rich_table(filled: Filled) -> RichTable:
-    """For a terminal of 80 columns: a line for the paper and one for ours, notes as caption."""
+    """For a terminal of 80 columns: the paper's figures, ours, and ours less the paper's.
+
+    A line's loss stands below its name; notes are the caption.
+    """
     table = RichTable(
         box=box.SIMPLE_HEAD,
         title=Text(_title(filled)),
@@ -24,15 +29,17 @@ def rich_table(filled: Filled) -> RichTable:
         caption_justify="left",
         padding=(0, 1, 0, 0),
     )
-    table.add_column("")
+    table.add_column("", overflow="fold")
     table.add_column("")
     for column in filled.table.columns:
         table.add_column(column, justify="right", no_wrap=True)
     for row in filled.table.rows:
-        sources = [source for source in SOURCES if _has(filled, row.label, source)]
-        for number, source in enumerate(sources or SOURCES[1:]):
-            cells = [_cell(filled, row.label, column, source) for column in filled.table.columns]
-            table.add_row(row.label if not number else "", source, *cells)
+        sources = [source for source in SOURCES if source == "here" or _has(filled, row, source)]
+        labels = [row.label, f"  {row.loss}"] if len(sources) > 1 else [f"{row.label} {row.loss}"]
+        for number, source in enumerate(sources):
+            cells = [_cell(filled, row, column, source) for column in filled.table.columns]
+            label = labels[number] if number < len(labels) else ""
+            table.add_row(Text(label), _SHORT.get(source, source), *cells)
     return table
 
 
@@ -40,73 +47,108 @@ def markdown(tables: Sequence[Filled]) -> str:
     """A section a data set."""
     parts = []
     for filled in tables:
-        names = [f"{column}, {source}" for column in filled.table.columns for source in SOURCES]
+        sources = SOURCES if filled.table.printed else ("here",)
+        names = [f"{column}, {source}" for column in filled.table.columns for source in sources]
         lines = [
             f"## {_title(filled)}",
             "",
-            f"| | {' | '.join(names)} |",
-            f"| --- |{' --: |' * len(names)}",
+            f"| | loss | {' | '.join(names)} |",
+            f"| --- | --- |{' --: |' * len(names)}",
         ]
         for row in filled.table.rows:
-            lines.append(f"| {row.label} | {' | '.join(_cells(filled, row.label))} |")
+            cells = [
+                _cell(filled, row, column, source, relative=True)
+                for column in filled.table.columns for source in sources
+            ]  # fmt: skip
+            lines.append(f"| {row.label} | {row.loss} | {' | '.join(cells)} |")
         parts.append("\n".join([*lines, "", *_notes(filled), ""]))
     return "\n".join(parts)
 
 
 def csv_text(tables: Sequence[Filled]) -> str:
-    """A line a figure: table, data set, row, column, source, mean, std, runs."""
-    return to_csv(
-        [
+    """A line a figure: table, data set, row, loss, column, source, mean, std, runs.
+
+    A figure of ours that is not there has a line that says ``why``.
+    """
+    lines = []
+    for filled in tables:
+        entries = [
             {
                 "table": filled.table.name,
                 "data_set": entry.data_set,
                 "row": entry.row,
+                "loss": entry.loss,
                 "column": entry.column,
                 "source": entry.source,
                 "mean": entry.mean,
                 "std": entry.std,
                 "runs": entry.runs or None,
+                "why": None,
             }
-            for filled in tables
             for entry in filled.entries
         ]
-    )
+        entries += [
+            {
+                "table": filled.table.name, "data_set": filled.data_set, "row": label,
+                "loss": loss, "source": "here", "runs": _runs(filled, label, loss), "why": why,
+            }
+            for (label, loss), why in filled.missing.items()
+        ]  # fmt: skip
+        lines += entries
+    return to_csv(lines)
 
 
 def _title(filled: Filled) -> str:
-    number = filled.table.name.removeprefix("table")
-    return f"Table {number}, {filled.table.title}: {filled.data_set}"
+    table = filled.table
+    kind = "Figure" if table.is_figure else "Table"
+    return f"{kind} {table.name[-1]}, {table.title}: {filled.data_set}"
 
 
-def _has(filled: Filled, row: str, source: str) -> bool:
-    return any((entry.row, entry.source) == (row, source) for entry in filled.entries)
+def _has(filled: Filled, row: Row, source: str) -> bool:
+    return any(filled.cell(row.label, c, source, row.loss) for c in filled.table.columns)
 
 
-def _cells(filled: Filled, row: str) -> list[str]:
-    columns = filled.table.columns
-    return [_cell(filled, row, column, source) for column in columns for source in SOURCES]
+def _runs(filled: Filled, label: str, loss: str) -> int:
+    found = filled.cell(label, filled.table.columns[0], "here", loss)
+    return 0 if found is None else found.runs
 
 
-def _cell(filled: Filled, row: str, column: str, source: str) -> str:
-    return _text(filled.cell(row, column, source), 2 if filled.table.times else 4)
-
-
-def _text(entry: Entry | None, digits: int) -> str:
+def _cell(
+    filled: Filled, row: Row, column: str, source: str, *, relative: bool = False
+) -> str:
+    entry = filled.cell(row.label, column, source, row.loss)
     if entry is None:
         return "–"
+    digits = 2 if column in paper.COSTS else 4
+    if source == "difference":
+        printed = filled.cell(row.label, column, "paper", row.loss)
+        assert printed is not None
+        share = f" ({entry.mean / printed.mean:+.0%})" if relative else ""
+        return f"{entry.mean:+.{digits}f}{share}"
+    return _text(entry, digits)
+
+
+def _text(entry: Entry, digits: int) -> str:
     text = f"{entry.mean:.{digits}f}"
     return text if entry.std is None else f"{text}±{entry.std:.{digits}f}"
 
 
 def _notes(filled: Filled) -> list[str]:
-    legend = "paper: as printed there; here: this software, mean±std over "
     runs = sorted({entry.runs for entry in filled.entries if entry.runs})
-    if not runs:
-        legend = "paper: as printed there; here: nothing has been run yet."
-    else:
+    ours = "here: nothing has been run yet"
+    if runs:
         span = f"{runs[0]}" if len(runs) == 1 else f"{runs[0]} to {runs[-1]}"
-        legend += f"{span} seed{'' if runs == [1] else 's'}."
-    missing = [row.label for row in filled.table.rows if row.values is None]
-    if missing:
-        legend += f" The paper's figures alone, not run here: {', '.join(missing)}."
-    return [legend, *filled.table.notes, *filled.notes]
+        ours = f"here: this software, mean±std over {span} seed{'' if runs == [1] else 's'}"
+    legend = f"{ours}."
+    if filled.table.printed:
+        legend = f"paper: as printed there; {ours}; difference: ours less the paper's."
+    return [legend, *filled.table.notes, *_missing(filled), *filled.notes]
+
+
+def _missing(filled: Filled) -> list[str]:
+    """Why figures are not there, the lines of one reason together."""
+    by_reason: dict[str, list[str]] = {}
+    for (label, loss), why in filled.missing.items():
+        several = sum(row.label == label for row in filled.table.rows) > 1
+        by_reason.setdefault(why, []).append(f"{label} ({loss})" if several else label)
+    return [f"{', '.join(lines)}: {why}." for why, lines in by_reason.items()]

@@ -60,6 +60,7 @@ def run_sweep(
     extend: bool = False,
     reporter: Callable[[], Reporter] = Reporter,
     on_start: Callable[[int, str, State], None] | None = None,
+    on_end: Callable[[RunOutcome], None] | None = None,
 ) -> list[RunOutcome]:
     """Run what is not finished yet, in the order of the combinations.
 
@@ -74,6 +75,7 @@ def run_sweep(
         extend: see :meth:`Sweep.store`.
         reporter: makes what shows a run's progress.
         on_start: called with a combination's number, from 0, its name and its state.
+        on_end: called with what became of a run that was trained in this call.
 
     Returns:
         An outcome for each combination of ``sweep`` up to the one that was interrupted.
@@ -119,6 +121,8 @@ def run_sweep(
             outcomes.append(RunOutcome(name, "busy", None))
             continue
         write_summary(folder)
+        if on_end is not None:
+            on_end(outcomes[-1])
         if outcomes[-1].status == "interrupted":
             break
     write_summary(folder)

@@ -1,24 +1,24 @@
-"""The paper's tables: which runs each needs, and its figures beside ours.
+"""The paper's tables and figures: the runs that each needs, and their names.
 
-All tables share one sweep, so that the full model is trained once for all of them. What cannot be
-run here (other authors' models) is shown with the paper's figures alone.
+Tables 1 to 4 and the figures share one sweep, so that the full model is trained once for all of
+them; Table 5 has short runs of its own, one after the other. Which model a system is stands in
+:mod:`.systems`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..config import ConfigError
 from . import paper
-from .summary import Group, mean_std
+from .systems import FULL, ORIGINAL, SYSTEMS, System
 
-BACKBONE: dict[str, Any] = {"depth": "fixed", "diffusion": False, "moe": False}
 SPARSE_LENGTH = 5
-# The lines themselves set these; set for all lines, they would belie what the lines are called.
-OWN_KEYS = ("data", "seed", "truncate", "depth", "diffusion", "moe", "router")
+# What says which line a run belongs to; set for all lines, it would belie their names.
+OWN_KEYS = ("data", "seed", "model", "loss", "truncate", "depth", "diffusion", "moe", "router")
 
 
 @dataclass(frozen=True)
@@ -28,59 +28,132 @@ class Row:
     Attributes:
         label: as shown.
         printed: its name in :mod:`.paper`; None where the paper has no such line.
-        values: what the run sets on top of the defaults; None where nothing is run.
+        values: what makes a run one of this line; None where nothing is run.
+        loss: the mode of its loss, ``"original"`` or ``"full_ce"``.
         part: of ``result.json``, for metrics.
+        system: whose hyper-parameters it has beside ``values``.
+        why: why nothing is run.
+        rank: lines of lower ranks are run first, since they tell more.
     """
 
     label: str
     printed: str | None
     values: Mapping[str, Any] | None = None
+    loss: str = FULL
     part: str = "test"
+    system: System = SYSTEMS["ADARec"]
+    why: str | None = None
+    rank: int = 0
+
+    def settings(self, data_set: str | None) -> dict[str, Any]:
+        """Hyper-parameters on a data set, which may be set otherwise for the whole table."""
+        return self.system.settings_on(data_set, self.loss)
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the paper.
+    """A table of the paper, or what a figure of it is drawn from.
 
     Attributes:
         name, title: ``"table1"``, and what it shows.
         columns: figures of each line.
-        printed: the paper's figures by data set and line.
         rows: lines.
+        printed: the paper's figures by data set and line; none of what it shows as a picture.
         notes: what a reader has to know.
+        defaults: values of all runs that are not the fields' own defaults.
+        folder: of its runs, below that of the tables.
+        swept: fields that its lines are values of.
     """
 
     name: str
     title: str
     columns: tuple[str, ...]
-    printed: Mapping[str, Mapping[str, paper.Figures]]
     rows: tuple[Row, ...]
+    printed: Mapping[str, Mapping[str, paper.Figures]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    defaults: Mapping[str, Any] = field(default_factory=lambda: {"supervision": "all"})
+    folder: str = "runs"
+    swept: tuple[str, ...] = ()
 
     @property
-    def times(self) -> bool:
-        """Whether it shows costs instead of metrics."""
-        return self.columns == paper.COSTS
+    def is_figure(self) -> bool:
+        """Whether a picture belongs to it."""
+        return self.name.startswith("figure")
 
-    def combinations(self, data: Sequence[str], seeds: Sequence[int]) -> list[dict[str, Any]]:
-        """The runs it needs, for :class:`.Sweep`; each line's seeds one after the other."""
-        wanted: list[dict[str, Any]] = []
-        for path in data:
-            for row in self.rows:
-                for seed in seeds if row.values is not None else ():
-                    combination = {"data": path, **(row.values or {}), "seed": seed}
-                    if combination not in wanted:  # a line may read another part of the same run
-                        wanted.append(combination)
-        return wanted
+    @property
+    def by_rank(self) -> list[Row]:
+        """Lines that are run, those first that tell most."""
+        return sorted((row for row in self.rows if row.values is not None), key=lambda r: r.rank)
 
 
-def _others(printed: Mapping[str, Mapping[str, paper.Figures]], ours: Sequence[str]) -> list[Row]:
-    return [Row(name, name) for name in printed["Beauty"] if name not in ours]
+# Lines in the order in which they answer the tables' questions; the others follow.
+_FIRST = (
+    ("ADARec", FULL), ("SASRec", ORIGINAL), ("ELCRec", ORIGINAL), ("SASRec", FULL),
+    ("ADARec w/ ELCRec", FULL), ("ELCRec", FULL), ("ICLRec", ORIGINAL), ("ICLRec", FULL),
+    ("ADARec w/ ICLRec", FULL), ("BASRec", ORIGINAL), ("Caser", ORIGINAL), ("BERT4Rec", FULL),
+    ("DiffDiv", FULL), ("IOCRec", FULL), ("PDRec", ORIGINAL), ("GlobalDiff", FULL),
+)  # fmt: skip
+
+
+def _lines(
+    systems: Iterable[str],
+    *,
+    suffix: str = "",
+    printed: Iterable[str] | None = None,
+    part: str = "test",
+    later: int = 0,
+    values: Mapping[str, Any] | None = None,
+) -> list[Row]:
+    """A line for each system and loss; one without runs for a system that is not here.
+
+    Args:
+        systems: the paper's names.
+        suffix: of the labels.
+        printed: those with figures in the paper; all by default.
+        part: of the results.
+        later: added to the ranks.
+        values: of all these runs.
+    """
+    systems = tuple(systems)
+    known = systems if printed is None else tuple(printed)
+    found = []
+    for name in systems:
+        system = SYSTEMS[name]
+        its = name if name in known else None
+        if system.why_missing is not None:
+            row = Row(name + suffix, its, None, system.losses[0], part, system, system.why_missing)
+            found.append(row)
+            continue
+        for loss in system.losses:
+            rank = _FIRST.index((name, loss)) if (name, loss) in _FIRST else len(_FIRST)
+            chosen = {**system.values(loss), **(values or {})}
+            found.append(
+                Row(name + suffix, its, chosen, loss, part, system, rank=rank + later)
+            )
+    return found
+
+
+def _ablation(label: str, **values: Any) -> Row:
+    return Row(label, label, values)
+
+
+def _points(key: str, values: Iterable[float]) -> list[Row]:
+    """A line for each value of a field; the model's default is a run that other tables have."""
+    default = {"lambda_expl": 0.01, "lambda_deno": 0.1, "num_experts": 2}[key]
+    return [
+        Row(f"{key}={value:g}", None, {} if value == default else {key: value}, rank=number)
+        for number, value in enumerate(values)
+    ]
 
 
 # Five items are read before each target: an example's target is a sixth training item. The authors'
 # repository cuts histories in this way with --shorten_seq_to 5.
 TRUNCATED = {"truncate": SPARSE_LENGTH + 1, "max_length": SPARSE_LENGTH}
+_CUT = ("SASRec", *paper.TABLE2["Beauty"])
+_COMPARE = (
+    "original: a system's own loss, which the published figures were made with; full_ce: Eq. 13, "
+    "as of ADARec. Figures differ more by the loss than by most systems: compare within one."
+)
 TABLES = {
     table.name: table
     for table in (
@@ -88,46 +161,58 @@ TABLES = {
             "table1",
             "overall performance",
             paper.METRICS,
+            tuple(_lines(paper.TABLE1["Beauty"])),
             paper.TABLE1,
-            (
-                *_others(paper.TABLE1, ("SASRec", "ADARec")),
-                Row("SASRec", "SASRec", BACKBONE),
-                Row("ADARec", "ADARec", {}),
-            ),
-            ("SASRec here is ADARec's own backbone alone, trained as ADARec is.",),
+            (_COMPARE,),
         ),
         Table(
             "table2",
             f"sparse sequences, history of at most {SPARSE_LENGTH}",
             paper.METRICS,
+            (
+                *_lines(
+                    _CUT, suffix=", histories cut", printed=paper.TABLE2["Beauty"],
+                    later=len(_FIRST), values=TRUNCATED,
+                ),
+                *_lines(
+                    paper.TABLE1["Beauty"], suffix=", sparse users", printed=(),
+                    part="test_sparse",
+                ),
+            ),
             paper.TABLE2,
             (
-                *_others(paper.TABLE2, ("ADARec",)),
-                Row("SASRec, histories cut", None, {**BACKBONE, **TRUNCATED}),
-                Row("ADARec, histories cut", "ADARec", TRUNCATED),
-                Row("SASRec, sparse users", None, BACKBONE, "test_sparse"),
-                Row("ADARec, sparse users", None, {}, "test_sparse"),
-            ),
-            (
+                _COMPARE,
                 f"Histories cut: all users, trained and tested on the {SPARSE_LENGTH} items before "
                 "each target, as the paper's figures seem to be; sparse users: those with at most "
                 f"{SPARSE_LENGTH} items before the test item, by the models of table1.",
             ),
         ),
         Table(
+            "table3",
+            "ADARec on other systems",
+            paper.METRICS[2:],
+            tuple(_lines(paper.TABLE3["Beauty"])),
+            paper.TABLE3,
+            (
+                _COMPARE,
+                "ADARec w/ a system: h_u ranks in the place of the system's last vector, and the "
+                "system's other losses stay.",
+            ),
+        ),
+        Table(
             "table4",
             "ablation of the components",
             paper.METRICS[2:],
-            paper.TABLE4,
             (
-                Row("full", "full", {}),
-                Row("no ADC", "no ADC", {"depth": "fixed"}),
-                Row("no HDA", "no HDA", {"diffusion": False}),
-                Row("no ADC, no HDA", "no ADC, no HDA", {"depth": "fixed", "diffusion": False}),
-                Row("no HP-MoE", "no HP-MoE", {"moe": False}),
-                Row("no content-aware router", "no content-aware router", {"router": "level"}),
-                Row("no L_cont", "no L_cont", {"lambda_cont": 0.0}),
+                _ablation("full"),
+                _ablation("no ADC", depth="fixed"),
+                _ablation("no HDA", diffusion=False),
+                _ablation("no ADC, no HDA", depth="fixed", diffusion=False),
+                _ablation("no HP-MoE", moe=False),
+                _ablation("no content-aware router", router="level"),
+                _ablation("no L_cont", lambda_cont=0.0),
             ),
+            paper.TABLE4,
             (
                 "no ADC: depth T_max for everybody; no HDA: every level is E itself; no HP-MoE: "
                 "the mean of the levels; no content-aware router: the gate sees the level alone.",
@@ -137,23 +222,66 @@ TABLES = {
             "table5",
             "efficiency",
             paper.COSTS,
+            tuple(_lines(paper.TABLE1["Beauty"], printed=paper.TABLE5["Beauty"])),
             paper.TABLE5,
             (
-                *_others(paper.TABLE5, ("SASRec", "ADARec")),
-                Row("SASRec", "SASRec", BACKBONE),
-                Row("ADARec", "ADARec", {}),
-            ),
-            (
                 "The paper's figures are of an RTX 3090. Here: median seconds of an epoch's "
-                "training, and median milliseconds from one user's history to the 20 best items; "
-                "read them only if nothing else ran on the machine.",
+                "training, and median milliseconds from one user's history to the 20 best items, "
+                "of short runs of their own, all systems once and then all of them again; each in "
+                "its own batches and without its first stage. Read them only if nothing else ran "
+                "on the machine.",
+            ),
+            {"supervision": "all", "epochs": 3, "plain_epochs": 0},
+            "times",
+        ),
+        Table(
+            "figure2",
+            "user representations of rich and of sparse histories",
+            paper.METRICS[2:],
+            (
+                *(row for row in _lines(["ELCRec"]) if row.loss == ORIGINAL),
+                *(row for row in _lines(["DiffDiv"]) if row.loss == FULL),
+            ),
+            notes=(
+                "The picture: all users by ELCRec, those with at most 5 items of history by it, "
+                "and these by DiffDiv, of the first seed.",
+            ),
+        ),
+        Table(
+            "figure4",
+            "weights of the losses",
+            paper.METRICS[2:],
+            (
+                *_points("lambda_expl", (0.001, 0.003, 0.01, 0.03, 0.1)),
+                *_points("lambda_deno", (0.01, 0.03, 0.05, 0.1, 0.15)),
+            ),
+            swept=("lambda_expl", "lambda_deno"),
+        ),
+        Table(
+            "figure5",
+            "number of experts",
+            ("HR@20", paper.COSTS[0]),
+            tuple(_points("num_experts", (2, 3, 4))),
+            notes=(
+                "Two experts have kernels of their own, more of them are run by plain PyTorch in "
+                "part, which a CPU's time for an epoch shows.",
+            ),
+            swept=("num_experts",),
+        ),
+        Table(
+            "figure6",
+            "intents of users with sparse histories",
+            paper.METRICS[2:],
+            (
+                *(row for row in _lines(["DiffDiv"]) if row.loss == FULL),
+                *_lines(["ADARec"]),
+            ),
+            notes=(
+                "The picture: users with at most 5 items of history, by the models of the first "
+                "seed.",
             ),
         ),
     )
-}
-NOT_RUNNABLE = {
-    "table3": "ADARec on IOCRec and ICLRec: these encoders are not here; ADARec(backbone=...) "
-    "takes any module",
 }
 
 
@@ -166,128 +294,12 @@ def data_set_of(path: str) -> str | None:
     return None
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A figure: the paper's (no deviation, no runs), or the mean over runs of ours.
-
-    Attributes:
-        data_set, row, column: where it stands.
-        source: ``"paper"`` or ``"here"``.
-        mean, std: std is the sample standard deviation, None of fewer than two runs.
-        runs: finished runs; 0 for the paper's.
-    """
-
-    data_set: str
-    row: str
-    column: str
-    source: str
-    mean: float
-    std: float | None
-    runs: int
-
-
-@dataclass
-class Filled:
-    """A table of one data set with its figures.
-
-    Attributes:
-        table: which.
-        data_set: its name.
-        entries: every figure there is, the paper's and ours.
-        notes: what a reader has to know of these runs.
-    """
-
-    table: Table
-    data_set: str
-    entries: list[Entry] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def cell(self, row: str, column: str, source: str) -> Entry | None:
-        """One figure, None if there is none."""
-        for entry in self.entries:
-            if (entry.row, entry.column, entry.source) == (row, column, source):
-                return entry
-        return None
-
-
-def fill(table: Table, path: str, groups: Sequence[Group]) -> Filled:
-    """The table for the data in ``path``, from the results of the runs in ``groups``."""
-    name = data_set_of(path)
-    filled = Filled(table, name or Path(path).stem)
-    results: list[dict[str, Any]] = []
-    for row in table.rows:
-        printed = table.printed.get(name or "", {}).get(row.printed or "", ())
-        for column, figure in zip(table.columns, printed, strict=False):
-            filled.entries.append(
-                Entry(filled.data_set, row.label, column, "paper", figure, None, 0)
-            )
-        group = _group(groups, path, row)
-        if group is None:
-            continue
-        results += group.results
-        for column in table.columns:
-            if table.times:
-                part = "seconds_per_epoch" if column == paper.COSTS[0] else "milliseconds_per_user"
-                numbers = group.numbers(part)
-            else:
-                numbers = group.numbers(row.part, column)
-            mean, std = mean_std(numbers)
-            if mean is not None:
-                filled.entries.append(
-                    Entry(filled.data_set, row.label, column, "here", mean, std, len(numbers))
-                )
-        if group.missing:
-            filled.notes.append(f"{row.label}: {len(group.missing)} run(s) not finished.")
-        if group.diverged:
-            filled.notes.append(f"{row.label}: {len(group.diverged)} run(s) diverged.")
-    filled.notes += _about(name, results)
-    return filled
-
-
-def _group(groups: Sequence[Group], path: str, row: Row) -> Group | None:
-    if row.values is None:
-        return None
-    wanted = {"data": path, **row.values}
-    return next((group for group in groups if group.values == wanted), None)
-
-
-def _about(name: str | None, results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the runs have in common, in words."""
-    if not results:
-        return []
-    notes = []
-    counts = sorted({result["epochs"] for result in results})
-    span = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    where = "; ".join(sorted({f"{r['device']}, threads: {r['threads']}" for r in results}))
-    notes.append(f"Our runs: {span} epochs, on {where}.")
-    limited = sum(result["status"] == "finished" for result in results)
-    if limited:
-        notes.append(
-            f"{limited} of {len(results)} runs ended at their greatest number of epochs, not by "
-            "early stopping: their figures might still have risen."
-        )
-    if name is None:
-        notes.append("Not one of the paper's data sets, so it has no figures for it.")
-    else:
-        about = paper.DATA_SETS[name]
-        sizes = {(result["data"]["users"], result["data"]["items"]) for result in results}
-        for users, items in sorted(sizes):
-            if (users, items) != (about.users, about.items):
-                notes.append(
-                    f"Not the paper's {name}: {users:,} users and {items:,} items instead of "
-                    f"{about.users:,} and {about.items:,}; the figures cannot be compared."
-                )
-    return notes
-
-
 def get_table(name: str) -> Table:
     """The table of that name.
 
     Raises:
-        ConfigError: there is none, or nothing of it can be run; says which there are.
+        ConfigError: there is none; says which there are.
     """
-    if name in NOT_RUNNABLE:
-        raise ConfigError(f"{name} cannot be run: {NOT_RUNNABLE[name]}")
     if name not in TABLES:
         raise ConfigError(f"table {name!r} is not one of {', '.join(TABLES)}")
     return TABLES[name]

@@ -216,6 +216,7 @@ class ADARecOptions(EncoderOptions, total=False):
     gumbel_temperature: float
     contrastive_temperature: float
     coarse_expert: Literal["mlp", "transformer"]
+    num_experts: int
     evaluation_samples: int
     lambda_deno: float
     lambda_cont: float

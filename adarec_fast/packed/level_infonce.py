@@ -8,19 +8,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..reference.several_experts import level_group
 from ._common import recompute
 
 
 def _forward(
-    z: Tensor, depth: Tensor, targets: Tensor, temperature: float
+    z: Tensor, depth: Tensor, targets: Tensor, temperature: float, expert: int = 1,
+    experts: int = 2,
 ) -> tuple[Tensor, Tensor]:
     wide = torch.promote_types(z.dtype, torch.float32)
     total = z.new_zeros((), dtype=wide)
     lse = z.new_zeros(z.shape[0] - 1, z.shape[1], dtype=wide)
     pairs = 0
+    first, end = level_group(depth, expert, experts)
     for k in range(z.shape[0] - 1):
         users = (depth > k).nonzero()[:, 0]
-        anchors = (k >= depth[users] // 2).nonzero()[:, 0]
+        anchors = ((k >= first[users]) & (k < end[users])).nonzero()[:, 0]
         if anchors.numel() == 0:
             continue
         candidates = F.normalize(z[k + 1, users].to(wide), dim=-1)
@@ -41,6 +44,15 @@ def _forward(
 def _full_precision(z: Tensor) -> AbstractContextManager[object]:
     """No autocast: divided by a temperature of 0.07, the products want all their bits."""
     return torch.autocast(z.device.type, enabled=False)
+
+
+def of_group(
+    z: Tensor, depth: Tensor, targets: Tensor, temperature: float, expert: int, experts: int
+) -> Tensor:
+    """:func:`adarec_fast.reference.level_infonce.level_infonce` of a group of levels, with the
+    gradient of autograd."""
+    with _full_precision(z):
+        return _forward(z, depth, targets, temperature, expert, experts)[0]
 
 
 def fwd(z: Tensor, depth: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -6,19 +6,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .several_experts import level_group
 
-def level_infonce(z: Tensor, depth: Tensor, targets: Tensor, temperature: float) -> Tensor:
+
+def level_infonce(
+    z: Tensor, depth: Tensor, targets: Tensor, temperature: float, expert: int = 1,
+    experts: int = 2,
+) -> Tensor:
     """InfoNCE between neighbouring coarse levels of a user, mean over all pairs.
 
-    Pairs (z_{u,k}, z_{u,k+1}) for k = floor(T_u / 2)..T_u - 1. The candidates B_k of an anchor at
-    level k are the level-(k+1) representations, the positive's own level, of every user whose
-    depth reaches k+1, less the other users that share u's target.
+    Pairs (z_{u,k}, z_{u,k+1}) for k = floor(T_u / 2)..T_u - 1, or for those of another group of
+    levels. The candidates B_k of an anchor at level k are the level-(k+1) representations, the
+    positive's own level, of every user whose depth reaches k+1, less the other users that share
+    u's target.
 
     Args:
         z: ``[K, B, D]``, pooled coarse outputs, not yet normalised; levels k > depth are ignored.
         depth: int64 ``[B]``, T_u.
         targets: int64 ``[B]``, the item each user is asked for.
         temperature: tau.
+        expert, experts: whose group of levels, see :func:`.several_experts.level_group`.
 
     Returns:
         The loss, a scalar; 0 if there is no pair.
@@ -30,7 +37,8 @@ def level_infonce(z: Tensor, depth: Tensor, targets: Tensor, temperature: float)
     same_target = (targets[:, None] == targets[None, :]) & ~torch.eye(
         batch, dtype=torch.bool, device=z.device
     )
-    paired = (k[:-1] >= depth // 2) & (k[:-1] < depth)  # [K-1, B]
+    first, end = level_group(depth, expert, experts)
+    paired = (k[:-1] >= first) & (k[:-1] < end)  # [K-1, B]
     similarity = unit[:-1] @ unit[1:].transpose(-1, -2) / temperature  # [K-1, B, B]
     excluded = same_target | ~reached[1:, None, :]
     positive = similarity.diagonal(dim1=-2, dim2=-1)

@@ -23,7 +23,7 @@ from adarec_fast.training.metrics_log import flatten, read_metrics
 ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests" / "support"
 SIZES = (2, 4)
-VARIANTS = ("prefix", "all", "full", "backbone")
+VARIANTS = ("prefix", "all", "full", "backbone", "three experts")
 TIMES = ("seconds", "valid_seconds", "examples_per_second")
 
 

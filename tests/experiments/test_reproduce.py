@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import statistics
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import torch
 from helpers_cli import adarec
 from rich.console import Console
 
+from adarec_fast.cli import reproduce as cli_reproduce
 from adarec_fast.config import ConfigError
 from adarec_fast.data import (
     EvaluationBatches,
@@ -24,18 +27,31 @@ from adarec_fast.data import (
     truncate_histories,
     write_sequences,
 )
-from adarec_fast.experiments import Sweep, paper, summarise
+from adarec_fast.experiments import paper, summarise
 from adarec_fast.experiments.definition import RESULT, run_name
+from adarec_fast.experiments.estimate import Planned
+from adarec_fast.experiments.filled import Filled, fill
 from adarec_fast.experiments.render import csv_text, markdown, rich_table
-from adarec_fast.experiments.tables import TABLES, Row, data_set_of, fill, get_table
+from adarec_fast.experiments.reproduction import Reproduction, fitting
+from adarec_fast.experiments.systems import SYSTEMS
+from adarec_fast.experiments.tables import TABLES, Row, Table, data_set_of, get_table
+from adarec_fast.models import registry
 from adarec_fast.models.adarec.model import ADARec
 from adarec_fast.ops._library import unavailable
+from adarec_fast.training.values import read_assignments
 
 TINY = [
     "--set", "hidden_size=8", "--set", "num_layers=1", "--set", "max_depth=2",
     "--set", "max_length=10", "--set", "batch_size=256", "--epochs", "1", "--backend", "packed",
     "--device", "cpu",
 ]  # fmt: skip
+
+
+def planned(
+    table: str | Table, *paths: str, seeds: int = 1, given: Sequence[str] = ()
+) -> Reproduction:
+    table = TABLES[table] if isinstance(table, str) else table
+    return Reproduction.create(table, paths, range(seeds), read_assignments(given))
 
 
 @pytest.fixture(scope="module")
@@ -67,31 +83,87 @@ def test_the_papers_figures() -> None:
             assert gain == pytest.approx(expected, abs=0.011)
 
 
-@pytest.mark.parametrize("table", TABLES.values(), ids=list(TABLES))
-def test_every_table_is_whole(table: Any) -> None:
-    assert set(table.printed) == set(paper.DATA_SETS)
+PAPERS = [table for table in TABLES.values() if table.printed]
+
+
+@pytest.mark.parametrize("table", PAPERS, ids=[table.name for table in PAPERS])
+def test_every_table_is_whole(table: Table) -> None:
+    assert set(table.printed) <= set(paper.DATA_SETS)
+    assert len(table.printed) == (2 if table.name == "table3" else 4)
     names = {row.printed for row in table.rows} - {None}
     for rows in table.printed.values():
         assert set(rows) == names
         assert {len(figures) for figures in rows.values()} == {len(table.columns)}
-    # What is run is a valid configuration, and each run is there once.
-    sweep = Sweep.create(combinations=table.combinations(["/x/Beauty.txt"], [0, 1]))
-    assert len(sweep.combinations) == 2 * len(
-        {json.dumps(dict(row.values)) for row in table.rows if row.values is not None}
-    )
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_runs_are_valid_and_each_is_there_once(name: str) -> None:
+    wanted = planned(name, "/x/Beauty.txt", "/x/Toys_and_Games.txt", seeds=2)
+    # One that is there twice, or no valid configuration, is refused.
+    combinations = wanted.sweep().combinations
+    lines = {json.dumps(dict(row.values)) for row in TABLES[name].rows if row.values is not None}
+    assert len(combinations) == 2 * 2 * len(lines)
+    # A seed of all lines comes before the next one, those that tell most at its beginning.
+    assert [one["seed"] for one in combinations] == sorted(one["seed"] for one in combinations)
+    assert len({(row.label, row.loss) for row in TABLES[name].rows}) == len(TABLES[name].rows)
 
 
 def test_tables_share_their_runs() -> None:
     names = {
-        name: {run_name(c) for c in table.combinations(["/x/Toys_and_Games.txt"], [0])}
-        for name, table in TABLES.items()
+        name: {run_name(c) for c in planned(name, "/x/Toys_and_Games.txt").sweep().combinations}
+        for name in TABLES
     }
-    assert names["table1"] == names["table5"]
     assert names["table1"] < names["table2"]
-    cut = [row.values for row in TABLES["table2"].rows if row.label == "ADARec, histories cut"]
-    assert cut == [{"truncate": 6, "max_length": 5}]
-    assert len(names["table1"] & names["table4"]) == 1
+    assert names["figure2"] < names["table1"]
+    assert names["figure6"] < names["table1"]
+    for other in ("table4", "figure4", "figure5"):
+        assert len(names["table1"] & names[other]) == 1
     assert len(names["table4"]) == 7
+    assert len(names["figure4"]) == 9
+    # Systems on their own and below ADARec.
+    assert len(names["table1"] & names["table3"]) == 4
+    assert TABLES["table5"].folder != TABLES["table1"].folder
+
+
+def test_every_system_of_the_registry_is_there_by_its_name() -> None:
+    """One that is added to the registry appears without another change."""
+    (iocrec,) = [row for row in TABLES["table1"].rows if row.label == "IOCRec"]
+    assert (iocrec.values is None) == ("iocrec" not in registry.names())
+    run = {
+        row.values.get("model", "adarec")
+        for table in ("table1", "table3") for row in TABLES[table].rows if row.values is not None
+    }  # fmt: skip
+    assert run == {system.model for system in SYSTEMS.values()} & set(registry.names())
+
+
+def test_systems_have_the_settings_of_their_scripts(tmp_path: Path) -> None:
+    def found(path: str, *given: str, table: str = "table1") -> dict[tuple[str, str], Any]:
+        wanted = planned(table, path, given=given)
+        return {
+            (row.label, row.loss): {
+                key: value for key, value in wanted.combination(row, path).items()
+                if key not in ("data", "model", "loss")
+            }
+            for row in TABLES[table].rows if row.values is not None
+        }  # fmt: skip
+
+    beauty = found("/x/Beauty.txt")
+    assert beauty["ELCRec", "original"] == {
+        "gradient_clip": 0.0, "num_layers": 1, "fusion": "shift", "lambda_cluster": 10.0,
+    }  # fmt: skip
+    assert beauty["ICLRec", "full_ce"] == {"num_layers": 1}
+    assert beauty["Caser", "original"]["supervision"] == "prefix"
+    assert beauty["BASRec", "full_ce"] == {}
+    assert found("/x/toys.txt")["ELCRec", "full_ce"] == {"num_layers": 3, "num_intents": 512}
+    # What is given for all takes their place where a model has it, and of no other model.
+    given = found("/x/Beauty.txt", "num_layers=2", "num_intents=9", "epochs=60")
+    assert given["ELCRec", "original"]["num_intents"] == 9
+    assert "num_layers" not in given["ELCRec", "original"]
+    assert given["ADARec", "full_ce"] == {}
+    assert given["BASRec", "original"] == {"gradient_clip": 0.0, "plain_epochs": 30}
+    assert found("/x/Beauty.txt", table="table5")["BASRec", "full_ce"] == {"plain_epochs": 0}
+    cut = found("/x/Beauty.txt", table="table2")["ADARec, histories cut", "full_ce"]
+    assert cut == {"truncate": 6, "max_length": 5}
 
 
 @pytest.mark.usefixtures("poisoned")
@@ -145,35 +217,46 @@ def result(value: float, **changes: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def faked(folder: Path, table: str, values: dict[str, list[float | None]]) -> Any:
-    """A table filled from results by row label, a value a seed; None: not finished."""
+Numbers = dict[tuple[str, str], list[float | None]]
+
+
+def faked(folder: Path, table: str, values: Numbers, why: dict[str, str] | None = None) -> Filled:
+    """A table filled from results by label and loss, a value a seed; None: not finished."""
     path = str(folder / "Beauty.txt")
-    seeds = range(max(len(numbers) for numbers in values.values()))
-    sweep = Sweep.create(combinations=TABLES[table].combinations([path], seeds))
+    seeds = max(len(numbers) for numbers in values.values())
+    wanted = planned(table, path, seeds=seeds)
+    sweep = wanted.sweep()
     sweep.store(folder)
     for row in TABLES[table].rows:
-        for seed, number in enumerate(values.get(row.label, [])):
-            run = folder / run_name({"data": path, **(row.values or {}), "seed": seed})
+        for seed, number in enumerate(values.get((row.label, row.loss), [])):
+            run = folder / run_name({**wanted.combination(row, path), "seed": seed})
             run.mkdir(exist_ok=True)
             if number is not None:
                 (run / RESULT).write_text(json.dumps(result(number)))
-    return fill(TABLES[table], path, summarise(folder, sweep.combinations))
+    return fill(wanted, path, summarise(folder, sweep.combinations), why)
 
 
 def test_figures_stand_where_they_belong(tmp_path: Path) -> None:
     filled = faked(
-        tmp_path, "table4", {"full": [0.01, 0.02, 0.06], "no ADC": [0.03, None, 0.05], "no HDA": []}
-    )
+        tmp_path, "table4",
+        {("full", "full_ce"): [0.01, 0.02, 0.06], ("no ADC", "full_ce"): [0.03, None, 0.05]},
+    )  # fmt: skip
     entry = filled.cell("full", "HR@20", "here")
     assert (entry.mean, entry.runs) == (pytest.approx(0.09), 3)
     assert entry.std == pytest.approx(statistics.stdev([0.03, 0.06, 0.18]))
     assert filled.cell("full", "HR@20", "paper").mean == 0.1187
+    assert filled.cell("full", "HR@20", "difference").mean == pytest.approx(0.09 - 0.1187)
     assert filled.cell("no ADC", "NDCG@20", "here").runs == 2
     assert filled.cell("no HDA", "NDCG@20", "here") is None
-    assert "no ADC: 1 run(s) not finished." in filled.notes
+    assert filled.cell("no HDA", "NDCG@20", "difference") is None
+    assert filled.missing["no ADC", "full_ce"] == "1 of 3 seeds not run yet"
     text = markdown([filled])
-    assert "| no ADC | 0.1141 | 0.1200±0.0424 | 0.0545 | 0.1600±0.0566 |" in text
-    assert "| no HDA | 0.1105 | – | 0.0528 | – |" in text
+    assert (
+        "| no ADC | full_ce | 0.1141 | 0.1200±0.0424 | +0.0059 (+5%) | 0.0545 | 0.1600±0.0566 | "
+        "+0.1055 (+194%) |" in text
+    )
+    assert "| no HDA | full_ce | 0.1105 | – | – | 0.0528 | – | – |" in text
+    assert "no HDA, no ADC, no HDA, no HP-MoE, no content-aware router, no L_cont: not run" in text
     assert "2 to 3 seeds" in text
     assert "Our runs: 9 epochs, on cpu, threads: 2." in text
     assert "5 of 5 runs ended at their greatest number of epochs" in text
@@ -182,33 +265,57 @@ def test_figures_stand_where_they_belong(tmp_path: Path) -> None:
     (row,) = [
         r for r in rows if (r["row"], r["column"], r["source"]) == ("full", "HR@20", "here")
     ]
-    assert (row["table"], row["data_set"], row["runs"]) == ("table4", "Beauty", "3")
+    assert (row["table"], row["data_set"], row["loss"], row["runs"]) == (
+        "table4", "Beauty", "full_ce", "3",
+    )  # fmt: skip
     assert float(row["mean"]) == pytest.approx(0.09)
-    assert len(rows) == 7 * 2 + 2 * 2
+    told = {r["row"]: (r["runs"], r["why"]) for r in rows if r["why"]}
+    assert told["no ADC"] == ("2", "1 of 3 seeds not run yet")
+    assert told["no HDA"] == ("0", "not run yet")
+    assert len(rows) == 7 * 2 + 2 * 2 * 2 + 6
     console = Console(width=80, file=io.StringIO())
     console.print(rich_table(filled))
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert "0.0900±0.0794" in shown
+    assert "-0.0287" in shown
     assert "…" not in shown
 
 
-def test_one_seed_has_no_deviation_and_others_are_named(tmp_path: Path) -> None:
-    filled = faked(tmp_path, "table1", {"SASRec": [0.02], "ADARec": [0.03]})
+def test_losses_stand_apart_and_what_is_missing_says_why(tmp_path: Path) -> None:
+    filled = faked(
+        tmp_path, "table1",
+        {("SASRec", "original"): [0.02], ("SASRec", "full_ce"): [0.04],
+         ("ADARec", "full_ce"): [0.03]},
+        {run_name({"data": str(tmp_path / "Beauty.txt"), "model": "bert4rec",
+                   "supervision": "cloze", "seed": 0}): "beyond the budget, 9.9 h at most"},
+    )  # fmt: skip
     text = markdown([filled])
-    assert "| ADARec | 0.0600 | 0.0300 | 0.0403 | 0.0600 | 0.1187 | 0.0900 |" in text
-    assert "| Caser | 0.0251 | – | 0.0145 | – |" in text
-    assert "not run here: Caser, BERT4Rec, IOCRec, ICLRec, ELCRec, PDRec" in text
-    assert "over 1 seed." in text
+    assert "| ADARec | full_ce | 0.0600 | 0.0300 | -0.0300 (-50%) |" in text
+    assert "| SASRec | original | 0.0374 | 0.0200 |" in text
+    assert "| SASRec | full_ce | 0.0374 | 0.0400 |" in text
+    assert "| Caser | original | 0.0251 | – | – |" in text
+    assert "Caser (original), Caser (full_ce), ICLRec (original)" in text
+    assert "BERT4Rec: beyond the budget, 9.9 h at most." in text
+    assert "over 1 seed;" in text
+    for row in TABLES["table1"].rows:
+        if row.values is None:
+            assert filled.missing[row.label, row.loss] == row.why
+            assert row.why.startswith("this version has no model")
+    console = Console(width=80, file=io.StringIO())
+    console.print(rich_table(filled))
+    assert "…" not in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_sparse_users_and_cut_histories_are_other_rows(tmp_path: Path) -> None:
     filled = faked(
-        tmp_path, "table2", {"ADARec, histories cut": [0.04], "ADARec, sparse users": [0.02]}
-    )
+        tmp_path, "table2",
+        {("ADARec, histories cut", "full_ce"): [0.04], ("ADARec, sparse users", "full_ce"): [0.02]},
+    )  # fmt: skip
     assert filled.cell("ADARec, histories cut", "HR@5", "here").mean == 0.04
     assert filled.cell("ADARec, histories cut", "HR@5", "paper").mean == 0.0531
     assert filled.cell("ADARec, sparse users", "HR@5", "here").mean == 0.01
     assert filled.cell("ADARec, sparse users", "HR@5", "paper") is None
+    assert filled.cell("ADARec, sparse users", "HR@5", "difference") is None
 
 
 def test_cut_histories_are_read_five_items_at_a_time() -> None:
@@ -227,25 +334,63 @@ def test_cut_histories_are_read_five_items_at_a_time() -> None:
 
 
 def test_costs(tmp_path: Path) -> None:
-    filled = faked(tmp_path, "table5", {"ADARec": [0.06, 0.08]})
-    assert "| ADARec | 6.21 | 7.00±1.41 | 10.50 | 70.00±14.14 |" in markdown([filled])
+    filled = faked(tmp_path, "table5", {("ADARec", "full_ce"): [0.06, 0.08]})
+    assert (
+        "| ADARec | full_ce | 6.21 | 7.00±1.41 | +0.79 (+13%) | 10.50 | 70.00±14.14 | "
+        "+59.50 (+567%) |" in markdown([filled])
+    )
 
 
-def test_from_the_command_line(beauty: Path, tmp_path: Path) -> None:
-    options = ["--data", beauty, "--out", tmp_path / "tables", "--seeds", "2", *TINY]
-    planned = adarec("reproduce", "table1", *options, "--dry-run")
-    assert planned.exit_code == 0, planned.output
-    assert planned.stdout.count("new") == 4
-    assert "at most about" in planned.stdout
-    assert not (tmp_path / "tables").exists()
+@pytest.fixture
+def two_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Table 1 of two lines alone."""
+    kept = [("SASRec", "original"), ("ADARec", "full_ce")]
+    for name in ("table1", "table5"):
+        rows = tuple(row for row in TABLES[name].rows if (row.label, row.loss) in kept)
+        monkeypatch.setitem(TABLES, name, replace(TABLES[name], rows=rows))
 
-    shown = adarec("reproduce", "table1", *options)
+
+@pytest.mark.usefixtures("two_lines")
+def test_from_the_command_line(
+    beauty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = tmp_path / "tables"
+    options = ["--data", beauty, "--out", tables, "--seeds", "2", *TINY]
+    foreseen = adarec("reproduce", "table1", *options, "--dry-run", "--budget-hours", "1e-9")
+    assert foreseen.exit_code == 0, foreseen.output
+    assert foreseen.stdout.count(" new ") == 4
+    assert "at most about" in foreseen.stdout
+    assert "0 fit the budget even so" in foreseen.stdout.replace("\n", " ")
+    assert not tables.exists()
+
+    # A budget that nothing fits trains nothing, and the table says why.
+    none = adarec("reproduce", "table1", *options, "--budget-hours", "1e-9")
+    assert none.exit_code == 0, none.output
+    assert "beyond the budget" in (tables / "table1.md").read_text()
+    assert not list(tables.glob(f"runs/*/{RESULT}"))
+
+    # Rows are written as they end; what was begun before a budget ended is kept.
+    seen: list[int] = []
+    write = cli_reproduce._write
+
+    def spy(*arguments: Any) -> list[Filled]:
+        filled = write(*arguments)
+        seen.append(sum(entry.runs for entry in filled[0].entries if entry.source == "here") // 4)
+        return filled
+
+    monkeypatch.setattr(cli_reproduce, "_write", spy)
+    shown = adarec("reproduce", "table1", *options, "--budget-hours", "1")
     assert shown.exit_code == 0, shown.output
-    text = (tmp_path / "tables" / "table1.md").read_text()
+    assert seen == [1, 2, 3, 4, 4]
+    assert [line.split("]")[0] for line in shown.stdout.splitlines() if line[:1] == "["] == [
+        "[1/4", "[2/4", "[3/4", "[4/4",
+    ]  # fmt: skip
+    text = (tables / "table1.md").read_text()
     assert "Not the paper's Beauty: 60 users and 40 items instead of 22,363" in text
-    with (tmp_path / "tables" / "table1.csv").open() as file:
+    assert "budget" not in text
+    with (tables / "table1.csv").open() as file:
         rows = list(csv.DictReader(file))
-    found = sorted((tmp_path / "tables" / "runs").glob(f"data=Beauty,seed=*/{RESULT}"))
+    found = sorted((tables / "runs").glob(f"data=Beauty,seed=*/{RESULT}"))
     numbers = [json.loads(path.read_text())["test"]["NDCG@20"] for path in found]
     assert len(numbers) == 2
     (row,) = [
@@ -254,16 +399,53 @@ def test_from_the_command_line(beauty: Path, tmp_path: Path) -> None:
     assert float(row["mean"]) == pytest.approx(statistics.fmean(numbers))
     assert float(row["std"]) == pytest.approx(statistics.stdev(numbers))
 
-    # Another table takes the runs that are there.
-    again = adarec("reproduce", "table5", *options)
-    assert again.exit_code == 0, again.output
+    # What is finished is not trained again; another table takes the runs that are there.
+    again = adarec("reproduce", "table1", *options)
     assert again.stdout.count("finished before") == 4
-    assert "6.21" in again.stdout
-    planned = adarec("reproduce", "table2", *options, "--dry-run")
-    assert planned.stdout.count("finished") == 4
+    foreseen = adarec("reproduce", "table4", *options, "--finished")
+    assert foreseen.exit_code == 0, foreseen.output
+    assert "| full | full_ce | 0.1187 | 0." in (tables / "table4.md").read_text()
+    assert "no HDA, " in foreseen.stdout
     other = adarec("reproduce", "table1", *options, "--set", "learning_rate=0.1")
     assert other.exit_code == 2
     assert "train.learning_rate is 0.001 there and 0.1 now" in other.stderr
+
+
+@pytest.mark.usefixtures("two_lines")
+def test_costs_are_of_short_runs_of_their_own() -> None:
+    """All systems once, then all of them again."""
+    sweep = planned("table5", "/x/Beauty.txt", seeds=2).sweep()
+    assert [(one.get("model"), one["seed"]) for one in sweep.combinations] == [
+        (None, 0), ("sasrec", 0), (None, 1), ("sasrec", 1),
+    ]  # fmt: skip
+    assert sweep.base.train == {"epochs": 3}
+    longer = planned("table5", "/x/Beauty.txt", given=["epochs=9"]).sweep()
+    assert longer.base.train == {"epochs": 9}
+
+
+def test_a_figure_is_drawn(
+    beauty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("matplotlib", "sklearn"):
+        pytest.importorskip(module)
+    figure = TABLES["figure4"]
+    two = replace(figure, rows=(figure.rows[0], figure.rows[2]))
+    monkeypatch.setitem(TABLES, "figure4", two)
+    options = ["--data", beauty, "--out", tmp_path, "--seeds", "1", *TINY]
+    early = adarec("reproduce", "figure4", *options, "--finished")
+    assert early.exit_code == 0
+    assert "the sweep has no finished run yet" in early.stderr
+    assert not list(tmp_path.glob("*.png"))
+    shown = adarec("reproduce", "figure4", *options)
+    assert shown.exit_code == 0, shown.output
+    assert "figure4.md, figure4.csv, figure4.png, figure4.svg" in shown.stdout
+    assert (tmp_path / "figure4.png").stat().st_size > 1000
+    # Of figure 6 the second line alone is there, by the run that figure 4 has, too.
+    maps = replace(TABLES["figure6"], rows=TABLES["figure6"].rows[1:])
+    monkeypatch.setitem(TABLES, "figure6", maps)
+    shown = adarec("reproduce", "figure6", *options, "--finished")
+    assert shown.exit_code == 0, shown.output
+    assert "figure6.png" in shown.stdout
 
 
 def test_what_cannot_be_is_refused(beauty: Path, tmp_path: Path) -> None:
@@ -272,10 +454,13 @@ def test_what_cannot_be_is_refused(beauty: Path, tmp_path: Path) -> None:
         ([], "say which table"),
         (["table1"], "needs --data"),
         (["table9", "--data", beauty], "table 'table9' is not one of table1"),
-        (["table3", "--data", beauty], "table3 cannot be run"),
         (["table1", "--data", tmp_path / "none.txt"], "no such file"),
         (["table1", "--data", beauty, "--set", "depth=fixed"], "set by the table's own lines"),
         (["table1", "--data", beauty, "--set", "seed=3"], "set by the table's own lines"),
+        (["table1", "--data", beauty, "--set", "loss=original"], "set by the table's own lines"),
+        (["figure4", "--data", beauty, "--set", "lambda_deno=1"], "set by the table's own lines"),
+        (["table4", "--data", beauty, "--set", "num_intents=9"], "no model of table4 has it"),
+        (["table1", "--data", beauty, "--budget-hours", "0"], "must be above 0"),
     ):
         refused = adarec("reproduce", *arguments, *out)
         assert refused.exit_code == 2, refused.output
@@ -285,5 +470,18 @@ def test_what_cannot_be_is_refused(beauty: Path, tmp_path: Path) -> None:
         get_table("table7")
     listed = adarec("reproduce", "--list")
     assert listed.exit_code == 0
-    for word in ("table1", "no HDA: diffusion=False", "table3", "not runnable"):
+    for word in ("table1", "no HDA: diffusion=False", "SASRec: model=sasrec loss=original and"):
         assert word in listed.stdout
+
+
+def test_what_fits_a_budget_is_taken_in_order() -> None:
+    rows = [
+        Planned(name, state, 0, 9, seconds)
+        for name, state, seconds in (
+            ("a", "finished", 0.0), ("b", "new", 50.0), ("c", "begun", 60.0), ("d", "new", 40.0),
+            ("e", "diverged", 0.0), ("f", "new", 20.0),
+        )
+    ]  # fmt: skip
+    assert [row.name for row in fitting(rows, 100.0)] == ["b", "d"]
+    assert [row.name for row in fitting(rows, 110.0)] == ["b", "c"]
+    assert fitting(rows, 19.0) == []

@@ -42,6 +42,7 @@ TRAIN: dict[str, Any] = {"epochs": 2, "batch_size": 64, "log_every": 2, "device"
 VARIANTS: dict[str, dict[str, Any]] = {
     "prefix": {},
     "all": {"supervision": "all", "coarse_expert": "transformer", "label_smoothing": 0.2},
+    "three experts": {"num_experts": 3},
     "full": {"depth_gradient": "full", "residual": True},
     "backbone": {"depth": "fixed", "diffusion": False, "moe": False, "local_path": 3},
 }

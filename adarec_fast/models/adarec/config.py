@@ -54,6 +54,11 @@ class ADARecConfig(ModelConfig):
     gumbel_temperature: float = Field(0.5, gt=0.0, description="tau_gs of Eq. 3")
     contrastive_temperature: float = Field(0.07, gt=0.0, description="tau of Eq. 6")
     coarse_expert: Literal["mlp", "transformer"] = Field("mlp", description="E_coar")
+    num_experts: int = Field(
+        2, ge=2, le=65,
+        description="N, experts of HP-MoE: the fine one, and N - 1 of the kind of E_coar, each "
+        "contrasted over its own of N groups of levels",
+    )  # fmt: skip
     evaluation_samples: int = Field(
         0, ge=0, description="S noisy trajectories averaged at evaluation; 0: one without noise"
     )
@@ -99,12 +104,32 @@ class ADARecConfig(ModelConfig):
     @model_validator(mode="after")
     def _fusion_has_all_its_parts(self) -> ADARecConfig:
         if self.fused_trajectory and not (
-            self.diffusion and self.moe and self.coarse_expert == "mlp"
+            self.diffusion and self.moe and self.coarse_expert == "mlp" and self.num_experts == 2
         ):
             raise ValueError(
-                f"fused_trajectory=True needs diffusion=True, moe=True and coarse_expert='mlp'; "
-                f"got diffusion={self.diffusion}, moe={self.moe}, "
-                f"coarse_expert={self.coarse_expert!r}"
+                f"fused_trajectory=True needs diffusion=True, moe=True, coarse_expert='mlp' and "
+                f"num_experts=2; got diffusion={self.diffusion}, moe={self.moe}, "
+                f"coarse_expert={self.coarse_expert!r}, num_experts={self.num_experts}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _experts_have_levels(self) -> ADARecConfig:
+        if self.num_experts == 2:
+            return self
+        if not self.moe:
+            raise ValueError(
+                f"num_experts={self.num_experts} needs moe=True; leave it 2 without HP-MoE"
+            )
+        if self.num_experts > self.num_levels:
+            raise ValueError(
+                f"num_experts={self.num_experts} is more than the {self.num_levels} levels of "
+                f"max_depth={self.max_depth}; use at most as many, or a greater depth"
+            )
+        if self.backend not in ("auto", "packed", "reference"):
+            raise ValueError(
+                f"backend={self.backend!r}: its kernels have two experts, and "
+                f"num_experts={self.num_experts}; use 'auto', 'packed' or 'reference'"
             )
         return self
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ... import ops
+from ... import ops, ragged
 from ...data import EvaluationBatch
 from ..base import Diagnostics, Label, LossOutput, Observer
 
@@ -31,7 +31,8 @@ _LABELS = {
 class ADARecDiagnostics(Diagnostics):
     """Sums of an epoch: float64 ``[8 + 3 (T + 1)]``: losses by ``parts`` and in all, gradient norm,
     depth entropy and denoising error, each weighted by examples; examples of each depth; sums of
-    the gate of each level over the examples that reach it; their number."""
+    the gate of each level over the examples that reach it; their number; and of N > 2 experts such
+    sums of the gates of all but the fine one, (N - 1) (T + 1)."""
 
     parts: tuple[str, ...] = _PARTS
 
@@ -51,7 +52,17 @@ class ADARecDiagnostics(Diagnostics):
 
     @property
     def size(self) -> int:
+        return self._common + self._further * int(self.model.config.num_levels)
+
+    @property
+    def _common(self) -> int:
+        """What there is with any number of experts."""
         return len(_SCALARS) + 3 * int(self.model.config.num_levels)
+
+    @property
+    def _further(self) -> int:
+        """Experts with gates of their own beside the fine one's."""
+        return _further(self.model)
 
     def add(
         self,
@@ -69,13 +80,20 @@ class ADARecDiagnostics(Diagnostics):
         ]  # fmt: skip
         # A kernel where there is one; else plain PyTorch, which needs no op around it.
         fused = ops.has_kernel("epoch_statistics", "auto", sums.device.type)
+        common = self._common
+        if self._further:
+            gates, depth = output.further_gates.double(), output.depth.detach()
+            reached = ragged.reached_levels(depth, gates.shape[1]).sum(1)
+            sums[common:] += (torch.nan_to_num(gates) * reached).flatten()
+            sums = sums[:common]
         return ops.epoch_statistics(
             sums, bad_step, bad_parts, values, output.depth.detach(), output.gate, step,
             backend="auto" if fused else "reference",
         )  # fmt: skip
 
     def means(self, sums: list[float], examples: int) -> dict[str, Any]:
-        """``gate`` holds None at levels that no example reached."""
+        """``gate`` holds None at levels that no example reached, and so do ``gate_1``, ... of
+        further experts."""
         result: dict[str, Any] = {
             name: value / examples for name, value in zip(_SCALARS, sums, strict=False)
         }
@@ -87,6 +105,12 @@ class ADARecDiagnostics(Diagnostics):
         result["gate"] = [
             total / number if number else None for total, number in zip(gates, reached, strict=True)
         ]
+        for expert in range(self._further):
+            gates = rest[(3 + expert) * levels : (4 + expert) * levels]
+            result[f"gate_{expert + 1}"] = [
+                total / number if number else None
+                for total, number in zip(gates, reached, strict=True)
+            ]
         return result
 
     def observer(self) -> DepthObserver:
@@ -95,6 +119,11 @@ class ADARecDiagnostics(Diagnostics):
     def intents(self, values: Tensor, offsets: Tensor) -> dict[str, Tensor]:
         found = self.model.representations((values, offsets))
         return {"coarse/theme": found["coarse"], "fine/subtheme": found["fine"]}
+
+
+def _further(model: Any) -> int:
+    config = model.config
+    return config.num_experts - 1 if config.num_experts > 2 else 0
 
 
 class BesideDiagnostics(ADARecDiagnostics):
@@ -167,6 +196,7 @@ class DepthObserver(Observer):
         levels, device = parts.config.num_levels, parts.item_embedding.weight.device
         self._counts = torch.zeros(levels, dtype=torch.float64, device=device)
         self._gates = torch.zeros(levels, dtype=torch.float64, device=device)
+        self._further = torch.zeros(_further(model), levels, dtype=torch.float64, device=device)
         self._has_gates = True
 
     def scores(self, batch: EvaluationBatch) -> Tensor:
@@ -179,11 +209,14 @@ class DepthObserver(Observer):
             levels = torch.arange(output.gates.shape[0], device=output.depth.device)
             reached = levels[:, None] <= output.depth
             self._gates += torch.where(reached, output.gates.double(), 0.0).sum(1)
+            if output.expert_gates is not None:
+                further = output.expert_gates[1:].double()
+                self._further += torch.where(reached, further, 0.0).sum(-1)
         scores: Tensor = self.model.score(output.user)
         return scores
 
     def sums(self) -> list[Tensor]:
-        return [self._counts, self._gates]
+        return [self._counts, self._gates, *self._further]
 
     def read(self) -> dict[str, Any]:
         """``mean_depth``; ``depth_share`` ``[T+1]``, share of users at each depth; ``gate``
@@ -192,26 +225,31 @@ class DepthObserver(Observer):
         counts = self._counts.cpu()
         users = counts.sum()
         reached = counts.flip(0).cumsum(0).flip(0).tolist()
-        gate = None
-        if self._has_gates:
-            gate = [
+
+        def means(sums: Tensor) -> list[float | None]:
+            return [
                 total / number if number else None
-                for total, number in zip(self._gates.tolist(), reached, strict=True)
+                for total, number in zip(sums.tolist(), reached, strict=True)
             ]
+
         return {
             "mean_depth": float((counts * torch.arange(counts.numel())).sum() / users),
             "depth_share": (counts / users).tolist(),
-            "gate": gate,
+            "gate": means(self._gates) if self._has_gates else None,
+            **{f"gate_{n}": means(sums) for n, sums in enumerate(self._further, 1)},
         }
 
     def notes(self) -> list[str]:
         found = self.read()
         shares = "  ".join(f"{k}: {share:.0%}" for k, share in enumerate(found["depth_share"]))
         lines = [f"depth, share of users   {shares}  (mean {found['mean_depth']:.2f})"]
-        if found["gate"] is not None:
-            gates = "  ".join(
-                f"{k}: {'-' if gate is None else f'{gate:.2f}'}"
-                for k, gate in enumerate(found["gate"])
-            )
-            lines.append(f"gate to the fine expert {gates}")
+        told = {"gate": "the fine expert"}
+        told |= {f"gate_{n}": f"expert {n}" for n in range(1, len(self._further) + 1)}
+        for name, expert in told.items():
+            if found[name] is not None:
+                gates = "  ".join(
+                    f"{k}: {'-' if gate is None else f'{gate:.2f}'}"
+                    for k, gate in enumerate(found[name])
+                )
+                lines.append(f"gate to {expert:15} {gates}")
         return lines

@@ -19,6 +19,7 @@ from ...reference.hda_trajectory import hda_trajectory
 from ...reference.level_pool import level_pool
 from ...reference.mlp_expert import mlp_expert
 from ...reference.moe_aggregate import moe_aggregate
+from ...reference.several_experts import several_experts
 from ..base import UserGraph
 from ..encoders.graph import at, encode, layer, with_spare_column
 from ..encoders.sasrec import SASRecEncoder
@@ -82,20 +83,23 @@ class ADARecGraph(UserGraph):
         if not config.moe:
             return finish(model, mean_of_levels(last, depth, mass), user)
         fine = at(layer(model.fine_expert, x0, valid), lengths - 1)
-        coarse_expert = model.coarse_expert
-        if isinstance(coarse_expert, TransformerLayer):
-            coarse = at(layer(coarse_expert, x0, valid), lengths - 1)
-        else:
-            w1, b1, w2, b2, norm_w, norm_b = coarse_expert.weights()
-            coarse = mlp_expert(
-                last, w1, b1, w2, b2, norm_w, norm_b, coarse_expert.eps, 0.0, None,
-                coarse_expert.residual,
-            )  # fmt: skip
+        middle = model.middle_experts if config.num_experts > 2 else ()
+        coarse = []
+        for expert in (*middle, model.coarse_expert):
+            if isinstance(expert, TransformerLayer):
+                coarse.append(at(layer(expert, x0, valid), lengths - 1))
+            else:
+                w1, b1, w2, b2, norm_w, norm_b = expert.weights()
+                coarse.append(mlp_expert(
+                    last, w1, b1, w2, b2, norm_w, norm_b, expert.eps, 0.0, None, expert.residual
+                ))  # fmt: skip
         pooled = level_pool(x0, valid, False) if model.router.content else None
         reached = ragged.reached_levels(depth, config.num_levels)
-        fused, *_ = moe_aggregate(
-            fine, coarse, pooled, reached, mass, *model.router.weights(table)
-        )
+        weights = pooled, reached, mass, *model.router.weights(table)
+        if config.num_experts > 2:
+            fused, *_ = several_experts(torch.stack([fine, *coarse]), *weights)
+        else:
+            fused, *_ = moe_aggregate(fine, coarse[0], *weights)
         return finish(model, fused, user)
 
     def settled(self, values: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ from ..base import LossOutput
 from ..blocks.sampled_bce import sampled_bce
 from ..prediction import prediction_loss
 from ..soft_targets import SoftTargets
+from . import several
 from .config import ADARecConfig
 from .outputs import Parsed
 
@@ -69,13 +70,19 @@ def objective(
             reached = ragged.reached_levels(parsed.depth, config.num_levels)[..., None]
             contrast = torch.where(reached, contrast, torch.zeros_like(contrast))
         if share is not None and share.gather_negatives:
-            contrast, depth, asked = share.negatives(contrast, depth, asked)
-        cont = ops.level_infonce(
-            contrast, depth, asked, config.contrastive_temperature, backend=config.backend
-        )
+            if config.num_experts > 2:
+                gathered = [share.negatives(one, depth, asked) for one in contrast]
+                contrast, (_, depth, asked) = torch.stack([z for z, *_ in gathered]), gathered[0]
+            else:
+                contrast, depth, asked = share.negatives(contrast, depth, asked)
+        given = contrast, depth, asked, config.contrastive_temperature
+        cont = (
+            several.contrast(*given, backend=config.backend) if config.num_experts > 2
+            else ops.level_infonce(*given, backend=config.backend)
+        )  # fmt: skip
     weights = config.lambda_deno, config.lambda_cont, config.lambda_expl
     if share is not None:
-        counts = _counts(parsed, items, offsets, targets, share)
+        counts = _counts(config, parsed, items, offsets, targets, share)
         return _of_whole_batch(config, parsed, offsets, rec, cont, counts, weights, share)
     found = ops.objective(
         rec, cont, parsed.error, offsets, parsed.computed, parsed.logits,
@@ -85,8 +92,9 @@ def objective(
     )  # fmt: skip
     parts = {"rec": found.rec, "deno": found.deno, "cont": found.cont, "expl": found.expl}
     return LossOutput(
-        found.total, parts, {}, _shown(parsed, found.gate, found.entropy, found.deno)
-    )
+        found.total, parts, {},
+        _shown(parsed, found.gate, found.entropy, found.deno, _further_gates(parsed)),
+    )  # fmt: skip
 
 
 def _backend(config: ADARecConfig, rec: Tensor) -> str:
@@ -112,11 +120,15 @@ def _of_whole_batch(
         deno = denoising_loss(parsed.error, offsets, parsed.computed, config.hidden_size)
     if parsed.logits is not None:
         expl = exploration_loss(parsed.logits)
-    parts, (gates, reached) = share.of_whole_batch(
+    further = _further_gates(parsed, means=False)
+    parts, (gates, reached, *sums) = share.of_whole_batch(
         {"rec": rec, "deno": deno, "cont": zero if cont is None else cont, "expl": expl},
         counts,
         *gate_sums(parsed, config.num_levels),
+        *([] if further is None else further),
     )
+    if further is not None:
+        further = torch.stack(sums) / reached
     rec, deno, cont, expl = parts.values()
     gate = gates / reached
     if parsed.logits is not None:
@@ -125,21 +137,37 @@ def _of_whole_batch(
         weighted_sum(rec, deno, cont, expl, weights),
         {name: part.detach() for name, part in parts.items()},
         {},
-        _shown(parsed, gate, entropy, deno.detach()),
+        _shown(parsed, gate, entropy, deno.detach(), further),
         share.examples,
     )
 
 
-def _shown(parsed: Parsed, gate: Tensor, entropy: Tensor, error: Tensor) -> dict[str, Tensor]:
+def _shown(
+    parsed: Parsed, gate: Tensor, entropy: Tensor, error: Tensor, further: Tensor | None
+) -> dict[str, Tensor]:
     """The diagnostics of a step: T_u ``[B]``; mean g_k ``[T+1]`` over the examples that reach level
     k, nan where none does; the entropy of the noise-free depth softmax, in nats; the mean
-    (eps_theta - eps)^2, the same number as the part ``deno``."""
-    return {
+    (eps_theta - eps)^2, the same number as the part ``deno``; of more than two experts the gates of
+    all but the fine one, ``[N-1, T+1]``."""
+    found = {
         "depth": parsed.depth, "gate": gate, "depth_entropy": entropy, "denoising_error": error,
     }  # fmt: skip
+    return found if further is None else {**found, "further_gates": further}
+
+
+def _further_gates(parsed: Parsed, *, means: bool = True) -> Tensor | None:
+    """``[N-1, T+1]`` of more than two experts: of all but the fine one, the mean or the sum of
+    their gates over the rows that reach each level; else None."""
+    if parsed.expert_gates is None:
+        return None
+    gates = parsed.expert_gates[1:]
+    reached = ragged.reached_levels(parsed.row_depth, gates.shape[1])
+    sums = torch.where(reached, gates, torch.zeros_like(gates)).sum(-1)
+    return sums / reached.sum(-1) if means else sums
 
 
 def _counts(
+    config: ADARecConfig,
     parsed: Parsed,
     items: nn.Embedding | ShardedItems,
     offsets: Tensor,
@@ -155,7 +183,7 @@ def _counts(
     if isinstance(items, nn.Embedding):
         counts["rec"] = (targets > 0).sum()
     if not share.gather_negatives:
-        counts["cont"] = (depth - depth // 2).sum()
+        counts["cont"] = (depth - depth // config.num_experts).sum()
     return counts
 
 

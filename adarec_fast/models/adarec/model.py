@@ -98,22 +98,27 @@ class ADARec(Pretrained, SystemModel):
             )
         if config.moe:
             self.fine_expert = self._transformer(rng.STREAM_FINE_EXPERT)
-            self.coarse_expert: MLPExpert | TransformerLayer = (
-                self._transformer(rng.STREAM_COARSE_EXPERT)
-                if config.coarse_expert == "transformer"
-                else MLPExpert(
-                    size,
-                    eps=config.layer_norm_eps,
-                    hidden_dropout=config.dropout,
-                    residual=config.start == "backbone",
-                )
+            self.coarse_expert = self._coarse()
+            self.router = Router(
+                size, content=config.router == "content", experts=config.num_experts
             )
-            self.router = Router(size, content=config.router == "content")
+            if config.num_experts > 2:
+                further = range(config.num_experts - 2)
+                self.middle_experts = nn.ModuleList(self._coarse() for _ in further)
         if config.residual:
             self.output_norm = nn.LayerNorm(size, eps=config.layer_norm_eps, dtype=torch.float32)
         self._add_noise_seed()
         self._initialise()
         self.auxiliary = self._make_auxiliary()
+
+    def _coarse(self) -> MLPExpert | TransformerLayer:
+        config = self.config
+        if config.coarse_expert == "transformer":
+            return self._transformer(rng.STREAM_COARSE_EXPERT)
+        return MLPExpert(
+            config.hidden_size, eps=config.layer_norm_eps, hidden_dropout=config.dropout,
+            residual=config.start == "backbone",
+        )  # fmt: skip
 
     def _transformer(self, stream: int) -> TransformerLayer:
         config = self.config
@@ -145,7 +150,8 @@ class ADARec(Pretrained, SystemModel):
         if config.diffusion and config.denoiser == "bounded":
             found.append(self.denoiser.w2)
         if config.moe and config.start == "backbone":
-            for expert in (self.fine_expert, self.coarse_expert):
+            middle = self.middle_experts if config.num_experts > 2 else ()
+            for expert in (self.fine_expert, *middle, self.coarse_expert):
                 found.append(expert.ff2.weight)
                 if isinstance(expert, TransformerLayer):
                     found.append(expert.out.weight)
@@ -215,9 +221,12 @@ class ADARec(Pretrained, SystemModel):
             user = parsed.user
             if not self.training and self.config.evaluation_samples:
                 user = self._sampled(values, offsets)
-        gates = parsed.aggregate.gates if parsed.aggregate is not None else None
-        if gates is not None and gates.shape[1] != user.shape[0]:
-            gates = gates[:, ragged.last_tokens(offsets)]
+        gates, each = None, parsed.expert_gates
+        if parsed.aggregate is not None:
+            gates = parsed.aggregate.gates
+            if gates.shape[1] != user.shape[0]:
+                last = ragged.last_tokens(offsets)
+                gates, each = gates[:, last], None if each is None else each[..., last]
         hierarchy = None
         if return_hierarchy:
             assert parsed.levels is not None
@@ -228,6 +237,7 @@ class ADARec(Pretrained, SystemModel):
             hierarchy,
             gates if return_gates else None,
             output,
+            each if return_gates else None,
         )
 
     def _sampled(self, values: Tensor, offsets: Tensor) -> Tensor:
@@ -328,6 +338,8 @@ class ADARec(Pretrained, SystemModel):
         config = self.config
         if config.diffusion and config.denoiser == "bounded":
             return "denoiser='bounded' has no kernel yet, and plain PyTorch waits for the device"
+        if config.num_experts > 2:
+            return "more than two experts have no kernel, and plain PyTorch waits for the device"
         if config.moe and config.coarse_expert == "mlp" and config.start == "backbone":
             return "start='backbone' has no kernel yet, and plain PyTorch waits for the device"
         return None

@@ -36,8 +36,11 @@ class ADARecOutput(NamedTuple):
         user: h_u ``[B, D]``, Eq. 11 at the last position.
         depth: T_u ``[B]`` int64.
         hierarchy: the levels, on demand.
-        gates: g_k ``[T+1, B]``, 0 beyond the depth, on demand.
+        gates: g_k ``[T+1, B]``, 0 beyond the depth, on demand; of more than two experts, that of
+            the fine one.
         losses: on demand, where targets were given.
+        expert_gates: of more than two experts ``[N, T+1, B]``, of sum 1 over them up to the depth,
+            on demand; the first is the fine one, the last the coarsest.
 
     Example:
         >>> model(torch.tensor([[1, 9], [4, 2]]))
@@ -49,6 +52,7 @@ class ADARecOutput(NamedTuple):
     hierarchy: Hierarchy | None = None
     gates: Tensor | None = None
     losses: LossOutput | None = None
+    expert_gates: Tensor | None = None
 
     def __repr__(self) -> str:
         there = {name: part for name, part in self._asdict().items() if part is not None}
@@ -64,8 +68,9 @@ class Parsed(NamedTuple):
     logits: Tensor | None  # [B, T+1]
     levels: Tensor | None  # [T+1, N, D]; None where the fused trajectory ran
     error: Tensor | None  # [N]
-    contrast: Tensor | None  # [T+1, B, D], what Eq. 6 compares
+    contrast: Tensor | None  # [T+1, B, D], what Eq. 6 compares; of N > 2 [N-1, T+1, B, D]
     aggregate: Aggregate | None
     row_depth: Tensor  # [R]
     embeddings: Tensor  # E [N, D]
     table: Tensor | None = None  # [V+1, D], for the loss where not the parameter itself
+    expert_gates: Tensor | None = None  # [N, T+1, R] of more than two experts

@@ -7,12 +7,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ... import ops, ragged
+from ... import ops, ragged, rng
 from ..encoders.encode import encode as encode_items
+from . import several
 from .experts import MLPExpert
 from .outputs import Parsed
 from .parts import Parts
 from .router import mean_of_levels
+
+# Of the passes of a step, see rng.of_pass; an encoder's own losses number theirs from 1.
+_MIDDLE_EXPERT = 1 << 16
 
 
 class _Reading(NamedTuple):
@@ -78,6 +82,7 @@ def parse(
     error: Tensor | None = None
     pooled: Tensor | None = None
     aggregate: ops.Aggregate | None = None
+    gates: Tensor | None = None
     if not config.augmented:
         user, levels = _at(rows, embeddings), embeddings[None]
     elif config.fused_trajectory and not hierarchy and noise is None:
@@ -87,7 +92,11 @@ def parse(
     else:
         levels, error = _hierarchy(model, embeddings, reading, seed, noise, biases)
         if config.moe:
-            aggregate, pooled = _experts(model, levels, reading, seed, contrast, biases)
+            given = model, levels, reading, seed, contrast, biases
+            if config.num_experts == 2:
+                aggregate, pooled = _experts(*given)
+            else:
+                aggregate, pooled, gates = _several(*given)
             user = aggregate.user
         else:
             at_levels = levels if rows is None else levels[:, rows]
@@ -102,7 +111,7 @@ def parse(
         user = finish(model, user, at_rows)
     return Parsed(
         user, depth, reading.computed, logits, levels, error, pooled,
-        aggregate, reading.row_depth, embeddings, table,
+        aggregate, reading.row_depth, embeddings, table, gates,
     )  # fmt: skip
 
 
@@ -217,6 +226,45 @@ def _experts(
         level_bias=biases.router, backend=config.backend,
     )  # fmt: skip
     return aggregate, pooled
+
+
+def _several(
+    model: Parts,
+    x0: Tensor,
+    reading: _Reading,
+    seed: Tensor | None,
+    contrast: bool,
+    biases: _Biases,
+) -> tuple[ops.Aggregate, Tensor | None, Tensor]:
+    """The same with more than two experts, all but the fine one of the coarse one's kind: Eq. 6's
+    levels are ``[N-1, T+1, B, D]``, and the gates of all ``[N, T+1, R]``."""
+    config, rows, last = model.config, reading.rows, reading.rows is not None
+    levels = x0, reading.offsets, reading.computed
+    shared: dict[str, Any] = {"max_length": config.max_length, "backend": config.backend}
+    outputs = [model.fine_expert(*levels, last_only=last, seed=seed, **shared)]
+    pooled = []
+    for number, expert in enumerate([*model.middle_experts, model.coarse_expert]):
+        # The coarsest one draws as it does of two, the others from seeds of their own.
+        own = seed if expert is model.coarse_expert else _seed_of(seed, number)
+        found = expert(*levels, last_only=last and not contrast, seed=own, **shared)
+        if contrast:
+            pooled.append(_pool(model, found, reading))
+            found = found if rows is None else found[:, rows]
+        outputs.append(found)
+    content = _pool(model, x0, reading, causal=not last) if model.router.content else None
+    aggregate, gates = several.aggregate(
+        model.router, outputs, content, reading.row_depth, reading.mass,
+        model.level_embedding.weight, level_bias=biases.router, backend=config.backend,
+    )  # fmt: skip
+    return aggregate, torch.stack(pooled) if contrast else None, gates
+
+
+def _seed_of(seed: Tensor | None, number: int) -> Tensor | None:
+    """Of a middle expert's dropout."""
+    if seed is None:
+        return None
+    place = seed[1:] if seed.numel() == 3 else None
+    return rng.of_pass(seed, _MIDDLE_EXPERT + number, place)
 
 
 def _pools_as_it_goes(model: Parts, x0: Tensor) -> bool:

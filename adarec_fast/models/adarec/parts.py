@@ -31,5 +31,6 @@ class Parts(Protocol):
     denoiser: Denoiser
     fine_expert: TransformerLayer
     coarse_expert: MLPExpert | TransformerLayer
+    middle_experts: nn.ModuleList
     router: Router
     output_norm: nn.LayerNorm

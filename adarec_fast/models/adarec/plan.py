@@ -79,6 +79,7 @@ class Plan:
         return (
             isinstance(model.backbone, SASRecEncoder)
             and (config.depth, config.diffusion, config.moe) == ("adaptive", True, True)
+            and config.num_experts == 2
             and config.evaluation_samples == 0
             and EncoderPlan.suits(config.backend, weight, *ops)
         )

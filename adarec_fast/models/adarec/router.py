@@ -15,11 +15,14 @@ class Router(nn.Module):
     Args:
         size: D, also the router's hidden size.
         content: False leaves the router with the level embedding alone (Table 4's ablation).
+        experts: N; of more than two, router and gate have outputs for all but one of them (see
+            :mod:`adarec_fast.reference.several_experts`).
     """
 
-    def __init__(self, size: int, *, content: bool) -> None:
+    def __init__(self, size: int, *, content: bool, experts: int = 2) -> None:
         super().__init__()
         self.content = content
+        routed = (size,) if experts == 2 else (experts - 1, size)
         self.router_w1: Tensor
         if content:
             self.router_w1 = nn.Parameter(torch.empty(size, size, dtype=torch.float32))
@@ -29,9 +32,10 @@ class Router(nn.Module):
             self.register_buffer("router_w1", nothing, persistent=False)
         self.level_w1 = nn.Parameter(torch.empty(size, size, dtype=torch.float32))
         self.b1 = nn.Parameter(torch.empty(size, dtype=torch.float32))
-        self.router_w2 = nn.Parameter(torch.empty(size, dtype=torch.float32))
-        self.b2 = nn.Parameter(torch.empty(1, dtype=torch.float32))
-        self.gate = nn.Linear(size, size, dtype=torch.float32)
+        self.router_w2 = nn.Parameter(torch.empty(routed, dtype=torch.float32))
+        self.b2 = nn.Parameter(torch.empty(experts - 1, dtype=torch.float32))
+        width = (experts - 1) * size
+        self.gate = nn.Linear(width, width, dtype=torch.float32)
 
     def forward(
         self,
