@@ -1,8 +1,8 @@
 """Training steps of the other systems beside plain PyTorch, with ``--op systems`` or ``-m slow``.
 
-The steps are those of ``loss="original"``, ``supervision="all"``, B = 256, two layers; their rate
-is one over a row's time. No result of it is committed yet: it is to be run on a machine that does
-nothing else.
+The steps are those of ``loss="original"`` and ``supervision="all"``, or of what else a system
+takes, B = 256, two layers; their rate is one over a row's time. No result of it is committed yet:
+it is to be run on a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -15,14 +15,18 @@ from typing import Any, ClassVar
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from adarec_fast import rng, synthetic
-from adarec_fast.data import Batch, Split, TrainingBatches
-from adarec_fast.models.blocks.augmentation import augmented
-from adarec_fast.models.iclrec.losses import Contrast
+from adarec_fast import synthetic
+from adarec_fast.data import Split, TrainingBatches
 from adarec_fast.models.registry import build, create_config
-from adarec_fast.models.sasrec.model import SASRec
 
-from .baselines.systems import Padded, PaddedSystem, padded
+from .baselines.plugins import (
+    PaddedBASRec,
+    PaddedDiffDiv,
+    PaddedGlobalDiff,
+    PaddedIOCRec,
+    PaddedPDRec,
+)
+from .baselines.systems import PaddedSystem
 from .cell import Cell
 from .harness import EAGER, Prepared, Subject, complaint, warmed
 from .model_case import OURS
@@ -46,20 +50,21 @@ class SystemStep(Subject):
     workloads: ClassVar[tuple[str, ...]] = ("train",)
     training_only: ClassVar[bool] = True
     serving_only: ClassVar[bool] = False
+    baseline: ClassVar[type[PaddedSystem]] = PaddedSystem
+    epoch: ClassVar[int] = 0
 
     def __init__(self, workload: str, size: int, direction: str, device: str) -> None:
         self.workload, self.size, self.direction, self.device = workload, size, direction, device
         fields = {
-            "num_items": NUM_ITEMS, "hidden_size": size, "max_length": MAX_LENGTH,
+            "num_items": NUM_ITEMS, "hidden_size": size, "max_length": MAX_LENGTH, "num_layers": 2,
             "loss": "original", "supervision": "all", **self.system,
         }  # fmt: skip
-        model = build(create_config(fields))
-        assert isinstance(model, SASRec)
-        self.model = model.to(device).train()
-        model.begin_training(split())
-        model.to(device).begin_epoch(0)
+        config = create_config(fields)
+        self.model: Any = build(config).to(device).train()
+        self.model.begin_training(split())
+        self.model.to(device).begin_epoch(self.epoch)
         batches = TrainingBatches(
-            *split().inputs("train"), supervision="all", device=device, seed=0,
+            *split().inputs("train"), supervision=config.supervision, device=device, seed=0,
             batch_size=WORKLOADS[workload].batch, max_length=MAX_LENGTH,
         )  # fmt: skip
         self.data = list(itertools.islice(batches.epoch(0), _BATCHES))
@@ -86,9 +91,9 @@ class SystemStep(Subject):
             module, step_of, data = ours, lambda batch: ours.loss(batch).total, self.data
         else:
             wrong = complaint(self.check)
-            plain = PaddedSystem(ours)
+            plain = self.baseline(ours)
             module, step_of = plain, plain
-            data = [self.as_padded(batch) for batch in self.data]
+            data = [plain.given(batch) for batch in self.data]
         optimizer = torch.optim.Adam(module.parameters(), lr=_LEARNING_RATE, fused=True)
         batches = itertools.cycle(data)
 
@@ -100,26 +105,17 @@ class SystemStep(Subject):
         info = warmed(step, self.device, first=True)
         return Prepared(step, {**info, "ours": variant == OURS}, wrong)
 
-    def as_padded(self, batch: Batch, model: SASRec | None = None) -> Padded:
-        """A batch with what a step of the model would draw for it now."""
-        model = self.model if model is None else model
-        draws = rng.at_place(model.noise_seed)
-        views = None
-        if isinstance(model.auxiliary, Contrast):
-            views = augmented(
-                batch.item_ids, batch.offsets, draws, (0, 1, 0, 1), model.auxiliary.ratios
-            )
-        drawn = model._drawn(batch, draws)
-        return padded(
-            batch.item_ids, batch.offsets, batch.targets, drawn, views, MAX_LENGTH
-        )
-
     def check(self) -> None:
         """Without dropout both have one loss."""
-        model = copy.deepcopy(self.model).eval()
-        batch = self.data[0]
+        fields = {name: 0.0 for name in type(self.model.config).model_fields if "dropout" in name}
+        fields.pop("guidance_dropout", None)
+        model: Any = build(self.model.config.replace(**fields)).to(self.device).train()
+        model.load_state_dict(self.model.state_dict())
+        model.begin_training(split())
+        model.to(self.device)
+        plain, batch = self.baseline(model), self.data[0]
         with torch.no_grad():
-            found = PaddedSystem(model).eval()(self.as_padded(batch, model))
+            found = plain(plain.given(batch, exact=True))
             expected = model.loss(batch).total
         assert abs(float(found - expected)) < 1e-4 * float(expected), f"{found} is not {expected}"
 
@@ -153,7 +149,57 @@ class ELCRecStep(SystemStep):
     system: ClassVar[dict[str, Any]] = {"model": "elcrec"}
 
 
-CASES = (SASRecStep, ICLRecStep, ELCRecStep)
+class BASRecStep(SystemStep):
+    """Five passes a step, and six mixtures."""
+
+    form = "basrec"
+    system: ClassVar[dict[str, Any]] = {"model": "basrec", "plain_epochs": 0}
+    baseline = PaddedBASRec
+
+
+class PDRecStep(SystemStep):
+    """Two passes a step."""
+
+    form = "pdrec"
+    system: ClassVar[dict[str, Any]] = {
+        "model": "pdrec", "preference_epochs": 1, "preference_hidden": 16
+    }  # fmt: skip
+    baseline = PaddedPDRec
+
+
+class IOCRecStep(SystemStep):
+    """Three passes a step, with intents, on prefixes."""
+
+    form = "iocrec"
+    system: ClassVar[dict[str, Any]] = {"model": "iocrec", "supervision": "prefix"}
+    baseline = PaddedIOCRec
+
+
+class GlobalDiffStep(SystemStep):
+    """A pass of the frozen encoder and one of the U-Net, on prefixes."""
+
+    form = "globaldiff"
+    system: ClassVar[dict[str, Any]] = {
+        "model": "globaldiff", "supervision": "prefix", "encoder_epochs": 1
+    }  # fmt: skip
+    baseline = PaddedGlobalDiff
+    epoch = 1
+
+
+class DiffDivStep(SystemStep):
+    """A pass and a denoiser, on prefixes, with the full cross entropy."""
+
+    form = "diffdiv"
+    system: ClassVar[dict[str, Any]] = {
+        "model": "diffdiv", "supervision": "prefix", "loss": "full_ce"
+    }  # fmt: skip
+    baseline = PaddedDiffDiv
+
+
+CASES = (
+    SASRecStep, ICLRecStep, ELCRecStep, BASRecStep, PDRecStep, IOCRecStep, GlobalDiffStep,
+    DiffDivStep,
+)  # fmt: skip
 
 
 def test_systems(cell: Cell, benchmark: BenchmarkFixture) -> None:

@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adarec_fast import ragged
-from adarec_fast.models.blocks.augmentation import Views
+from adarec_fast import ragged, rng
+from adarec_fast.data import Batch
+from adarec_fast.models.blocks.augmentation import Views, augmented
 from adarec_fast.models.elcrec.losses import LearnedIntents
 from adarec_fast.models.encoders.transformer_layer import TransformerLayer
-from adarec_fast.models.iclrec.losses import IntentContrast
-from adarec_fast.models.sasrec.model import SASRec
+from adarec_fast.models.iclrec.losses import Contrast, IntentContrast
 
 
 class Padded(NamedTuple):
@@ -63,9 +63,22 @@ class PaddedSystem(nn.Module):
         model: a SASRec, ICLRec or ELCRec with ``loss="original"``, used and not copied.
     """
 
-    def __init__(self, model: SASRec) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
+
+    def given(self, batch: Batch, exact: bool = False) -> Any:
+        """What a step of the model would read and draw for the batch now."""
+        model, views = self.model, None
+        draws = rng.at_place(model.noise_seed)
+        if isinstance(model.auxiliary, Contrast):
+            views = augmented(
+                batch.item_ids, batch.offsets, draws, (0, 1, 0, 1), model.auxiliary.ratios
+            )
+        return padded(
+            batch.item_ids, batch.offsets, batch.targets, model._drawn(batch, draws), views,
+            model.config.max_length,
+        )
 
     def _layer(self, layer: TransformerLayer, x: Tensor, forbidden: Tensor) -> Tensor:
         w, (batch, longest, size) = layer.weights(), x.shape
@@ -86,18 +99,22 @@ class PaddedSystem(nn.Module):
         return F.layer_norm(middle + hidden, (size,), w.ln2_w, w.ln2_b, layer.eps)
 
     def _encode(self, items: Tensor, places: Tensor, there: Tensor) -> Tensor:
+        return self._through(self.model.item_embedding(items), places, there)
+
+    def _through(self, x: Tensor, places: Tensor, there: Tensor) -> Tensor:
+        """E ``[B, L, D]`` of items' vectors."""
         encoder: Any = self.model.backbone
-        x = self.model.item_embedding(items) + encoder.position(places)
+        x = x + encoder.position(places)
         x = F.layer_norm(x, x.shape[-1:], encoder.norm.weight, encoder.norm.bias, encoder.eps)
         x = F.dropout(x, encoder.dropout, self.training)
-        longest = items.shape[1]
+        longest = x.shape[1]
         later = torch.ones(longest, longest, dtype=torch.bool, device=x.device).triu(1)
         forbidden = later | ~there[:, None, None]
         for layer in encoder.layers:
             x = self._layer(layer, x, forbidden)
         return x
 
-    def forward(self, batch: Padded) -> Tensor:
+    def forward(self, batch: Any) -> Tensor:
         """The total loss."""
         x = self._encode(batch.items, batch.places, batch.there)
         table, counted = self.model.item_embedding.weight, batch.targets > 0
@@ -126,9 +143,9 @@ class PaddedSystem(nn.Module):
             total = total + beside.weights["cluster"] * cluster
             intents = beside.centres[torch.cdist(query, beside.centres).argmin(1)]
         flat = there[:, :2].flatten(0, 1)
-        sequence = _pairs(_by_place(first, places[:, :2].flatten(0, 1), flat).flatten(1))
+        sequence = pairs_loss(_by_place(first, places[:, :2].flatten(0, 1), flat).flatten(1))
         intent = sum(
-            _pairs(torch.stack([means[:, view], intents], 1).flatten(0, 1)) for view in range(2)
+            pairs_loss(torch.stack([means[:, view], intents], 1).flatten(0, 1)) for view in range(2)
         ) / 2
         return total + beside.weights["sequence"] * sequence + beside.weights["intent"] * intent
 
@@ -143,7 +160,7 @@ def _mean(x: Tensor, there: Tensor) -> Tensor:
     return (x * there[..., None]).sum(1) / there.sum(1, keepdim=True)
 
 
-def _pairs(z: Tensor) -> Tensor:
+def pairs_loss(z: Tensor) -> Tensor:
     """NT-Xent of rows 2i and 2i + 1."""
     logits = z @ z.T
     own = torch.eye(z.shape[0], dtype=torch.bool, device=z.device)

@@ -12,47 +12,67 @@ from helpers_training import DATA
 ROOT = Path(__file__).parents[2]
 if not (ROOT / "bench").is_dir():
     pytest.skip("the benchmarks are not here", allow_module_level=True)
-from adarec_fast import rng  # noqa: E402
 from adarec_fast.data import Split, TrainingBatches  # noqa: E402
-from adarec_fast.models.blocks.augmentation import augmented  # noqa: E402
-from adarec_fast.models.iclrec.losses import Contrast  # noqa: E402
 from adarec_fast.models.registry import build, create_config  # noqa: E402
-from adarec_fast.models.sasrec.model import SASRec  # noqa: E402
-from bench.baselines.systems import PaddedSystem, padded  # noqa: E402
+from bench.baselines.plugins import (  # noqa: E402
+    PaddedBASRec,
+    PaddedDiffDiv,
+    PaddedGlobalDiff,
+    PaddedIOCRec,
+    PaddedPDRec,
+)
+from bench.baselines.systems import PaddedSystem  # noqa: E402
 
 SPLIT = Split(DATA)
+PDREC = {
+    "model": "pdrec", "preference_epochs": 1, "preference_hidden": 4, "candidates": 12,
+}  # fmt: skip
+GLOBALDIFF = {
+    "model": "globaldiff", "encoder_epochs": 1, "image_side": 4, "approximator_dropout": 0.0,
+    "image_dropout": 0.0, "num_layers": 1,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    "system",
+    ("system", "baseline"),
     [
-        {"model": "sasrec", "supervision": "all"}, {"model": "iclrec", "num_intents": 4},
-        {"model": "elcrec", "num_intents": 4},
-        {"model": "elcrec", "num_intents": 4, "fusion": "shift", "lambda_cluster": 3.0},
+        ({"model": "sasrec"}, PaddedSystem), ({"model": "iclrec", "num_intents": 4}, PaddedSystem),
+        ({"model": "elcrec", "num_intents": 4}, PaddedSystem),
+        (
+            {"model": "elcrec", "num_intents": 4, "fusion": "shift", "lambda_cluster": 3.0},
+            PaddedSystem,
+        ),
+        ({"model": "basrec", "plain_epochs": 0}, PaddedBASRec), (PDREC, PaddedPDRec),
+        ({"model": "iocrec"}, PaddedIOCRec), (GLOBALDIFF, PaddedGlobalDiff),
+        ({"model": "diffdiv", "loss": "full_ce"}, PaddedDiffDiv),
     ],
-    ids=["sasrec", "iclrec", "elcrec", "elcrec-shift"],
+    ids=[
+        "sasrec", "iclrec", "elcrec", "elcrec-shift", "basrec", "pdrec", "iocrec", "globaldiff",
+        "diffdiv",
+    ],
 )  # fmt: skip
-def test_padded_systems_have_ours_losses_and_gradients(system: dict[str, Any]) -> None:
+def test_padded_systems_have_ours_losses_and_gradients(
+    system: dict[str, Any], baseline: type[PaddedSystem]
+) -> None:
     fields = {
         "num_items": DATA.num_items, "hidden_size": 8, "max_length": 10, "loss": "original",
         "dropout": 0.0, "attention_dropout": 0.0, "backend": "packed", **system,
     }  # fmt: skip
-    model = build(create_config(fields)).double().train()
-    assert isinstance(model, SASRec)
+    prefixes = system["model"] in ("iocrec", "globaldiff", "diffdiv")
+    if not prefixes:
+        fields["supervision"] = "all"
+    settings = create_config(fields)
+    model: Any = build(settings).double().train()
     model.begin_training(SPLIT)
-    model.begin_epoch(0)
+    model.begin_epoch(int(system["model"] == "globaldiff"))
     batch = next(iter(TrainingBatches(
-        *SPLIT.inputs("train"), supervision="all", batch_size=32, max_length=10, seed=0
+        *SPLIT.inputs("train"), supervision=settings.supervision, batch_size=32, max_length=10,
+        seed=0,
     ).epoch(0)))  # fmt: skip
-    draws, views = rng.at_place(model.noise_seed), None
-    if isinstance(model.auxiliary, Contrast):
-        ratios = model.auxiliary.ratios
-        views = augmented(batch.item_ids, batch.offsets, draws, (0, 1, 0, 1), ratios)
-    given = padded(
-        batch.item_ids, batch.offsets, batch.targets, model._drawn(batch, draws), views, 10
-    )
+    plain = baseline(model)
+    given = plain.given(batch, exact=True)
     found = []
-    for loss in (lambda: PaddedSystem(model)(given), lambda: model.loss(batch).total):
+    for loss in (lambda: plain(given), lambda: model.loss(batch).total):
         model.zero_grad()
         total = loss()
         total.backward()
