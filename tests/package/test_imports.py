@@ -34,7 +34,7 @@ def modules(package: Path) -> dict[str, Path]:
     for folder in (package, package / "kernels"):
         for path in folder.rglob("*.py"):
             parts = path.relative_to(package).with_suffix("").parts
-            if parts[0] != "csrc":
+            if parts[0] not in ("csrc", "docs"):  # C++, and programs for readers
                 found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return found
 
