@@ -59,8 +59,8 @@ def trajectory(lengths: Sequence[int], depths: Sequence[int], max_depth: int) ->
     axes.set_xticks([])
     axes.grid(False)
     axes.set_title(
-        f"{computed:,} cells are computed; padded to the longest history and the greatest depth "
-        f"they would be {padded:,} ({computed / padded:.0%})"
+        f"{computed:,} cells are computed; padded in length and depth they would be {padded:,} "
+        f"({computed / padded:.0%})"
     )
     return figure
 
@@ -122,7 +122,12 @@ def hierarchy_of_user(found: UserHierarchy, max_depth: int) -> Figure:
             right.text(0, level, "not reached", va="center", fontsize=7, color=NEUTRAL)
             continue
         if found.gates is not None:
-            left.barh(level, found.gates[level], 0.7, color=colours[level])
+            gate = found.gates[level]
+            left.barh(level, gate, 0.7, color=colours[level])
+            left.text(
+                min(gate + 0.02, 0.8), level, f"{gate:.2g}", va="center", fontsize=7,
+                color="white" if gate > 0.8 else "black",
+            )  # fmt: skip
         shown = ",  ".join(f"{_short(i)} ({cosine:.2f})" for i, cosine in found.items[level])
         right.text(0, level, _plain(shown), va="center", fontsize=7)
     left.set(
