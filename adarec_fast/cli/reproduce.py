@@ -63,11 +63,12 @@ def reproduce(
     TABLE.md and TABLE.csv. Settings are those of train; the paper's own weight decay would be
     --set weight_decay=1e-4.
     """
-    from ..experiments import Sweep, run_sweep, summarise
-    from ..experiments.estimate import plan
-    from ..experiments.render import csv_text, markdown, rich_table
-    from ..experiments.tables import fill, get_table
-    from ..training.checkpoint import write_atomically
+    with waiting("starting"):
+        from ..experiments import Sweep, run_sweep, summarise
+        from ..experiments.estimate import plan
+        from ..experiments.render import csv_text, markdown, rich_table
+        from ..experiments.tables import fill, get_table
+        from ..training.checkpoint import write_atomically
 
     if list_tables:
         out.print(_catalogue())
