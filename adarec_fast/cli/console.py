@@ -8,6 +8,7 @@ from __future__ import annotations
 import codecs
 import functools
 import inspect
+import os
 import re
 import sys
 import warnings
@@ -85,7 +86,9 @@ def hint(text: str | Text) -> None:
 
 def waiting(what: str) -> AbstractContextManager[object]:
     """A sign in a terminal that something is under way; stdout is to be left alone meanwhile."""
-    return nullcontext() if said.quiet else err.status(Text(what))
+    # Of several workers, which torchrun numbers, the first one speaks.
+    another = os.environ.get("RANK", "0").strip() != "0"
+    return nullcontext() if said.quiet or another else err.status(Text(what))
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..training.values import Values
-from .console import command, err, hint, out, said, waiting
+from .console import command, err, formerly, hint, out, said, waiting
 from .options import config_options
 
 app = typer.Typer(no_args_is_help=True, help="Download, look at or generate interaction data.")
@@ -44,9 +44,12 @@ class SynthFormat(str, enum.Enum):
 
 @app.command("get")
 @command
+@formerly(folder="to")
 def get(
     name: Annotated[DataSet, typer.Argument(help="Which of the paper's data sets.")],
-    folder: Annotated[Path, typer.Option(help="Where to put the file.")] = Path("data"),
+    to: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Where to put the file.")
+    ] = Path("data"),
     base_url: Annotated[
         str | None,
         typer.Option(
@@ -74,7 +77,7 @@ def get(
         def show(done: int, total: int | None) -> None:
             progress.update(task, completed=done, total=total)
 
-        path = download(choice, folder, base_url=base_url, progress=show)
+        path = download(choice, to, base_url=base_url, progress=show)
     hint(f"{choice}: {path.stat().st_size:,} bytes, checksum right")
     print(path)
 

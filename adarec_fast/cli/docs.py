@@ -11,7 +11,6 @@ from typing import Annotated, NamedTuple
 
 import typer
 from rich import box
-from rich.markdown import Markdown
 from rich.table import Table
 from rich.text import Text
 
@@ -141,6 +140,8 @@ def docs(
     if as_json:
         raise ConfigError("--json is of the list of pages; leave it out to read one")
     if out.is_terminal:
+        from rich.markdown import Markdown  # brings a parser that no other command needs
+
         out.print(Markdown(every[name].markdown(), hyperlinks=False))
     else:
         sys.stdout.write(every[name].path.read_text(encoding="utf-8"))

@@ -95,7 +95,8 @@ def export(
         user_model=user_model.value, index=index, search=search, min_recall=min_recall,
     )  # fmt: skip
     formats: list[Any] = [entry.value for entry in dict.fromkeys(format or [Format.TORCH])]
-    run = load_run(run_dir, device=resolve_device(device))
+    with waiting("reading the run"):
+        run = load_run(run_dir, device=resolve_device(device))
     target = run_dir / "export" if to is None else to
     with waiting(f"exporting and checking {', '.join(formats)}"):
         made = export_run(run, target, formats, options)

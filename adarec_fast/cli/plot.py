@@ -20,7 +20,8 @@ def plot(
         str | None,
         typer.Option(
             metavar="NAME,...",
-            help="Which: losses, metrics, depth, gate, tsne, clusters. [dim](all)[/]",
+            help="Which: losses, metrics, length, depth, gate, trajectory, hierarchy, tsne, "
+            "clusters. [dim](all)[/]",
             rich_help_panel=_RUN,
         ),
     ] = None,
@@ -48,9 +49,13 @@ def plot(
     compare: Annotated[
         list[Path] | None,
         typer.Option(
-            metavar="RUN_DIR", help="A run to stand beside in tsne; may be repeated.",
+            metavar="RUN_DIR", help="A run to stand beside in tsne and length; may be repeated.",
             rich_help_panel=_RUN,
         ),
+    ] = None,
+    user: Annotated[
+        str | None,
+        typer.Option(help="Whose hierarchy. [dim](who goes deepest)[/]", rich_help_panel=_RUN),
     ] = None,
     metric: Annotated[
         str, typer.Option(help="What sensitivity shows.", rich_help_panel=_SWEEP)
@@ -92,7 +97,8 @@ def plot(
             for path in (folder, *(compare or []))
         ]
         pictures = RunPictures(
-            runs[0], users=users, clusters=clusters, seed=seed, sparse=sparse, compare=runs[1:]
+            runs[0], users=users, clusters=clusters, seed=seed, sparse=sparse, compare=runs[1:],
+            user=user,
         )
         names = None if only is None else [name.strip() for name in only.split(",")]
         left: list[str] = []

@@ -77,12 +77,13 @@ def reproduce(
     those of train, of other systems those of their own scripts, and every position is an example;
     the paper's own weight decay would be --set weight_decay=1e-4.
     """
-    from ..experiments import RunOutcome, run_sweep
-    from ..experiments.definition import run_name
-    from ..experiments.estimate import plan
-    from ..experiments.render import rich_table
-    from ..experiments.reproduction import Reproduction, fitting, run_within
-    from ..experiments.tables import TABLES, get_table
+    with waiting("starting"):
+        from ..experiments import RunOutcome, run_sweep
+        from ..experiments.definition import run_name
+        from ..experiments.estimate import plan
+        from ..experiments.render import rich_table
+        from ..experiments.reproduction import Reproduction, fitting, run_within
+        from ..experiments.tables import TABLES, get_table
 
     if list_tables:
         out.print(_catalogue())

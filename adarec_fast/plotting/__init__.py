@@ -8,20 +8,24 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from ..config import ConfigError
 from ..data import InteractionData
 from ..defaults import on_cpu
 from ..experiments import summarise
+from ..ranking.evaluation import evaluate
 from ..training import Run
 from ..training.run_folder import fingerprint
-from . import curves, hierarchy, intents, measure
+from . import curves, hierarchy, intents, measure, quality, users
 from .sensitivity import sensitivity
 from .style import FORMATS, PlottingUnavailable, look, require, save
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+_DRAWN, _LONGEST_DRAWN = 8, 30  # users and tokens that a picture of two columns holds
 
 __all__ = ["FORMATS", "PICTURES", "PlottingUnavailable", "RunPictures", "plot_run", "plot_sweep"]
 
@@ -36,7 +40,9 @@ class RunPictures:
         clusters: of k-means.
         seed: of the draw, of k-means and of t-SNE.
         sparse: draw among users with at most five items of history.
-        compare: other runs on the same data, whose representations stand beside.
+        compare: other runs on the same data, whose representations and quality stand beside.
+        user: id of the one whose hierarchy is drawn; None: of those who go deepest the one of the
+            shortest history.
 
     Raises:
         ConfigError: a run to compare with was trained on other data.
@@ -48,6 +54,7 @@ class RunPictures:
     seed: int = 0
     sparse: bool = False
     compare: Sequence[Run] = field(default_factory=tuple)
+    user: str | int | None = None
 
     def __post_init__(self) -> None:
         mine = fingerprint(self.run.data)
@@ -94,6 +101,50 @@ class RunPictures:
             self._depths, self.run.history, config.max_depth
         )
 
+    def length(self) -> Figure:
+        """Quality by history length."""
+        people = measure.sample_users(self.run.split, self.run.data.num_users, seed=0)
+        lengths = self.run.split.inputs("test")[1].diff()[people]
+        ranks = [
+            (run.path.name, evaluate(
+                run.model, run.split, "test", seen_mask=run.train_config.seen_mask, intents=False,
+                batch_size=run.train_config.evaluation_batch_size,
+            ).ranks)
+            for run in (self.run, *self.compare)
+        ]  # fmt: skip
+        return quality.quality_by_length(lengths, ranks)
+
+    def trajectory(self) -> Figure:
+        """What is computed for some users, and what padding would add."""
+        config = measure.adarec(self.run).config
+        if not config.diffusion:
+            raise ConfigError("trajectory: the model was trained with diffusion=False")
+        limit = min(config.max_length, _LONGEST_DRAWN)
+        chosen = users.spread(self._depths.lengths, limit, _DRAWN)
+        if not chosen:
+            raise ConfigError(f"trajectory: nobody has a history of at most {limit} items")
+        lengths, depths = (t[chosen].tolist() for t in (self._depths.lengths, self._depths.depth))
+        return users.trajectory(lengths, depths, config.max_depth)
+
+    def hierarchy(self) -> Figure:
+        """One user's levels: gates, and the items that they lie near."""
+        model = measure.adarec(self.run)
+        people = measure.sample_users(self.run.split, self.run.data.num_users, seed=0)
+        if self.user is not None:
+            index = int(self.run.data.users.encode([self.user])[0])
+            if index not in people:
+                raise ConfigError(f"hierarchy: user {self.user!r} has no history to read")
+        else:
+            deepest = self._depths.depth == self._depths.depth.max()
+            index = int(people[torch.where(deepest, self._depths.lengths, 1 << 40).argmin()])
+        vectors = measure.levels(self.run, torch.tensor([index]))["x0"][:, 0]
+        values, offsets = self.run.split.inputs("test")
+        history = values[int(offsets[index]) : int(offsets[index + 1])][-model.config.max_length :]
+        found = users.user_hierarchy(
+            model, history, vectors, self.run.data.users.ids[index], self.run.data.items.ids
+        )
+        return users.hierarchy_of_user(found, model.config.max_depth)
+
     def tsne(self) -> Figure:
         """Map of user representations, coloured by cluster."""
         found = measure.representations(self.run, self._sample(self.run))
@@ -124,8 +175,11 @@ class RunPictures:
 PICTURES: dict[str, Callable[[RunPictures], Any]] = {
     "losses": RunPictures.losses,
     "metrics": RunPictures.metrics,
+    "length": RunPictures.length,
     "depth": RunPictures.depth,
     "gate": RunPictures.gate,
+    "trajectory": RunPictures.trajectory,
+    "hierarchy": RunPictures.hierarchy,
     "tsne": RunPictures.tsne,
     "clusters": RunPictures.clusters_by_level,
 }

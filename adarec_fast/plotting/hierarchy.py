@@ -67,7 +67,7 @@ def depth_by_length(depths: Depths, max_depth: int) -> Figure:
             bottom += means[:, k]
         for x, count in enumerate(counts.tolist()):
             axes.text(
-                x, 1.01, _short(count), ha="center", va="bottom", fontsize=6, color=NEUTRAL
+                x, 1.01, short_count(count), ha="center", va="bottom", fontsize=6, color=NEUTRAL
             )
         axes.set_title(title, pad=14)
         axes.set(xlabel="history length, items", ylim=(0, 1))
@@ -123,7 +123,7 @@ def gate_by_level(depths: Depths, history: list[dict[str, Any]], max_depth: int)
         patch.set(facecolor=colours[k], edgecolor="black", linewidth=0.6)
     for k, count in enumerate(counts):
         right.text(
-            k, 1.01, _short(count), ha="center", va="bottom", fontsize=7, color=NEUTRAL,
+            k, 1.01, short_count(count), ha="center", va="bottom", fontsize=7, color=NEUTRAL,
             transform=right.get_xaxis_transform(),
         )  # fmt: skip
     right.set_title("test users that reach the level", pad=14)
@@ -147,7 +147,7 @@ def _gate_ticks(axes: Any) -> None:
     axes.yaxis.set_minor_locator(ticker.NullLocator())
 
 
-def _short(count: int) -> str:
+def short_count(count: int) -> str:
     """``940``, ``1.2k``, ``56k``: as wide as a narrow bar."""
     if count < 1000:
         return str(count)

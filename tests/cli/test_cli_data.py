@@ -50,7 +50,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def test_get_downloads_and_prints_the_path(server: str, tmp_path: Path) -> None:
     shown = runner.invoke(
-        app, ["data", "get", "beauty", "--folder", str(tmp_path), "--base-url", server]
+        app, ["data", "get", "beauty", "--out", str(tmp_path), "--base-url", server]
     )
     assert shown.exit_code == 0, shown.output
     assert shown.stdout.strip() == str(tmp_path / "Beauty.txt")
@@ -60,7 +60,7 @@ def test_get_downloads_and_prints_the_path(server: str, tmp_path: Path) -> None:
 def test_get_of_a_missing_file_is_one_line(server: str, tmp_path: Path) -> None:
     shown = runner.invoke(
         app,
-        ["data", "get", "toys", "--folder", str(tmp_path)],
+        ["data", "get", "toys", "--out", str(tmp_path)],
         env={"ADAREC_FAST_DATA_URL": server},
     )
     assert shown.exit_code == 2
@@ -70,7 +70,7 @@ def test_get_of_a_missing_file_is_one_line(server: str, tmp_path: Path) -> None:
 
 
 def test_get_of_an_unknown_name_lists_the_known(tmp_path: Path) -> None:
-    shown = runner.invoke(app, ["data", "get", "books", "--folder", str(tmp_path)])
+    shown = runner.invoke(app, ["data", "get", "books", "--out", str(tmp_path)])
     assert shown.exit_code == 2
     assert "beauty" in shown.output
 

@@ -16,7 +16,7 @@ from adarec_fast.training import train
 UNUSED = (
     "torch._dynamo", "torch._inductor", "torch.distributed.fsdp", "torch.distributed.tensor",
     "torch.fx.experimental.symbolic_shapes", "sympy", "triton", "onnx", "fastapi", "uvicorn",
-    "matplotlib", "pandas", "polars", "sklearn", "tensorboard",
+    "matplotlib", "pandas", "polars", "sklearn", "tensorboard", "pdoc", "rich.markdown",
 )  # fmt: skip
 COMMAND = """
 import sys

@@ -64,6 +64,7 @@ COMMANDS = [
     "models",
     "info",
     "reproduce --list",
+    "docs",
 ]
 
 

@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 from adarec_fast.cli import app
 from adarec_fast.clustering import kmeans, normalized_mutual_info
 from adarec_fast.config import ConfigError, TrainConfig
-from adarec_fast.data import InteractionData, Split, synthetic, write_csv
+from adarec_fast.data import DataError, InteractionData, Split, synthetic, write_csv
 from adarec_fast.experiments import Group, Sweep, run_sweep
 from adarec_fast.models.adarec.parsing import encode
 from adarec_fast.plotting import PICTURES, RunPictures, _short, plot_run
@@ -32,7 +32,9 @@ from adarec_fast.plotting.hierarchy import length_bins
 from adarec_fast.plotting.measure import levels, sample_users
 from adarec_fast.plotting.sensitivity import sensitivity
 from adarec_fast.plotting.style import COLOURS, look
+from adarec_fast.plotting.users import trajectory
 from adarec_fast.ranking.evaluation import evaluate
+from adarec_fast.ranking.ranks import user_metrics
 from adarec_fast.training import Run, load_run, train
 from adarec_fast.training.values import Values
 
@@ -140,6 +142,62 @@ def adarec_depths(run: Run, values: torch.Tensor, offsets: torch.Tensor) -> torc
         with torch.no_grad():
             depth.append(int(run.model(values[begin:end][None]).depth))
     return torch.tensor(depth)
+
+
+def test_quality_by_length_is_that_of_the_evaluation(run: Run, backbone: Run) -> None:
+    figure = RunPictures(run, compare=(backbone,)).length()
+    labels, place = length_bins(run.data.lengths - 1)
+    for axes, metric in zip(figure.axes, ("HR@20", "NDCG@20"), strict=True):
+        assert [text.get_text() for text in axes.get_xticklabels()] == labels
+        assert [text.get_text() for text in axes.texts] == [
+            str(int((place == b).sum())) for b in range(len(labels))
+        ]
+        for one, bars in zip((run, backbone), axes.containers, strict=True):
+            users = user_metrics(evaluate(one.model, one.split, intents=False).ranks, metric)
+            line, _, (whiskers,) = bars.lines
+            for b in range(len(labels)):
+                mine = users[place == b].double()
+                assert line.get_ydata()[b] == pytest.approx(float(mine.mean()))
+                low, high = whiskers.get_segments()[b][:, 1]
+                error = float(mine.std()) / len(mine) ** 0.5 if len(mine) > 1 else 0.0
+                assert (high - low) / 2 == pytest.approx(1.96 * error, abs=1e-9)
+
+
+def test_a_trajectory_has_the_cells_that_are_computed(pictures: RunPictures) -> None:
+    (axes,) = trajectory([2, 1, 3], [0, 2, 1], 2).axes
+    filled = [part for part in axes.collections if len(part.get_facecolor())]
+    assert sum(len(part.get_paths()) for part in axes.collections) == 6 * 3
+    assert sum(len(part.get_paths()) for part in filled) == 2 * 1 + 1 * 3 + 3 * 2
+    assert axes.get_title().startswith("11 cells are computed")
+    assert "would be 27 (41%)" in axes.get_title()
+    drawn = pictures.trajectory().axes[0]
+    assert "cells are computed" in drawn.get_title()
+    assert len([text for text in drawn.texts if text.get_text()]) == 8
+
+
+def test_a_users_hierarchy_names_the_nearest_items(run: Run) -> None:
+    user = run.data.users.ids[7]
+    left, right = RunPictures(run, user=user).hierarchy().axes
+    values, offsets = run.split.inputs("test")
+    history = values[offsets[7] : offsets[8]]
+    with torch.no_grad():
+        output = run.model(history[None], return_gates=True)
+        depth = int(output.depth)
+        table = torch.nn.functional.normalize(run.model.table()[1:], dim=-1)
+        near = levels(run, torch.tensor([7]))["x0"][:, 0] @ table.T
+    words = [text.get_text() for text in right.texts]
+    assert len(words) == 3
+    for level in range(3):
+        if level > depth:
+            assert words[level] == "not reached"
+        else:
+            best = run.data.items.ids[int(near[level].argmax())]
+            assert words[level].startswith(f"{best} ({float(near[level].max()):.2f})")
+    assert [bar.get_width() for bar in left.patches] == pytest.approx(
+        output.gates[: depth + 1, 0].tolist()
+    )
+    with pytest.raises(DataError, match="nobody"):
+        RunPictures(run, user="nobody").hierarchy()
 
 
 def test_gates_are_those_of_evaluation_and_log(pictures: RunPictures) -> None:
@@ -370,10 +428,10 @@ def test_what_a_model_has_not_is_left_out(backbone: Run, tmp_path: Path) -> None
     said: list[str] = []
     pictures = RunPictures(backbone, users=40, clusters=2)
     written = plot_run(pictures, tmp_path, formats=["svg"], skipped=said.append)
-    assert {path.stem for path in written} == {"losses", "metrics", "depth", "tsne"}
-    assert len(said) == 2
+    assert {path.stem for path in written} == {"losses", "metrics", "length", "depth", "tsne"}
+    assert len(said) == 4
     assert "moe=False" in said[0]
-    assert "diffusion=False" in said[1]
+    assert all("diffusion=False" in why for why in said[1:])
     with pytest.raises(ConfigError, match="moe=False"):
         plot_run(pictures, tmp_path, only=["gate"])
 

@@ -35,7 +35,7 @@ PAGES = [
 LANGUAGES = {"sh", "python", "yaml", "toml", "csv", "cpp", "text"}
 NEEDS = {"gpu", "data", "network", "machines", "time"}
 # Programs of others, whose options are theirs.
-OTHERS = {"curl", "kill", "apt", "nvidia-smi", "nsys", "ncu", "git"}
+OTHERS = {"curl", "kill", "apt", "nvidia-smi", "nsys", "ncu", "git", "ruff", "mypy"}
 _FENCE = re.compile(r"^```(\S*)([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _GENERATED = re.compile(r"<!-- bench:([\w-]+) -->.*?<!-- /bench:\1 -->", re.DOTALL)
 _TABLE_OF_OTHERS = re.compile(r"^\| there .*?(?=^$)", re.DOTALL | re.MULTILINE)
