@@ -166,6 +166,7 @@ def _table(facts: dict[str, Any]) -> Table:
         f"{repeats['consecutive']:,} of them in a row (--deduplicate)"
         if repeats["all"]
         else "none",
+        "of items": facts.get("features", ""),
         "dropped": ", ".join(read.left_out() if read else ()) or "nothing",
         "most frequent": "  ".join(
             f"{row['item']} ({row['count']:,})" for row in facts["top_items"]

@@ -114,8 +114,8 @@ def followed(data: InteractionData, more: InteractionData) -> InteractionData:
         more: what came later; its histories may be of any length.
 
     Returns:
-        Histories with the catalogue of ``data``, of all users who have something new; ``cuts``
-        says what is asked, and its ``facts`` count who and what was new.
+        Histories with the catalogue and the features of ``data``, of all users who have something
+        new; ``cuts`` says what is asked, and its ``facts`` count who and what was new.
 
     Raises:
         DataError: ids are of another kind, the interactions begin with those that are known, or
@@ -168,7 +168,7 @@ def followed(data: InteractionData, more: InteractionData) -> InteractionData:
     left = torch.nonzero(lengths).flatten()
     return InteractionData.from_flat(
         whole.values[keep], lengths_to_offsets(lengths[left]), data.items,
-        whole.users.take(left.numpy()), more.name,
+        whole.users.take(left.numpy()), more.name, features=data.features,
         cuts=dataclasses.replace(
             cuts, valid=inside[left], test=inside[left], lost=lost[:, left],
             unseen=unseen[:, left],

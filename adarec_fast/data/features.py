@@ -189,12 +189,12 @@ class ItemFeatures:
             "no training history",
         ]  # fmt: skip
         for fact, text in (
-            ("not_listed", "items of interactions have no features"),
-            ("unknown", "cold items have no features either: nothing is known of them"),
-            ("untrained_values", "values that no trained item has, which say nothing"),
+            ("not_listed", "items of interactions without features"),
+            ("unknown", "cold items without features, of which nothing is known"),
+            ("untrained_values", "values that no trained item has, and that say nothing"),
         ):
             if self.facts.get(fact):
-                told.append(f"{self.facts[fact]:,} {text}")
+                told.append(f"{text}: {self.facts[fact]:,}")
         return "; ".join([*told, *self.facts.get("told", ())])
 
     # ------------------------------------------------------------------ on disk

@@ -33,7 +33,7 @@ def inspect(data: InteractionData, top: int = 10) -> dict[str, Any]:
         ``ids`` (``"int"`` or ``"str"``, of users and items), ``top_items`` (external id and
         count), ``split`` (None of leave-one-out, else its ``kind``, what was counted of it and
         ``in_words``), and ``report`` (columns with their reasons and what reading dropped, or
-        None).
+        None); of items with features ``features``, what they are, in words.
     """
     split = Split(data)
     asked = split.users("test")
@@ -73,6 +73,7 @@ def inspect(data: InteractionData, top: int = 10) -> dict[str, Any]:
             "kind": data.cuts.kind, **data.cuts.facts, "in_words": in_words(data.cuts)
         },
         "report": None if data.report is None else vars(data.report).copy(),
+        **({} if data.features is None else {"features": data.features.in_words()}),
     }
 
 

@@ -72,8 +72,12 @@ def by_popularity(split: Split, part: Literal["valid", "test"]) -> Segments:
 def by_training(split: Split, part: Literal["valid", "test"]) -> Segments:
     """Users by the item that is to be predicted: one of some training history (``trained``), one
     that is in the catalogue alone (``cold``), or one that is not even there (``unknown``)."""
-    counts = torch.bincount(split.inputs("train")[0], minlength=split.num_items + 1)
-    group = (counts == 0).long()
+    features = split.data.features
+    if features is None:
+        counts = torch.bincount(split.inputs("train")[0], minlength=split.num_items + 1)
+        group = (counts == 0).long()
+    else:  # of later interactions the split has not all that trained
+        group = (torch.arange(split.num_items + 1) > features.trained).long()
     group[0] = 2
     return Segments(COLD, ("trained", "cold", "unknown"), group[split.targets(part)])
 

@@ -45,6 +45,7 @@ if not (ROOT / "bench").is_dir():
 _LONG = {"export.md"}  # torch.export takes a quarter of a minute for each of its formats
 _EXTRAS = {
     "export.md": ("faiss", "onnx", "onnxscript", "onnxruntime"), "your-data.md": ("polars",),
+    "items.md": ("polars", "pyarrow"),
     "serving.md": ("fastapi_offline", "polars"), "getting-started.md": ("fastapi_offline",),
     "deploy.md": ("fastapi_offline",),
     "evaluation.md": ("matplotlib", "sklearn"), "reproduce.md": ("matplotlib",),

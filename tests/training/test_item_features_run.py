@@ -102,6 +102,27 @@ class TestEvaluation:
         table = adarec("evaluate", run, "--no-baselines", "--no-lists", "--device", "cpu").output
         assert "by cold" in table
 
+    def test_later_interactions(self, run: Path, tmp_path: Path) -> None:
+        found = load_run(run)
+        assert found.data.features is not None
+        known = found.data.features.trained
+        cold, trained = found.data.items.decode([known + 1, known])
+        (tmp_path / "later.csv").write_text(
+            f"user,item,time\nu0,{cold},2\nu1,{trained},3\nu2,nobody-knows,3\n"
+        )
+        told = adarec(
+            "evaluate", run, "--data", tmp_path / "later.csv", "--json", "--no-baselines",
+            "--device", "cpu",
+        )  # fmt: skip
+        groups = json.loads(told.stdout)["results"][0]["segments"]["cold"]
+        assert {name: found["users"] for name, found in groups.items()} == {
+            "trained": 1, "cold": 1, "unknown": 1,
+        }  # fmt: skip
+
+    def test_inspected(self, files: Path) -> None:
+        told = adarec("data", "inspect", files / "log.csv", "--items", files / "items.parquet")
+        assert "theme (6 values), price (number)" in told.output
+
     def test_segments_by_training(self, files: Path) -> None:
         data = data_of(files)
         split = Split(data)
