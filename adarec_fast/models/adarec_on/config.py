@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -27,6 +27,21 @@ class ADARecOnConfig(ADARecConfig):
         description="items of a user that are never drawn as negatives: of training, or the "
         "held-out ones, too, as public code does",
     )
+
+    prediction: Literal["experts", "backbone"] = Field(
+        "experts",
+        description="what ranks. experts: h_u of HP-MoE; backbone: the encoder's system by the "
+        "levels, read out by level_readout; moe is then off and lambda_cont 0, whatever they are "
+        "set to",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_system_of_its_own_has_no_experts(cls, values: Any) -> Any:
+        # Not an error: who stores every field, as a sweep does, says moe=True of both predictions.
+        if isinstance(values, dict) and values.get("prediction") == "backbone":
+            return {**values, "moe": False, "lambda_cont": 0.0}
+        return values
 
     @model_validator(mode="after")
     def _the_encoder_is_the_systems(self) -> ADARecOnConfig:
