@@ -66,6 +66,7 @@ class Table:
         defaults: values of all runs that are not the fields' own defaults.
         folder: of its runs, below that of the tables.
         swept: fields that its lines are values of.
+        brief: whether its runs are long enough to be timed alone.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Table:
     defaults: Mapping[str, Any] = field(default_factory=lambda: {"supervision": "all"})
     folder: str = "runs"
     swept: tuple[str, ...] = ()
+    brief: bool = False
 
     @property
     def is_figure(self) -> bool:
@@ -244,8 +246,9 @@ TABLES = {
                 "its own batches and without its first stage. Read them only if nothing else ran "
                 "on the machine.",
             ),
-            {"supervision": "all", "epochs": 3, "plain_epochs": 0},
+            {"supervision": "all", "epochs": 3},
             "times",
+            brief=True,
         ),
         Table(
             "figure2",
