@@ -102,12 +102,12 @@ def reproduce(
     for path in data:
         if not path.is_file():
             raise ConfigError(f"--data {path}: no such file")
+    wanted = Reproduction.create(table, [str(path.resolve()) for path in data], range(seeds), given)
     if table.is_figure:
         from ..plotting.style import require
 
         for module in ("matplotlib", "sklearn"):
             require(module)
-    wanted = Reproduction.create(table, [str(path.resolve()) for path in data], range(seeds), given)
     sweep, folder = wanted.sweep(), to / table.folder
     if dry_run:
         sweep.merged(folder, extend=True)

@@ -80,11 +80,14 @@ class Reproduction:
         found |= {key: value for key, value in self.beside.items() if key in known}
         if given.get("supervision", model.supervisions[0]) not in model.supervisions:
             found["supervision"] = model.supervisions[0]
-        if "plain_epochs" in known and "plain_epochs" not in given:
+        stage = row.system.stage
+        if self.table.brief:
+            found = {**row.system.brief, **found}
+        elif stage is not None and stage not in given:
             # A first stage that leaves no epoch to the second would be another system.
             epochs = TrainConfig.create(**self.base.train).epochs
-            if model.model_fields["plain_epochs"].default >= epochs:
-                found["plain_epochs"] = epochs // 2
+            if model.model_fields[stage].default >= epochs:
+                found[stage] = epochs // 2
         return {"data": path, **found, **row.values}
 
     def sweep(self) -> Sweep:

@@ -28,6 +28,9 @@ class System:
         settings: hyper-parameters of its own scripts that are not the model's defaults.
         own: those of its own loss alone.
         on: those of one of the paper's data sets, by the paper's name of it.
+        fixed: what makes it this one of the model's variants.
+        stage: the field that counts the epochs of a first stage of its training.
+        brief: values with which a run of a few epochs is in its last stage.
     """
 
     model: str
@@ -35,11 +38,14 @@ class System:
     settings: Mapping[str, Any] = field(default_factory=dict)
     own: Mapping[str, Any] = field(default_factory=dict)
     on: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    stage: str | None = None
+    brief: Mapping[str, Any] = field(default_factory=dict)
 
     def values(self, loss: str) -> dict[str, Any]:
         """What makes a run one of this system, under a loss."""
         named = {} if self.model == DEFAULT else {"model": self.model}
-        return {**named, **({"loss": loss} if len(self.losses) > 1 else {})}
+        return {**named, **self.fixed, **({"loss": loss} if len(self.losses) > 1 else {})}
 
     def settings_on(self, data_set: str | None, loss: str) -> dict[str, Any]:
         """Its hyper-parameters on a data set, which the caller may set otherwise."""
@@ -61,20 +67,25 @@ _ELCREC: dict[str, dict[str, Any]] = {
     "Toys": {"num_layers": 3, "num_intents": 512},
     "Yelp": {"lambda_cluster": 0.1},
 }
+_READING_B = {"prediction": "backbone"}
 SYSTEMS = {
     "Caser": System("caser", settings={"weight_decay": 1e-6, "batch_size": 512}),
     "SASRec": System("sasrec", own=_FAMILY),
     "BERT4Rec": System("bert4rec", (FULL,)),
-    "IOCRec": System("iocrec", (FULL,), on={"Toys": {"num_layers": 3}}),
+    "IOCRec": System("iocrec", (FULL,)),
     "ICLRec": System("iclrec", own=_FAMILY, on=_ICLREC),
     "ELCRec": System("elcrec", own=_FAMILY, on=_ELCREC),
-    "PDRec": System("pdrec"),
-    "BASRec": System("basrec", own=_FAMILY),
-    "GlobalDiff": System("globaldiff", (FULL,)),
+    "PDRec": System("pdrec", brief={"preference_epochs": 1}),
+    "BASRec": System("basrec", own=_FAMILY, stage="plain_epochs", brief={"plain_epochs": 0}),
+    "GlobalDiff": System(
+        "globaldiff", (FULL,), stage="encoder_epochs", brief={"encoder_epochs": 1}
+    ),
     "DiffDiv": System("diffdiv"),
     "ADARec": System(DEFAULT, (FULL,)),
     # Of Table 3.
-    "ADARec w/ IOCRec": System("adarec-iocrec", (FULL,), on={"Toys": {"num_layers": 3}}),
+    "ADARec w/ IOCRec": System("adarec-iocrec", (FULL,), {"num_layers": 3}),
     "ADARec w/ ICLRec": System("adarec-iclrec", on=_ICLREC),
     "ADARec w/ ELCRec": System("adarec-elcrec", on=_ELCREC),
+    "ADARec w/ ICLRec, reading B": System("adarec-iclrec", on=_ICLREC, fixed=_READING_B),
+    "ADARec w/ ELCRec, reading B": System("adarec-elcrec", on=_ELCREC, fixed=_READING_B),
 }

@@ -224,6 +224,7 @@ class ADARecOptions(EncoderOptions, total=False):
     depth: Literal["adaptive", "fixed"]
     diffusion: bool
     moe: bool
+    level_readout: Literal["mean", "deepest"]
     router: Literal["content", "level"]
     start: Literal["random", "backbone"]
     residual: bool
@@ -233,9 +234,13 @@ class ADARecOptions(EncoderOptions, total=False):
 class ADARecICLRecOptions(ADARecOptions, ICLRecOptions, total=False):
     """Of :class:`adarec_fast.models.adarec_on.config.ADARecICLRecConfig`."""
 
+    prediction: Literal["experts", "backbone"]
+
 
 class ADARecELCRecOptions(ADARecOptions, ELCRecOptions, total=False):
     """Of :class:`adarec_fast.models.adarec_on.config.ADARecELCRecConfig`."""
+
+    prediction: Literal["experts", "backbone"]
 
 
 class ADARecIOCRecOptions(ADARecOptions, IOCRecFieldOptions, total=False):

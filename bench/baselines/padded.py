@@ -50,6 +50,7 @@ def check_config(config: ADARecConfig) -> None:
         "depth": "adaptive", "depth_gradient": "truncated", "diffusion": True, "moe": True,
         "coarse_expert": "mlp", "router": "content", "residual": False, "evaluation_samples": 0,
         "denoiser": "paper", "start": "random", "num_experts": 2,
+        "level_readout": "mean",
     }  # fmt: skip
     for name, value in wanted.items():
         if getattr(config, name) != value:

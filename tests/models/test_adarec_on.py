@@ -13,6 +13,7 @@ from helpers_training import DATA, config, outcome
 from adarec_fast import ADARec, Recommender
 from adarec_fast.config import ConfigError
 from adarec_fast.data import Split, TrainingBatches
+from adarec_fast.models.adarec.router import without_experts
 from adarec_fast.models.registry import build, create_config
 from adarec_fast.ranking.evaluation import evaluate
 from adarec_fast.training import load_run, train
@@ -40,11 +41,20 @@ def model(name: str, **options: Any) -> Any:
     return made
 
 
+B: dict[str, Any] = {"prediction": "backbone"}
+B_OFF: dict[str, Any] = {
+    **B, "depth": "fixed", "diffusion": False, "lambda_deno": 0.0, "lambda_expl": 0.0
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("off", [OFF, B_OFF], ids=["A", "B"])
 @pytest.mark.parametrize("other", ["iclrec", "elcrec"])
 @pytest.mark.parametrize("loss", ["original", "full_ce"])
-def test_without_adarec_it_is_the_other_system_step_by_step(other: str, loss: str) -> None:
+def test_without_adarec_it_is_the_other_system_step_by_step(
+    other: str, loss: str, off: dict[str, Any]
+) -> None:
     found = []
-    for one in (model(other, loss=loss), model(f"adarec-{other}", loss=loss, **OFF)):
+    for one in (model(other, loss=loss), model(f"adarec-{other}", loss=loss, **off)):
         optimizer = torch.optim.Adam(one.parameters())
         steps = []
         for batch in BATCHES.epoch(0):
@@ -119,7 +129,59 @@ def test_shares_of_a_contrast_of_intents(options: dict[str, Any]) -> None:
     check_shares(batches, lambda: model("adarec-iocrec", max_depth=2, **options))
 
 
-@pytest.mark.parametrize("options", [{}, {"loss": "original"}])
+def test_the_other_systems_read_out_ranks_by_the_levels() -> None:
+    """Reading B: no experts, no contrast of levels, and the last vector of the levels' mean."""
+    one = model("adarec-elcrec", **B, moe=True, lambda_cont=0.3)
+    assert (one.config.moe, one.config.lambda_cont) == (False, 0.0)
+    assert not [name for name, _ in one.named_parameters() if "expert" in name or "router" in name]
+    output = one.loss(BATCH)
+    assert output.parts["cont"] == 0.0
+    output.total.backward()
+    for name in ("denoiser.w1", "depth_controller.w_out", "auxiliary.centres"):
+        assert one.get_parameter(name).grad.abs().max() > 0
+    # Without diffusion all levels are E itself, whose mean the encoder's own last vector is.
+    plain, theirs = model("adarec-elcrec", **B, diffusion=False).eval(), model("elcrec").eval()
+    theirs.load_state_dict(
+        {name: plain.state_dict()[name] for name in theirs.state_dict()}
+    )
+    histories = torch.tensor([3, 4, 5]), torch.tensor([0, 2, 3])
+    torch.testing.assert_close(plain.represent(*histories), theirs.represent(*histories))
+
+
+@pytest.mark.parametrize("readout", ["mean", "deepest"])
+def test_levels_are_read_out_as_told(readout: str) -> None:
+    one = model("adarec-iclrec", **B, level_readout=readout, max_depth=3).eval()
+    out = one((BATCH.item_ids, BATCH.offsets), return_hierarchy=True)
+    last = BATCH.offsets[1:] - 1
+    for user, depth in enumerate(out.depth.tolist()):
+        levels = out.hierarchy.levels[: depth + 1, last[user]]
+        expected = levels.mean(0) if readout == "mean" else levels[depth]
+        torch.testing.assert_close(out.user[user], expected)
+    graph = build(one.config.replace(backend="packed")).eval()
+    graph.load_state_dict(one.float().state_dict())
+    padded = torch.tensor([[3, 4, 0], [5, 0, 0]])
+    jagged = torch.tensor([3, 4, 5]), torch.tensor([0, 2, 3])
+    torch.testing.assert_close(
+        graph.user_graph()(padded), graph(jagged).user, rtol=1e-4, atol=1e-6
+    )
+
+
+def test_the_deepest_level_alone_teaches_the_depth() -> None:
+    """By y, the straight-through choice: each computed level's product with the gradient."""
+    x0 = torch.randn(4, 2, 3, dtype=torch.float64)
+    depth = torch.tensor([2, 0])
+    mass = torch.ones(4, 2, dtype=torch.float64, requires_grad=True)
+    found = without_experts(x0, depth, mass, "deepest")
+    assert torch.equal(found, torch.stack([x0[2, 0], x0[0, 1]]))
+    found.sum().backward()
+    sums = x0.sum(-1)
+    expected = torch.zeros(4, 2, dtype=torch.float64)
+    expected[0] = sums[0]
+    expected[1, 0], expected[2, 0] = sums[1, 0] - sums[0, 0], sums[2, 0] - sums[1, 0]
+    torch.testing.assert_close(mass.grad, expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"loss": "original"}, B])
 def test_shares_lose_what_the_batch_loses(options: dict[str, Any]) -> None:
     check_shares(BATCHES, lambda: model("adarec-elcrec", max_depth=2, **options))
 
@@ -164,6 +226,10 @@ def test_a_loss_that_is_no_number_is_named() -> None:
 
 
 def test_bad_settings_are_refused() -> None:
+    with pytest.raises(ConfigError, match="level_readout='deepest' is for moe=False"):
+        create_config({**SHAPE, "model": "adarec-elcrec", "level_readout": "deepest"})
+    with pytest.raises(ConfigError, match="prediction"):
+        create_config({**SHAPE, "model": "adarec-elcrec", "prediction": "both"})
     with pytest.raises(ConfigError, match="num_intents=40: k-means needs more histories"):
         model("adarec-iclrec", num_intents=40)
     with pytest.raises(ConfigError, match="softens the targets of the full cross entropy"):

@@ -79,6 +79,9 @@ class ADARecConfig(ModelConfig):
     )
     diffusion: bool = Field(True, description="HDA; without it every level is E itself (Table 4)")
     moe: bool = Field(True, description="HP-MoE; without it the mean of the levels (Table 4)")
+    level_readout: Literal["mean", "deepest"] = Field(
+        "mean", description="of the levels without HP-MoE: their mean, or level T_u alone"
+    )
     router: Literal["content", "level"] = Field(
         "content", description="Eq. 7, or the level embedding alone (Table 4)"
     )
@@ -110,6 +113,14 @@ class ADARecConfig(ModelConfig):
                 f"fused_trajectory=True needs diffusion=True, moe=True, coarse_expert='mlp' and "
                 f"num_experts=2; got diffusion={self.diffusion}, moe={self.moe}, "
                 f"coarse_expert={self.coarse_expert!r}, num_experts={self.num_experts}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _levels_are_read_once(self) -> ADARecConfig:
+        if self.moe and self.level_readout != "mean":
+            raise ValueError(
+                f"level_readout={self.level_readout!r} is for moe=False; HP-MoE reads all levels"
             )
         return self
 

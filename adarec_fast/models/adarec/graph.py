@@ -26,7 +26,7 @@ from ..encoders.sasrec import SASRecEncoder
 from ..encoders.transformer_layer import TransformerLayer
 from ..evaluating import evaluating
 from .parsing import finish, parse
-from .router import mean_of_levels
+from .router import without_experts
 
 # Two depths whose logits differ by less are a tie that rounding decides.
 _DEPTH_TIE = 1e-5
@@ -81,7 +81,8 @@ class ADARecGraph(UserGraph):
         last = at(x0, lengths - 1)
         mass = torch.ones_like(last[..., 0])
         if not config.moe:
-            return finish(model, mean_of_levels(last, depth, mass), user)
+            read = without_experts(last, depth, mass, config.level_readout)
+            return finish(model, read, user)
         fine = at(layer(model.fine_expert, x0, valid), lengths - 1)
         middle = model.middle_experts if config.num_experts > 2 else ()
         coarse = []

@@ -13,7 +13,7 @@ from . import several
 from .experts import MLPExpert
 from .outputs import Parsed
 from .parts import Parts
-from .router import mean_of_levels
+from .router import without_experts
 
 # Of the passes of a step, see rng.of_pass; an encoder's own losses number theirs from 1.
 _MIDDLE_EXPERT = 1 << 16
@@ -100,7 +100,9 @@ def parse(
             user = aggregate.user
         else:
             at_levels = levels if rows is None else levels[:, rows]
-            user = mean_of_levels(at_levels, reading.row_depth, reading.mass)
+            user = without_experts(
+                at_levels, reading.row_depth, reading.mass, config.level_readout
+            )
             if contrast:
                 pooled = _pool(model, levels, reading)
     if config.residual:

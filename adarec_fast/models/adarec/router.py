@@ -68,13 +68,15 @@ class Router(nn.Module):
         )
 
 
-def mean_of_levels(x0: Tensor, depth: Tensor, level_mass: Tensor) -> Tensor:
-    """Table 4's variant without HP-MoE: the mean of the levels k <= depth, weighted by m_k.
+def without_experts(x0: Tensor, depth: Tensor, level_mass: Tensor, readout: str) -> Tensor:
+    """Table 4's variant without HP-MoE: the ``"mean"`` of the levels k <= depth, weighted by m_k,
+    or the ``"deepest"``, weighted by y_k = m_k - m_{k+1}, 0 but at the depth itself.
 
     Args:
         x0: ``[K, R, D]``; levels beyond a depth are not read.
         depth: int64 ``[R]``.
         level_mass: ``[K, R]``.
+        readout: ``"mean"`` or ``"deepest"``.
 
     Returns:
         ``[R, D]``.
@@ -82,4 +84,6 @@ def mean_of_levels(x0: Tensor, depth: Tensor, level_mass: Tensor) -> Tensor:
     reached = ragged.reached_levels(depth, x0.shape[0])
     weight = torch.where(reached, level_mass, torch.zeros_like(level_mass))[..., None]
     kept = torch.where(reached[..., None], x0, torch.zeros_like(x0))
+    if readout == "deepest":
+        return ((weight - F.pad(weight[1:], (0, 0, 0, 0, 0, 1))) * kept).sum(0)
     return (weight * kept).sum(0) / weight.sum(0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -49,13 +49,33 @@ class ADARecOnConfig(ADARecConfig):
         return self
 
 
-class ADARecICLRecConfig(ADARecOnConfig, ICLRecFields):
+class LastVectorConfig(ADARecOnConfig):
+    """Of a system that ranks by its encoder's last vector, so that it can read levels as it does E.
+    """
+
+    prediction: Literal["experts", "backbone"] = Field(
+        "experts",
+        description="what ranks. experts: h_u of HP-MoE; backbone: the encoder's system by the "
+        "levels, read out by level_readout; moe is then off and lambda_cont 0, whatever they are "
+        "set to",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_system_of_its_own_has_no_experts(cls, values: Any) -> Any:
+        # Not an error: who stores every field, as a sweep does, says moe=True of both predictions.
+        if isinstance(values, dict) and values.get("prediction") == "backbone":
+            return {**values, "moe": False, "lambda_cont": 0.0}
+        return values
+
+
+class ADARecICLRecConfig(LastVectorConfig, ICLRecFields):
     """ADARec on ICLRec."""
 
     system: ClassVar[str] = "adarec-iclrec"
 
 
-class ADARecELCRecConfig(ADARecOnConfig, ELCRecFields):
+class ADARecELCRecConfig(LastVectorConfig, ELCRecFields):
     """ADARec on ELCRec."""
 
     system: ClassVar[str] = "adarec-elcrec"

@@ -6,6 +6,13 @@ their weights, on its encoder's outputs:
 
     L = L_rec(h_u) + lambda_deno L_deno + lambda_cont L_cont + lambda_expl L_expl + L_aux
 
+``prediction="backbone"`` is the other reading, the table's caption taken by its word ("ADARec's
+augmentation with different intent-aware prediction layers"): ADC and HDA give the levels, the
+other system ranks by the last vector of their mean, or of level T_u (``level_readout``), and there
+is neither HP-MoE nor L_cont:
+
+    L = L_rec(mean_k E_k) + lambda_deno L_deno + lambda_expl L_expl + L_aux
+
 Views pass through the encoder alone. With depth fixed, without diffusion and HP-MoE this is ICLRec
 or ELCRec, step by step. Of IOCRec, global states and intents are there for its contrast alone, and
 positions count from the end, as ADARec's encoder has them. That the paper's Table 1 figures of
