@@ -112,7 +112,7 @@ def evaluate(
     if data:
         split, later = _later(run, data)
     mask = run.train_config.seen_mask if seen_mask is None else seen_mask.value
-    groups = read_segments(segments or [], split, part.value)
+    groups = read_segments(segments or [], split, part.value, run.split)
     # One geometry for all models, for their diversities to be comparable.
     learned = lists and run.model.by_products and not run.model.fitted
     vectors = run.model.table() if learned else None
@@ -136,6 +136,7 @@ def evaluate(
                 item_vectors=vectors,
                 segments=groups,
                 targets="all" if targets is Targets.ALL else "next",
+                trained_on=run.split,
             )
             for model, name in models
         ]

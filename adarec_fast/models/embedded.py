@@ -109,7 +109,7 @@ class EmbeddingModel(SequenceModel):
 
     def _best(
         self, user: Tensor | None, read: ragged.Jagged, without: ragged.Jagged, k: int,
-        allowed: Allowed | None,
+        allowed: Allowed | None, user_from: int = 0,
     ) -> tuple[Tensor, Tensor]:
         table, backend = self.item_embedding, self.config.backend
         if allowed is not None and self.sharded is not None:
@@ -117,7 +117,7 @@ class EmbeddingModel(SequenceModel):
                 "allow and mask need the whole item table, which is split over workers here"
             )
         if user is None or user.dim() == 3 or allowed is not None:
-            return super()._best(user, read, without, k, allowed)
+            return super()._best(user, read, without, k, allowed, user_from)
         if self.memory is not None:
             return ops.memory_topk(
                 user, self.table(), *read, *without, self.memory.reads(), k,

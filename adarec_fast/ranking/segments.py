@@ -57,11 +57,15 @@ def by_history(split: Split, part: Literal["valid", "test"]) -> Segments:
     return Segments(HISTORY, tuple(labels), torch.bucketize(lengths, bounds))
 
 
-def by_popularity(split: Split, part: Literal["valid", "test"]) -> Segments:
+def by_popularity(
+    split: Split, part: Literal["valid", "test"], trained_on: Split | None = None
+) -> Segments:
     """Users by the item that is to be predicted: of the fifth of the catalogue that is most often
     in the training part (``head``), another (``tail``), or one that is not there (``unseen``).
-    Of items as often, the lower index is the more popular."""
-    counts = torch.bincount(split.inputs("train")[0], minlength=split.num_items + 1)
+    Of items as often, the lower index is the more popular. The training part is that of
+    ``trained_on`` where ``split`` holds what came later."""
+    known = split if trained_on is None else trained_on
+    counts = torch.bincount(known.inputs("train")[0], minlength=split.num_items + 1)
     order = torch.sort(counts[1:], descending=True, stable=True).indices + 1
     group = torch.ones(split.num_items + 1, dtype=torch.int64)
     group[order[: max(1, round(_HEAD * split.num_items))]] = 0
@@ -113,9 +117,11 @@ def by_column(split: Split, path: str | Path, column: str, user: str | None = No
 
 
 def read_segments(
-    wanted: Sequence[str], split: Split, part: Literal["valid", "test"]
+    wanted: Sequence[str], split: Split, part: Literal["valid", "test"],
+    trained_on: Split | None = None,
 ) -> list[Segments]:
     """Segments as an option names them: ``history``, ``popularity``, or ``FILE:COLUMN``.
+    ``trained_on`` is as in :func:`by_popularity`.
 
     Raises:
         ConfigError: one is none of these, or is named twice.
@@ -124,7 +130,10 @@ def read_segments(
     found = []
     for text in wanted:
         if text in (HISTORY, POPULARITY):
-            found.append((by_history if text == HISTORY else by_popularity)(split, part))
+            found.append(
+                by_history(split, part) if text == HISTORY
+                else by_popularity(split, part, trained_on)
+            )  # fmt: skip
             continue
         path, _, column = text.rpartition(":")
         if not path or not column:
