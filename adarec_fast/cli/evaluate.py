@@ -22,7 +22,6 @@ from .console import command, out, tell, waiting
 if TYPE_CHECKING:
     from ..data import Split
     from ..ranking.evaluation import EvaluationResult
-    from ..training import Run
 
 _CUT_OFFS = 3  # side by side in 80 columns
 
@@ -103,6 +102,7 @@ def evaluate(
         from ..ranking.segments import COLD, read_segments
         from ..training import load_run
         from ..training.checkpoint import write_atomically
+        from ..training.further import came_later
         from ..training.loop import resolve_device
 
     cuts = read_cutoffs(ks, "--ks")
@@ -112,14 +112,17 @@ def evaluate(
         raise ConfigError("--part valid: what came after the run is a test; leave it out")
     with waiting("reading the run"):
         run = load_run(run_dir, device=resolve_device(device))
-        split, later = run.split, None
+        split: Split = run.split
+        later: dict[str, Any] | None = None
         if data:
-            split, later = _later(run, data)
+            split = came_later(run, data)
+            assert split.data.cuts is not None
+            later = dict(split.data.cuts.facts)
     mask = run.train_config.seen_mask if seen_mask is None else seen_mask.value
     wanted = list(segments or [])
     if run.data.features is not None and COLD not in wanted:
         wanted.append(COLD)
-    groups = read_segments(wanted, split, part.value)
+    groups = read_segments(wanted, split, part.value, run.split)
     # One geometry for all models, for their diversities to be comparable.
     learned = lists and run.model.by_products and not run.model.fitted
     vectors = run.model.table() if learned else None
@@ -143,6 +146,7 @@ def evaluate(
                 item_vectors=vectors,
                 segments=groups,
                 targets="all" if targets is Targets.ALL else "next",
+                trained_on=run.split,
             )
             for model, name in models
         ]
@@ -159,19 +163,6 @@ def evaluate(
                 f"{later['new_items']:,} new items", out,
             )  # fmt: skip
         out.print(report(results))
-
-
-def _later(run: Run, files: Sequence[Path]) -> tuple[Split, dict[str, Any]]:
-    """What came after a run's data as its test, and what was new in it."""
-    from ..data import Split
-    from ..data.configured import columns_of, load_more
-    from ..data.extend import followed
-
-    names = [str(path) for path in files]
-    section = {**columns_of(run.source.get("source")), "data": names if names[1:] else names[0]}
-    found = followed(run.data, load_more(section))
-    assert found.cuts is not None
-    return Split(found), dict(found.cuts.facts)
 
 
 def report(results: Sequence[EvaluationResult]) -> RenderableType:

@@ -12,15 +12,17 @@ import enum
 import functools
 import inspect
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
 
-from ..config import _Base
+from ..config import ConfigError, _Base
 from ..models.registry import DEFAULT
-from ..training.values import KIND, fields, known_keys, place
+from ..training.presets import preset as preset_values
+from ..training.values import KIND, Values, fields, known_keys, place, read_assignments, read_config
 from .console import with_signature
 
 _PANELS = {"data": "Data", "model": "Model", "train": "Training"}
@@ -58,6 +60,38 @@ def config_options(
         return with_signature(wrapper, [*kept, *generated.values()])
 
     return decorate
+
+
+def given_values(
+    chosen: Values, assignments: Iterable[str] | None, *, preset: str | None = None,
+    config: Path | Values | None = None,
+) -> Values:
+    """What a command is given, each overriding those before: a preset, a file, options, ``--set``.
+
+    Args:
+        chosen: by the options of :func:`config_options`.
+        assignments: of ``--set``.
+        preset: of ``--preset``.
+        config: of ``--config``, or what was read from it.
+
+    Raises:
+        ConfigError: a preset, a file or a key that is not known, or another model than the
+            preset's.
+    """
+    given = Values() if preset is None else preset_values(preset, "--preset")
+    own = given.system
+    if isinstance(config, Path):
+        config = read_config(config, chosen.system or own)
+    if config is not None:
+        given = given.update(config)
+    given = given.update(chosen)
+    given = given.update(read_assignments(assignments or [], given.system))
+    if preset is not None and given.system != own:
+        raise ConfigError(
+            f"--preset {preset} is of the model {own}, and --model names {given.system}; leave out "
+            "one of the two"
+        )
+    return given
 
 
 def field_options(

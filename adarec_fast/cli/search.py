@@ -12,9 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ..config import ConfigError
-from ..training.values import Values, read_assignments, read_config
+from ..training.values import Values
 from .console import INTERRUPTED, RUN_FAILED, command, err, out, said, tell, waiting, words
-from .options import config_options
+from .options import config_options, given_values
 
 _SHOWN = 10
 
@@ -30,6 +30,10 @@ def search(
         typer.Option(metavar="FILE", help="YAML of fields: a list of values, or low, high, log."),
     ],
     trials: Annotated[int, typer.Option(min=1, help="Trials of the whole search.")] = 20,
+    preset: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="What all trials have: a model's settings as one word."),
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="YAML or JSON: what all trials have.")
     ] = None,
@@ -51,9 +55,7 @@ def search(
         from ..experiments.search import search as run_search
         from ..training import Reporter, make_reporter
 
-    given = Values() if config is None else read_config(config, chosen.system)
-    given = given.update(chosen)
-    given = given.update(read_assignments(assignments or [], given.system))
+    given = given_values(chosen, assignments, preset=preset, config=config)
     if "data" not in given.data:
         raise ConfigError("--data FILE: say what to train on")
     choices = read_space(space, given)

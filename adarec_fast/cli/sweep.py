@@ -14,9 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ..config import ConfigError
-from ..training.values import Values, read_assignments
+from ..training.values import Values
 from .console import INTERRUPTED, RUN_FAILED, command, err, out, said, tell, waiting, words
-from .options import config_options
+from .options import config_options, given_values
 from .train import SYNTHETIC
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def sweep(
         if config is not None
         else (Values(), dict[str, list[Any]](), None)
     )
-    given = given.update(chosen).update(read_assignments(assignments or []))
+    given = given_values(chosen, assignments, config=given)
     axes = {**axes, **parse_grid(grid or [])}
     if not axes and listed is None:
         if not (sweep_dir / DEFINITION).exists():

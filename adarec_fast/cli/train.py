@@ -13,13 +13,12 @@ import typer
 
 from ..config import ConfigError, DataConfig, TrainConfig, absolute_source
 from ..models.registry import DEFAULT, create_config, described
-from ..training.presets import preset as preset_values
-from ..training.values import Values, known_keys, read_assignments, read_config, renamed
+from ..training.values import Values, known_keys, renamed
 from . import further
 from .answers import samples
 from .console import INTERRUPTED, command, err, out, said, tell, waiting, words
 from .evaluate import report
-from .options import config_options
+from .options import config_options, given_values
 
 if TYPE_CHECKING:
     from ..data import InteractionData
@@ -90,13 +89,11 @@ def train(
         from ..training import Reporter, make_reporter
         from ..training import train as run_training
 
-    given = Values() if preset is None else preset_values(preset, "--preset")
-    if config is not None:
-        given = given.update(read_config(config, chosen.system or given.system))
-    given = given.update(chosen)
-    given = given.update(read_assignments(assignments or [], given.system))
-    if preset is not None:
-        _check_preset(preset, given, resume)
+    given = given_values(chosen, assignments, preset=preset, config=config)
+    if preset is not None and resume:
+        raise ConfigError(
+            f"--preset {preset}: a run that goes on keeps its settings; leave it out"
+        )
     if isinstance(given.model.get("backbone"), str):
         from ..models.encoders.named import trust
 
@@ -188,18 +185,6 @@ def train(
         # As a shell counts: 130 for SIGINT, 143 for SIGTERM.
         raise typer.Exit(INTERRUPTED if result.signal is None else 128 + result.signal)
     _conclude(folder, train_config, result, as_json)
-
-
-def _check_preset(name: str, given: Values, resume: bool) -> None:
-    """A preset is of one model, and of a run that begins."""
-    if resume:
-        raise ConfigError(f"--preset {name}: a run that goes on keeps its settings; leave it out")
-    own = preset_values(name).system
-    if given.system != own:
-        raise ConfigError(
-            f"--preset {name} is of the model {own}, and --model names {given.system}; leave out "
-            "one of the two"
-        )
 
 
 def next_run_dir(parent: Path, name: str) -> Path:

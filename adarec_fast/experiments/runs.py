@@ -16,8 +16,9 @@ from ..data.flat import gather_ranges
 from ..ranking.comparison import METRICS, compare, holm, sign_test
 from ..ranking.ranks import ranking_metrics, user_metrics
 from ..training import Run, load_run
+from ..training.further import came_later
 from ..training.loop import resolve_device
-from ..training.run_folder import fingerprint
+from ..training.run_folder import fingerprint, read_config
 from .result import PARTS, evaluate_run, plain_difference, read_ranks
 
 _KS = (5, 10, 20)
@@ -39,7 +40,9 @@ def compare_runs(
     Args:
         folders: of the runs; the first one is the baseline. Folders as text will do.
         data: a file to evaluate all of them on, read with the settings of the first run's; by
-            default the data that they were trained on, which must then be the same.
+            default the data that they were trained on, which must then be the same. Where a run
+            held nothing out, as a refitted one, the file is of interactions that came later: all
+            are asked for a user's first new item, after the user's whole history in the run.
         part: which held-out item to predict.
         device: where to evaluate.
         on_run: called before each run.
@@ -76,23 +79,32 @@ def compare_runs(
     runs: list[dict[str, Any]] = []
     systems: dict[str, dict[int, Tensor]] = {}
     given: InteractionData | None = None
+    whole = next((path for path in paths if _on_everything(path)), None)
+    if whole is not None and (data is None or part != "test"):
+        raise ConfigError(
+            f"{whole}: was trained on everything, so that nothing is left to compare it on; give "
+            "--data FILE of interactions that came later, and ask for the test part"
+        )
     for folder, name in zip(paths, names, strict=True):
         if on_run is not None:
             on_run(folder)
         run = load_run(folder, device=target)
         if not runs:
             mask = run.train_config.seen_mask
-            if data is not None:
+            if data is not None and whole is None:
                 section = {**(run.source.get("source") or {}), "data": str(data), "format": "auto"}
                 given = load_data(section)
-        split = Split(run.data if given is None else _recoded(given, run, data))
+        if data is not None and whole is not None:
+            split = came_later(run, [data])
+        else:
+            split = Split(run.data if given is None else _recoded(given, run, data))
         if not runs:
             first, sparse = split, split.sparse_users()[split.users(part)]
             settings = _settings(run)
         else:
-            hint = "" if given is not None else _other_settings(settings, _settings(run))
+            hint = "" if data is not None else _other_settings(settings, _settings(run))
             _check_same(first, split, name, names[0], hint)
-        kept = None if given is not None else read_ranks(folder, fingerprint(run.data), mask)
+        kept = None if data is not None else read_ranks(folder, fingerprint(run.data), mask)
         ranks = (
             kept[part] if kept is not None
             else evaluate_run(run, part, split=split, seen_mask=mask).ranks
@@ -121,6 +133,12 @@ def compare_runs(
             for entry in _differences(systems, names[0], metrics, users, chosen)
         ],
     }
+
+
+def _on_everything(folder: Path) -> bool:
+    """Whether a run held nothing out."""
+    source: dict[str, Any] = read_config(folder)[2].get("source") or {}
+    return source.get("split") == "none"
 
 
 def _differences(

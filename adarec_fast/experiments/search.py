@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -71,8 +72,8 @@ def read_space(path: Path, base: Values) -> dict[str, Range | tuple[Any, ...]]:
         ConfigError: it does not parse, names no field, or leaves nothing to choose.
     """
     space: dict[str, Range | tuple[Any, ...]] = {}
-    for name, given in read_mapping(path).items():
-        where = f"{path}: {name}"
+    for name, read in read_mapping(path).items():
+        where, given = f"{path}: {name}", _numbers(read)
         if isinstance(given, list) and len(given) > 1:
             space[name] = tuple(given)
             ends: tuple[Any, ...] = tuple(given)
@@ -98,6 +99,18 @@ def read_space(path: Path, base: Values) -> dict[str, Range | tuple[Any, ...]]:
     if not space:
         raise ConfigError(f"{path}: names nothing to choose")
     return space
+
+
+def _numbers(value: Any) -> Any:
+    """What was read, with 1e-4 as the number that it looks like: YAML wants a point before the e,
+    and makes text of it."""
+    if isinstance(value, list):
+        return [_numbers(one) for one in value]
+    if isinstance(value, dict):
+        return {name: _numbers(one) for name, one in value.items()}
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+[eE][+-]?\d+", value):
+        return float(value)
+    return value
 
 
 def search(

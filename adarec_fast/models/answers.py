@@ -166,7 +166,7 @@ class Recommendations(Sequence[Recommendation]):
     def __repr__(self) -> str:
         many, k = len(self), self.indices.shape[1]
         of = "" if self._column == "user" else " similar"
-        lines = [f"Recommendations: {many:,} lists of at most {k}{of} items"]
+        lines = [f"Recommendations: {many:,} list{'s' * (many != 1)} of at most {k}{of} items"]
         if self.ignored:
             lines[0] += f"; {len(self.ignored):,} ids unknown, such as {short(self.ignored[0])}"
         shown = many if many <= _SHOWN else _SHOWN - 1

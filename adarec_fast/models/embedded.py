@@ -141,7 +141,7 @@ class EmbeddingModel(SequenceModel):
 
     def _best(
         self, user: Tensor | None, read: ragged.Jagged, without: ragged.Jagged, k: int,
-        allowed: Allowed | None,
+        allowed: Allowed | None, user_from: int = 0,
     ) -> tuple[Tensor, Tensor]:
         table, backend = self.item_embedding, self.config.backend
         if allowed is not None and self.sharded is not None:
@@ -150,7 +150,7 @@ class EmbeddingModel(SequenceModel):
             )
         several = user is not None and user.dim() == 3
         if user is None or allowed is not None or (several and self.memory is not None):
-            return super()._best(user, read, without, k, allowed)
+            return super()._best(user, read, without, k, allowed, user_from)
         if several:
             return best_of_several(user, self.table(), *without, k, backend=backend)
         if self.memory is not None:

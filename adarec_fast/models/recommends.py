@@ -121,9 +121,9 @@ class Recommends(nn.Module):
 
     def _best(
         self, user: Tensor | None, read: ragged.Jagged, without: ragged.Jagged, k: int,
-        allowed: Allowed | None,
+        allowed: Allowed | None, user_from: int = 0,
     ) -> tuple[Tensor, Tensor]:
-        """Scores and items ``[B, k]``, of all scores of the catalogue.
+        """Scores and items ``[B, k]``, of all scores of the catalogue, a chunk of users at a time.
 
         Args:
             user: ``[B, D']`` or ``[B, K, D']``; None where scores are no products.
@@ -131,6 +131,7 @@ class Recommends(nn.Module):
             without: what each user is not to get.
             k: 1..num_items.
             allowed: what may come, None for all.
+            user_from: the first of them among the users of ``allowed``.
         """
         model: Any = self
         users, width = read.offsets.shape[0] - 1, self.config.num_items + 1
@@ -148,7 +149,9 @@ class Recommends(nn.Module):
                 found = model.scores(EvaluationBatch.of_nobody(*histories))
             if self.memory is not None:
                 self.memory.add_to(found, *histories)
-            mask = everything if allowed is None else allowed.rows(first, last, device)
+            mask = everything
+            if allowed is not None:
+                mask = allowed.rows(user_from + first, user_from + last, device)
             best = best_allowed(found, mask, *ragged.rows(without, first, last), k)
             scores.append(best[0])
             items.append(best[1])

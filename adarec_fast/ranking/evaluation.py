@@ -175,6 +175,7 @@ def evaluate(
     item_vectors: Tensor | None = None,
     segments: Sequence[Segments] = (),
     targets: Literal["next", "all"] = "next",
+    trained_on: Split | None = None,
 ) -> EvaluationResult:
     """Rank the whole catalogue for every user, a chunk of users at a time.
 
@@ -201,6 +202,8 @@ def evaluate(
         segments: groups of users that get their own metrics, see :mod:`.segments`.
         targets: ``"next"``: the first item behind a cut is relevant; ``"all"``: all items behind
             it are, see :mod:`.several`; not with several workers. Of leave-one-out it is the same.
+        trained_on: whose training part novelty and popularity of lists go by, of the same
+            catalogue; by default ``split`` itself, which interactions that came later are not.
 
     Raises:
         ValueError: an argument is out of range, the catalogue is another, or scores are NaN.
@@ -235,6 +238,12 @@ def evaluate(
             f"model is a {type(model).__name__}; it must be a SequenceModel, or have a name and "
             "scores(batch)"
         )
+    known = split if trained_on is None else trained_on
+    if known.num_items != split.num_items:
+        raise ValueError(
+            f"trained_on has {known.num_items} items, the split {split.num_items}: both must be "
+            "of the model's catalogue"
+        )
     if lists and workers is not None:
         raise ValueError("lists=True needs all users in one process; leave workers out")
     for one in segments:
@@ -267,7 +276,7 @@ def evaluate(
     if lists:
         if item_vectors is None and isinstance(model, SequenceModel):
             item_vectors = None if model.fitted or not model.by_products else model.table()
-        train = split.inputs("train")
+        train = known.inputs("train")
         measured = ListMeasures(ks, *train, split.num_items, item_vectors, device)
     ranks = [torch.zeros(0, dtype=torch.int64, device=device)]
     asked = _relevant(split, part, chosen) if targets == "all" else None

@@ -15,7 +15,7 @@ from ..defaults import on_cpu
 from ..histories import History, check_histories, check_k, is_packed, pack_lists
 from ..models.base import Plan, SequenceModel
 from ..models.evaluating import evaluating
-from ..models.limits import Allowed, Limits, best_allowed
+from ..models.limits import Allowed, Limits
 from ..models.own_ids import Question, UnknownItems
 from ..ops import choose, synchronising
 from ..ops._library import implementation, on_cuda
@@ -265,49 +265,48 @@ class Recommender(Asking):
             with self._turn:
                 return self._replayed(request, k)
         values, offsets, seen, seen_offsets = (tensor.to(self._device) for tensor in request)
-        if allowed is None:
-            return self._rank(values, offsets, seen, seen_offsets, k)
-        mask = allowed.rows(first, first + offsets.shape[0] - 1, self._device)
-        among = self._among(mask[0], k) if allowed.shared else None
-        return self._rank(values, offsets, seen, seen_offsets, k, mask, among)
+        return self._rank(values, offsets, seen, seen_offsets, k, allowed, first)
 
-    def _among(self, mask: Tensor, k: int) -> Tensor | None:
-        """The items that a mask ``[V+1]`` allows, rising, where the kernel can rank those alone.
+    def _among(self, allowed: Allowed | None, k: int) -> Tensor | None:
+        """The items that may come, rising, where they are the same for all and the kernel can
+        rank those alone.
 
         Copying their vectors costs less than a matrix of all scores.
         """
-        if not self.model.by_products or self._memory is not None:
+        by_products = self.model.by_products and self._memory is None
+        if allowed is None or not allowed.shared or not by_products:
             return None
-        chosen = mask.nonzero()[:, 0]
+        chosen = allowed.rows(0, 1, self._device)[0].nonzero()[:, 0]
         return chosen if k <= chosen.shape[0] else None
 
     def _rank(
         self, values: Tensor, offsets: Tensor, seen: Tensor, seen_offsets: Tensor, k: int,
-        mask: Tensor | None = None, among: Tensor | None = None,
+        allowed: Allowed | None = None, first: int = 0,
     ) -> Ranking:
-        """``mask``: bool ``[1 or B, V+1]``, what may come; ``among``: the same as indices, where
-        those are ranked alone."""
+        """``allowed``: what may come, of a request whose user ``first`` is the first one here."""
+        among = self._among(allowed, k)
         user: Tensor | None = None
         told: Mapping[str, Tensor] = {}
         if self.model.by_products:
             user, told = self._represent(values, offsets)
         whole = user is None or (user.dim() == 3 and self._memory is not None)
-        if user is not None and not whole and (mask is None or among is not None):
+        if user is not None and not whole and (allowed is None or among is not None):
             with ranking(self.model.config.precision, self._device.type):
                 scores, items = (
                     self._best_products(user, values, offsets, seen, seen_offsets, k)
                     if among is None else self._best_among(among, user, seen, seen_offsets, k)
                 )
             return Ranking(items, scores, told)
+        read, without = ragged.Jagged(values, offsets), ragged.Jagged(seen, seen_offsets)
+        if allowed is not None:
+            scores, items = self.model._best(user, read, without, k, allowed, first)
+            return Ranking(items, scores, told)
         all_scores = (
             self._own_scores(values, offsets) if user is None else self.model.score(user)
         )
         if self._memory is not None:
             self._memory.add_to(all_scores, values, offsets)
-        if mask is None:
-            return self._best(all_scores, seen, seen_offsets, k, told)
-        scores, items = best_allowed(all_scores, mask, seen, seen_offsets, k)
-        return Ranking(items, scores, told)
+        return self._replayable(all_scores, *without, k, told)
 
     def _best_among(
         self, among: Tensor, user: Tensor, seen: Tensor, seen_offsets: Tensor, k: int
@@ -353,11 +352,12 @@ class Recommender(Asking):
         """Of a model that scores otherwise than by products."""
         return self.model.scores(EvaluationBatch.of_nobody(values, offsets))
 
-    def _best(
+    def _replayable(
         self, scores: Tensor, seen: Tensor, seen_offsets: Tensor, k: int,
         told: Mapping[str, Tensor],
     ) -> Ranking:
-        """Of scores ``[B, V+1]``; ties go to the lower index."""
+        """The best of scores ``[B, V+1]``, ties to the lower index, by steps whose shapes depend
+        on no score: a graph may hold them, as it may not hold those of the model's own."""
         rows = ragged.sequence_ids(seen_offsets, seen.shape[0])
         # What belongs to nobody goes to column 0, which is no candidate.
         columns = torch.where(rows < scores.shape[0], seen, 0)

@@ -57,11 +57,15 @@ def by_history(split: Split, part: Literal["valid", "test"]) -> Segments:
     return Segments(HISTORY, tuple(labels), torch.bucketize(lengths, bounds))
 
 
-def by_popularity(split: Split, part: Literal["valid", "test"]) -> Segments:
+def by_popularity(
+    split: Split, part: Literal["valid", "test"], trained_on: Split | None = None
+) -> Segments:
     """Users by the item that is to be predicted: of the fifth of the catalogue that is most often
     in the training part (``head``), another (``tail``), or one that is not there (``unseen``).
-    Of items as often, the lower index is the more popular."""
-    counts = torch.bincount(split.inputs("train")[0], minlength=split.num_items + 1)
+    Of items as often, the lower index is the more popular. The training part is that of
+    ``trained_on`` where ``split`` holds what came later."""
+    known = split if trained_on is None else trained_on
+    counts = torch.bincount(known.inputs("train")[0], minlength=split.num_items + 1)
     order = torch.sort(counts[1:], descending=True, stable=True).indices + 1
     group = torch.ones(split.num_items + 1, dtype=torch.int64)
     group[order[: max(1, round(_HEAD * split.num_items))]] = 0
@@ -69,15 +73,15 @@ def by_popularity(split: Split, part: Literal["valid", "test"]) -> Segments:
     return Segments(POPULARITY, ("head", "tail", "unseen"), group[split.targets(part)])
 
 
-def by_training(split: Split, part: Literal["valid", "test"]) -> Segments:
+def by_training(
+    split: Split, part: Literal["valid", "test"], trained_on: Split | None = None
+) -> Segments:
     """Users by the item that is to be predicted: one of some training history (``trained``), one
-    that is in the catalogue alone (``cold``), or one that is not even there (``unknown``)."""
-    features = split.data.features
-    if features is None:
-        counts = torch.bincount(split.inputs("train")[0], minlength=split.num_items + 1)
-        group = (counts == 0).long()
-    else:  # of later interactions the split has not all that trained
-        group = (torch.arange(split.num_items + 1) > features.trained).long()
+    that is in the catalogue alone (``cold``), or one that is not even there (``unknown``).
+    ``trained_on`` is as in :func:`by_popularity`."""
+    known = split if trained_on is None else trained_on
+    counts = torch.bincount(known.inputs("train")[0], minlength=split.num_items + 1)
+    group = (counts == 0).long()
     group[0] = 2
     return Segments(COLD, ("trained", "cold", "unknown"), group[split.targets(part)])
 
@@ -125,13 +129,15 @@ def by_column(split: Split, path: str | Path, column: str, user: str | None = No
     return Segments(column, (*map(str, labels), _UNTOLD), index)
 
 
-_BY_NAME = {HISTORY: by_history, POPULARITY: by_popularity, COLD: by_training}
+_BY_TRAINING = {POPULARITY: by_popularity, COLD: by_training}
 
 
 def read_segments(
-    wanted: Sequence[str], split: Split, part: Literal["valid", "test"]
+    wanted: Sequence[str], split: Split, part: Literal["valid", "test"],
+    trained_on: Split | None = None,
 ) -> list[Segments]:
     """Segments as an option names them: ``history``, ``popularity``, ``cold``, or ``FILE:COLUMN``.
+    ``trained_on`` is as in :func:`by_popularity`.
 
     Raises:
         ConfigError: one is none of these, or is named twice.
@@ -139,8 +145,11 @@ def read_segments(
     """
     found = []
     for text in wanted:
-        if text in _BY_NAME:
-            found.append(_BY_NAME[text](split, part))
+        if text == HISTORY:
+            found.append(by_history(split, part))
+            continue
+        if text in _BY_TRAINING:
+            found.append(_BY_TRAINING[text](split, part, trained_on))
             continue
         path, _, column = text.rpartition(":")
         if not path or not column:

@@ -6,14 +6,15 @@ Both make a run folder of their own that holds all it needs. ``config.json`` say
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ..config import ConfigError, ModelConfig, TrainConfig
 from ..data import InteractionData, Split
 from ..data.catalogue import refeatured
-from ..data.extend import Extended, extended, new_held_out
+from ..data.configured import columns_of, load_more
+from ..data.extend import Extended, extended, followed, new_held_out
 from ..data.features import ItemTable
 from ..data.readers import train_on_all
 from ..models.base import SequenceModel
@@ -174,6 +175,18 @@ def continued(
         config, run.train_config.replace(**(train or {})), data,
         Start(run.model, run.model.memory, about), added._replace(data=data),
     )  # fmt: skip
+
+
+def came_later(run: Run, files: Sequence[Path]) -> Split:
+    """Files of interactions that came after a run's, as its test; columns are read as for the run.
+
+    Raises:
+        ConfigError: the run's own way to read files fits no more.
+        DataError: a file cannot be read, or as :func:`adarec_fast.data.extend.followed`.
+    """
+    names = [str(path) for path in files]
+    section = {**columns_of(run.source.get("source")), "data": names if names[1:] else names[0]}
+    return Split(followed(run.data, load_more(section)))
 
 
 def _config(run: Run, changes: Mapping[str, Any] | None, num_items: int) -> ModelConfig:

@@ -360,6 +360,32 @@ def test_on_a_file_the_items_are_those_of_each_model(done: Path, tmp_path: Path)
     assert "strange-0" in refused.stderr
 
 
+def test_a_run_on_everything_is_compared_on_what_came_later(done: Path, tmp_path: Path) -> None:
+    first, *_ = runs_of(done)
+    whole, later = tmp_path / "whole", tmp_path / "later.csv"
+    made = adarec("train", "--refit", first, "--epochs", "1", "--run-dir", whole)
+    assert made.exit_code == 0, made.output
+    header, *lines = (done / "shop.csv").read_text().splitlines()
+    users = sorted({line.split(",")[0] for line in lines})[:9]
+    item = lines[0].split(",")[1]
+    rows = [f"{user},{what},{10**12 + n}" for user in users for n, what in enumerate((item, "new"))]
+    later.write_text("\n".join([header, *rows]) + "\n")
+    for pair in ((first, whole), (whole, first)):
+        found = json.loads(adarec("compare", *pair, "--data", later, "--json").stdout)
+        assert found["users"] == 9
+        for run, entry in zip(pair, found["runs"], strict=True):
+            alone = json.loads(
+                adarec("evaluate", run, "--data", later, "--no-baselines", "--json").stdout
+            )
+            assert entry["all"] == pytest.approx(alone["results"][0]["overall"])
+    refused = adarec("compare", first, whole)
+    assert "trained on everything" in refused.stderr
+    assert "give --data FILE of interactions that came later" in refused.stderr
+    again = adarec("compare", first, whole, "--data", done / "shop.csv")
+    assert again.exit_code == 2
+    assert "begin" in again.stderr
+
+
 def test_an_arm_that_cuts_histories_has_other_sparse_users(done: Path) -> None:
     found = read(done / "out" / "compare.json")
     for row in found.report["runs"]:

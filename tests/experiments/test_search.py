@@ -18,7 +18,7 @@ from adarec_fast.data import write_csv
 from adarec_fast.experiments import SweepError
 from adarec_fast.experiments.search import Range, read_space, search
 from adarec_fast.training import Reporter, load_run
-from adarec_fast.training.values import Values
+from adarec_fast.training.values import Values, from_mapping
 
 BASE = Values(
     model={"model": "sasrec", "hidden_size": 8, "num_layers": 1, "max_length": 10,
@@ -201,6 +201,21 @@ def test_on_the_command_line(
     assert shown.exit_code == 0, shown.output
     assert "[1/1] window=1, decay=0.1" in shown.stdout
     assert "best.yaml" in shown.stdout
+    # The base is read as train reads it: a preset, which names the model, then options.
+    own = space.read_text()
+    space.write_text("dropout: {low: 1e-1, high: 5e-1}\nlearning_rate: [1e-3, 2e-3]\n")
+    spelled = read_space(space, Values(model={"model": "sasrec"}))
+    assert spelled["dropout"] == (0.1, 0.5, False, False)
+    assert spelled["learning_rate"] == (1e-3, 2e-3)
+    of_preset = ["search", "--preset", "fast", *asked[3:], "--search-dir", tmp_path / "of-preset",
+                 "--hidden-size", "8", "--epochs", "1", "--backend", "packed"]  # fmt: skip
+    shown = adarec(*of_preset)
+    assert shown.exit_code == 0, shown.output
+    best = from_mapping(yaml.safe_load((tmp_path / "of-preset" / "best.yaml").read_text()), "")
+    assert (best.system, best.model["local_path"], best.model["hidden_size"]) == ("sasrec", 3, 8)
+    refused = adarec(*of_preset, "--model", "adarec")
+    assert "--preset fast is of the model sasrec, and --model names adarec" in refused.stderr
+    space.write_text(own)
     monkeypatch.setitem(sys.modules, "optuna", None)
     refused = adarec(*asked)
     assert refused.exit_code == 2

@@ -13,7 +13,9 @@ import torch
 from test_evaluation import DATA, SPLIT, TableScorer, data_of, random_table, tiny_model
 from torch import Tensor
 
+from adarec_fast import load
 from adarec_fast.data import Split
+from adarec_fast.data.extend import followed
 from adarec_fast.ranking import comparison, lists
 from adarec_fast.ranking.evaluation import evaluate
 from adarec_fast.ranking.lists import MEASURES, ListMeasures, gini
@@ -131,6 +133,29 @@ def test_a_list_ends_where_candidates_do() -> None:
     assert result.lists["Coverage@10"] == 3 / 4
     assert result.lists["Popularity@10"] == pytest.approx((0 + (1 + 0 + 0) / 3) / 2)
     assert "Diversity@10" not in result.lists
+
+
+def test_what_came_later_is_measured_by_what_was_trained_on() -> None:
+    """The file that came later names one user; how new an item is says the run's own data."""
+    later = followed(DATA, load({DATA.users.ids[0]: DATA.items.ids[:2]}, min_length=1))
+    table = torch.rand(later.num_users, DATA.num_items + 1)
+    found = evaluate(
+        TableScorer(table), Split(later), ks=(5,), lists=True, trained_on=SPLIT,
+        segments=[by_popularity(Split(later), "test", SPLIT)],
+    )  # fmt: skip
+    seen = set(DATA.sequence(0).tolist())
+    rest = [item for item in range(1, DATA.num_items + 1) if item not in seen]
+    best = sorted(rest, key=lambda item: (-float(table[0, item]), item))[:5]
+    expected = ListMeasures([5], *SPLIT.inputs("train"), DATA.num_items)
+    expected.add(torch.tensor([best]))
+    assert found.lists == pytest.approx(expected.read())
+    asked = torch.bincount(SPLIT.inputs("train")[0], minlength=DATA.num_items + 1)
+    head = set((asked[1:].sort(descending=True, stable=True).indices[:16] + 1).tolist())
+    target = int(Split(later).targets("test")[0])
+    label = "unseen" if not asked[target] else "head" if target in head else "tail"
+    assert found.segments["popularity"][label]["users"] == 1
+    with pytest.raises(ValueError, match="trained_on has 3 items, the split 80"):
+        evaluate(tiny_model(), SPLIT, trained_on=Split(data_of([[1, 2, 3]], num_items=3)))
 
 
 def test_a_model_that_learned_gives_vectors() -> None:

@@ -1,5 +1,7 @@
 """Fuzz the service over its socket: ``python tests/serving/fuzz_requests.py SECONDS [SEED]``.
 
+The service wants a token, which most requests have; some have another, half of it, or none.
+
 Requests are drawn at random, or drawn and then broken in their bytes. A finding is an answer of
 500, one that is no HTTP or whose error lacks a field, a list that does not keep what was asked, no
 answer within ten seconds, or a service that does not answer rightly at the end. The first finding
@@ -34,12 +36,21 @@ from helpers_serving import (
     running,
 )
 
+from adarec_fast.serving import Service
 from adarec_fast.serving.errors import ErrorBody
 
 DATA = make_data()
 USERS, CATALOGUE = DATA.users.decode(range(DATA.num_users)), DATA.items.decode(range(1, ITEMS + 1))
 SLOWEST_SECONDS = 10.0
-STATUSES = {200, 307, 400, 404, 405, 408, 413, 415, 422, 503, 504}
+STATUSES = {200, 307, 400, 401, 404, 405, 408, 413, 415, 422, 503, 504}
+
+TOKEN = "a-token-of-this-fuzzer"
+WRONG = (
+    "Authorization: Bearer", f"Authorization: Bearer {TOKEN[:-1]}", f"Authorization: {TOKEN}",
+    f"Authorization: Bearer {TOKEN}, Bearer {TOKEN}", f"Authorization: Bearer \u00e9{TOKEN}",
+    f"X-Authorization: Bearer {TOKEN}", f"Authorization: Bearer {'a' * 5000}",
+)
+REFUSED = "refused"  # in the place of fields: a request that must not be let in
 
 ODD: list[str] = [  # JSON texts
     "null", "true", "0", "-1", "1", "7", "1.0", "1e3", "1e999", "-0", "NaN", "Infinity", '""',
@@ -103,7 +114,8 @@ def fields(dice: random.Random) -> list[tuple[str, str]]:
 
 
 def request(dice: random.Random) -> tuple[bytes, str, dict[str, Any] | None]:
-    """Bytes, method, and the fields where the request is whole and its body one JSON object."""
+    """Bytes, method, and the fields where the request is whole and its body one JSON object; or
+    ``REFUSED`` as their only name."""
     method = dice.choice(("POST",) * 6 + ("GET",) * 4 + ("HEAD", "PUT", "OPTIONS", "DELETE", "X"))
     path = "/recommend" if dice.random() < 0.7 else dice.choice(PATHS)
     pairs, asked, body, lines = fields(dice), None, b"", []
@@ -121,6 +133,14 @@ def request(dice: random.Random) -> tuple[bytes, str, dict[str, Any] | None]:
     elif dice.random() < 0.9:
         path += "?" + "&".join(f"{quote(n)}={query(dice, text)}" for n, text in pairs)
     lines += dice.sample(HEADERS, dice.choice((0, 0, 0, 1, 2)))
+    right = f"Authorization: Bearer {TOKEN}"
+    if dice.random() < 0.9:
+        lines.append(right)
+    elif dice.random() < 0.5:
+        lines.append(dice.choice(WRONG))
+    given = [line for line in lines if line.startswith("Authorization:")]
+    if given != [right] and path.partition("?")[0] != "/ready":
+        asked = {REFUSED: True}
     if body or dice.random() < 0.2:
         lines.append(f"Content-Length: {len(body)}")
     head = "\r\n".join([f"{method} {path} HTTP/1.1", "Host: x", *lines, "", ""])
@@ -176,6 +196,11 @@ def check(found: tuple[int, bytes, str], method: str, asked: dict[str, Any] | No
     status, body, kind = found
     if status not in STATUSES:
         raise Finding(f"status {status}: {body[:300]!r}")
+    if asked == {REFUSED: True}:
+        # What is no HTTP has its answer before a token is looked for.
+        if status not in (400, 401, 408, 413):
+            raise Finding(f"let in without a token: {status}: {body[:300]!r}")
+        asked = None
     if method == "HEAD":
         if body:
             raise Finding(f"HEAD has a body: {body[:100]!r}")
@@ -229,16 +254,24 @@ def fuzz(where: str, seconds: float, seed: int, most: int | None = None) -> Coun
     return counts
 
 
+def fuzzed_service(folder: Path) -> Service:
+    """A service over a run folder, which lets in who has the token."""
+    tokens = folder / "tokens"
+    tokens.write_text(f"{TOKEN}\n")
+    return make_service(folder, token_file=str(tokens))
+
+
 def main() -> int:
     seconds, seed = float(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         model = make_run(Path(folder))
-        with running(make_service(Path(folder))) as where:
+        with running(fuzzed_service(Path(folder))) as where:
             try:
                 counts = fuzz(where, seconds, seed)
                 history = CATALOGUE[:3]
                 text = json.dumps({"history": history, "k": 5}).encode()
                 head = f"POST /recommend HTTP/1.1\r\nHost: x\r\nContent-Type: {TYPES[0]}\r\n"
+                head += f"Authorization: Bearer {TOKEN}\r\n"
                 content = f"{head}Content-Length: {len(text)}\r\n\r\n".encode() + text
                 last = send(where, content, "POST", True)
                 assert last is not None

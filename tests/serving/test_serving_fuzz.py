@@ -8,15 +8,15 @@ import pytest
 
 pytest.importorskip("fastapi_offline", reason="the extra [serve] is not installed")
 
-from fuzz_requests import DATA, Finding, check, check_list, fuzz
-from helpers_serving import make_run, make_service, running
+from fuzz_requests import DATA, REFUSED, Finding, check, check_list, fuzz, fuzzed_service
+from helpers_serving import make_run, running
 
 
 def test_requests_drawn_at_random(tmp_path: Path) -> None:
     make_run(tmp_path)
-    with running(make_service(tmp_path)) as where:
+    with running(fuzzed_service(tmp_path)) as where:
         counts = fuzz(where, 30.0, seed=3, most=150)
-    assert {"200", "400", "404", "422"} <= set(counts)
+    assert {"200", "400", "401", "404", "422"} <= set(counts)
 
 
 def test_what_would_be_a_finding() -> None:
@@ -33,3 +33,5 @@ def test_what_would_be_a_finding() -> None:
     for answer in ((500, b"", "text/plain"), (200, b"x", "text/plain")):
         with pytest.raises(Finding):
             check(answer, "HEAD", None)
+    with pytest.raises(Finding, match="let in without a token"):
+        check((200, b"{}", "application/json"), "GET", {REFUSED: True})
