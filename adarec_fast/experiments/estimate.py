@@ -80,7 +80,11 @@ def plan(sweep: Sweep, folder: Path) -> list[Planned]:
 
 
 def probe(sweep: Sweep, combination: Mapping[str, Any]) -> float:
-    """Seconds of an epoch's training, from a dozen steps on the real data."""
+    """Seconds of an epoch's training, from a dozen steps on the real data.
+
+    Raises:
+        KeyboardInterrupt: SIGINT or SIGTERM came meanwhile.
+    """
     values = sweep.values(combination)
     data = load_data(values.data)
     rates, examples = [], 0
@@ -94,7 +98,7 @@ def probe(sweep: Sweep, combination: Mapping[str, Any]) -> float:
             rates.append(progress.examples_per_second)
 
     with tempfile.TemporaryDirectory() as temporary:
-        train(
+        done = train(
             create_config({**values.model, "num_items": data.num_items}),
             TrainConfig.create(**{**values.train, "log_every": 3}),
             data,
@@ -102,6 +106,8 @@ def probe(sweep: Sweep, combination: Mapping[str, Any]) -> float:
             reporter=Watch(),
             stop_after_steps=_PROBED_STEPS,
         )
+    if done.status == "interrupted":
+        raise KeyboardInterrupt  # the signal was for all that is to be timed
     if not rates:  # a model that is only fitted
         return 0.0
     # The first steps also warm caches and build what is built on first use.

@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ from adarec_fast.data import (
     truncate_histories,
     write_sequences,
 )
-from adarec_fast.experiments import paper, summarise
+from adarec_fast.experiments import estimate, paper, summarise
 from adarec_fast.experiments.definition import RESULT, run_name
 from adarec_fast.experiments.estimate import Planned
 from adarec_fast.experiments.filled import Filled, fill
@@ -474,6 +475,24 @@ def test_what_cannot_be_is_refused(beauty: Path, tmp_path: Path) -> None:
     assert listed.exit_code == 0
     for word in ("table1", "no HDA: diffusion=False", "SASRec: model=sasrec loss=original and"):
         assert word in listed.stdout
+
+
+@pytest.mark.usefixtures("two_lines")
+def test_a_signal_ends_the_timing_of_all(
+    beauty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        asked.append(arguments)
+        return SimpleNamespace(status="interrupted")
+
+    monkeypatch.setattr(estimate, "train", interrupted)
+    options = ["--data", beauty, "--out", tmp_path, "--seeds", "2", *TINY]
+    ended = adarec("reproduce", "table1", *options, "--budget-hours", "1")
+    assert ended.exit_code == 130
+    assert len(asked) == 1
+    assert not list(tmp_path.glob(f"runs/*/{RESULT}"))
 
 
 def test_what_fits_a_budget_is_taken_in_order() -> None:
