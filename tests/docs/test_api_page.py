@@ -18,7 +18,9 @@ _BEGINNING = """# API
 The public names, all from `adarec_fast`; they stay where they are whatever moves inside. Their
 docstrings (`help(adarec_fast.ADARec)`) give shapes, dtypes, errors, equations and an example, which
 a test runs with a small `data`, its `split`, `batches`, a `model` and its `recommender`; that of a
-model lists its options. This page is written by `python tests/docs/test_api_page.py`.
+model lists its options. `adarec-fast docs --html DIR` (`.[docs]`) writes them as pages to browse,
+those of `adarec_fast.training`, `adarec_fast.ranking` and others among them. This page is written
+by `python tests/docs/test_api_page.py`.
 
 """
 

@@ -119,7 +119,7 @@ def _without_a_warning(folder: Path, names: Sequence[str]) -> None:
         warnings.simplefilter("error")
         first = write_html(folder, names)
     shown = first.read_text(encoding="utf-8")
-    for word in ("ADARec", "Recommender", "recommend_users"):
+    for word in ("ADARec", "Recommender", "from_pretrained"):
         assert word in shown
     for name in names:
         assert (folder / f"{name.replace('.', '/')}.html").is_file()

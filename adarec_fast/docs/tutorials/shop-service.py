@@ -3,7 +3,8 @@
 #
 # For a shop: a file of purchases, a model, a service over HTTP, and next day's purchases with
 # items that the model has never seen. Cells run from top to bottom, in an editor that knows
-# `# %%`, or all at once with `python shop-service.py`. It takes about a minute on two cores.
+# `# %%`, or all at once with `python shop-service.py`, in an empty folder. It takes about a minute
+# on two cores.
 
 # %%
 import json
@@ -48,8 +49,9 @@ print(data.report.columns)
 
 # %%
 settings = {"model": "sasrec", "hidden_size": 16, "num_layers": 1, "memory": "transitions"}
-train(settings, af.TrainConfig(epochs=EPOCHS, learning_rate=3e-3, log="none"), data, "runs/shop")
-run = load_run("runs/shop")
+training = af.TrainConfig(epochs=EPOCHS, learning_rate=3e-3, log="none")
+train(settings, training, data, "runs/purchases")
+run = load_run("runs/purchases")
 result = evaluate(run.model, run.split, "test")
 print(f"of {result.num_users} users {result.overall['HR@20']:.0%} find their next item among 20")
 
@@ -60,17 +62,17 @@ print(f"of {result.num_users} users {result.overall['HR@20']:.0%} find their nex
 # validation found, and nothing held out:
 
 # %%
-plan = refitted("runs/shop")
-train(plan.model, plan.train, plan.data, "runs/whole", start=plan.start)
+plan = refitted("runs/purchases")
+train(plan.model, plan.train, plan.data, "runs/for-use", start=plan.start)
 
 # %% [markdown]
 # ## The service
 #
-# In a shop this is `adarec-fast serve runs/whole --watch 10`, a process of its own behind a
+# In a shop this is `adarec-fast serve runs/for-use --watch 10`, a process of its own behind a
 # proxy. Here it runs in a thread, so that the page has one program.
 
 # %%
-source = Source(Path("runs/whole"), "best", torch.device("cpu"), 1, 64)
+source = Source(Path("runs/for-use"), "best", torch.device("cpu"), 1, 64)
 service = Service(source, ServeConfig(port=PORT, watch=0.2))
 server = uvicorn.Server(uvicorn.Config(create_app(service), port=PORT, log_level="warning"))
 thread = threading.Thread(target=server.run)
@@ -118,13 +120,13 @@ for place, customer in enumerate([*data.users.ids[1:10], "somebody-new"]):
 Path("today.csv").write_text("\n".join(lines) + "\n")
 
 before = ask("/health")["model"]["id"]
-with locked(Path("runs/whole")):
-    added = update_memory(Path("runs/whole"), af.load("today.csv", min_length=1))
+with locked(Path("runs/for-use")):
+    added = update_memory(Path("runs/for-use"), af.load("today.csv", min_length=1))
 print(f"{added.new_items} new items and {added.new_users} new users, counted in without training")
 
 # %% [markdown]
 # The service watches the folder and takes over what it finds; requests go on meanwhile.
-# As commands: `adarec-fast memory update runs/whole --data today.csv`.
+# As commands: `adarec-fast memory update runs/for-use --data today.csv`.
 
 # %%
 for _ in range(100):
@@ -136,7 +138,7 @@ print(f"somebody-new: {items({'user': 'somebody-new', 'k': 5})}")
 
 # %% [markdown]
 # Every night or week the model itself learns what came since
-# (`adarec-fast train --from runs/whole --data today.csv --split none --run-dir runs/next`), and
+# (`adarec-fast train --from runs/for-use --data today.csv --split none --run-dir runs/next`), and
 # the service is pointed at the new folder. More: `adarec-fast docs going-on` and
 # `adarec-fast docs serving`.
 

@@ -4,7 +4,8 @@
 # For an engineer: a small op in the order in which the package writes its own. First the
 # mathematics, padded and in float64, which is the oracle; then packed PyTorch; then a kernel; and
 # what each must show. Triton compiles from a file, so run this as one (`python write-an-op.py`)
-# or in a notebook. Without a GPU, Triton's interpreter runs the kernels on the CPU.
+# or in a notebook. Without a GPU, Triton's interpreter runs the kernels on the CPU; torch's CPU
+# build comes without Triton, which `pip install triton` adds.
 
 # %%
 import os
