@@ -197,7 +197,7 @@ class GlobalDiffOptions(TransformerOptions, total=False):
     noise_scale: float
     least_noise: float
     greatest_noise: float
-    normalise: Literal["l2", "sign"]
+    normalise: Literal["sign", "l2"]
     image_side: int
     approximator_dropout: float
     image_dropout: float

@@ -203,7 +203,7 @@ class PaddedIOCRec(PaddedPlugin):
 
 
 class PaddedGlobalDiff(PaddedPlugin):
-    """The second stage, ``normalise="l2"``."""
+    """The second stage, ``normalise="sign"``."""
 
     def given(self, batch: Batch, exact: bool = False) -> Given:
         model, width = self.model, self.model.config.num_items + 1
@@ -240,7 +240,7 @@ class PaddedGlobalDiff(PaddedPlugin):
         noise = torch.randn_like(given["x0"]) if given["noise"] is None else given["noise"]
         steps = given["steps"]
         x = noised(given["x0"], noise, self.model.alpha_bar[steps][:, None])
-        read = F.normalize(x, dim=1) @ part.read + part.read_bias
+        read = x.sign() @ part.read + part.read_bias
         told = torch.cat([read, mean, self.last(h, there)], 1)
         told = F.dropout(told, part.dropout, self.training)
         step = diffrec_embedding(steps, STEP_SIZE).to(told.dtype)

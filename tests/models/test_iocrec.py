@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers_shares import check_shares
-from helpers_systems import ask_a_service, follow_commands
+from helpers_systems import ask_a_service_of, follow_commands
 from helpers_training import DATA, config, outcome
 from torch import Tensor
 
@@ -317,8 +317,8 @@ def test_the_commands_take_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert result["name"] == "IOCRec"
 
 
-def test_a_service_answers_from_it(tmp_path: Path) -> None:
-    ask_a_service(MODEL, tmp_path)
+def test_a_service_answers_from_it(run: Path) -> None:
+    ask_a_service_of(run)
 
 
 @pytest.mark.parametrize(

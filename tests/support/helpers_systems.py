@@ -49,10 +49,15 @@ def follow_commands(system: str, *options: str) -> dict[str, Any]:
 
 def ask_a_service(model: dict[str, Any], folder: Path) -> None:
     """Train into a folder, and have a service of it answer a user."""
+    train(model, config(epochs=1), DATA, folder)
+    ask_a_service_of(folder)
+
+
+def ask_a_service_of(folder: Path) -> None:
+    """Have a service of a run on the small data answer a user."""
     pytest.importorskip("fastapi")
     from adarec_fast.serving import ServeConfig, Service, Source
 
-    train(model, config(epochs=1), DATA, folder)
     service = Service(
         Source(folder, "best", torch.device("cpu"), 1, 8), ServeConfig.create(max_batch=8)
     )

@@ -28,10 +28,10 @@ class GlobalDiffConfig(TransformerConfig):
     noise_scale: float = Field(0.01, gt=0.0, le=1.0, description="all noise is times it")
     least_noise: float = Field(0.05, gt=0.0, lt=1.0, description="noise of the first step")
     greatest_noise: float = Field(0.5, gt=0.0, lt=1.0, description="noise of the last step")
-    normalise: Literal["l2", "sign"] = Field(
-        "l2",
-        description="what the approximator reads of x_t: it at length one, or as in the public "
-        "code its signs",
+    normalise: Literal["sign", "l2"] = Field(
+        "sign",
+        description="what the approximator reads of x_t: its signs, as in the public code, or all "
+        "of it at length one",
     )
     image_side: int = Field(
         16, ge=4, le=256, description="of the image that the approximator makes of all it reads"
