@@ -32,7 +32,8 @@ from ..data import ItemFeatures
 Model = TypeVar("Model", bound=nn.Module)
 # Standard deviations: what lies further out counts as no further.
 _BEYOND = 10.0
-_ROUNDS = 50  # of conjugate gradients
+# Of conjugate gradients: rounds at most, and the residual's share that is enough.
+_ROUNDS, _PRECISION = 50, 1e-8
 
 
 class FeaturedItems(nn.Embedding):
@@ -236,7 +237,10 @@ def _ridge(x: _Hidden, target: Tensor) -> Tensor:
     """w of min |X w - t|^2 + |w|^2 over the first rows of X, ``[P, D]``, by conjugate gradients."""
     residual = x.back(target)
     found, direction, size = torch.zeros_like(residual), residual, residual.square().sum(0)
+    enough = size * _PRECISION**2
     for _ in range(_ROUNDS):
+        if bool((size <= enough).all()):
+            break
         image = x.back(x.of(direction)[: target.shape[0]]) + direction
         along = (direction * image).sum(0)
         # A column that is solved stays as it is.
