@@ -2,10 +2,14 @@
 
     e_i = v_i + f(x_i)
 
-for the K items that training has; of a cold one e_i = f(x_i), so that it has a place before anyone
-took it. x_i is what is known of the item: a one for each value of its categories (of several in a
-column their mean), numbers standardised by the K trained items, vectors standardised and divided by
-the root of their size, and a one for each number or vector that is missing. f is linear, or has a
+for the K items that training has. A cold one has no v_i, and gets what the features let expect of
+one: e_i = f(x_i) + w(x_i), with w the ridge regression of the trained v on what f's last matrix
+reads. f alone would not do: v takes up some of what all items with a feature have in common, and
+whatever is cold would rank behind all of them.
+
+x_i is what is known of the item: a one for each value of its categories (of several in a column
+their mean), numbers standardised by the K trained items, vectors standardised and divided by the
+root of their size, and a one for each number or vector that is missing. f is linear, or has a
 hidden layer of 2 D and GELU in between. It has no bias, and its first matrix begins at zero: what
 no trained item has stays zero, and adds nothing.
 
@@ -28,6 +32,8 @@ from ..data import ItemFeatures
 Model = TypeVar("Model", bound=nn.Module)
 # Standard deviations: what lies further out counts as no further.
 _BEYOND = 10.0
+# Of conjugate gradients: rounds at most, and the residual's share that is enough.
+_ROUNDS, _PRECISION = 50, 1e-8
 
 
 class FeaturedItems(nn.Embedding):
@@ -124,12 +130,29 @@ class FeaturedItems(nn.Embedding):
                 own = own * keep[:, None]
             told = self._told()
             if told.shape[0] > own.shape[0]:
-                own = F.pad(own, (0, 0, 0, told.shape[0] - own.shape[0]))
+                own = torch.cat([own, self.expected(own.shape[0])[own.shape[0] :]])
             return F.pad(own + told, (0, 0, 1, 0))
+
+    @torch.no_grad()
+    def expected(self, trained: int) -> Tensor:
+        """w(x_i) ``[V, D]``: what an item's own vector is likely to be, by those of the first
+        ``trained`` items and all items' features. On the CPU in float64, the same everywhere."""
+        inputs: _Hidden
+        if self.out is None:
+            inputs = _Features(self)
+        else:
+            inputs = _Hidden(F.gelu(self._first(len(self.missing), len(self.codes))))
+        own = self.ids[:trained].detach().cpu().double()
+        return inputs.of(_ridge(inputs, own)).to(self.ids)
 
     def _told(self) -> Tensor:
         """f(x_i) ``[K, D]`` in training, else ``[V, D]``."""
-        items, codes = self._ends if self.training else (len(self.missing), len(self.codes))
+        ends = self._ends if self.training else (len(self.missing), len(self.codes))
+        found = self._first(*ends)
+        return found if self.out is None else F.gelu(found) @ self.out
+
+    def _first(self, items: int, codes: int) -> Tensor:
+        """The first matrix's part ``[items, H]``, of items with so many codes."""
         parts: list[Tensor] = []
         if self.values is not None:
             parts.append(F.embedding_bag(
@@ -138,11 +161,10 @@ class FeaturedItems(nn.Embedding):
                 include_last_offset=True,
             ))  # fmt: skip
         if self.numbers is not None:
-            parts.append(self._dense(items) @ self.numbers)
-        found = parts[0] if len(parts) == 1 else parts[0] + parts[1]
-        return found if self.out is None else F.gelu(found) @ self.out
+            parts.append(self.dense(items) @ self.numbers)
+        return parts[0] if len(parts) == 1 else parts[0] + parts[1]
 
-    def _dense(self, items: int) -> Tensor:
+    def dense(self, items: int) -> Tensor:
         """Numbers and vectors, standardised, and what is missing of them ``[items, F]``."""
         missing = self.missing[:items]
         known = ((self.raw[:items] - self.mean) * self.scale).clamp(-_BEYOND, _BEYOND)
@@ -172,6 +194,63 @@ class FeaturedItems(nn.Embedding):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_made": None}
+
+
+class _Hidden:
+    """A matrix X ``[V, P]`` as it is, for :func:`_ridge`."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x.cpu().double()
+
+    def of(self, w: Tensor) -> Tensor:
+        """X w ``[V, D]``."""
+        return self.x @ w
+
+    def back(self, rows: Tensor) -> Tensor:
+        """X' r ``[P, D]``, of the first rows."""
+        return self.x[: rows.shape[0]].T @ rows
+
+
+class _Features(_Hidden):
+    """The same of x_i, where categories may have very many values: none of their ones is stored."""
+
+    def __init__(self, items: FeaturedItems) -> None:
+        super().__init__(items.dense(len(items.missing)))
+        self.codes, self.shares = items.codes.cpu(), items.shares.cpu().double()
+        self.owner = torch.repeat_interleave(
+            torch.arange(len(items.missing)), items.rows.cpu().diff()
+        )
+        self.values = 0 if items.values is None else items.values.shape[0]
+
+    def of(self, w: Tensor) -> Tensor:
+        found = super().of(w[self.values :])
+        return found.index_add(0, self.owner, w[self.codes] * self.shares[:, None])
+
+    def back(self, rows: Tensor) -> Tensor:
+        number = int(torch.searchsorted(self.owner, rows.shape[0]))
+        told = rows[self.owner[:number]] * self.shares[:number, None]
+        first = rows.new_zeros(self.values, rows.shape[1])
+        return torch.cat([first.index_add(0, self.codes[:number], told), super().back(rows)])
+
+
+def _ridge(x: _Hidden, target: Tensor) -> Tensor:
+    """w of min |X w - t|^2 + |w|^2 over the first rows of X, ``[P, D]``, by conjugate gradients."""
+    residual = x.back(target)
+    found, direction, size = torch.zeros_like(residual), residual, residual.square().sum(0)
+    enough = size * _PRECISION**2
+    for _ in range(_ROUNDS):
+        if bool((size <= enough).all()):
+            break
+        image = x.back(x.of(direction)[: target.shape[0]]) + direction
+        along = (direction * image).sum(0)
+        # A column that is solved stays as it is.
+        step = torch.where(along > 0, size / along.clamp(min=1e-300), 0.0)
+        found, residual = found + step * direction, residual - step * image
+        after = residual.square().sum(0)
+        turn = torch.where(size > 0, after / size.clamp(min=1e-300), 0.0)
+        direction = residual + turn * direction
+        size = after
+    return found
 
 
 def plain_items(model: Model) -> Model:

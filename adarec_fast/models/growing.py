@@ -69,7 +69,7 @@ def begin_new_items(model: SequenceModel, known: int, split: Split) -> None:
 
     Of the training part's counts (:mod:`.transitions`), by their weights. An item that comes with
     none of the known ones keeps what the initialiser drew, and so do models without item vectors.
-    Where items have features, a new one begins where these put it, with nothing of its own.
+    Where items have features, a new one begins where these put it.
 
     Args:
         model: freshly built, with the weights of a trained one.
@@ -79,7 +79,8 @@ def begin_new_items(model: SequenceModel, known: int, split: Split) -> None:
     if not isinstance(model, EmbeddingModel) or not isinstance(model.item_embedding, nn.Embedding):
         return
     if isinstance(model.item_embedding, FeaturedItems):
-        model.item_embedding.ids[known:] = 0.0
+        items = model.item_embedding
+        items.ids[known:] = items.expected(known)[known : items.trained]
         return
     table = model.item_embedding.weight
     if table.shape[0] == known + 1:
