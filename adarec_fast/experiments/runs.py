@@ -201,7 +201,8 @@ def _recoded(data: InteractionData, run: Run, path: Path | None) -> InteractionD
         known = torch.from_numpy(items.encode(data.items.ids))
     except DataError as error:
         raise DataError(
-            f"{path}: the model in {run.path} does not know all its items: {error}"
+            f"{path}: the model in {run.path} does not know all its items: {error}; what came "
+            "after a run's data is for adarec-fast evaluate RUN --data FILE"
         ) from None
     index = torch.cat([torch.zeros(1, dtype=torch.int64), known])
     return InteractionData.from_flat(

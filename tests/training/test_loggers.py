@@ -4,6 +4,7 @@ what they are asked for."""
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -98,7 +99,9 @@ def mlflow(monkeypatch: pytest.MonkeyPatch) -> Store:
     module = ModuleType("mlflow")
     module.MlflowClient = Client  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "mlflow", module)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_ALLOW_FILE_STORE"):
+        monkeypatch.setenv(name, "")  # so that it is put back, whatever a logger sets
+        monkeypatch.delenv(name)
     return store
 
 
@@ -121,6 +124,7 @@ def test_both_get_every_epoch_of_a_run_that_goes_on(
         assert values["valid/NDCG@20"] == line["valid"]["NDCG@20"]
         assert values == {n: v for n, v in flat.items() if n not in ("epoch", "step")}
     assert [start["uri"] for start in mlflow.starts] == [(run / "mlflow").absolute().as_uri()] * 2
+    assert os.environ["MLFLOW_ALLOW_FILE_STORE"] == "true"  # MLflow 3 refuses folders without
     (stored,) = mlflow.runs.values()
     assert stored["params"]["train.epochs"] == 1
     found = [(step, v) for step, v in mlflow.logged if "valid/NDCG_at_20" in v]
