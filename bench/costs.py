@@ -237,7 +237,8 @@ class _Sums:
 
 
 def read(
-    events: Iterable[Any], marks: Marks, work: Work, *, steps: int, device: str
+    events: Iterable[Any], marks: Marks, work: Work, *, steps: int, device: str,
+    wall: float = 0.0,
 ) -> Profile:
     """Costs of a torch.profiler run of ``steps`` steps: a range or an outermost op owns all below.
 
@@ -247,6 +248,8 @@ def read(
         work: FLOPs and bytes of a call of each.
         steps: how many were profiled.
         device: whose time counts.
+        wall: seconds of all steps by the clock; what lies before the first op and behind the last
+            one counts as between them.
     """
     events = list(events)
     cpu = torch.autograd.DeviceType.CPU
@@ -278,6 +281,7 @@ def read(
             if event.device_type != cpu and event.name not in names
         ]
     gaps, idle, whole = _gaps(spans)
+    idle, whole = idle + max(wall - whole, 0.0), max(wall, whole)
     sums[IDLE if on_cuda else BETWEEN].seconds = idle
     total = max(whole, 1e-12)
     costs = [

@@ -70,7 +70,7 @@ class Rounded(TorchDispatchMode):
             from adarec_fast.ops._library import implementation
 
             name, _, suffix = func._schema.name.partition("::")[2].rpartition("_")
-            run = implementation(name, args[-1])[0 if suffix == "fwd" else 1]
+            run = getattr(implementation(name, args[-1]), suffix)
             with self:
                 return run(*args[:-1])
         return func(*args, **(kwargs or {}))

@@ -22,6 +22,7 @@ import argparse
 import itertools
 import json
 import os
+import re
 import shlex
 import statistics
 import sys
@@ -42,7 +43,7 @@ from adarec_fast.training.statistics import EpochStatistics
 
 from . import ranges, records, roofline
 from .costs import Profile, figures, milliseconds, read
-from .machine import describe, measure_peaks, synchronize
+from .machine import describe, measure_peaks, slug, synchronize
 from .model_case import ModelCase
 from .workloads import WORKLOADS, Histories
 
@@ -130,7 +131,9 @@ def profile(workload: str, size: int, device: str, steps: int, folder: Path) -> 
         profiled = (time.perf_counter() - started) / steps
     _write(folder / "trace.json", lambda path: profiler.export_chrome_trace(str(path)))
     counts = figures(marks, step.taken, size, training=step.training)
-    found = read(profiler.events(), marks, counts, steps=steps, device=device)
+    found = read(
+        profiler.events(), marks, counts, steps=steps, device=device, wall=profiled * steps
+    )
     return found._replace(
         seconds=seconds, profiled_seconds=profiled, used_seconds=used_seconds
     )
@@ -217,6 +220,10 @@ def print_report(found: Profile, peaks: dict[str, float], device: str) -> None:
         f"{len(rest)} other ops of PyTorch, {sum(cost.calls for cost in rest):.0f} calls: "
         f"{sum(cost.share for cost in rest):.1%} together"
     )
+    console.print(
+        f"all of them: {milliseconds(sum(cost.seconds for cost in found.costs))} of a step of "
+        f"{milliseconds(found.profiled_seconds)}"
+    )
     console.print("peaks measured first: " + ", ".join(f"{k} {v:g}" for k, v in peaks.items()))
     console.print(found.summary(device))
     console.print("\nthe five largest costs")
@@ -240,6 +247,10 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
         help="where the files are written; default %(default)s",
     )  # fmt: skip
     parser.add_argument(
+        "--save-results", metavar="NAME",
+        help="also write the figures to bench/results, NAME at the end of the file's name",
+    )  # fmt: skip
+    parser.add_argument(
         "--op", choices=sorted(ranges.EQUATIONS), metavar="NAME",
         help="print Nsight's commands for this op instead of the costliest one",
     )  # fmt: skip
@@ -252,6 +263,8 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
             parser.error(
                 f"--{name.replace('_', '-')} {getattr(options, name)} must be at least 1"
             )
+    if options.save_results is not None and not re.fullmatch(r"[\w.-]+", options.save_results):
+        parser.error(f"--save-results {options.save_results!r} must be letters, digits, . and -")
     if options.device is None:
         options.device = "cuda" if torch.cuda.is_available() else "cpu"
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -288,11 +301,16 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     record = {
         "command": shlex.join(["python", "-m", "bench.profile", *given]),
-        "date": records.now(), **describe(device), "workload": workload, "hidden_size": size,
-        "steps": options.steps, "peaks": peaks, **found.as_record(peaks), **commands,
+        "date": records.now(), **describe(device),
+        "instructions": torch.backends.cpu.get_cpu_capability(), "workload": workload,
+        "hidden_size": size, "steps": options.steps, "peaks": peaks,
+        **found.as_record(peaks), **commands,
     }  # fmt: skip
     text = json.dumps(records.rounded(record), indent=1) + "\n"
     _write(options.output / "profile.json", lambda path: path.write_text(text))
+    if options.save_results:
+        name = f"profile-{slug(device)}-{record['date'][:10]}-{options.save_results}.json"
+        _write(records.FOLDER / name, lambda path: path.write_text(text))
     print(f"\nwritten to {options.output}: " + ", ".join(
         sorted(p.name for p in options.output.iterdir() if not p.name.startswith("."))
     ))  # fmt: skip

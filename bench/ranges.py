@@ -46,7 +46,7 @@ EQUATIONS = {
     "score_topk": "ranking",
     "memory_topk": "ranking",
 }
-DIRECTIONS = {"fwd": "forward", "bwd": "backward"}
+DIRECTIONS = {"fwd": "forward", "bwd": "backward", "keep": "forward", "resume": "backward"}
 
 
 def label(name: str, direction: str) -> str:
@@ -76,10 +76,10 @@ def marked() -> Iterator[Marks]:
     @functools.cache
     def implementation(name: str, backend: str) -> _library.Implementation:
         plain = original(name, backend)
-        return _library.Implementation(
-            _ranged(plain.fwd, name, "fwd", backend, marks),
-            _ranged(plain.bwd, name, "bwd", backend, marks),
-        )
+        return _library.Implementation(*(
+            run and _ranged(run, name, suffix, backend, marks)
+            for run, suffix in zip(plain, plain._fields, strict=True)
+        ))
 
     with mock.patch.object(_library, "implementation", implementation):
         yield marks
@@ -88,13 +88,14 @@ def marked() -> Iterator[Marks]:
 def _ranged(
     run: Callable[..., Any], name: str, suffix: str, backend: str, marks: Marks
 ) -> Callable[..., Any]:
-    inputs = 0 if suffix == "fwd" else 1  # behind the gradient of a layer's single output
+    # Behind the gradient of a layer's single output, and what was kept.
+    inputs = {"fwd": 0, "keep": 0, "bwd": 1, "resume": 2}[suffix]
 
     def within(*arguments: Any) -> Any:
         use = name
         if name == "encoder_layer" and arguments[inputs + 2] is not None:  # it has a depth
             use = "fine expert"
-        if name == "hda_trajectory" and suffix == "fwd":
+        if name == "hda_trajectory" and suffix in ("fwd", "keep"):
             marks.depths.append(arguments[2])
         title = label(use, DIRECTIONS[suffix])
         marks.found[title] = (use, DIRECTIONS[suffix], backend)

@@ -6,6 +6,9 @@ An op is a pair of functional schemas, ``name_fwd`` and ``name_bwd``, defined on
 and these shapes are small; autograd sits outside, in an ``autograd.Function``. The smallest op,
 ``moe_aggregate``, has a second one in C++ for eager calls of its ``cpp`` backend.
 
+Some ops have another pair, ``name_keep`` and ``name_resume``: a forward that also returns what its
+backward would compute again, and the backward that takes it. Backends may lack it.
+
 Backends:
     reference   plain PyTorch on padded tensors, inlined: autograd and torch.compile see through it.
     packed      plain PyTorch on packed tokens behind the op; the fallback where nothing was built.
@@ -50,10 +53,12 @@ class BackendError(RuntimeError):
 
 
 class Implementation(NamedTuple):
-    """What a backend brings for one op; both take the schema's arguments less ``backend``."""
+    """What a backend brings for one op; all take the schema's arguments less ``backend``."""
 
     fwd: Callable[..., Any]
     bwd: Callable[..., Any]
+    keep: Callable[..., Any] | None = None
+    resume: Callable[..., Any] | None = None
 
 
 class Choice(NamedTuple):
@@ -97,6 +102,7 @@ def define(
     cuda: tuple[str, ...] = ("packed",),
     note: str = "",
     waits: bool = True,
+    fake_kept: Callable[..., torch.Tensor] | None = None,
 ) -> None:
     """Define an op's schemas with fakes and register its backends.
 
@@ -108,9 +114,14 @@ def define(
         cpu, cuda: backends in the order of preference, ``reference`` not named.
         note: what ``adarec-fast info`` adds to the reason of the choice.
         waits: whether ``packed`` reads anything on the host.
+        fake_kept: the shape function of what ``name_keep`` returns beside the results, which
+            ``name_resume`` takes behind their gradients.
     """
     OPS[name] = OpInfo(name, (*cpu, "reference"), (*cuda, "reference"), note, waits)
-    for suffix, schema, fake in (("fwd", forward, fake_forward), ("bwd", backward, fake_backward)):
+    schemas = [("fwd", forward, fake_forward), ("bwd", backward, fake_backward)]
+    if fake_kept is not None and backward is not None and fake_backward is not None:
+        schemas += _with_kept(forward, backward, fake_forward, fake_backward, fake_kept)
+    for suffix, schema, fake in schemas:
         if schema is None:
             continue
         arguments, result = schema.split("->")
@@ -120,13 +131,52 @@ def define(
         torch.library.register_fake(f"adarec_fast::{name}_{suffix}", fake, lib=_LIBRARY)
 
 
+def _with_kept(
+    forward: str,
+    backward: str,
+    fake_forward: Callable[..., Any],
+    fake_backward: Callable[..., Any],
+    fake_kept: Callable[..., torch.Tensor],
+) -> list[tuple[str, str, Callable[..., Any]]]:
+    """``keep`` and ``resume`` with schemas and fakes, from those of ``fwd`` and ``bwd``."""
+    arguments, results = (part.strip() for part in forward.split("->"))
+    count = results.count("Tensor")
+    gradients = backward.removesuffix(backward[backward.index(arguments[1:]) :])
+
+    def keep(*inputs: Any) -> tuple[torch.Tensor, ...]:
+        made = fake_forward(*inputs)
+        return (*(made if count > 1 else (made,)), fake_kept(*inputs))
+
+    def resume(*inputs: Any) -> Any:
+        return fake_backward(*inputs[:count], *inputs[count + 1 :])
+
+    kept = ", ".join(["Tensor"] * (count + 1))
+    return [
+        ("keep", f"{arguments} -> ({kept})", keep),
+        ("resume", backward.replace(gradients, f"{gradients}Tensor kept, ", 1), resume),
+    ]
+
+
 def _runner(name: str, suffix: str) -> Callable[..., Any]:
-    position = 0 if suffix == "fwd" else 1
+    position = Implementation._fields.index(suffix)
 
     def run(*arguments: Any) -> Any:
-        return implementation(name, arguments[-1])[position](*arguments[:-1])
+        code = implementation(name, arguments[-1])[position]
+        if code is None:
+            raise BackendError(f"backend {arguments[-1]!r} has no {name}_{suffix}")
+        return code(*arguments[:-1])
 
     return run
+
+
+# Bytes that one call of an op may leave for its backward pass: about what a processor's last cache
+# holds, beyond which reading it back would cost what computing it again does, and memory besides.
+KEPT_BYTES = 32 << 20
+
+
+def keeps(backend: str, floats: int) -> bool:
+    """Whether an op's forward pass should leave so many floats for its backward pass."""
+    return backend == "cpp" and 4 * floats <= KEPT_BYTES
 
 
 @functools.cache

@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 from . import _plans, _toolkit
@@ -85,19 +86,41 @@ def _ninja_file(plan: Plan, folder: Path) -> str:
     return "".join(lines)
 
 
-def compile_plan(plan: Plan, library: Path, folder: Path) -> None:
-    """Run ninja in ``folder``; the library appears under its name whole or not at all."""
+def _run(line: list[str], progress: Callable[[int], None]) -> tuple[int, list[str]]:
+    """Run ninja; its exit status and what it said. ``progress`` hears of every quarter done."""
+    environment = {**os.environ, "NINJA_STATUS": "[%f/%t] "}
+    output, quarters = [], 0
+    with subprocess.Popen(
+        line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+        env=environment,
+    ) as process:
+        assert process.stdout is not None
+        for text in process.stdout:
+            output.append(text.rstrip("\n"))
+            found = re.match(r"\[(\d+)/(\d+)\] ", text)
+            now = 4 * int(found[1]) // int(found[2]) if found else 0
+            if quarters < now < 4:
+                quarters = now
+                progress(25 * quarters)
+    return process.returncode, output
+
+
+def compile_plan(
+    plan: Plan, library: Path, folder: Path, progress: Callable[[int], None]
+) -> None:
+    """Run ninja in ``folder``; the library appears under its name whole or not at all.
+
+    ``progress`` is told the per cent that are done, now and then.
+    """
     folder.mkdir(exist_ok=True)
     if plan.prefix is not None:
         # What a compiler reads that does not take to the compiled header.
         text = f'#include "{plan.prefix.source}"\n'
         (folder / _PREFIX).write_text(text, encoding="utf-8")
     (folder / "build.ninja").write_text(_ninja_file(plan, folder), encoding="utf-8")
-    line = [_ninja(), "-C", str(folder)]
-    done = subprocess.run(line, capture_output=True, text=True, errors="replace")
-    if done.returncode != 0:
-        lines = [s for s in done.stdout.splitlines() if re.search("error|fatal", s.lower())]
-        lines = (lines or done.stdout.splitlines() or done.stderr.splitlines())[:12]
+    status, said = _run([_ninja(), "-C", str(folder)], progress)
+    if status != 0:
+        lines = ([s for s in said if re.search("error|fatal", s.lower())] or said)[:12]
         raise ExtensionError("the compiler failed:\n  " + "\n  ".join(lines))
     # It is large, and quickly made again for the next change.
     (folder / f"{_PREFIX}.gch").unlink(missing_ok=True)

@@ -17,6 +17,7 @@ from ._library import (
     check_shape,
     choose,
     define,
+    keeps,
     require,
     run,
 )
@@ -59,6 +60,19 @@ def _fake_backward(grad_y: Tensor, x: Tensor, offsets: Tensor, depth: Tensor | N
     return tuple(torch.empty_like(t) for t in (x, *rest[: len(_WEIGHTS)]))
 
 
+def _kept_shape(x: Tensor, offsets: Tensor, inner: int, last_only: bool) -> tuple[int, int]:
+    """Of what the C++ forward leaves: see ``csrc/cpu/encoder_layer_plan.cpp``."""
+    levels, tokens, size = x.shape
+    wide = (size + 15) // 16 * 16
+    columns = (inner + 15) // 16 * 16 + (2 if last_only else 6) * wide + 2 + wide // 16
+    return levels * (offsets.shape[0] - 1 if last_only else tokens), columns
+
+
+def _fake_kept(x: Tensor, offsets: Tensor, *rest: Any) -> Tensor:
+    inner = rest[1 + _WEIGHTS.index("ff1_w")].shape[0]
+    return x.new_empty(_kept_shape(x, offsets, inner, rest[-4]), dtype=torch.float32)
+
+
 define(
     "encoder_layer",
     f"({_INPUTS}) -> Tensor",
@@ -67,6 +81,7 @@ define(
     _fake_backward,
     cpu=("cpp", "packed"),
     cuda=("triton", "packed"),
+    fake_kept=_fake_kept,
 )
 
 
@@ -88,14 +103,23 @@ class _EncoderLayer(torch.autograd.Function):
         ctx.backend, ctx.autocast = backend, Autocast.current(inputs[0])
         x, offsets, depth, *weights = inputs[:15]
         seed, ctx.scalars = inputs[19], (*inputs[15:19], *inputs[20:])
-        ctx.save_for_backward(x, offsets, depth, *weights, seed)
-        return torch.ops.adarec_fast.encoder_layer_fwd(*inputs, backend)
+        rows, columns = _kept_shape(x, offsets, weights[6].shape[0], inputs[21])
+        ctx.kept = keeps(backend, rows * columns)
+        if not ctx.kept:
+            ctx.save_for_backward(x, offsets, depth, *weights, seed)
+            return torch.ops.adarec_fast.encoder_layer_fwd(*inputs, backend)
+        y, kept = torch.ops.adarec_fast.encoder_layer_keep(*inputs, backend)
+        ctx.save_for_backward(kept, x, offsets, depth, *weights, seed)
+        return y
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         *tensors, seed = ctx.saved_tensors
         with ctx.autocast.restored():
-            d_x, *d_weights = torch.ops.adarec_fast.encoder_layer_bwd(
+            run = torch.ops.adarec_fast.encoder_layer_bwd
+            if ctx.kept:
+                run = torch.ops.adarec_fast.encoder_layer_resume
+            d_x, *d_weights = run(
                 grad_y.contiguous(), *tensors, *ctx.scalars[:4], seed, *ctx.scalars[4:], ctx.backend
             )
         return None, d_x, None, None, *d_weights, *([None] * 9)

@@ -36,6 +36,14 @@ from ._plans import Plan, content, digest, environment, make_plan
 from ._toolkit import ExtensionError as ExtensionError
 from ._toolkit import NotForThisMachine as NotForThisMachine
 
+# What it costs to do without a library, and what would help. The figures are those of
+# bench/README.md, "packed eager, over ours": a training step of 256 histories, one user's answer.
+_SLOWER = {
+    "cpp": " (a training step takes about 6 times as long, a recommendation 9 times; a C++ "
+    "compiler and `adarec-fast build` bring the extension)",
+    "cuda": "",
+}
+
 
 def cache_dir() -> Path:
     """Where built libraries are kept.
@@ -97,7 +105,9 @@ def build(
                 if library.exists():
                     ending = "another process did"
                 else:
-                    compile_plan(plan, library, folder)
+                    compile_plan(
+                        plan, library, folder, lambda done: _say(verbose, f"{done}% ... ")
+                    )
                     ending = "done"
         finally:
             elapsed = time.perf_counter() - started
@@ -135,8 +145,8 @@ def _load(backend: str) -> str | None:
         usual = isinstance(error, NotForThisMachine) or not torch.cuda.is_available()
         if backend == "cpp" or not usual:
             warnings.warn(
-                f"adarec_fast: the {backend} extension is not used, slower backends run instead: "
-                f"{error}",
+                f"adarec_fast: the {backend} extension is not used, slower backends run instead"
+                f"{_SLOWER[backend]}: {error}",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -152,8 +162,8 @@ def unavailable(backend: str) -> str | None:
     return _load(backend)
 
 
-def functions(name: str, backend: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """An op's forward and backward in a backend's library.
+def functions(name: str, backend: str) -> tuple[Callable[..., Any], ...]:
+    """An op's forward and backward in a backend's library, and the pair that keeps, if there.
 
     Raises:
         ExtensionError: the library cannot be had, or does not hold the op.
@@ -167,7 +177,8 @@ def functions(name: str, backend: str) -> tuple[Callable[..., Any], Callable[...
     forward = getattr(namespace, f"{name}_fwd").default
     if not hasattr(namespace, f"{name}_bwd"):
         return forward, _no_backward
-    return forward, getattr(namespace, f"{name}_bwd").default
+    pairs = ("bwd", "keep", "resume") if hasattr(namespace, f"{name}_keep") else ("bwd",)
+    return forward, *(getattr(namespace, f"{name}_{suffix}").default for suffix in pairs)
 
 
 def _no_backward(*_: Any) -> Any:

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import ragged, rng
 from ..reference.hda_trajectory import hda_trajectory as reference
 from ._autocast import Autocast
-from ._library import check_index, check_seed, check_shape, choose, define, run
+from ._library import check_index, check_seed, check_shape, choose, define, keeps, run
 
 _INPUTS = (
     "Tensor embeddings, Tensor offsets, Tensor depth, Tensor alpha_bar, Tensor w1, "
@@ -35,6 +35,18 @@ def _fake_backward(grad_x0: Tensor, grad_error: Tensor, embeddings: Tensor, offs
     return tuple(torch.empty_like(t) for t in (embeddings, w1, level_bias, w2, b2))
 
 
+def _kept_shape(embeddings: Tensor, alpha_bar: Tensor, w1: Tensor) -> tuple[int, int]:
+    """Of what the C++ forward leaves: ``hda_trajectory_kept`` in ``csrc/cpu/hda_trajectory.cpp``.
+    """
+    tokens, size = embeddings.shape
+    return (alpha_bar.shape[0] - 1) * tokens, w1.shape[0] + 2 * size
+
+
+def _fake_kept(embeddings: Tensor, offsets: Tensor, depth: Tensor, alpha_bar: Tensor, w1: Tensor,
+               *_: Any) -> Tensor:
+    return embeddings.new_empty(_kept_shape(embeddings, alpha_bar, w1), dtype=torch.float32)
+
+
 define(
     "hda_trajectory",
     f"({_INPUTS}) -> (Tensor, Tensor)",
@@ -43,6 +55,7 @@ define(
     _fake_backward,
     cpu=("cpp", "packed"),
     cuda=("triton", "packed"),
+    fake_kept=_fake_kept,
 )
 
 
@@ -51,13 +64,22 @@ class _HDATrajectory(torch.autograd.Function):
     def forward(ctx: Any, backend: str, *inputs: Any) -> tuple[Tensor, Tensor]:
         ctx.backend, ctx.autocast = backend, Autocast.current(inputs[0])
         *tensors, ctx.bounded = inputs
-        ctx.save_for_backward(*tensors)
-        return torch.ops.adarec_fast.hda_trajectory_fwd(*inputs, backend)
+        rows, columns = _kept_shape(tensors[0], tensors[3], tensors[4])
+        ctx.kept = keeps(backend, rows * columns)
+        if not ctx.kept:
+            ctx.save_for_backward(*tensors)
+            return torch.ops.adarec_fast.hda_trajectory_fwd(*inputs, backend)
+        x0, error, kept = torch.ops.adarec_fast.hda_trajectory_keep(*inputs, backend)
+        ctx.save_for_backward(kept, *tensors)
+        return x0, error
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         with ctx.autocast.restored():
-            d_e, d_w1, d_bias, d_w2, d_b2 = torch.ops.adarec_fast.hda_trajectory_bwd(
+            run = torch.ops.adarec_fast.hda_trajectory_bwd
+            if ctx.kept:
+                run = torch.ops.adarec_fast.hda_trajectory_resume
+            d_e, d_w1, d_bias, d_w2, d_b2 = run(
                 *(grad.contiguous() for grad in grads), *ctx.saved_tensors, ctx.bounded,
                 ctx.backend,
             )

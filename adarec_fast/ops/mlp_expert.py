@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import ragged, rng
 from ..reference.mlp_expert import mlp_expert as reference
 from ._autocast import Autocast
-from ._library import check_index, check_seed, check_shape, choose, define, run
+from ._library import check_index, check_seed, check_shape, choose, define, keeps, run
 
 _INPUTS = (
     "Tensor x, Tensor offsets, Tensor? depth, Tensor w1, Tensor b1, Tensor w2, Tensor b2, "
@@ -29,6 +29,17 @@ def _fake_backward(grad_y: Tensor, x: Tensor, offsets: Tensor, depth: Tensor | N
     return tuple(torch.empty_like(t) for t in (x, *rest[:6]))
 
 
+def _kept_shape(x: Tensor, offsets: Tensor, w1: Tensor, last_only: bool) -> tuple[int, int]:
+    """Of what the C++ forward leaves: ``mlp_expert_kept`` in ``csrc/cpu/mlp_expert.cpp``."""
+    levels, tokens, size = x.shape
+    columns = w1.shape[0] + size + 1 + (size + 31) // 32
+    return levels * (offsets.shape[0] - 1 if last_only else tokens), columns
+
+
+def _fake_kept(x: Tensor, offsets: Tensor, depth: Tensor | None, w1: Tensor, *rest: Any) -> Tensor:
+    return x.new_empty(_kept_shape(x, offsets, w1, rest[-2]), dtype=torch.float32)
+
+
 define(
     "mlp_expert",
     f"({_INPUTS}) -> Tensor",
@@ -37,6 +48,7 @@ define(
     _fake_backward,
     cpu=("cpp", "packed"),
     cuda=("triton", "packed"),
+    fake_kept=_fake_kept,
 )
 
 
@@ -45,14 +57,24 @@ class _MLPExpert(torch.autograd.Function):
     def forward(ctx: Any, backend: str, *inputs: Any) -> Tensor:
         ctx.backend, ctx.autocast = backend, Autocast.current(inputs[0])
         ctx.scalars = (*inputs[9:11], *inputs[12:])
-        ctx.save_for_backward(*inputs[:9], inputs[11])
-        return torch.ops.adarec_fast.mlp_expert_fwd(*inputs, backend)
+        tensors = (*inputs[:9], inputs[11])
+        rows, columns = _kept_shape(inputs[0], inputs[1], inputs[3], inputs[14])
+        ctx.kept = keeps(backend, rows * columns)
+        if not ctx.kept:
+            ctx.save_for_backward(*tensors)
+            return torch.ops.adarec_fast.mlp_expert_fwd(*inputs, backend)
+        y, kept = torch.ops.adarec_fast.mlp_expert_keep(*inputs, backend)
+        ctx.save_for_backward(kept, *tensors)
+        return y
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         *tensors, seed = ctx.saved_tensors
         with ctx.autocast.restored():
-            d_x, *d_weights = torch.ops.adarec_fast.mlp_expert_bwd(
+            run = torch.ops.adarec_fast.mlp_expert_bwd
+            if ctx.kept:
+                run = torch.ops.adarec_fast.mlp_expert_resume
+            d_x, *d_weights = run(
                 grad_y.contiguous(), *tensors, *ctx.scalars[:2], seed, *ctx.scalars[2:], ctx.backend
             )
         return None, d_x, None, None, *d_weights, *([None] * 6)

@@ -182,4 +182,4 @@ def in_parts(backend: str) -> Implementation:
     return Implementation(fwd, bwd)
 
 
-fwd, bwd = in_parts("packed")
+fwd, bwd, *_ = in_parts("packed")

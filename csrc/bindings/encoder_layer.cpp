@@ -4,6 +4,7 @@
 #include <tuple>
 
 #include "common.h"
+#include "kept.h"
 
 namespace adarec::bindings {
 namespace {
@@ -96,27 +97,43 @@ Call checked(const Tensor& x_in, const Tensor& offsets_in, const std::optional<T
           heads, eps, attention_dropout, hidden_dropout, seed, stream, last_only, max_length,   \
           causal)
 
+int64_t rows_of(const EncoderLayer& op) {
+  return op.levels * (op.last_only ? op.sequences : op.tokens);
+}
+
 Tensor forward(ADAREC_LAYER_PARAMETERS) {
   const Call call = ADAREC_LAYER_CHECKED;
   const EncoderLayer& op = call.op;
   Tensor y = empty({op.levels, last_only ? op.sequences : op.tokens, op.size},
                    call.x.scalar_type());
-  encoder_layer_forward(op, y.mutable_data_ptr());
+  encoder_layer_forward(op, y.mutable_data_ptr(), nullptr);
   return y;
+}
+
+// The same, and what resume() needs.
+std::tuple<Tensor, Tensor> keep(ADAREC_LAYER_PARAMETERS) {
+  const Call call = ADAREC_LAYER_CHECKED;
+  const EncoderLayer& op = call.op;
+  Tensor y = empty({op.levels, last_only ? op.sequences : op.tokens, op.size},
+                   call.x.scalar_type());
+  Tensor kept = empty({rows_of(op), encoder_layer_kept(op)});
+  encoder_layer_forward(op, y.mutable_data_ptr(), out(kept));
+  return {y, kept};
 }
 
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
                              Tensor, Tensor, Tensor, Tensor>;
 
-Gradients backward(const Tensor& grad_y, ADAREC_LAYER_PARAMETERS) {
+Gradients gradients(const Tensor& grad_y, const Tensor* kept, ADAREC_LAYER_PARAMETERS) {
   const Call call = ADAREC_LAYER_CHECKED;
   const EncoderLayer& op = call.op;
   check_shape(grad_y, "grad_y", op.levels, last_only ? op.sequences : op.tokens, op.size);
+  if (kept != nullptr) check_kept(*kept, rows_of(op), encoder_layer_kept(op));
   const Tensor grad = as_rows(grad_y, "grad_y").to(call.x.scalar_type());
   Tensor d_x = empty(call.x.sizes(), call.x.scalar_type());
   std::array<Tensor, kWeights> g;
   for (size_t i = 0; i < kWeights; ++i) g[i] = empty(call.weights[i].sizes());
-  encoder_layer_backward(op, grad.const_data_ptr(),
+  encoder_layer_backward(op, grad.const_data_ptr(), kept == nullptr ? nullptr : data(*kept),
                          {d_x.mutable_data_ptr(), out(g[0]), out(g[1]), out(g[2]), out(g[3]),
                           out(g[4]), out(g[5]), out(g[6]), out(g[7]), out(g[8]), out(g[9]),
                           out(g[10]), out(g[11])});
@@ -126,9 +143,24 @@ Gradients backward(const Tensor& grad_y, ADAREC_LAYER_PARAMETERS) {
           like(g[8], ff2_w), like(g[9], ff2_b), like(g[10], ln2_w), like(g[11], ln2_b)};
 }
 
+#define ADAREC_LAYER_ARGUMENTS                                                                  \
+  x, offsets, depth, qkv_w, qkv_b, out_w, out_b, ln1_w, ln1_b, ff1_w, ff1_b, ff2_w, ff2_b,      \
+      ln2_w, ln2_b, heads, eps, attention_dropout, hidden_dropout, seed, stream, last_only,     \
+      max_length, causal
+
+Gradients backward(const Tensor& grad_y, ADAREC_LAYER_PARAMETERS) {
+  return gradients(grad_y, nullptr, ADAREC_LAYER_ARGUMENTS);
+}
+
+Gradients resume(const Tensor& grad_y, const Tensor& kept, ADAREC_LAYER_PARAMETERS) {
+  return gradients(grad_y, &kept, ADAREC_LAYER_ARGUMENTS);
+}
+
 TORCH_LIBRARY_FRAGMENT(adarec_fast_cpp, m) {
   m.def("encoder_layer_fwd", &forward);
   m.def("encoder_layer_bwd", &backward);
+  m.def("encoder_layer_keep", &keep);
+  m.def("encoder_layer_resume", &resume);
 }
 
 }  // namespace

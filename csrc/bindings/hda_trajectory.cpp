@@ -3,6 +3,7 @@
 #include <tuple>
 
 #include "common.h"
+#include "kept.h"
 
 namespace adarec::bindings {
 namespace {
@@ -65,42 +66,67 @@ struct Arguments {
   static constexpr int64_t kLargest = 1 << 14;  // a tile's offsets fit an int
 };
 
-std::tuple<Tensor, Tensor> forward(const Tensor& embeddings, const Tensor& offsets,
-                                   const Tensor& depth, const Tensor& alpha_bar, const Tensor& w1,
-                                   const Tensor& level_bias, const Tensor& w2, const Tensor& b2,
-                                   const std::optional<Tensor>& seed,
-                                   const std::optional<Tensor>& noise, bool bounded) {
-  const Arguments a(embeddings, offsets, depth, alpha_bar, w1, level_bias, w2, b2, seed, noise,
-                    bounded);
+#define ADAREC_HDA_PARAMETERS                                                                    \
+  const Tensor &embeddings, const Tensor &offsets, const Tensor &depth, const Tensor &alpha_bar,  \
+      const Tensor &w1, const Tensor &level_bias, const Tensor &w2, const Tensor &b2,             \
+      const std::optional<Tensor>&seed, const std::optional<Tensor>&noise, bool bounded
+#define ADAREC_HDA_ARGUMENTS                                                                     \
+  embeddings, offsets, depth, alpha_bar, w1, level_bias, w2, b2, seed, noise, bounded
+
+int64_t rows_of(const HDATrajectory& op) { return (op.levels - 1) * op.tokens; }
+
+std::tuple<Tensor, Tensor> forward(ADAREC_HDA_PARAMETERS) {
+  const Arguments a(ADAREC_HDA_ARGUMENTS);
   Tensor x0 = empty({a.op.levels, a.op.tokens, a.op.size});
   Tensor error = empty({a.op.tokens});
-  hda_trajectory_forward(a.op, out(x0), out(error));
+  hda_trajectory_forward(a.op, out(x0), out(error), nullptr);
   return {like(x0, embeddings), error};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
-    const Tensor& grad_x0_in, const Tensor& grad_error_in, const Tensor& embeddings,
-    const Tensor& offsets, const Tensor& depth, const Tensor& alpha_bar, const Tensor& w1,
-    const Tensor& level_bias, const Tensor& w2, const Tensor& b2,
-    const std::optional<Tensor>& seed, const std::optional<Tensor>& noise, bool bounded) {
-  const Arguments a(embeddings, offsets, depth, alpha_bar, w1, level_bias, w2, b2, seed, noise,
-                    bounded);
+// The same, and what resume() needs.
+std::tuple<Tensor, Tensor, Tensor> keep(ADAREC_HDA_PARAMETERS) {
+  const Arguments a(ADAREC_HDA_ARGUMENTS);
+  Tensor x0 = empty({a.op.levels, a.op.tokens, a.op.size});
+  Tensor error = empty({a.op.tokens});
+  Tensor kept = empty({rows_of(a.op), hda_trajectory_kept(a.op)});
+  hda_trajectory_forward(a.op, out(x0), out(error), out(kept));
+  return {like(x0, embeddings), error, kept};
+}
+
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+Gradients gradients(const Tensor& grad_x0_in, const Tensor& grad_error_in, const Tensor* kept,
+                    ADAREC_HDA_PARAMETERS) {
+  const Arguments a(ADAREC_HDA_ARGUMENTS);
   const Tensor grad_x0 = as_float(grad_x0_in, "grad_x0");
   const Tensor grad_error = as_float(grad_error_in, "grad_error");
   check_shape(grad_x0, "grad_x0", a.op.levels, a.op.tokens, a.op.size);
   check_shape(grad_error, "grad_error", a.op.tokens);
+  if (kept != nullptr) check_kept(*kept, rows_of(a.op), hda_trajectory_kept(a.op));
   Tensor d_e = empty(a.embeddings.sizes()), d_w1 = empty(a.w1.sizes()),
          d_bias = empty(a.level_bias.sizes()), d_w2 = empty(a.w2.sizes()),
          d_b2 = empty(a.b2.sizes());
   hda_trajectory_backward(a.op, data(grad_x0), data(grad_error),
+                          kept == nullptr ? nullptr : data(*kept),
                           {out(d_e), out(d_w1), out(d_bias), out(d_w2), out(d_b2)});
   return {like(d_e, embeddings), like(d_w1, w1), like(d_bias, level_bias), like(d_w2, w2),
           like(d_b2, b2)};
 }
 
+Gradients backward(const Tensor& grad_x0, const Tensor& grad_error, ADAREC_HDA_PARAMETERS) {
+  return gradients(grad_x0, grad_error, nullptr, ADAREC_HDA_ARGUMENTS);
+}
+
+Gradients resume(const Tensor& grad_x0, const Tensor& grad_error, const Tensor& kept,
+                 ADAREC_HDA_PARAMETERS) {
+  return gradients(grad_x0, grad_error, &kept, ADAREC_HDA_ARGUMENTS);
+}
+
 TORCH_LIBRARY_FRAGMENT(adarec_fast_cpp, m) {
   m.def("hda_trajectory_fwd", &forward);
   m.def("hda_trajectory_bwd", &backward);
+  m.def("hda_trajectory_keep", &keep);
+  m.def("hda_trajectory_resume", &resume);
 }
 
 }  // namespace

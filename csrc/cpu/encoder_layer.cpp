@@ -1,8 +1,10 @@
 // The encoder layer's forward pass: LN(x' + FF(x')), x' = LN(x + Attention(x)), a tile at a time.
 #include "encoder_layer_tile.h"
 
+#include <algorithm>
 #include <cmath>
 
+#include "gelu.h"
 #include "gemm.h"
 #include "philox.h"
 #include "rows.h"
@@ -12,13 +14,12 @@ namespace adarec {
 namespace encoder {
 namespace {
 
-// keep [R, dp]: 0 or 1/(1-p) for the elements of a hidden dropout site, all levels of an item
-// from one Philox call.
+// keep [R, dp / kWidth]: which elements a hidden dropout site leaves, all levels of an item from
+// one Philox call.
 void hidden_keep(const EncoderLayer& op, const Sizes& s, const Plan& plan, const Tile& tile,
-                 uint32_t site, float* keep) {
+                 uint32_t site, LaneBits* keep) {
   const Philox philox(op.seed, op.stream + site, s.d);
   const Dropout dropout(op.hidden_dropout);
-  const Vec scale = set1(dropout.scale());
   for (int64_t n = tile.first; n < tile.last; ++n) {
     const Item& item = plan.items[n];
     const int64_t count = queries(op, item);
@@ -27,25 +28,31 @@ void hidden_keep(const EncoderLayer& op, const Sizes& s, const Plan& plan, const
       for (int64_t c = 0; c < s.dp; c += kWidth) {
         const Words words = philox(token * s.d + c, item.level / kLanes);
         for (int64_t level = 0; level < item.levels; ++level)
-          store(keep + (item.row + level * count + i) * s.dp + c,
-                adarec::keep(dropout.kept(words.word[item.level % kLanes + level]), scale));
+          keep[((item.row + level * count + i) * s.dp + c) / kWidth] = static_cast<LaneBits>(
+              bits(dropout.kept(words.word[item.level % kLanes + level])));
       }
     }
   }
 }
 
-// y = LayerNorm(base + keep * (branch + shift)) by rows, shift being the bias of the linear layer
-// that made the branch. keep, xhat and rstd may be null, y may be branch.
+// y = LayerNorm(base + scale * keep (branch + shift)) by rows, shift being the bias of the linear
+// layer that made the branch. keep, xhat and rstd may be null, y may be branch.
 void add_norm(int64_t rows, const Sizes& s, const float* base, const float* branch,
-              const float* shift, const float* keep, const float* gain, const float* bias,
-              const float* valid, float eps, float* xhat, float* rstd, float* y) {
+              const float* shift, const LaneBits* keep, float scale, const float* gain,
+              const float* bias, const float* valid, float eps, float* xhat, float* rstd,
+              float* y) {
   const float share = 1.0f / static_cast<float>(s.d);
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t at = r * s.dp;
     Vec total = zero();
     for (int64_t c = 0; c < s.dp; c += kWidth) {
       Vec v = load(branch + at + c) + load(shift + c);
-      v = keep ? fma(v, load(keep + at + c), load(base + at + c)) : v + load(base + at + c);
+      if (keep) {
+        const Vec kept = adarec::keep(from_bits(keep[(at + c) / kWidth]), set1(scale));
+        v = fma(v, kept, load(base + at + c));
+      } else {
+        v = v + load(base + at + c);
+      }
       store(y + at + c, v);
       total = total + v;
     }
@@ -71,7 +78,6 @@ void add_norm(int64_t rows, const Sizes& s, const float* base, const float* bran
 void tile_forward(const EncoderLayer& op, const Sizes& s, const Weights& weights, const Plan& plan,
                   const Tile& tile, const Workspace& w) {
   const int rows = tile.rows;
-  const bool backward = w.xhat1 != nullptr;
   for_each_row(op, plan, tile, [&](int64_t from, int64_t, int64_t to) {
     load_row(op.x, op.bf16, from, s.d, s.dp, w.x + to * s.dp);
   });
@@ -79,35 +85,25 @@ void tile_forward(const EncoderLayer& op, const Sizes& s, const Weights& weights
   else attention(op, s, weights, plan, tile, w);
 
   const bool dropout = op.seeded && op.hidden_dropout > 0;
+  const float scale = Dropout(op.hidden_dropout).scale();
   if (dropout) {
     hidden_keep(op, s, plan, tile, kSiteProjection, w.keep1);
     hidden_keep(op, s, plan, tile, kSiteFeedForward, w.keep2);
   }
   gemm_nn(rows, s.dp, s.d, w.context, s.dp, weights.out_t, s.dp, w.y, s.dp, 0);
-  add_norm(rows, s, w.x, w.y, weights.out_b, dropout ? w.keep1 : nullptr, weights.ln1_w,
+  add_norm(rows, s, w.x, w.y, weights.out_b, dropout ? w.keep1 : nullptr, scale, weights.ln1_w,
            weights.ln1_b, weights.valid, op.eps, w.xhat1, w.rstd1, w.h);
 
-  gemm_nn(rows, s.fp, s.d, w.h, s.dp, weights.ff1_t, s.fp, w.g, s.fp, 0);
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t c = 0; c < s.fp; c += kWidth) {
-      float* at = w.g + r * s.fp + c;
-      const Vec u = load(at) + load(weights.ff1_b + c);
-      if (backward) {
-        Vec slope;
-        store(at, gelu(u, slope));
-        store(w.dg + r * s.fp + c, slope);
-      } else {
-        store(at, gelu(u));
-      }
-    }
+  gemm_nn(rows, s.fp, s.d, w.h, s.dp, weights.ff1_t, s.fp, w.u, s.fp, 0);
+  gelu_rows(rows, s.fp, w.u, weights.ff1_b, w.g, w.dg);
   gemm_nn(rows, s.dp, s.f, w.g, s.fp, weights.ff2_t, s.dp, w.y, s.dp, 0);
-  add_norm(rows, s, w.h, w.y, weights.ff2_b, dropout ? w.keep2 : nullptr, weights.ln2_w,
+  add_norm(rows, s, w.h, w.y, weights.ff2_b, dropout ? w.keep2 : nullptr, scale, weights.ln2_w,
            weights.ln2_b, weights.valid, op.eps, w.xhat2, w.rstd2, w.y);
 }
 
 }  // namespace encoder
 
-void encoder_layer_forward(const EncoderLayer& op, void* y) {
+void encoder_layer_forward(const EncoderLayer& op, void* y, float* kept) {
   using namespace encoder;
   const Sizes s = make_sizes(op);
   const Plan plan = make_plan(op);
@@ -115,7 +111,14 @@ void encoder_layer_forward(const EncoderLayer& op, void* y) {
   const Weights weights = pack_weights(op, s, false, shared);
   parallel_for(static_cast<int64_t>(plan.tiles.size()), [&](int64_t t) {
     Scratch scratch;
-    const Workspace w = make_workspace(op, s, plan, false, scratch);
+    Workspace w = make_workspace(op, s, plan, false, scratch);
+    if (kept != nullptr) {
+      use_kept(op, s, plan.tiles[t], kept, w);
+      const bool dropout = op.seeded && op.hidden_dropout > 0;
+      // What is kept has no byte that nobody wrote.
+      if (!dropout) std::fill_n(w.keep1, 2 * plan.tiles[t].rows * s.dp / kWidth, LaneBits{0});
+      if (!op.last_only && s.d != s.dp) std::fill_n(w.context, plan.tiles[t].rows * s.dp, 0.0f);
+    }
     tile_forward(op, s, weights, plan, plan.tiles[t], w);
     for_each_row(op, plan, plan.tiles[t], [&](int64_t, int64_t to, int64_t from) {
       store_row(w.y + from * s.dp, op.bf16, to, s.d, y);

@@ -32,9 +32,14 @@ struct EncoderLayerGradients {
       *ln2_b;
 };
 
+// Floats a row of y that the forward pass can leave for the backward pass.
+int64_t encoder_layer_kept(const EncoderLayer& op);
+
 // y [K, N, D], or [K, B, D] if last_only. Rows beyond a depth or the last offset stay untouched.
-void encoder_layer_forward(const EncoderLayer& op, void* y);
-void encoder_layer_backward(const EncoderLayer& op, const void* grad_y,
+// kept, a float32 [rows of y, encoder_layer_kept(op)], or null: nothing is left, and the backward
+// pass computes the layer again. Both ways have the same bits.
+void encoder_layer_forward(const EncoderLayer& op, void* y, float* kept);
+void encoder_layer_backward(const EncoderLayer& op, const void* grad_y, const float* kept,
                             const EncoderLayerGradients& out);
 
 }  // namespace adarec

@@ -1,4 +1,5 @@
-// The encoder layer's backward pass: every tile is computed again, then differentiated.
+// The encoder layer's backward pass: what a tile's forward pass has kept is read back, or the tile
+// is computed again; then it is differentiated.
 //
 // Weight gradients: a fixed number of groups of tiles, whatever the number of threads, each with
 // one float32 sum of its own; the sums are added in the order of the groups. So the result has
@@ -6,7 +7,9 @@
 #include <algorithm>
 
 #include "encoder_layer_tile.h"
+#include "gelu.h"
 #include "gemm.h"
+#include "philox.h"
 #include "rows.h"
 #include "vec.h"
 
@@ -71,10 +74,26 @@ void norm_backward(int64_t rows, const Sizes& s, const float* xhat, const float*
   }
 }
 
-// to = from * keep (keep null: from), [R, dp].
-void apply_keep(int64_t floats, const float* from, const float* keep, float* to) {
-  for (int64_t i = 0; i < floats; i += kWidth)
-    store(to + i, keep ? load(from + i) * load(keep + i) : load(from + i));
+// to = from * scale where keep says so, else 0 (keep null: from), [R, dp].
+void apply_keep(int64_t floats, const float* from, const LaneBits* keep, float scale, float* to) {
+  for (int64_t i = 0; i < floats; i += kWidth) {
+    const Vec v = load(from + i);
+    store(to + i, keep ? adarec::keep(from_bits(keep[i / kWidth]), v * set1(scale)) : v);
+  }
+}
+
+// What tile_forward leaves in a workspace, from what a forward pass has kept.
+void tile_again(const EncoderLayer& op, const Sizes& s, const Weights& weights, const Plan& plan,
+                const Tile& tile, const Workspace& w) {
+  for_each_row(op, plan, tile, [&](int64_t from, int64_t, int64_t to) {
+    load_row(op.x, op.bf16, from, s.d, s.dp, w.x + to * s.dp);
+  });
+  if (op.last_only) readout(op, s, weights, plan, tile, w);
+  else transpose_rows(tile.rows, s.d, w.all.k, w.all.ld_qkv, w.all.kt, w.all.ld_t);
+  for (int64_t i = 0; i < tile.rows * s.dp; i += kWidth)
+    store(w.h + i, fma(load(w.xhat1 + i), load(weights.ln1_w + i % s.dp),
+                       load(weights.ln1_b + i % s.dp)));
+  gelu_rows(tile.rows, s.fp, w.u, weights.ff1_b, w.g, w.dg);
 }
 
 // On entry w.y holds the gradient of y; writes that of x to the tile's rows of d_x.
@@ -83,11 +102,12 @@ void tile_backward(const EncoderLayer& op, const Sizes& s, const Weights& weight
                    void* d_x) {
   const int rows = tile.rows;
   const bool dropout = op.seeded && op.hidden_dropout > 0;
+  const float scale = Dropout(op.hidden_dropout).scale();
   const int64_t floats = rows * s.dp;
 
   norm_backward(rows, s, w.xhat2, w.rstd2, weights.ln2_w, weights.valid, w.y, g.ln2_w,
                 g.ln2_b);
-  apply_keep(floats, w.y, dropout ? w.keep2 : nullptr, w.dh);
+  apply_keep(floats, w.y, dropout ? w.keep2 : nullptr, scale, w.dh);
   linear_sums(rows, s.dp, s.fp, w.dh, s.dp, w.g, s.fp, g.ff2_w, s.fp, g.ff2_b);
   gemm_nn(rows, s.fp, s.d, w.dh, s.dp, weights.ff2, s.fp, w.g, s.fp, 0);
   for (int64_t i = 0; i < rows * s.fp; i += kWidth)
@@ -97,7 +117,7 @@ void tile_backward(const EncoderLayer& op, const Sizes& s, const Weights& weight
 
   norm_backward(rows, s, w.xhat1, w.rstd1, weights.ln1_w, weights.valid, w.y, g.ln1_w,
                 g.ln1_b);
-  apply_keep(floats, w.y, dropout ? w.keep1 : nullptr, w.dh);
+  apply_keep(floats, w.y, dropout ? w.keep1 : nullptr, scale, w.dh);
   linear_sums(rows, s.dp, s.dp, w.dh, s.dp, w.context, s.dp, g.out_w, s.dp, g.out_b);
   gemm_nn(rows, s.dp, s.d, w.dh, s.dp, weights.out, s.dp, w.h, s.dp, 0);
   if (op.last_only) readout_backward(op, s, weights, plan, tile, w, w.h, g, d_x);
@@ -122,7 +142,7 @@ void add_groups(const float* first, int64_t groups, int64_t stride, int64_t out,
 }  // namespace
 }  // namespace encoder
 
-void encoder_layer_backward(const EncoderLayer& op, const void* grad_y,
+void encoder_layer_backward(const EncoderLayer& op, const void* grad_y, const float* kept,
                             const EncoderLayerGradients& out) {
   using namespace encoder;
   const Sizes s = make_sizes(op);
@@ -135,12 +155,17 @@ void encoder_layer_backward(const EncoderLayer& op, const void* grad_y,
   float* sums = shared.take(groups * stride);
   parallel_for(groups, [&](int64_t group) {
     Scratch scratch;
-    const Workspace w = make_workspace(op, s, plan, true, scratch);
+    Workspace w = make_workspace(op, s, plan, true, scratch);
     std::fill_n(sums + group * stride, stride, 0.0f);
     const Sums g = split_sums(s, sums + group * stride);
     for (int64_t t = group * tiles / groups; t < (group + 1) * tiles / groups; ++t) {
       const Tile& tile = plan.tiles[t];
-      tile_forward(op, s, weights, plan, tile, w);
+      if (kept != nullptr) {
+        use_kept(op, s, tile, const_cast<float*>(kept), w);  // only read from here on
+        tile_again(op, s, weights, plan, tile, w);
+      } else {
+        tile_forward(op, s, weights, plan, tile, w);
+      }
       for_each_row(op, plan, tile, [&](int64_t, int64_t from, int64_t to) {
         load_row(grad_y, op.bf16, from, s.d, s.dp, w.y + to * s.dp);
       });

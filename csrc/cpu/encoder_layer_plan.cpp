@@ -23,13 +23,13 @@ Sizes make_sizes(const EncoderLayer& op) {
 
 Plan make_plan(const EncoderLayer& op) {
   Plan plan;
-  Tile tile{0, 0, 0, 0};
+  Tile tile{0, 0, 0, 0, 0};
   auto close = [&] {
     if (tile.first == tile.last) return;
     plan.tiles.push_back(tile);
     plan.max_rows = std::max(plan.max_rows, tile.rows);
     plan.max_keys = std::max(plan.max_keys, tile.keys);
-    tile = {tile.last, tile.last, 0, 0};
+    tile = {tile.last, tile.last, 0, 0, tile.before + tile.rows};
   };
   for (int64_t group = 0; group < op.levels; group += kLanes)
     for (int64_t u = 0; u < op.sequences; ++u) {
@@ -157,10 +157,10 @@ Workspace make_workspace(const EncoderLayer& op, const Sizes& s, const Plan& pla
   else w.all = make_attention(s, plan, backward, scratch);
   w.context = scratch.take(rows * s.dp);
   w.h = scratch.take(rows * s.dp);
-  w.g = scratch.take(rows * s.fp);
+  w.u = w.g = scratch.take(rows * s.fp);
   w.y = scratch.take(rows * s.dp);
-  w.keep1 = scratch.take(rows * s.dp);
-  w.keep2 = scratch.take(rows * s.dp);
+  w.keep1 = scratch.take<LaneBits>(rows * s.dp / kWidth);
+  w.keep2 = scratch.take<LaneBits>(rows * s.dp / kWidth);
   if (backward) {
     w.xhat1 = scratch.take(rows * s.dp);
     w.xhat2 = scratch.take(rows * s.dp);
@@ -172,4 +172,32 @@ Workspace make_workspace(const EncoderLayer& op, const Sizes& s, const Plan& pla
   return w;
 }
 
+void use_kept(const EncoderLayer& op, const Sizes& s, const Tile& tile, float* kept,
+              Workspace& w) {
+  float* at = kept + tile.before * encoder_layer_kept(op);
+  auto take = [&](int64_t floats) {
+    float* start = at;
+    at += tile.rows * floats;
+    return start;
+  };
+  w.u = take(s.fp);
+  w.xhat1 = take(s.dp);
+  w.xhat2 = take(s.dp);
+  if (!op.last_only) {
+    w.context = take(s.dp);
+    w.all.q = take(3 * s.dp);
+    w.all.k = w.all.q + s.dp;
+    w.all.v = w.all.k + s.dp;
+  }
+  w.rstd1 = take(1);
+  w.rstd2 = take(1);
+  w.keep1 = reinterpret_cast<LaneBits*>(take(s.dp / 16));
+  w.keep2 = w.keep1 + tile.rows * s.dp / kWidth;
+}
+
 }  // namespace adarec::encoder
+
+int64_t adarec::encoder_layer_kept(const EncoderLayer& op) {
+  const int64_t dp = padded(op.size), fp = padded(op.inner);
+  return fp + (op.last_only ? 2 : 6) * dp + 2 + dp / 16;
+}

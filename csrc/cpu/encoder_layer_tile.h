@@ -32,6 +32,7 @@ struct Item {
 struct Tile {
   int64_t first, last;  // items [first, last)
   int32_t rows, keys;   // query rows, scores of a head (last_only)
+  int64_t before;       // query rows of the tiles before
 };
 
 struct Plan {
@@ -99,13 +100,16 @@ struct Workspace {
   float *x;                  // [R, dp]
   float *context;            // [R, dp]
   float *xhat1, *rstd1, *h;  // [R, dp], [R], [R, dp]: the first LayerNorm
-  float *g, *dg;             // [R, fp]: GELU and its derivative
+  float *u, *g, *dg;         // [R, fp]: what GELU sees less its bias, may be g; GELU, its derivative
   float *xhat2, *rstd2, *y;  // the second LayerNorm
-  float *keep1, *keep2;      // [R, dp]: 0 or 1/(1-p) for projection and feed-forward
+  LaneBits *keep1, *keep2;   // [R, dp / kWidth]: what dropout leaves of projection and feed-forward
   float *dh;                 // [R, dp]
   Attention all;
   Readout last;              // one of the two, as last_only says
 };
+
+// Puts what the backward pass needs of a tile into its part of the memory that is kept.
+void use_kept(const EncoderLayer& op, const Sizes& s, const Tile& tile, float* kept, Workspace& w);
 
 constexpr int kBlock = 16;  // query rows of an attention step
 

@@ -1,5 +1,6 @@
 // The trajectory of a tile of tokens: every level is noised, denoised and reconstructed while the
-// tile lies in L2; only x0 and the error leave it. The backward pass computes each level again.
+// tile lies in L2; only x0 and the error leave it. The backward pass reads back what the forward
+// pass has kept, or computes each level again.
 //
 // Without noise (epsilon = 0) level k's hidden layer is SiLU(sqrt(alpha_bar_k) W1 E + bias_k):
 // one product with W1 serves all levels, and in the backward pass its gradient as well.
@@ -58,7 +59,8 @@ struct Shared {
 // One tile: its rows of E, and what a level leaves behind for its backward pass.
 class Tile {
  public:
-  Tile(const Shared& shared, std::int64_t index, bool backward, Scratch& scratch)
+  // kept: of the whole call, or null.
+  Tile(const Shared& shared, std::int64_t index, bool backward, float* kept, Scratch& scratch)
       : s_(shared),
         op_(shared.op),
         index_(index),
@@ -67,12 +69,17 @@ class Tile {
     const std::int64_t narrow = std::int64_t{count_} * op_.size;
     const std::int64_t wide = std::int64_t{count_} * op_.hidden;
     e = scratch.take(narrow);
-    noisy = s_.noisy ? scratch.take(narrow) : e;
     epsilon_ = s_.noisy ? scratch.take(kLanes * narrow) : nullptr;
     shared_hidden = s_.noisy ? nullptr : scratch.take(wide);
     hidden = scratch.take(wide);
     slope = backward ? scratch.take(wide) : nullptr;
-    miss = scratch.take(narrow);
+    if (kept != nullptr) {
+      kept_ = kept + s_.tiles.begin(index) * (op_.levels - 1) * hda_trajectory_kept(op_);
+    } else {
+      noisy = s_.noisy ? scratch.take(narrow) : e;
+      before_ = hidden;
+      miss = scratch.take(narrow);
+    }
     for (int r = 0; r < count_; ++r)
       std::memcpy(e + r * op_.size, op_.embeddings + rows_[r].token * op_.size,
                   sizeof(float) * op_.size);
@@ -92,11 +99,13 @@ class Tile {
   void denoise(int k, int n) {
     const Level level = level_of(op_, k);
     const float* bias = op_.level_bias + std::int64_t{k - 1} * op_.hidden;
+    place(k);
     if (s_.noisy) {
       if ((k - 1) % kLanes == 0) make_noise(k, n);
       add_noise(k, n, level);
-      gemm_nn(n, op_.hidden, op_.size, noisy, op_.size, s_.w1_t, op_.hidden, hidden, op_.hidden, 0);
-      activate(n, hidden, 1.0f, bias);
+      gemm_nn(n, op_.hidden, op_.size, noisy, op_.size, s_.w1_t, op_.hidden, before_, op_.hidden,
+              0);
+      activate(n, before_, 1.0f, bias);
     } else {
       activate(n, shared_hidden, level.signal, bias);
     }
@@ -118,9 +127,23 @@ class Tile {
       });
   }
 
+  // What denoise() leaves, from what a forward pass has kept.
+  void denoise_again(int k, int n) {
+    place(k);
+    activate(n, before_, 1.0f, op_.level_bias + std::int64_t{k - 1} * op_.hidden);
+  }
+
   float *e, *noisy, *hidden, *slope, *miss, *shared_hidden;
 
  private:
+  // Where level k lies: the same places for all, or those of the memory that is kept.
+  void place(int k) {
+    if (kept_ == nullptr) return;
+    before_ = kept_ + std::int64_t{k - 1} * count_ * hda_trajectory_kept(op_);
+    noisy = before_ + std::int64_t{count_} * op_.hidden;
+    miss = noisy + std::int64_t{count_} * op_.size;
+  }
+
   float* noise_of(int k) const {
     return epsilon_ + std::int64_t{(k - 1) % kLanes} * count_ * op_.size;
   }
@@ -188,13 +211,14 @@ class Tile {
   std::int64_t index_;
   const TokenRow* rows_;
   int count_;
-  float* epsilon_;
+  float *epsilon_, *before_, *kept_ = nullptr;  // before_: the hidden layer before bias and SiLU
 };
 
-void forward_tile(const Shared& shared, std::int64_t index, float* x0, float* error) {
+void forward_tile(const Shared& shared, std::int64_t index, float* x0, float* error,
+                  float* kept) {
   const HDATrajectory& op = shared.op;
   Scratch scratch;
-  Tile tile(shared, index, false, scratch);
+  Tile tile(shared, index, false, kept, scratch);
   for (int r = 0; r < tile.count(); ++r) {
     std::memcpy(x0 + tile.token(r) * op.size, tile.e + r * op.size, sizeof(float) * op.size);
     error[tile.token(r)] = 0.0f;
@@ -232,15 +256,17 @@ struct Sums {
 };
 
 void backward_tile(const Shared& shared, std::int64_t index, const float* grad_x0,
-                   const float* grad_error, float* grad_e, const Sums& at, float* sums) {
+                   const float* grad_error, const float* kept, float* grad_e, const Sums& at,
+                   float* sums) {
   const HDATrajectory& op = shared.op;
   const int size = op.size, hidden = op.hidden;
   Scratch scratch;
-  Tile tile(shared, index, true, scratch);
+  Tile tile(shared, index, true, const_cast<float*>(kept), scratch);  // only read from here on
   const std::int64_t narrow = std::int64_t{tile.count()} * size;
   const std::int64_t wide = std::int64_t{tile.count()} * hidden;
   float* d_e = scratch.take(narrow);
   float* d_noisy = scratch.take(narrow);
+  float* d_predicted = scratch.take(narrow);
   float* d_hidden = scratch.take(wide);
   float* d_shared = shared.noisy ? nullptr : scratch.zeros(wide);
   for (int r = 0; r < tile.count(); ++r)
@@ -248,11 +274,12 @@ void backward_tile(const Shared& shared, std::int64_t index, const float* grad_x
 
   for (int k = 1; k <= tile.deepest(); ++k) {
     const int n = tile.reaching(k);
-    tile.denoise(k, n);
+    if (kept != nullptr) tile.denoise_again(k, n);
+    else tile.denoise(k, n);
     const Level level = level_of(op, k);
     const Vec ratio = set1(level.ratio), signal = set1(level.signal), spread = set1(level.spread);
     const float* plane = grad_x0 + k * op.tokens * size;
-    // miss becomes the gradient of F: that of eps_theta, 2 d_error miss - sigma_k d_x0, or signal
+    // The gradient of F: that of eps_theta, 2 d_error miss - sigma_k d_x0, or signal
     // times it, and signal spread times it is E's.
     for (int r = 0; r < n; ++r) {
       const float* from = plane + tile.token(r) * size;
@@ -260,19 +287,19 @@ void backward_tile(const Shared& shared, std::int64_t index, const float* grad_x
       for_lanes(size, [&](int i, auto m) {
         const Vec g = load(from + i, m);
         float* d = d_e + r * size + i;
-        float* miss = tile.miss + r * size + i;
-        Vec d_predicted = fnma(ratio, g, twice * load(miss, m)), own = load(d, m) + g;
+        Vec slope = fnma(ratio, g, twice * load(tile.miss + r * size + i, m));
+        Vec own = load(d, m) + g;
         if (op.bounded) {
-          d_predicted = signal * d_predicted;
-          own = fma(spread, d_predicted, own);
+          slope = signal * slope;
+          own = fma(spread, slope, own);
         }
         store(d, own, m);
-        store(miss, d_predicted, m);
+        store(d_predicted + r * size + i, slope, m);
       });
     }
-    gemm_tn(size, hidden, n, tile.miss, size, tile.hidden, hidden, sums + at.w2, hidden);
-    add_columns(n, size, tile.miss, size, sums + at.b2);
-    gemm_nn(n, hidden, size, tile.miss, size, op.w2, hidden, d_hidden, hidden, 0);
+    gemm_tn(size, hidden, n, d_predicted, size, tile.hidden, hidden, sums + at.w2, hidden);
+    add_columns(n, size, d_predicted, size, sums + at.b2);
+    gemm_nn(n, hidden, size, d_predicted, size, op.w2, hidden, d_hidden, hidden, 0);
     for_lanes(n * hidden, [&](int i, auto m) {
       store(d_hidden + i, load(d_hidden + i, m) * load(tile.slope + i, m), m);
     });
@@ -300,22 +327,27 @@ void backward_tile(const Shared& shared, std::int64_t index, const float* grad_x
 
 }  // namespace
 
-void hda_trajectory_forward(const HDATrajectory& op, float* x0, float* error) {
+std::int64_t hda_trajectory_kept(const HDATrajectory& op) { return op.hidden + 2 * op.size; }
+
+void hda_trajectory_forward(const HDATrajectory& op, float* x0, float* error, float* kept) {
   Scratch scratch;
   const Shared shared(op, scratch);
+  if (!shared.noisy) kept = nullptr;
   parallel_for(shared.tiles.tiles(),
-               [&](std::int64_t t) { forward_tile(shared, t, x0, error); });
+               [&](std::int64_t t) { forward_tile(shared, t, x0, error, kept); });
   for (std::int64_t n = shared.tiles.count; n < op.tokens; ++n) error[n] = 0.0f;
 }
 
 void hda_trajectory_backward(const HDATrajectory& op, const float* grad_x0,
-                             const float* grad_error, const HDATrajectoryGradients& out) {
+                             const float* grad_error, const float* kept,
+                             const HDATrajectoryGradients& out) {
   Scratch scratch;
   const Shared shared(op, scratch);
+  if (!shared.noisy) kept = nullptr;
   const Sums at(op);
   const GroupSums groups(shared.tiles.tiles(), at.floats, scratch);
   groups.run([&](std::int64_t t, float* sums) {
-    backward_tile(shared, t, grad_x0, grad_error, out.embeddings, at, sums);
+    backward_tile(shared, t, grad_x0, grad_error, kept, out.embeddings, at, sums);
   });
   const std::int64_t weight = std::int64_t{op.size} * op.hidden;
   groups.add_up(at.w1, weight, out.w1);

@@ -30,9 +30,15 @@ struct HDATrajectoryGradients {
 };
 
 // x0 [T+1, N, D], error [N]. Levels beyond a depth and tokens behind the last offset stay as they
-// are in x0; the error of such tokens is 0.
-void hda_trajectory_forward(const HDATrajectory& op, float* x0, float* error);
+// are in x0; the error of such tokens is 0. kept: [T N, hda_trajectory_kept(op)], or null: the
+// backward pass computes what it needs again. Both ways have the same bits.
+void hda_trajectory_forward(const HDATrajectory& op, float* x0, float* error, float* kept);
 void hda_trajectory_backward(const HDATrajectory& op, const float* grad_x0,
-                             const float* grad_error, const HDATrajectoryGradients& out);
+                             const float* grad_error, const float* kept,
+                             const HDATrajectoryGradients& out);
+
+// Floats a token and level that the forward pass can leave for the backward pass; without noise it
+// leaves nothing there.
+std::int64_t hda_trajectory_kept(const HDATrajectory& op);
 
 }  // namespace adarec

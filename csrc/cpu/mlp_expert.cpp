@@ -1,10 +1,12 @@
 // The coarse expert, a tile of tokens at a time, level by level; a tile's hidden layer never
-// leaves L2. The backward pass computes each tile again.
+// leaves L2. The backward pass reads back what the forward pass has kept of a tile, or computes the
+// tile again.
 #include "mlp_expert.h"
 
 #include <cmath>
 #include <cstring>
 
+#include "gelu.h"
 #include "gemm.h"
 #include "parallel.h"
 #include "philox.h"
@@ -44,39 +46,51 @@ struct Shared {
 
 class Tile {
  public:
-  Tile(const Shared& shared, std::int64_t index, bool backward, Scratch& scratch)
+  // kept: of the whole call, or null.
+  Tile(const Shared& shared, std::int64_t index, bool backward, float* kept, Scratch& scratch)
       : s_(shared),
         op_(shared.op),
         rows_(shared.tiles.rows + shared.tiles.begin(index)),
-        vectors_(vectors(shared.op.size)) {
-    const std::int64_t count = shared.tiles.size(index);
-    x = scratch.take(count * op_.size);
-    hidden = scratch.take(count * op_.hidden);
-    slope = backward ? scratch.take(count * op_.hidden) : nullptr;
-    normal = scratch.take(count * op_.size);
-    rstd = scratch.take(count);
+        vectors_(vectors(shared.op.size)),
+        count_(shared.tiles.size(index)) {
+    x = scratch.take(count_ * op_.size);
+    hidden = scratch.take(count_ * op_.hidden);
+    slope = backward ? scratch.take(count_ * op_.hidden) : nullptr;
+    if (kept != nullptr) {
+      kept_ = kept + shared.tiles.begin(index) * op_.levels * mlp_expert_kept(op_);
+    } else {
+      before_ = hidden;
+      normal = scratch.take(count_ * op_.size);
+      rstd = scratch.take(count_);
+    }
     // A bit a lane for each of four levels: one Philox call serves them all.
-    kept_ = op_.seeded ? scratch.take<std::uint32_t>(kLanes * count * vectors_) : nullptr;
-    count_ = count;
+    masks_ = op_.seeded ? scratch.take<LaneBits>(kLanes * count_ * vectors_) : nullptr;
   }
 
   // Level k of its n rows up to xhat and 1 / sigma of the LayerNorm. Levels come in order.
   void compute(int k, int n) {
     const int size = op_.size, wide = op_.hidden;
-    if (kept_ != nullptr && k % kLanes == 0) make_masks(k, n);
-    for (int r = 0; r < n; ++r)
-      std::memcpy(x + r * size, op_.x + (k * op_.tokens + rows_[r].token) * size,
-                  sizeof(float) * size);
-    gemm_nn(n, wide, size, x, size, s_.w1_t, wide, hidden, wide, 0);
-    activate(n);
+    place(k);
+    if (k % kLanes == 0) clear_masks(k);
+    if (op_.seeded && k % kLanes == 0) make_masks(k, n);
+    copy_rows(k, n);
+    gemm_nn(n, wide, size, x, size, s_.w1_t, wide, before_, wide, 0);
+    gelu_rows(n, wide, before_, op_.b1, hidden, slope);
     gemm_nn(n, size, wide, hidden, wide, s_.w2_t, size, normal, size, 0);
     for (int r = 0; r < n; ++r) normalise(k, r);
+  }
+
+  // What compute() leaves, from what a forward pass has kept.
+  void compute_again(int k, int n) {
+    place(k);
+    copy_rows(k, n);
+    gelu_rows(n, op_.hidden, before_, op_.b1, hidden, slope);
   }
 
   // values [D] of row r, dropped out as at level k.
   template <typename M>
   Vec drop(int k, int r, int i, Vec value, M) const {
-    if (kept_ == nullptr) return value;
+    if (!op_.seeded) return value;
     return keep(from_bits(mask_of(k, r)[i / kWidth]), value * set1(s_.dropout.scale()));
   }
 
@@ -85,8 +99,32 @@ class Tile {
   float *x, *hidden, *slope, *normal, *rstd;  // normal: xhat
 
  private:
-  std::uint32_t* mask_of(int k, int r) const {
-    return kept_ + (k % kLanes * count_ + r) * vectors_;
+  float* kept_level(int k) const { return kept_ + k * count_ * mlp_expert_kept(op_); }
+
+  // Where level k lies: the same places for all, or those of the memory that is kept.
+  void place(int k) {
+    if (kept_ == nullptr) return;
+    before_ = kept_level(k);
+    normal = before_ + count_ * op_.hidden;
+    rstd = normal + count_ * op_.size;
+  }
+
+  LaneBits* mask_of(int k, int r) const {
+    if (kept_ == nullptr) return masks_ + (k % kLanes * count_ + r) * vectors_;
+    float* first = kept_level(k) + count_ * (op_.hidden + op_.size + 1);
+    return reinterpret_cast<LaneBits*>(first) + r * vectors_;
+  }
+
+  void copy_rows(int k, int n) {
+    for (int r = 0; r < n; ++r)
+      std::memcpy(x + r * op_.size, op_.x + (k * op_.tokens + rows_[r].token) * op_.size,
+                  sizeof(float) * op_.size);
+  }
+
+  // What is kept has no byte that nobody wrote, with or without dropout.
+  void clear_masks(int k) {
+    for (int j = 0; kept_ != nullptr && j < kLanes && k + j < op_.levels; ++j)
+      std::memset(mask_of(k + j, 0), 0, sizeof(float) * count_ * ((op_.size + 31) / 32));
   }
 
   void make_masks(int k, int n) {
@@ -95,25 +133,9 @@ class Tile {
       for (int v = 0; v < vectors_; ++v) {
         const Words words =
             s_.philox(element + v * kWidth, static_cast<std::uint32_t>(k / kLanes));
-        for (int j = 0; j < kLanes; ++j)
-          mask_of(k + j, r)[v] = bits(s_.dropout.kept(words.word[j]));
+        for (int j = 0; j < kLanes && k + j < op_.levels; ++j)
+          mask_of(k + j, r)[v] = static_cast<LaneBits>(bits(s_.dropout.kept(words.word[j])));
       }
-    }
-  }
-
-  void activate(int n) {
-    for (int r = 0; r < n; ++r) {
-      const std::int64_t row = std::int64_t{r} * op_.hidden;
-      for_lanes(op_.hidden, [&](int i, auto m) {
-        const Vec value = load(hidden + row + i, m) + load(op_.b1 + i, m);
-        if (slope == nullptr) {
-          store(hidden + row + i, gelu(value), m);
-        } else {
-          Vec derivative;
-          store(hidden + row + i, gelu(value, derivative), m);
-          store(slope + row + i, derivative, m);
-        }
-      });
     }
   }
 
@@ -147,14 +169,15 @@ class Tile {
   const TokenRow* rows_;
   int vectors_;
   std::int64_t count_;
-  std::uint32_t* kept_;
+  float *before_, *kept_ = nullptr;  // before_: the hidden layer before its bias and GELU
+  LaneBits* masks_;
 };
 
-void forward_tile(const Shared& shared, std::int64_t index, float* y) {
+void forward_tile(const Shared& shared, std::int64_t index, float* y, float* kept) {
   const MLPExpert& op = shared.op;
   const std::int64_t targets = op.last_only ? op.sequences : op.tokens;
   Scratch scratch;
-  Tile tile(shared, index, false, scratch);
+  Tile tile(shared, index, false, kept, scratch);
   for (int k = 0; k <= tile.row(0).depth; ++k) {
     const int n = shared.tiles.reaching(index, k);
     tile.compute(k, n);
@@ -210,20 +233,21 @@ void norm_backward(const MLPExpert& op, const Tile& tile, int k, int r, const fl
   });
 }
 
-void backward_tile(const Shared& shared, std::int64_t index, const float* grad_y, float* grad_x,
-                   const Sums& at, float* sums) {
+void backward_tile(const Shared& shared, std::int64_t index, const float* grad_y,
+                   const float* kept, float* grad_x, const Sums& at, float* sums) {
   const MLPExpert& op = shared.op;
   const int size = op.size, hidden = op.hidden;
   const std::int64_t targets = op.last_only ? op.sequences : op.tokens;
   Scratch scratch;
-  Tile tile(shared, index, true, scratch);
+  Tile tile(shared, index, true, const_cast<float*>(kept), scratch);  // only read from here on
   const std::int64_t count = shared.tiles.size(index);
   float* d_out = scratch.take(count * size);
   float* d_hidden = scratch.take(count * hidden);
   float* d_x = op.residual ? scratch.take(count * size) : d_out;
   for (int k = 0; k <= tile.row(0).depth; ++k) {
     const int n = shared.tiles.reaching(index, k);
-    tile.compute(k, n);
+    if (kept != nullptr) tile.compute_again(k, n);
+    else tile.compute(k, n);
     for (int r = 0; r < n; ++r)
       norm_backward(op, tile, k, r, grad_y + (k * targets + tile.row(r).target) * size,
                     d_out + r * size, d_x + r * size, sums + at.ln_w, sums + at.ln_b);
@@ -255,20 +279,25 @@ void clear_earlier_tokens(const MLPExpert& op, float* grad_x) {
 
 }  // namespace
 
-void mlp_expert_forward(const MLPExpert& op, float* y) {
-  Scratch scratch;
-  const Shared shared(op, scratch);
-  parallel_for(shared.tiles.tiles(), [&](std::int64_t t) { forward_tile(shared, t, y); });
+std::int64_t mlp_expert_kept(const MLPExpert& op) {
+  return op.hidden + op.size + 1 + (op.size + 31) / 32;
 }
 
-void mlp_expert_backward(const MLPExpert& op, const float* grad_y, const MLPExpertGradients& out) {
+void mlp_expert_forward(const MLPExpert& op, float* y, float* kept) {
+  Scratch scratch;
+  const Shared shared(op, scratch);
+  parallel_for(shared.tiles.tiles(), [&](std::int64_t t) { forward_tile(shared, t, y, kept); });
+}
+
+void mlp_expert_backward(const MLPExpert& op, const float* grad_y, const float* kept,
+                         const MLPExpertGradients& out) {
   Scratch scratch;
   const Shared shared(op, scratch);
   const Sums at(op);
   const GroupSums groups(shared.tiles.tiles(), at.floats, scratch);
   if (op.last_only) clear_earlier_tokens(op, out.x);
   groups.run([&](std::int64_t t, float* sums) {
-    backward_tile(shared, t, grad_y, out.x, at, sums);
+    backward_tile(shared, t, grad_y, kept, out.x, at, sums);
   });
   const std::int64_t weight = std::int64_t{op.size} * op.hidden;
   groups.add_up(at.w1, weight, out.w1);

@@ -31,9 +31,14 @@ struct MLPExpertGradients {
   float *x, *w1, *b1, *w2, *b2, *ln_w, *ln_b;
 };
 
+// Floats a row of y that the forward pass can leave for the backward pass.
+std::int64_t mlp_expert_kept(const MLPExpert& op);
+
 // y [K, N, D], or [K, B, D] if last_only; what a depth does not reach stays as it is, in the
-// gradient of x as well.
-void mlp_expert_forward(const MLPExpert& op, float* y);
-void mlp_expert_backward(const MLPExpert& op, const float* grad_y, const MLPExpertGradients& out);
+// gradient of x as well. kept: [rows of y, mlp_expert_kept(op)], or null: the backward pass computes
+// what it needs again. Both ways have the same bits.
+void mlp_expert_forward(const MLPExpert& op, float* y, float* kept);
+void mlp_expert_backward(const MLPExpert& op, const float* grad_y, const float* kept,
+                         const MLPExpertGradients& out);
 
 }  // namespace adarec

@@ -113,7 +113,11 @@ def test_a_run_on_the_cpu(
         "traceEvents"
     ]}  # fmt: skip
     assert set(measured) <= names
-    assert "adarec_fast::hda_trajectory_fwd" in names
+    ran = {f"adarec_fast::hda_trajectory_{suffix}" for suffix in ("fwd", "keep")}
+    assert ran & names
+    assert sum(cost["seconds"] for cost in record["costs"]) == pytest.approx(
+        record["profiled_seconds"], rel=0.01
+    )
     pytest.importorskip("matplotlib")
     assert (tmp_path / "roofline.png").read_bytes().startswith(b"\x89PNG")
     found = {path.name for path in tmp_path.iterdir()}
@@ -138,6 +142,7 @@ def test_nsight_commands_are_whole(tmp_path: Path) -> None:
         (["--steps", "0"], "--steps 0 must be at least 1"),
         (["--hidden-size", "-1"], "--hidden-size -1 must be at least 1"),
         (["--device", "cpu", "--ranges-only"], "--device cuda"),
+        (["--save-results", "a/b"], "--save-results 'a/b' must be letters"),
     ],
 )
 def test_bad_arguments_are_named(
