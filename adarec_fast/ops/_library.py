@@ -175,8 +175,11 @@ KEPT_BYTES = 32 << 20
 
 
 def keeps(backend: str, floats: int) -> bool:
-    """Whether an op's forward pass should leave so many floats for its backward pass."""
-    return backend == "cpp" and 4 * floats <= KEPT_BYTES
+    """Whether an op's forward pass should leave so many floats for its backward pass. An exported
+    program has none, and no bound on its tokens may come of the question."""
+    if backend != "cpp" or torch.compiler.is_exporting():
+        return False
+    return 4 * floats <= KEPT_BYTES
 
 
 @functools.cache

@@ -128,7 +128,7 @@ def test_evaluate_by_cut_offs_lists_and_segments(run: Path, tmp_path: Path) -> N
     for wrong, message in (
         (["--ks", "5,x"], "--ks 5,x: must be cut-offs of at least 1"),
         (["--csv", tmp_path / "no" / "m.csv"], "there is no folder"),
-        (["--segments", "plan"], "--segments plan: must be history, popularity, or a file"),
+        (["--segments", "plan"], "--segments plan: must be history, popularity, cold, or a file"),
     ):
         refused = adarec("evaluate", run, *wrong, COLUMNS="300")
         assert refused.exit_code == 2

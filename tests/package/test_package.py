@@ -98,8 +98,9 @@ def shipped_sources() -> set[str]:
         base = "adarec_fast" if folder == package else "adarec_fast/kernels"
         for pattern in patterns:
             files |= {f"{base}/{p.relative_to(folder).as_posix()}" for p in folder.rglob(pattern)}
-    for path in (package / "docs").iterdir():  # pages and their pictures
-        files.add(f"adarec_fast/docs/{path.name}")
+    for path in (package / "docs").rglob("*"):  # pages, their pictures, tutorials
+        if path.is_file() and "__pycache__" not in path.parts:
+            files.add(f"adarec_fast/docs/{path.relative_to(package / 'docs').as_posix()}")
     for path in (ROOT / "csrc").rglob("*"):
         if path.is_file() and path.suffix in {".cpp", ".h", ".hpp", ".cu", ".cuh"}:
             files.add(f"adarec_fast/csrc/{path.relative_to(ROOT / 'csrc').as_posix()}")

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from ...config import Supervision
-from ..encoders.config import TransformerConfig
+from ..blocks.transformer_config import TransformerConfig
 
 
 class GlobalDiffConfig(TransformerConfig):

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from ...config import Supervision
-from ..encoders.config import TransformerConfig
+from ..blocks.transformer_config import TransformerConfig
 from ..iclrec.config import ViewFields
 
 

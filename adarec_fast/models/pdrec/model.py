@@ -65,6 +65,8 @@ class PDRec(SASRec):
         ConfigError: an unknown field, or a value out of range.
     """
 
+    # Soft targets are of the whole catalogue, cold items are in no softmax of training.
+    takes_features: ClassVar[bool] = False
     config_type: ClassVar[type[ModelConfig]] = PDRecConfig
     config: PDRecConfig
     auxiliary: Preferences
