@@ -285,15 +285,19 @@ def _introduction(plan: TrainingPlan) -> str:
     begun = [f"continuing after step {plan.step:,}"] if plan.step else []
     work = _filled([
         "", f"{plan.num_examples:,} examples", f"{plan.steps_per_epoch:,} steps an epoch",
-        f"at most {plan.epochs:,} epochs", *begun,
+        f"at most {_epochs(plan.epochs)}", *begun,
     ])  # fmt: skip
     return f"{plan.run_dir}:{apart}{size}\n{work}"
+
+
+def _epochs(number: int) -> str:
+    return "1 epoch" if number == 1 else f"{number:,} epochs"
 
 
 def _conclusion(result: TrainResult) -> str:
     text: str = result.status
     if result.steps:
-        text += f" after {result.epochs} epochs, {result.steps:,} steps"
+        text += f" after {_epochs(result.epochs)}, {result.steps:,} steps"
     if result.best_metric is not None:
         text += f": best validation NDCG@20 {result.best_metric:.4f}"
         text += f" in epoch {result.best_epoch}" if result.steps else ""

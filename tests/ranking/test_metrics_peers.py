@@ -80,7 +80,8 @@ def test_replay(ours: dict[str, float]) -> None:
         assert covered[f"Coverage@{k}"] == pytest.approx(ours[f"Coverage@{k}"])
 
 
-def test_recbole(ours: dict[str, float]) -> None:
+def test_recbole(ours: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(np, "float", float, raising=False)  # which its 1.2.1 still asks NumPy for
     metrics = pytest.importorskip("recbole.evaluator.metrics", reason="RecBole is not installed")
     targets = SPLIT.targets("test").tolist()
     best = np.array(lists())
@@ -88,7 +89,7 @@ def test_recbole(ours: dict[str, float]) -> None:
     one = torch.ones(len(best), 1, dtype=torch.int64)
     given = {
         "rec.topk": torch.cat([hits, one], dim=1), "rec.items": torch.from_numpy(best),
-        "data.num_items": DATA.num_items + 1,
+        "data.num_items": DATA.num_items,  # its own data sets count padding, too
     }  # fmt: skip
     for name, theirs in (
         ("HR", "Hit"), ("MRR", "MRR"), ("NDCG", "NDCG"), ("Recall", "Recall"), ("MAP", "MAP"),
