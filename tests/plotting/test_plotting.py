@@ -24,19 +24,16 @@ from typer.testing import CliRunner
 from adarec_fast.cli import app
 from adarec_fast.clustering import kmeans, normalized_mutual_info
 from adarec_fast.config import ConfigError, TrainConfig
-from adarec_fast.data import DataError, InteractionData, Split, synthetic, write_csv
-from adarec_fast.experiments import Group, Sweep, run_sweep
+from adarec_fast.data import DataError, InteractionData, Split, synthetic
 from adarec_fast.models.adarec.parsing import encode
 from adarec_fast.plotting import PICTURES, RunPictures, _short, plot_run
 from adarec_fast.plotting.hierarchy import length_bins
 from adarec_fast.plotting.measure import levels, sample_users
-from adarec_fast.plotting.sensitivity import sensitivity
 from adarec_fast.plotting.style import COLOURS, look
 from adarec_fast.plotting.users import trajectory
 from adarec_fast.ranking.evaluation import evaluate
 from adarec_fast.ranking.ranks import user_metrics
 from adarec_fast.training import Run, load_run, train
-from adarec_fast.training.values import Values
 
 pytest.importorskip("matplotlib", reason="pictures need adarec_fast[viz]")
 pytest.importorskip("sklearn", reason="pictures need adarec_fast[viz]")
@@ -295,73 +292,6 @@ def test_levels_begin_with_the_embeddings(run: Run) -> None:
     torch.testing.assert_close(levels(run, users)["x0"][0, 0], expected, rtol=1e-4, atol=1e-5)
 
 
-def group(values: dict[str, Any], *numbers: float) -> Group:
-    runs = [{"test": {"NDCG@20": n}, "test_sparse": {"NDCG@20": n / 2}} for n in numbers]
-    return Group(values, tuple(runs))
-
-
-def test_sensitivity_shows_means_and_deviations() -> None:
-    groups = [
-        group({"lambda_deno": 0.1}, 0.06, 0.08),
-        group({"lambda_deno": 0.01}, 0.05, 0.05),
-        group({"lambda_expl": 0.01}, 0.04, 0.05),
-        group({"lambda_expl": 0.03}),
-        group({"lambda_expl": 0.02}, 0.03, 0.07),
-    ]
-    deno, expl = sensitivity(groups).axes
-    assert deno.get_xscale() == "log"
-    (bars,) = deno.containers
-    np.testing.assert_allclose(bars.lines[0].get_xdata(orig=False), [0.01, 0.1])
-    np.testing.assert_allclose(bars.lines[0].get_ydata(orig=False), [0.05, 0.07])
-    segments = bars.lines[2][0].get_segments()
-    deviation = np.std([0.06, 0.08], ddof=1)
-    np.testing.assert_allclose(segments[1][:, 1], [0.07 - deviation, 0.07 + deviation])
-    assert [text.get_text() for text in deno.get_xticklabels()] == ["0.01", "0.1"]
-    np.testing.assert_allclose(expl.containers[0].lines[0].get_xdata(orig=False), [0.01, 0.02])
-    assert deno.get_ylabel() == "NDCG@20, test users"
-    sparse = sensitivity(groups, sparse=True).axes[0].containers[0].lines[0]
-    np.testing.assert_allclose(sparse.get_ydata(orig=False), [0.025, 0.035])
-
-
-def test_sensitivity_draws_a_line_a_setting() -> None:
-    groups = [
-        group({"lambda_deno": x, "depth": d}, 0.1 * x)
-        for x in (0, 0.1, 1)
-        for d in ("fixed", "adaptive")
-    ]
-    (axes,) = sensitivity(groups).axes
-    assert len(axes.containers) == 2
-    assert axes.get_xscale() == "symlog"
-    words = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert words == ["depth = fixed", "depth = adaptive"]
-    for wrong, message in (
-        ([group({"lambda_deno": 0.1})], "no finished run"),
-        ([group({"depth": "fixed"}, 0.1), group({"depth": "adaptive"}, 0.1)], "no number"),
-        ([group({"seed_": s, "x": x}, 0.1) for s in range(12) for x in (1, 2)], "cannot be"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            sensitivity(wrong)
-    with pytest.raises(ConfigError, match="metric='HR@3' is not one of NDCG@20"):
-        sensitivity(groups, "HR@3")
-
-
-def test_sensitivity_of_one_weight_at_a_time_is_a_line_a_panel() -> None:
-    settings = [(0.1, 0.01), (0.03, 0.01), (0.3, 0.01), *((0.1, x / 100) for x in range(2, 9))]
-    groups = [
-        group({"lambda_deno": deno, "lambda_expl": expl}, deno + expl) for deno, expl in settings
-    ]
-    deno, expl = sensitivity(groups).axes
-    (bars,) = deno.containers
-    np.testing.assert_allclose(bars.lines[0].get_xdata(orig=False), [0.03, 0.1, 0.3])
-    np.testing.assert_allclose(bars.lines[0].get_ydata(orig=False), [0.04, 0.11, 0.31])
-    (bars,) = expl.containers
-    assert len(bars.lines[0].get_xdata(orig=False)) == 8
-    assert deno.get_legend() is None
-    # Alone in all lines, the points are what there is.
-    (deno, expl) = sensitivity([groups[0], group({"lambda_deno": 1, "lambda_expl": 1}, 0.5)]).axes
-    assert len(deno.containers) == len(expl.containers) == 2
-
-
 def test_files_are_whole_and_the_same_again(pictures: RunPictures, tmp_path: Path) -> None:
     first = plot_run(pictures, tmp_path / "a", dpi=80)
     second = plot_run(
@@ -455,24 +385,6 @@ def test_from_the_command_line(run: Run, tmp_path: Path) -> None:
     nothing = adarec("plot", tmp_path)
     assert nothing.exit_code == 2
     assert "holds no run" in nothing.stderr
-
-
-def test_of_a_sweep(run: Run, tmp_path: Path) -> None:
-    path = tmp_path / "data.csv"
-    write_csv(run.data, path)
-    base = Values({"data": str(path)}, dict(MODEL), dict(TRAIN))
-    run_sweep(Sweep.create(base, {"lambda_deno": [0.01, 1]}), tmp_path / "sweep")
-    shown = adarec("plot", tmp_path / "sweep", "--metric", "HR@5")
-    assert shown.exit_code == 0, shown.output
-    files = sorted(p.name for p in (tmp_path / "sweep" / "plots").iterdir())
-    assert files == ["sensitivity.png", "sensitivity.svg"]
-    for extra, message in (
-        (["--only", "gate"], "is a sweep"),
-        (["--metric", "HR@3"], "metric='HR@3' is not one of HR@5"),
-    ):
-        refused = adarec("plot", tmp_path / "sweep", *extra)
-        assert refused.exit_code == 2, refused.output
-        assert message in refused.stderr
 
 
 def test_a_missing_extra_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
