@@ -91,8 +91,8 @@ def events_from(parts: Sequence[Cells], keep: Sequence[str] | None, columns: Col
         )  # fmt: skip
         cells = cells.take(np.flatnonzero(~missing))
     events = Events(
-        _ids(cells, cells.user, "user id", columns.text_ids),
-        _ids(cells, cells.item, "item id", columns.text_ids),
+        ids_of(cells, cells.user, "user id", columns.text_ids),
+        ids_of(cells, cells.item, "item id", columns.text_ids),
         tuple(_times(cells, name, columns.time_format, clock=place > 0)
               for place, name in enumerate(cells.times)),
         cells.choice,
@@ -104,11 +104,16 @@ def _resolved(cells: Cells, text_ids: bool) -> Cells:
     """Ids as numbers where the whole column is numbers, else as they are written."""
     columns = dict(cells.columns)
     for name in (cells.user, cells.item):
-        column = columns[name]
-        if isinstance(column, TextColumn):
-            whole = None if text_ids else column.numbers()
-            columns[name] = Words.of(column.strings()) if whole is None else whole
+        columns[name] = id_column(columns[name], text_ids)
     return cells.having(columns)
+
+
+def id_column(column: Column, text_ids: bool) -> Column:
+    """A column of ids, of text as numbers where all are, else as words."""
+    if not isinstance(column, TextColumn):
+        return column
+    whole = None if text_ids else column.numbers()
+    return Words.of(column.strings()) if whole is None else whole
 
 
 def cleaned(
@@ -298,7 +303,8 @@ def _is_list(value: object) -> bool:
     return isinstance(value, (list, tuple, np.ndarray))
 
 
-def _ids(cells: Cells, name: str, what: str, text_ids: bool) -> Ids:
+def ids_of(cells: Cells, name: str, what: str, text_ids: bool) -> Ids:
+    """A cleaned column of which no cell is missing, as ids."""
     column = cells.columns[name]
     if not cells.text:
         return cell_ids(_values(column), cells.locate, name, text_ids)

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .cells import cleaned
+from .cells import cleaned, id_column, ids_of
 from .columns import Choice, Columns, Table, guess, plain_name
 from .errors import DataError
 from .features import KINDS, FeatureColumn, FeatureRows, ItemTable, Kind
@@ -31,9 +31,9 @@ from .flat import lengths_to_offsets
 from .item_cells import Parsed, UselessColumn, parsed
 from .lists import kind as kind_of
 from .separated import Layout
-from .tables import Cells, cell_ids, read_frame
+from .tables import Cells, read_frame
 from .text import TextColumn
-from .words import Distinct, Words, ids_from_words
+from .words import Distinct, Words
 
 _OPTION = "items_id=… (--items-id-column)"
 
@@ -190,28 +190,21 @@ def _locate(cells: Cells, rows: NDArray[np.int64]) -> Callable[[int], str]:
 
 def _ids(cells: Cells, text_ids: bool) -> tuple[Distinct, NDArray[np.int64], list[str]]:
     """Ids, the rows that have one, and what was left out."""
-    column = cells.columns[cells.item]
-    if isinstance(column, TextColumn):
-        whole = None if text_ids else column.numbers()
-        column = column if whole is None else whole
-    values, missing = cleaned(column)
+    values, missing = cleaned(id_column(cells.columns[cells.item], text_ids))
     rows = np.flatnonzero(~missing)
     if not len(rows):
         raise DataError(f"{cells.where}: no row has an item id ({cells.item!r})")
-    kept = [values[row] for row in rows.tolist()] if isinstance(values, list) else values[rows]
-    locate = _locate(cells, rows)
-    if isinstance(kept, Words):
-        found = ids_from_words(kept, "item id", locate, text_ids)
-        ids: Distinct = found.strings() if isinstance(found, Words) else found
-    else:
-        ids = cell_ids(kept, locate, cells.item, text_ids)
+    kept = cells.having({cells.item: values}).take(rows)
+    found = ids_of(kept, cells.item, "item id", text_ids)
+    ids: Distinct = found.strings() if isinstance(found, Words) else found
     first: dict[str, int] = {}
     for row, value in enumerate(ids):
         earlier = first.setdefault(str(value), row)
         if earlier != row:
             raise DataError(
-                f"{locate(row)}: the item {value!r} again, already in {locate(earlier)}; an item "
-                "is one row (several values of a category stand in a list, or with | between them)"
+                f"{kept.locate(row)}: the item {value!r} again, already in {kept.locate(earlier)}; "
+                "an item is one row (several values of a category stand in a list, or with | between "
+                "them)"
             )
     told = [f"{int(missing.sum()):,} rows without an item id, left out"] if missing.any() else []
     return ids, rows, told

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from inspect import unwrap
 
 import torch
-
-
-def _undecorated(function: Callable[..., Any]) -> Callable[..., Any]:
-    return getattr(function, "__wrapped__", function)
 
 
 class Adam(torch.optim.Adam):
@@ -20,9 +15,9 @@ class Adam(torch.optim.Adam):
     workers. What they wrap is all that a step needs.
     """
 
-    add_param_group = _undecorated(torch.optim.Adam.add_param_group)
-    zero_grad = _undecorated(torch.optim.Adam.zero_grad)
-    state_dict = _undecorated(torch.optim.Adam.state_dict)
-    load_state_dict = _undecorated(torch.optim.Adam.load_state_dict)
+    add_param_group = unwrap(torch.optim.Adam.add_param_group)
+    zero_grad = unwrap(torch.optim.Adam.zero_grad)
+    state_dict = unwrap(torch.optim.Adam.state_dict)
+    load_state_dict = unwrap(torch.optim.Adam.load_state_dict)
     # The decorator left out here also turns gradients off.
-    step = torch.no_grad()(_undecorated(torch.optim.Adam.step))
+    step = torch.no_grad()(unwrap(torch.optim.Adam.step))
