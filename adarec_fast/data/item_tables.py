@@ -203,8 +203,8 @@ def _ids(cells: Cells, text_ids: bool) -> tuple[Distinct, NDArray[np.int64], lis
         if earlier != row:
             raise DataError(
                 f"{kept.locate(row)}: the item {value!r} again, already in {kept.locate(earlier)}; "
-                "an item is one row (several values of a category stand in a list, or with | between "
-                "them)"
+                "an item is one row (several values of a category stand in a list, or with | "
+                "between them)"
             )
     told = [f"{int(missing.sum()):,} rows without an item id, left out"] if missing.any() else []
     return ids, rows, told
