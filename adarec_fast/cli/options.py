@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
-from ..config import ConfigError, _Base
+from ..config import BaseConfig, ConfigError
 from ..models.registry import DEFAULT
 from ..training.presets import preset as preset_values
 from ..training.values import KIND, Values, fields, known_keys, place, read_assignments, read_config
@@ -95,7 +95,7 @@ def given_values(
 
 
 def field_options(
-    config: type[_Base], panel: str
+    config: type[BaseConfig], panel: str
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Add an option for every field of one configuration; the function gets ``chosen: dict``."""
 

@@ -7,10 +7,10 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from ..config import _Base
+from ..config import BaseConfig
 
 
-class ServeConfig(_Base):
+class ServeConfig(BaseConfig):
     """Where the service listens, how it batches, and what it refuses."""
 
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 is every network")

@@ -8,11 +8,11 @@ from typing import Any
 from pydantic import Field
 from torch import Tensor, dtype
 
-from ..config import ConfigError, _Base
+from ..config import BaseConfig, ConfigError
 from ..models.pretrained import CheckpointError
 
 
-class EarlyStoppingState(_Base):
+class EarlyStoppingState(BaseConfig):
     """The state of :class:`adarec_fast.training.early_stopping.EarlyStopping`."""
 
     best: float | None = Field(description="best validation metric, None before the first")
@@ -20,7 +20,7 @@ class EarlyStoppingState(_Base):
     waited: int = Field(ge=0, description="evaluations since")
 
 
-class Progress(_Base):
+class Progress(BaseConfig):
     """Counters of a run between two steps."""
 
     epoch: int = Field(ge=0, description="completed epochs")

@@ -10,18 +10,18 @@ from typing import Any, get_args
 from pydantic.fields import FieldInfo
 
 from ..config import (
+    BaseConfig,
     ConfigError,
     DataConfig,
     ModelConfig,
     TrainConfig,
-    _Base,
     read_mapping,
     unknown_keys,
 )
 from ..documents import DocumentError, parse_yaml
 from ..models.registry import BUILT_IN, DEFAULT, config_type
 
-SECTIONS: dict[str, type[_Base]] = {
+SECTIONS: dict[str, type[BaseConfig]] = {
     "data": DataConfig,
     "model": ModelConfig,
     "train": TrainConfig,
