@@ -74,6 +74,7 @@ def source_of(plan: Plan, base: Path, given: Values) -> dict[str, Any]:
 def in_words(plan: Plan) -> list[str]:
     """Lines for the reader of the log."""
     from ..training.further import VOID
+    from ..training.result import counted_epochs
 
     about = plan.start.about
     told = []
@@ -85,7 +86,7 @@ def in_words(plan: Plan) -> list[str]:
         )
     else:
         told.append(
-            f"trains on everything, {plan.train.epochs} epochs, as the validation of "
+            f"trains on everything, {counted_epochs(plan.train.epochs)}, as the validation of "
             f"{about['folder']} found"
         )
     if "note" in about:

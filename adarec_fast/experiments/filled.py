@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..training.result import counted_epochs
 from . import paper
 from .reproduction import Reproduction
 from .summary import Group, mean_std
@@ -136,9 +137,11 @@ def _about(name: str | None, results: Sequence[Mapping[str, Any]]) -> list[str]:
         return []
     notes = []
     counts = sorted({result["epochs"] for result in results})
-    span = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    span = counted_epochs(counts[-1])
+    if len(counts) > 1:
+        span = f"{counts[0]} to {span}"
     where = "; ".join(sorted({f"{r['device']}, threads: {r['threads']}" for r in results}))
-    notes.append(f"Our runs: {span} epochs, on {where}.")
+    notes.append(f"Our runs: {span}, on {where}.")
     limited = sum(result["status"] == "finished" for result in results)
     if limited:
         notes.append(

@@ -12,6 +12,7 @@ from ..config import ConfigError, TrainConfig
 from ..models.registry import DEFAULT, config_type
 from ..training import Reporter
 from ..training.metrics_log import read_metrics
+from ..training.result import counted_epochs
 from ..training.values import Values, known_keys, place
 from .definition import Sweep, run_name
 from .estimate import Estimates, Planned
@@ -170,7 +171,7 @@ def unfinished(sweep: Sweep, folder: Path) -> dict[str, str]:
     for combination in sweep.combinations:
         name, state = run_name(combination), state_of(folder, combination)
         if state == "begun":
-            found[name] = f"begun, {len(read_metrics(folder / name))} epochs so far"
+            found[name] = f"begun, {counted_epochs(len(read_metrics(folder / name)))} so far"
         elif state == "new":
             found[name] = "not run yet"
     return found

@@ -10,6 +10,7 @@ from torch import Tensor, dtype
 
 from ..config import BaseConfig, ConfigError
 from ..models.pretrained import CheckpointError
+from .result import counted_epochs
 
 
 class EarlyStoppingState(BaseConfig):
@@ -46,7 +47,7 @@ class Progress(BaseConfig):
         if progress.batch > steps_per_epoch or progress.step != counted:
             raise CheckpointError(
                 f"{where}: step {progress.step} is not batch {progress.batch} after "
-                f"{progress.epoch} epochs of {steps_per_epoch} batches"
+                f"{counted_epochs(progress.epoch)} of {steps_per_epoch} batches"
             )
         return progress
 

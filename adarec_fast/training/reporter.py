@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -20,9 +20,7 @@ from rich.progress import (
     TextColumn,
 )
 
-if TYPE_CHECKING:
-    from .result import TrainResult
-
+from .result import TrainResult, counted_epochs
 
 # Means by such names are shown while training runs; parts of the loss have the other.
 SHOWN, _PART = "mean_", "loss_"
@@ -285,19 +283,15 @@ def _introduction(plan: TrainingPlan) -> str:
     begun = [f"continuing after step {plan.step:,}"] if plan.step else []
     work = _filled([
         "", f"{plan.num_examples:,} examples", f"{plan.steps_per_epoch:,} steps an epoch",
-        f"at most {_epochs(plan.epochs)}", *begun,
+        f"at most {counted_epochs(plan.epochs)}", *begun,
     ])  # fmt: skip
     return f"{plan.run_dir}:{apart}{size}\n{work}"
-
-
-def _epochs(number: int) -> str:
-    return "1 epoch" if number == 1 else f"{number:,} epochs"
 
 
 def _conclusion(result: TrainResult) -> str:
     text: str = result.status
     if result.steps:
-        text += f" after {_epochs(result.epochs)}, {result.steps:,} steps"
+        text += f" after {counted_epochs(result.epochs)}, {result.steps:,} steps"
     if result.best_metric is not None:
         text += f": best validation NDCG@20 {result.best_metric:.4f}"
         text += f" in epoch {result.best_epoch}" if result.steps else ""

@@ -9,6 +9,11 @@ from typing import Any, Literal
 Status = Literal["finished", "early-stopped", "interrupted", "stopped"]
 
 
+def counted_epochs(number: int) -> str:
+    """``1 epoch``, ``2 epochs``."""
+    return "1 epoch" if number == 1 else f"{number:,} epochs"
+
+
 @dataclass(frozen=True)
 class TrainResult:
     """How a run ended.
@@ -41,7 +46,7 @@ class TrainResult:
         if self.best_epoch is not None:
             best = f"best epoch {self.best_epoch}, validation NDCG@20 {self.best_metric:.4f}"
         return (
-            f"TrainResult of {self.run_dir}: {self.status} after {self.epochs:,} epochs, "
+            f"TrainResult of {self.run_dir}: {self.status} after {counted_epochs(self.epochs)}, "
             f"{self.steps:,} steps and {self.seconds:.1f} s\n  {best}"
         )
 

@@ -55,10 +55,11 @@ def test_everything_prints_itself_in_five_lines(
         repr(af.Recommender(model).recommend([[1, 2]] * 9, 20)): "Ranking: 9 users, 20 items",
         repr(model.loss(next(batches.epoch(0)))): "LossOutput(total ",
         repr(output): "ADARecOutput(user float32 [1, 8], depth int64 [1], hierarchy Hierarchy(lev",
-        repr(result): ": finished after 1 epochs, ",
+        repr(result): ": finished after 1 epoch, ",
         repr(run): "(best): ADARec, ",
         repr(evaluate(run.model, run.split, intents=False)): "\n  all: HR@20 0.",
     }
+    assert "\n  trained for 1 epoch on 'synthetic'" in repr(run)
     for text, part in shown.items():
         assert part in text
         assert len(text.splitlines()) <= 5, text

@@ -168,9 +168,10 @@ class PreferenceDiffusion(nn.Module):
         importance, bar = snr_weights(bar).to(device), bar.to(device)
         chosen = ImportantSteps(config.diffusion_steps).to(device)
         batches = -(-active.shape[0] // config.preference_batch)
+        most = config.preference_epochs
         sys.stderr.write(
             f"pdrec: first, a diffusion of the preferences of {active.shape[0]:,} users, at most "
-            f"{config.preference_epochs} epochs of {batches:,} steps\n"
+            f"{most} epoch{'s' * (most > 1)} of {batches:,} steps\n"
         )
         best, since, kept = -1.0, 0, weights
         for epoch in range(1, config.preference_epochs + 1):
