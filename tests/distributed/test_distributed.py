@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,31 +23,45 @@ from adarec_fast.training.metrics_log import flatten, read_metrics
 
 ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests" / "support"
+JOBS = ("gradients", "catalogue", "runs", "signals", "refused")
 SIZES = (2, 4)
 VARIANTS = ("prefix", "all", "full", "backbone", "three experts")
 TIMES = ("seconds", "valid_seconds", "examples_per_second")
 
 
-def do(folder: Path, *jobs: str, timeout: float = 300.0) -> str:
-    """Have ``helpers_distributed.py`` do some jobs; what it printed."""
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a job of ``helpers_distributed.py``, which does all of them.
+
+    In one process: each would import torch and its compiler, which takes longer than most jobs.
+    """
     if not torch.distributed.is_available():
         pytest.skip("this torch has no torch.distributed")
+    folder = tmp_path_factory.mktemp("jobs")
     path = [str(ROOT), str(TESTS), os.environ.get("PYTHONPATH", "")]
     environment = {
         **os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, path)),
     }  # fmt: skip
     process = subprocess.Popen(
-        [sys.executable, str(TESTS / "helpers_distributed.py"), str(folder), *jobs],
+        [sys.executable, str(TESTS / "helpers_distributed.py"), str(folder), *JOBS],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
     )  # fmt: skip
     try:
-        output, errors = process.communicate(timeout=timeout)
+        output, errors = process.communicate(timeout=900.0)
     except BaseException:
         os.killpg(process.pid, signal.SIGKILL)  # the workers too
         raise
-    assert process.returncode == 0, output[-4000:] + errors[-8000:]
-    return output + errors
+    said = output[-4000:] + errors[-8000:]
+    assert process.returncode == 0, said
+
+    def of(job: str) -> Path:
+        failed = folder / job / "failed"
+        if failed.exists():
+            pytest.fail(failed.read_text(encoding="utf-8") + said)
+        return folder / job
+
+    return of
 
 
 def load(folder: Path, job: str, size: int, rank: int) -> Any:
@@ -57,9 +72,8 @@ def load(folder: Path, job: str, size: int, rank: int) -> Any:
 
 
 @pytest.fixture(scope="module")
-def gradients(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], Any]:
-    folder = tmp_path_factory.mktemp("gradients")
-    do(folder, "gradients")
+def gradients(done: Callable[[str], Path]) -> dict[tuple[int, int], Any]:
+    folder = done("gradients")
     return {
         (size, rank): load(folder, "gradients", size, rank)
         for size in (1, *SIZES)
@@ -116,9 +130,8 @@ def test_negatives_of_a_worker_alone_change_only_that_loss(
 
 
 @pytest.fixture(scope="module")
-def catalogue(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], Any]:
-    folder = tmp_path_factory.mktemp("catalogue")
-    do(folder, "catalogue")
+def catalogue(done: Callable[[str], Path]) -> dict[tuple[int, int], Any]:
+    folder = done("catalogue")
     return {
         (size, rank): load(folder, "catalogue", size, rank)
         for size in (1, *SIZES)
@@ -163,10 +176,8 @@ def test_top_k_of_a_split_table_is_merged(
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs")
-    do(folder, "runs")
-    return folder
+def runs(done: Callable[[str], Path]) -> Path:
+    return done("runs")
 
 
 def outcome(run: Path) -> dict[str, float]:
@@ -216,10 +227,8 @@ def test_one_worker_writes(runs: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def signals(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("signals")
-    do(folder, "signals")
-    return folder
+def signals(done: Callable[[str], Path]) -> Path:
+    return done("signals")
 
 
 def said(folder: Path, rank: int) -> tuple[str, float]:
@@ -279,10 +288,8 @@ def test_a_save_is_waited_for_by_its_size() -> None:
 
 
 @pytest.fixture(scope="module")
-def refused(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("refused")
-    do(folder, "refused")
-    return folder
+def refused(done: Callable[[str], Path]) -> Path:
+    return done("refused")
 
 
 @pytest.mark.parametrize(

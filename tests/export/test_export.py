@@ -315,7 +315,8 @@ def test_a_length_of_one_item(tmp_path: Path) -> None:
 
 def test_the_command(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    train({**SIZES, "backend": "packed"}, TrainConfig(epochs=1, batch_size=64),
+    sizes = {name: size for name, size in SIZES.items() if name != "max_depth"}
+    train({"model": "sasrec", **sizes, "backend": "packed"}, TrainConfig(epochs=1, batch_size=64),
           synthetic(num_users=60, num_items=40), folder)  # fmt: skip
 
     def export(*options: str) -> Result:

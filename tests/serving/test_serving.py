@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -365,15 +364,17 @@ def test_bad_options_are_named() -> None:
         ServeConfig.create(maxqueue=1)
 
 
-def test_the_command_fails_before_it_loads_anything(folder: Path, tmp_path: Path) -> None:
+def run(*arguments: str) -> tuple[int, str]:
+    """The exit code of ``serve``, and what it said."""
     from typer.testing import CliRunner
 
     from adarec_fast.cli import app
 
-    def run(*arguments: str) -> tuple[int, str]:
-        shown = CliRunner().invoke(app, ["serve", *arguments], env={"COLUMNS": "200"})
-        return shown.exit_code, shown.output
+    shown = CliRunner().invoke(app, ["serve", *arguments], env={"COLUMNS": "200"})
+    return shown.exit_code, shown.output
 
+
+def test_the_command_fails_before_it_loads_anything(folder: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         code, output = run(str(folder), "--port", port)
@@ -386,15 +387,12 @@ def test_the_command_fails_before_it_loads_anything(folder: Path, tmp_path: Path
     assert (code, "host='no such host'" in output) == (2, True), output
 
 
-def test_without_the_extra_the_command_says_what_to_install(tmp_path: Path) -> None:
-    script = """
-import sys
-sys.modules["uvicorn"] = None
-from adarec_fast.cli import app
-app(["serve", "nowhere"])
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 2, done.stderr
-    assert "serving needs uvicorn: pip install adarec_fast[serve]" in done.stderr
+def test_without_the_extra_the_command_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As in a process that has not served: what imports uvicorn is imported anew.
+    for name in ("process", "server"):
+        monkeypatch.delitem(sys.modules, f"adarec_fast.serving.{name}", raising=False)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    code, output = run("nowhere")
+    assert (code, "serving needs uvicorn: pip install adarec_fast[serve]" in output) == (2, True)

@@ -1,7 +1,8 @@
 """Workers of one machine, forked after torch is imported once, and what they are asked to do.
 
-``python helpers_distributed.py FOLDER JOB...`` does the jobs below and leaves ``FOLDER/<job>-<W>-
-<rank>.pt``; a job that fails ends the process with its traceback.
+``python helpers_distributed.py FOLDER JOB...`` does the jobs below, each in ``FOLDER/<job>``, where
+it leaves ``<job>-<W>-<rank>.pt`` or what else it makes; of one that fails ``failed`` has the
+traceback, and the others go on.
 """
 
 from __future__ import annotations
@@ -345,15 +346,23 @@ def in_workers(size: int, job: Callable[[Path, Workers | None], None], folder: P
 def main() -> None:
     torch.set_num_threads(1)  # no thread pool, so that a fork is whole
     folder, *jobs = sys.argv[1:]
-    at = Path(folder)
     for job in jobs:
-        if job in ("gradients", "catalogue"):
-            body = {"gradients": gradients, "catalogue": catalogue}[job]
-            body(at, None)
-            for size in (2, 4):
-                in_workers(size, body, at)
-        else:
-            {"runs": whole_runs, "signals": signals, "refused": refused}[job](at)
+        at = Path(folder) / job
+        at.mkdir()
+        try:
+            do(job, at)
+        except Exception:
+            (at / "failed").write_text(traceback.format_exc(), encoding="utf-8")
+
+
+def do(job: str, at: Path) -> None:
+    if job in ("gradients", "catalogue"):
+        body = {"gradients": gradients, "catalogue": catalogue}[job]
+        body(at, None)
+        for size in (2, 4):
+            in_workers(size, body, at)
+    else:
+        {"runs": whole_runs, "signals": signals, "refused": refused}[job](at)
 
 
 if __name__ == "__main__":
