@@ -17,10 +17,10 @@ sys.path.insert(0, str(Path(__file__).parent / "support"))
 
 import pytest
 import torch
-from helpers import APPROXIMATE, Backend, backends_for
+from helpers import APPROXIMATE, Backend, available, backends_for
 from helpers_suite import OpSuite
 
-from adarec_fast.ops._library import collecting, unavailable
+from adarec_fast.ops._library import collecting
 
 # Each of them imports torch, and some start processes of their own.
 _MOST_PROCESSES = 8
@@ -97,14 +97,6 @@ def _same_start() -> None:
     """A fixed seed, and one thread: two cost more than they bring for tensors this small."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
-
-
-def available(chosen: Backend) -> Backend:
-    """Skip, with the reason, what cannot run here."""
-    why = unavailable(chosen.op, chosen.name, chosen.device)
-    if why is not None:
-        pytest.skip(f"{chosen.name} cannot run {chosen.op} on {chosen.device}: {why}")
-    return chosen
 
 
 @pytest.fixture

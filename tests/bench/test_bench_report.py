@@ -112,18 +112,25 @@ def test_a_run_from_the_command_line_saves_its_results(tmp_path: Path) -> None:
         assert 0 < row["share_of_peak_flops"] <= row["share_of_roofline"]
 
 
-@pytest.mark.parametrize(("asked", "wanted"), [([], False), (["--op", "epoch"], True)])
-def test_an_epoch_beside_peers_is_timed_only_if_asked_for(asked: list[str], wanted: bool) -> None:
-    command = [
-        sys.executable, "-m", "pytest", "bench", "--collect-only", "-q", "-p", "no:cacheprovider",
-    ]  # fmt: skip
+def test_an_epoch_beside_peers_is_timed_only_if_asked_for() -> None:
+    """Both collections in one process, which imports torch once."""
+    both = """
+import sys, pytest
+plain = ["bench", "--collect-only", "-q", "-p", "no:cacheprovider", "-n", "0"]
+for asked in ([], ["--op", "epoch"]):
+    assert pytest.main([*plain, *asked]) == 0
+    print("-- next --", flush=True)
+"""
     done = subprocess.run(
-        [*command, *asked], cwd=ROOT, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", both], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
-    assert "test_epoch[train-64-epoch-adarec_fast]" in done.stdout
-    assert ("test_epoch[beside_SASRec-train-64-epoch-adarec_fast]" in done.stdout) is wanted
-    assert ("test_bench_step.py" in done.stdout) is not wanted
+    unasked, asked, rest = done.stdout.split("-- next --\n")
+    assert not rest
+    for told, wanted in ((unasked, False), (asked, True)):
+        assert "test_epoch[train-64-epoch-adarec_fast]" in told
+        assert ("test_epoch[beside_SASRec-train-64-epoch-adarec_fast]" in told) is wanted
+        assert ("test_bench_step.py" in told) is not wanted
 
 
 def test_unknown_names_are_refused() -> None:

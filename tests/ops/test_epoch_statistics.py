@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import available
-from helpers import Backend, backends_for
+from helpers import Backend, available, backends_for
 from torch import Tensor
 
 from adarec_fast.ops import epoch_statistics

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import Backend
+from helpers import Backend, available
 from torch import Tensor
 
 from adarec_fast import ops, rng
@@ -82,8 +82,6 @@ def _check(op: str, backend: str) -> None:
     "op", ["dropout", "local_path", "hda_trajectory", "mlp_expert", "encoder_layer"]
 )
 def test_a_share_draws_what_the_whole_batch_draws(op: str, backend: str) -> None:
-    from conftest import available
-
     device = "cpu"
     available(Backend(op, backend, device))
     _check(op, backend)

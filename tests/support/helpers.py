@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from adarec_fast.ops import OPS
-from adarec_fast.ops._library import collecting
+from adarec_fast.ops._library import collecting, unavailable
 
 # Loaded here, since a test takes the profile in force when it is decorated.
 _PROFILE = {
@@ -111,6 +111,14 @@ def backends_for(op: str, test: str = "") -> list[Any]:
             if name in ("triton", "cuda") or (name == "packed" and test in PLAIN_ON_GPU)
         ]
     return parameters
+
+
+def available(chosen: Backend) -> Backend:
+    """Skip, with the reason, what cannot run here."""
+    why = unavailable(chosen.op, chosen.name, chosen.device)
+    if why is not None:
+        pytest.skip(f"{chosen.name} cannot run {chosen.op} on {chosen.device}: {why}")
+    return chosen
 
 
 def sized(batch: Batch, backend: Backend, least: int = 16) -> Batch:
