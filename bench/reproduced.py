@@ -42,7 +42,12 @@ def line_of(table: Table, combination: Mapping[str, Any]) -> Row | None:
     telling = {key for row in table.rows for key in row.values or ()} | {*OWN_KEYS, *table.swept}
     telling -= {"data", "seed"}
     own = {key: value for key, value in combination.items() if key in telling}
-    return next((row for row in table.rows if row.values == own), None)
+    fits = [
+        row for row in table.rows
+        if row.values is not None and row.values.items() <= own.items()
+        and own.keys() - row.values.keys() <= {"supervision"}  # which a system may have of its own
+    ]
+    return max(fits, key=lambda row: len(row.values or ()), default=None)
 
 
 def collect(folder: Path, table: Table) -> list[Record]:

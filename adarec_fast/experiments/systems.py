@@ -89,6 +89,10 @@ SYSTEMS = {
     "ADARec w/ IOCRec": System("adarec-iocrec", (FULL,), {"num_layers": 3}, published=FULL),
     "ADARec w/ ICLRec": System("adarec-iclrec", on=_ICLREC, published=FULL),
     "ADARec w/ ELCRec": System("adarec-elcrec", on=_ELCREC, published=FULL),
+    "ADARec w/ IOCRec, reading B": System(
+        "adarec-iocrec", (FULL,), {"num_layers": 3}, published=FULL,
+        fixed={**_READING_B, "supervision": "prefix"},
+    ),
     "ADARec w/ ICLRec, reading B": System(
         "adarec-iclrec", on=_ICLREC, fixed=_READING_B, published=FULL
     ),
