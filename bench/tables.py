@@ -11,6 +11,9 @@ from typing import Any
 from adarec_fast.experiments.comparison import GROUPS
 from adarec_fast.experiments.comparison_table import lines
 from adarec_fast.experiments.paper import METRICS, TABLE1, TABLE2
+from adarec_fast.experiments.summary import mean_std
+from adarec_fast.experiments.tables import get_table
+from adarec_fast.experiments.verdict import verdict
 
 from . import serving as load
 
@@ -109,6 +112,32 @@ def table4(record: Record, path: str) -> str:
     return markdown(["", *header], rows) + source(record, path)
 
 
+def table1(record: Record, path: str) -> str:
+    """The paper's comparison, its figures beside ours and whether they are reproduced."""
+    metrics, table = _HELD[2:], get_table(record["table"])
+    rows = []
+    for row in table.rows:
+        mine = row.label, row.loss
+        runs = [run for run in record["runs"] if (run["row"], run["loss"]) == mine]
+        why = [one["why"] for one in record["missing"] if (one["row"], one["loss"]) == mine]
+        printed = dict(zip(METRICS, table.printed[record["data"]][row.printed or ""], strict=True))
+        cells = []
+        for name in metrics:
+            mean, std = mean_std([run["test"][name] for run in runs])
+            ours = "–" if mean is None else _share(mean)
+            cells += [_share(printed[name]), ours if std is None else f"{ours} ± {_share(std)}"]
+        hours = sum(run["train_seconds"] + run["valid_seconds"] for run in runs) / 3600
+        rows.append([
+            row.label, row.loss, *cells,
+            f"{', '.join(str(run['best_epoch']) for run in runs)}" or "–",
+            f"{hours:.1f}" if runs else "–",
+            verdict(table, row, record["data"], runs) or "; ".join(dict.fromkeys(why)) or "–",
+        ])  # fmt: skip
+    header = [f"{name}, {whose}" for name in metrics for whose in ("paper", "here")]
+    header = ["", "loss", *header, "best epoch", "hours", "within noise"]
+    return markdown(header, rows) + source(record, path)
+
+
 def export(record: Record, path: str) -> str:
     """Sizes, latencies and what an approximate index loses, by format."""
     rows = []
@@ -194,6 +223,7 @@ TABLES = {
     "worth": ("worth-", worth),
     "serving": ("serving-", serving),
     "workers": ("distributed-", workers),
+    "table1": ("table1-beauty-", table1),
     "table4": ("reproduce-", table4),
     "export": ("export-", export),
 }

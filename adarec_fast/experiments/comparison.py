@@ -115,7 +115,7 @@ def _finished(
             lost[result["status"]].append(key)
             continue
         result, kept = _complete(run_dir, result)
-        rows.append({**key, "run": run_dir.name, **_row(result)})
+        rows.append({**key, "run": run_dir.name, **row_of(result)})
         for part in PARTS:
             ranks.setdefault(f"{name}/{part}", []).append(kept[part].clamp(max=_MOST))
         if name not in sets or arm == arms.baseline:
@@ -202,7 +202,7 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def _row(result: Mapping[str, Any]) -> dict[str, Any]:
+def row_of(result: Mapping[str, Any]) -> dict[str, Any]:
     """What ``result.json`` says, but for paths of the machine and what is said elsewhere."""
     row = {n: v for n, v in result.items() if n not in ("combination", "source", "data")}
     file, content = file_names(result["source"]["data"]), result["data"]["fingerprint"]
@@ -213,14 +213,14 @@ def write(folder: Path, found: Comparison) -> int:
     """Write ``compare.json`` and the ranks; returns the ranks' bytes."""
     path = folder / COMPARISON
     # A run a line: what a later one adds is a line of the difference.
-    parts = [f" {json.dumps(name)}: {_by_line(value)}" for name, value in found.report.items()]
+    parts = [f" {json.dumps(name)}: {by_line(value)}" for name, value in found.report.items()]
     write_atomically(path, "{\n" + ",\n".join(parts) + "\n}\n")
     content = save(dict(found.ranks))
     write_atomically(folder / ranks_name(path), content)
     return len(content)
 
 
-def _by_line(value: Any) -> str:
+def by_line(value: Any) -> str:
     if not isinstance(value, list) or not value or not isinstance(value[0], dict):
         return json.dumps(value)
     return "[\n" + ",\n".join(f"  {json.dumps(entry)}" for entry in value) + "\n ]"

@@ -12,6 +12,7 @@ from . import paper
 from .reproduction import Reproduction
 from .summary import Group, mean_std
 from .tables import Row, Table, data_set_of
+from .verdict import verdict
 
 _FIELDS = dict(zip(paper.COSTS, ("seconds_per_epoch", "milliseconds_per_user"), strict=True))
 SOURCES = ("paper", "here", "difference")
@@ -47,6 +48,7 @@ class Filled:
         data_set: its name.
         entries: every figure there is.
         missing: why a line has fewer runs than it should, by its label and loss.
+        verdicts: whether a line gives the paper's figures again, by its label and loss.
         notes: what a reader has to know of these runs.
     """
 
@@ -54,6 +56,7 @@ class Filled:
     data_set: str
     entries: list[Entry] = field(default_factory=list)
     missing: dict[tuple[str, str], str] = field(default_factory=dict)
+    verdicts: dict[tuple[str, str], str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def cell(self, row: str, column: str, source: str, loss: str | None = None) -> Entry | None:
@@ -107,6 +110,9 @@ def fill(
                 add(column, "difference", mean - paper_has[column], std, len(numbers))
         if group is not None:
             results += group.results
+            judged = verdict(table, row, name, group.results)
+            if judged is not None:
+                filled.verdicts[row.label, row.loss] = judged
         reason = _missing(group, len(wanted.seeds), why or {})
         if reason is not None:
             filled.missing[row.label, row.loss] = reason

@@ -12,6 +12,7 @@ from . import paper
 from .filled import SOURCES, Entry, Filled
 from .summary import to_csv
 from .tables import Row
+from .verdict import RULE
 
 _SHORT = {"difference": "less"}
 
@@ -19,7 +20,8 @@ _SHORT = {"difference": "less"}
 def rich_table(filled: Filled) -> RichTable:
     """For a terminal of 80 columns: the paper's figures, ours, and ours less the paper's.
 
-    A line's loss stands below its name; notes are the caption.
+    A line's loss and whether it gives the paper's figures again stand below its name; notes are
+    the caption.
     """
     table = RichTable(
         box=box.SIMPLE_HEAD,
@@ -36,6 +38,8 @@ def rich_table(filled: Filled) -> RichTable:
     for row in filled.table.rows:
         sources = [source for source in SOURCES if source == "here" or _has(filled, row, source)]
         labels = [row.label, f"  {row.loss}"] if len(sources) > 1 else [f"{row.label} {row.loss}"]
+        judged = filled.verdicts.get((row.label, row.loss))
+        labels += [] if judged is None else [f"  {judged}"]
         for number, source in enumerate(sources):
             cells = [_cell(filled, row, column, source) for column in filled.table.columns]
             label = labels[number] if number < len(labels) else ""
@@ -49,17 +53,19 @@ def markdown(tables: Sequence[Filled]) -> str:
     for filled in tables:
         sources = SOURCES if filled.table.printed else ("here",)
         names = [f"{column}, {source}" for column in filled.table.columns for source in sources]
+        judged = ["within noise"] if filled.verdicts else []
         lines = [
             f"## {_title(filled)}",
             "",
-            f"| | loss | {' | '.join(names)} |",
-            f"| --- | --- |{' --: |' * len(names)}",
+            f"| | loss | {' | '.join([*names, *judged])} |",
+            f"| --- | --- |{' --: |' * len(names)}{' --- |' * len(judged)}",
         ]
         for row in filled.table.rows:
             cells = [
                 _cell(filled, row, column, source, relative=True)
                 for column in filled.table.columns for source in sources
             ]  # fmt: skip
+            cells += [filled.verdicts.get((row.label, row.loss), "–") for _ in judged]
             lines.append(f"| {row.label} | {row.loss} | {' | '.join(cells)} |")
         parts.append("\n".join([*lines, "", *_notes(filled), ""]))
     return "\n".join(parts)
@@ -68,7 +74,8 @@ def markdown(tables: Sequence[Filled]) -> str:
 def csv_text(tables: Sequence[Filled]) -> str:
     """A line a figure: table, data set, row, loss, column, source, mean, std, runs.
 
-    A figure of ours that is not there has a line that says ``why``.
+    ``within_noise`` of our figures is the judgement of their whole row. A figure of ours that is
+    not there has a line that says ``why``.
     """
     lines = []
     for filled in tables:
@@ -83,6 +90,9 @@ def csv_text(tables: Sequence[Filled]) -> str:
                 "mean": entry.mean,
                 "std": entry.std,
                 "runs": entry.runs or None,
+                "within_noise": (
+                    filled.verdicts.get((entry.row, entry.loss)) if entry.source == "here" else None
+                ),
                 "why": None,
             }
             for entry in filled.entries
@@ -142,7 +152,8 @@ def _notes(filled: Filled) -> list[str]:
     legend = f"{ours}."
     if filled.table.printed:
         legend = f"paper: as printed there; {ours}; difference: ours less the paper's."
-    return [legend, *filled.table.notes, *_missing(filled), *filled.notes]
+    rule = [RULE] if filled.verdicts else []
+    return [legend, *rule, *filled.table.notes, *_missing(filled), *filled.notes]
 
 
 def _missing(filled: Filled) -> list[str]:

@@ -248,6 +248,7 @@ class ADARecIOCRecOptions(ADARecOptions, IOCRecFieldOptions, total=False):
 
     loss: Literal["full_ce", "original"]
     excluded_negatives: Literal["train", "all"]
+    prediction: Literal["experts", "backbone"]
 
 
 class PopularityOptions(ModelOptions, total=False):

@@ -34,6 +34,7 @@ from .mlp_expert_pooled import PooledLevels, mlp_expert_pooled
 from .moe_aggregate import Aggregate, moe_aggregate
 from .objective import Objective, objective
 from .score_topk import score_topk
+from .wide_normals import wide_normals
 
 __all__ = [
     "BACKENDS",
@@ -74,4 +75,5 @@ __all__ = [
     "objective",
     "score_topk",
     "synchronising",
+    "wide_normals",
 ]

@@ -26,7 +26,7 @@ def test_every_op_of_a_step_has_its_floor() -> None:
     # What a step runs in place of these, or by default not at all, or serving alone.
     elsewhere = {
         "mlp_expert", "level_pool", "dropout", "fused_trajectory", "local_path", "score_topk",
-        "memory_topk",
+        "memory_topk", "wide_normals",
     }  # fmt: skip
     assert names | elsewhere == set(OPS)
     assert not names & elsewhere

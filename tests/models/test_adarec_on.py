@@ -10,7 +10,7 @@ import torch
 from helpers_shares import check_shares
 from helpers_training import DATA, config, outcome
 
-from adarec_fast import ADARec, Recommender
+from adarec_fast import ADARec, Recommender, ragged
 from adarec_fast.config import ConfigError
 from adarec_fast.data import Split, TrainingBatches
 from adarec_fast.models.adarec.router import without_experts
@@ -120,7 +120,79 @@ def test_iocrecs_contrast_stays_and_its_own_ranking_goes(loss: str) -> None:
     assert torch.equal(*(one.recommend(histories, k=4)[0] for one in (mine, expected)))
 
 
-@pytest.mark.parametrize("options", [{}, {"supervision": "prefix"}])
+PREFIX = {"supervision": "prefix"}
+PREFIXES = TrainingBatches(
+    *SPLIT.inputs("train"), supervision="prefix", batch_size=24, max_length=10, seed=0
+)
+
+
+@pytest.mark.parametrize("pooling", ["position", "sum"])
+def test_iocrecs_read_out_without_adarec_is_iocrec_step_by_step(pooling: str) -> None:
+    """Reading B. The other's layers are wider, and its positions count from the left, elsewhere."""
+    one = {"pooling": pooling, "num_layers": 1, "feedforward_multiplier": 4}
+    found = []
+    for name, options in (("iocrec", {"positions": "end"}), ("adarec-iocrec", B_OFF | PREFIX)):
+        made = model(name, **one, **options)
+        optimizer = torch.optim.Adam(made.parameters())
+        steps = []
+        for batch in PREFIXES.epoch(0):
+            optimizer.zero_grad()
+            output = made.loss(batch)
+            output.total.backward()
+            optimizer.step()
+            steps.append(output.total.detach())
+        scores = made.eval().represent(BATCH.item_ids, BATCH.offsets)
+        found.append((torch.stack(steps), scores, dict(made.state_dict())))
+    (losses, users, state), (mine, vectors, own) = found
+    assert len(losses) > 3
+    assert vectors.shape == (BATCH.offsets.shape[0] - 1, 4, 8)
+    torch.testing.assert_close(mine, losses)
+    torch.testing.assert_close(vectors, users)
+    torch.testing.assert_close(own, state, rtol=1e-9, atol=1e-12)
+
+
+def test_iocrecs_read_out_ranks_by_the_levels(tmp_path: Path) -> None:
+    """The levels' mean at all positions is what it takes for local states."""
+    one = model("adarec-iocrec", **B, **PREFIX, max_depth=2)
+    output = one.loss(next(iter(PREFIXES.epoch(0))))
+    output.total.backward()
+    for name in ("denoiser.w1", "depth_controller.w_out", "auxiliary.intents.disentangle.key.bias"):
+        assert one.get_parameter(name).grad.abs().max() > 0
+    one.eval()
+    histories = BATCH.item_ids, BATCH.offsets
+    out = one(histories, return_hierarchy=True)
+    owner = ragged.sequence_ids(BATCH.offsets, BATCH.item_ids.shape[0])
+    reached = torch.arange(3)[:, None] <= out.depth[owner]
+    levels = torch.where(reached[..., None], out.hierarchy.levels, 0.0)
+    mean = levels.sum(0) / (1 + out.depth[owner])[:, None]
+    theirs = model("iocrec", positions="end", num_layers=1, feedforward_multiplier=4).eval()
+    theirs.load_state_dict({name: one.state_dict()[name] for name in theirs.state_dict()})
+    torch.testing.assert_close(out.user, theirs._intents(*histories, mean, None))
+    sampled = model("adarec-iocrec", **B, **PREFIX, max_depth=2, evaluation_samples=2).eval()
+    assert sampled.represent(*histories).shape == out.user.shape
+    with pytest.raises(ConfigError, match="an export has one vector of a user"):
+        one.user_graph()
+
+    fields = {**SHAPE, **B, **PREFIX, "model": "adarec-iocrec", "max_depth": 2}
+    train(fields, config(batch_size=64), DATA, tmp_path / "run")
+    run = load_run(tmp_path / "run")
+    assert Recommender(run.model).recommend([[3, 4]], k=4).items.shape == (1, 4)
+    assert evaluate(run.model, run.split).overall["HR@10"] >= 0
+
+
+def test_what_intents_cannot_do_is_refused() -> None:
+    whole: dict[str, Any] = {**SHAPE, "model": "adarec-iocrec", **B}
+    for options, told in (
+        ({}, "supervision='all' with prediction='backbone': intents read the whole history"),
+        (PREFIX | {"loss": "original"}, "loss='original' with prediction='backbone': IOCRec's own"),
+        (PREFIX | {"label_smoothing": 0.1}, "label_smoothing=0.1 with prediction='backbone'"),
+        (PREFIX | {"residual": True}, "residual=True with prediction='backbone'"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            create_config({**whole, **options})
+
+
+@pytest.mark.parametrize("options", [{}, {"supervision": "prefix"}, {**B, **PREFIX}])
 def test_shares_of_a_contrast_of_intents(options: dict[str, Any]) -> None:
     batches = TrainingBatches(
         *SPLIT.inputs("train"), supervision=options.get("supervision", "all"), batch_size=24,

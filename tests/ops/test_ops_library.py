@@ -17,10 +17,11 @@ EVERY_OP = {
     "moe_aggregate", "level_infonce", "linear_cross_entropy", "score_topk", "dropout",
     "fused_trajectory", "embedding", "objective", "epoch_statistics", "adam", "gradient_norm",
     "level_biases", "mlp_expert_pooled", "choose_depth", "length_bias",
-    "local_path", "memory_topk",
+    "local_path", "memory_topk", "wide_normals",
 }  # fmt: skip
 WITHOUT_BACKWARD = {
-    "dropout", "score_topk", "memory_topk", "epoch_statistics", "adam", "gradient_norm"
+    "dropout", "score_topk", "memory_topk", "epoch_statistics", "adam", "gradient_norm",
+    "wide_normals",
 }  # fmt: skip
 # All others are functional. These change what is there: sums that live as long as an epoch, weights
 # and moments, a counter, and, backward, the catalogue's gradient.

@@ -18,6 +18,7 @@ from ...reference.objective import (
     weighted_sum,
 )
 from ..base import LossOutput
+from ..blocks.interests import multi_interest_cross_entropy
 from ..blocks.sampled_bce import sampled_bce
 from ..prediction import prediction_loss
 from ..soft_targets import SoftTargets
@@ -46,7 +47,8 @@ def objective(
 
     Args:
         config: the weights, the smoothing, the temperature, the backend.
-        parsed: the pass from the histories to h.
+        parsed: the pass from the histories to h, or to several vectors of a row, the best of which
+            ranks an item.
         items: item embeddings ``[V+1, D]``, or a worker's part of them.
         offsets: int64 ``[B+1]``.
         targets: int64 ``[R]``, an item for each row of ``parsed.user``.
@@ -54,7 +56,10 @@ def objective(
         soft: what ``transition_smoothing`` shares the targets' weight with.
         negatives: int64 ``[R, M]``, for a binary cross entropy in the place of Eq. 13.
     """
-    if negatives is None:
+    if parsed.user.dim() == 3:
+        table = items.weight if parsed.table is None else parsed.table
+        rec = multi_interest_cross_entropy(parsed.user, table, targets)
+    elif negatives is None:
         rec = prediction_loss(config, parsed.user, items, parsed.table, targets, soft, share)
     else:
         table = items.weight if parsed.table is None else parsed.table

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -215,9 +215,7 @@ class ADARec(Pretrained, SystemModel):
                 user = user[ragged.last_tokens(offsets)]
         else:
             output = None
-            parsed = parse(
-                self, values, offsets, self._next_seed(), "last", hierarchy=return_hierarchy
-            )
+            parsed = self._parse(values, offsets, self._next_seed(), hierarchy=return_hierarchy)
             user = parsed.user
             if not self.training and self.config.evaluation_samples:
                 user = self._sampled(values, offsets)
@@ -240,6 +238,13 @@ class ADARec(Pretrained, SystemModel):
             each if return_gates else None,
         )
 
+    def _parse(
+        self, values: Tensor, offsets: Tensor, seed: Tensor | None, *, everywhere: bool = False,
+        **asked: Any,
+    ) -> Parsed:
+        """:func:`.parse`, at the last positions or everywhere, to what ranks."""
+        return parse(self, values, offsets, seed, "all" if everywhere else "last", **asked)
+
     def _sampled(self, values: Tensor, offsets: Tensor) -> Tensor:
         """Mean of h over S noisy trajectories, at the evaluation depth and without dropout.
 
@@ -252,7 +257,7 @@ class ADARec(Pretrained, SystemModel):
             noise = rng.history_noise(
                 seed, values, offsets, config.hidden_size, config.max_depth, dtype
             )
-            user = parse(self, values, offsets, None, "last", noise=noise).user
+            user = self._parse(values, offsets, None, noise=noise).user
             total = user if total is None else total + user
         assert total is not None
         return total / self.config.evaluation_samples
@@ -286,10 +291,9 @@ class ADARec(Pretrained, SystemModel):
         contrast = config.lambda_cont > 0 and config.augmented
         draws = self._draws(share)
         seed = self._next_seed(None if share is None else share.place)
-        parsed = parse(
-            self, values, offsets, seed, "all" if everywhere else "last", contrast=contrast,
-            hierarchy=hierarchy,
-        )  # fmt: skip
+        parsed = self._parse(
+            values, offsets, seed, everywhere=everywhere, contrast=contrast, hierarchy=hierarchy
+        )
         negatives = self._drawn(batch, draws)
         found = losses.objective(
             self.config, parsed, self.item_embedding, offsets, targets, share, self.soft_targets,
@@ -355,7 +359,8 @@ class ADARec(Pretrained, SystemModel):
     def representations(self, item_ids: History) -> dict[str, Tensor]:
         """``user`` h, ``fine`` z_fin and ``coarse`` z_coar, each ``[B, D]``, in evaluation mode.
 
-        Without HP-MoE the two are the user representation itself.
+        Without HP-MoE the two are the user representation itself, or what a read-out by several
+        intents reads it from.
 
         Example:
             >>> sorted(model.representations(torch.tensor([[1, 9]])))

@@ -33,7 +33,8 @@ class ADARecOutput(NamedTuple):
     """What ``forward`` returns.
 
     Attributes:
-        user: h_u ``[B, D]``, Eq. 11 at the last position.
+        user: h_u ``[B, D]``, Eq. 11 at the last position; of a read-out by K intents
+            ``[B, K, D]``.
         depth: T_u ``[B]`` int64.
         hierarchy: the levels, on demand.
         gates: g_k ``[T+1, B]``, 0 beyond the depth, on demand; of more than two experts, that of
@@ -62,7 +63,7 @@ class ADARecOutput(NamedTuple):
 class Parsed(NamedTuple):
     """One pass from item ids to h, with everything that the losses need."""
 
-    user: Tensor  # [R, D]
+    user: Tensor  # [R, D]; of a read-out by K intents [R, K, D]
     depth: Tensor  # [B]
     computed: Tensor  # [B], levels computed: the depth, or T under depth_gradient="full"
     logits: Tensor | None  # [B, T+1]

@@ -28,6 +28,20 @@ class ADARecOnConfig(ADARecConfig):
         description="items of a user that are never drawn as negatives: of training, or the "
         "held-out ones, too, as public code does",
     )
+    prediction: Literal["experts", "backbone"] = Field(
+        "experts",
+        description="what ranks. experts: h_u of HP-MoE; backbone: the encoder's system by the "
+        "levels, read out by level_readout; moe is then off and lambda_cont 0, whatever they are "
+        "set to",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_system_of_its_own_has_no_experts(cls, values: Any) -> Any:
+        # Not an error: who stores every field, as a sweep does, says moe=True of both predictions.
+        if isinstance(values, dict) and values.get("prediction") == "backbone":
+            return {**values, "moe": False, "lambda_cont": 0.0}
+        return values
 
     @model_validator(mode="after")
     def _the_encoder_is_the_systems(self) -> ADARecOnConfig:
@@ -49,33 +63,13 @@ class ADARecOnConfig(ADARecConfig):
         return self
 
 
-class LastVectorConfig(ADARecOnConfig):
-    """Of a system that ranks by its encoder's last vector, so that it can read levels as it does E.
-    """
-
-    prediction: Literal["experts", "backbone"] = Field(
-        "experts",
-        description="what ranks. experts: h_u of HP-MoE; backbone: the encoder's system by the "
-        "levels, read out by level_readout; moe is then off and lambda_cont 0, whatever they are "
-        "set to",
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _a_system_of_its_own_has_no_experts(cls, values: Any) -> Any:
-        # Not an error: who stores every field, as a sweep does, says moe=True of both predictions.
-        if isinstance(values, dict) and values.get("prediction") == "backbone":
-            return {**values, "moe": False, "lambda_cont": 0.0}
-        return values
-
-
-class ADARecICLRecConfig(LastVectorConfig, ICLRecFields):
+class ADARecICLRecConfig(ADARecOnConfig, ICLRecFields):
     """ADARec on ICLRec."""
 
     system: ClassVar[str] = "adarec-iclrec"
 
 
-class ADARecELCRecConfig(LastVectorConfig, ELCRecFields):
+class ADARecELCRecConfig(ADARecOnConfig, ELCRecFields):
     """ADARec on ELCRec."""
 
     system: ClassVar[str] = "adarec-elcrec"
@@ -86,3 +80,24 @@ class ADARecIOCRecConfig(ADARecOnConfig, IOCRecFields):
 
     system: ClassVar[str] = "adarec-iocrec"
     positions: ClassVar[str] = "end"  # as ADARec's encoder counts them
+
+    @model_validator(mode="after")
+    def _intents_read_whole_histories(self) -> ADARecIOCRecConfig:
+        if self.prediction == "experts":
+            return self
+        wrong = {
+            "supervision": (self.supervision, "prefix", "intents read the whole history, so that "
+                            "an earlier position would know its target"),
+            "loss": (self.loss, "full_ce", "IOCRec's own is the full cross entropy"),
+            "label_smoothing": (self.label_smoothing, 0, "an item's best intent has one target"),
+            "transition_smoothing": (
+                self.transition_smoothing, 0, "an item's best intent has one target"
+            ),
+            "residual": (self.residual, False, "E is one vector, and the intents are several"),
+        }  # fmt: skip
+        for name, (value, right, why) in wrong.items():
+            if value != right:
+                raise ValueError(
+                    f"{name}={value!r} with prediction='backbone': {why}; use {name}={right!r}"
+                )
+        return self

@@ -13,23 +13,34 @@ is neither HP-MoE nor L_cont:
 
     L = L_rec(mean_k E_k) + lambda_deno L_deno + lambda_expl L_expl + L_aux
 
+IOCRec's read-out takes the mean, or level T_u, of all positions for its local states, and ranks an
+item by the best of K intents; its intents look at the whole history, so that examples are prefixes.
+
 Views pass through the encoder alone. With depth fixed, without diffusion and HP-MoE this is ICLRec
-or ELCRec, step by step. Of IOCRec, global states and intents are there for its contrast alone, and
-positions count from the end, as ADARec's encoder has them. That the paper's Table 1 figures of
+or ELCRec, step by step, and with ``prediction="backbone"`` IOCRec. Else its global states and
+intents are there for its contrast alone; positions count from the end, as ADARec's encoder has
+them. That the paper's Table 1 figures of
 ADARec on Beauty and Toys are those of its row on ELCRec here says that its headline model has these
 losses.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from torch import Tensor
+
+from ... import ragged
+from ...config import ConfigError
 from ..adarec.config import ADARecConfig
 from ..adarec.model import ADARec
+from ..adarec.outputs import Parsed
+from ..base import UserGraph
 from ..blocks.auxiliary import Auxiliary
 from ..blocks.system import configured
 from ..elcrec.losses import LearnedIntents
 from ..iclrec.losses import IntentContrast
+from ..iocrec.intents import Places
 from ..iocrec.losses import IntentionContrast
 from .config import ADARecELCRecConfig, ADARecICLRecConfig, ADARecIOCRecConfig
 
@@ -98,6 +109,7 @@ class ADARecIOCRec(ADARec):
 
     config_type: ClassVar[type[ADARecConfig]] = ADARecIOCRecConfig
     config: ADARecIOCRecConfig
+    auxiliary: IntentionContrast
 
     def __init__(
         self, config: ADARecIOCRecConfig | None = None, **options: Unpack[ADARecIOCRecOptions]
@@ -106,3 +118,33 @@ class ADARecIOCRec(ADARec):
 
     def _make_auxiliary(self) -> Auxiliary:
         return IntentionContrast(self.config)
+
+    def _parse(
+        self, values: Tensor, offsets: Tensor, seed: Tensor | None, *, everywhere: bool = False,
+        **asked: Any,
+    ) -> Parsed:
+        config = self.config
+        if config.prediction == "experts":
+            return super()._parse(values, offsets, seed, everywhere=everywhere, **asked)
+        # The weights of a history's positions are of all its states.
+        parsed = super()._parse(values, offsets, seed, everywhere=True, **asked)
+        places = Places.of(offsets, values.shape[0], config.max_length, from_left=False)
+        found: Tensor = self.auxiliary.intents(
+            parsed.user, self.item_embedding(values), places, seed, config.backend
+        )
+        last = ragged.last_tokens(offsets)
+        user = found if config.pooling == "sum" else found[last]
+        return parsed._replace(user=user, row_depth=parsed.row_depth[last])
+
+    def user_graph(self) -> UserGraph:
+        if self.config.prediction == "experts":
+            return super().user_graph()
+        raise ConfigError(
+            "an export has one vector of a user, and prediction='backbone' has num_intents="
+            f"{self.config.num_intents}; serve it with adarec-fast serve, or export another model"
+        )
+
+    @property
+    def leaves_some_unused(self) -> bool:
+        masks_alone = self.config.prediction == "backbone" and not self.config.lambda_contrast
+        return masks_alone or super().leaves_some_unused

@@ -34,14 +34,15 @@ class Pass:
         self.share, self.backend = share, backend
 
     def dropout(self, x: Tensor, p: float, site: int) -> Tensor:
-        """Dropout of ``[B, ...]``; each site has its own draws."""
+        """Dropout of ``[B, ...]``, images pixel by pixel; each site has its own draws."""
         if self.seed is None or not p:
             return x
-        rows = x.flatten(1).contiguous()
+        last = x.movedim(1, -1)  # where the channels lie in memory
         found = ops.dropout(
-            rows, p=p, seed=self.seed, stream=rng.STREAM_APPROXIMATOR + site, backend=self.backend
-        )
-        return found.view_as(x)
+            last.flatten(1).contiguous(), p=p, seed=self.seed,
+            stream=rng.STREAM_APPROXIMATOR + site, backend=self.backend,
+        )  # fmt: skip
+        return found.view(last.shape).movedim(-1, 1)
 
 
 class _Summed(torch.autograd.Function):
@@ -103,7 +104,9 @@ class _Block(nn.Module):
         self.first_norm, self.second_norm = SharedBatchNorm(outputs), SharedBatchNorm(outputs)
 
     def forward(self, x: Tensor, given: Pass) -> Tensor:
-        x = self.first_norm(self.first(x), given.share)
+        # Channels last: oneDNN would bring every image into such an order and back.
+        x = self.first(x).contiguous(memory_format=torch.channels_last)
+        x = self.first_norm(x, given.share)
         x = F.leaky_relu(given.dropout(x, self.dropouts[0], self.site))
         x = self.second_norm(self.second(x), given.share)
         return F.leaky_relu(given.dropout(x, self.dropouts[1], self.site + 1))
@@ -128,7 +131,8 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, given: Pass) -> Tensor:
         wide = self.inward(x, given)
         deep = self.inner(F.leaky_relu(self.down(wide)), given)
-        deep = self.up(F.interpolate(deep, scale_factor=2.0, mode="nearest"))
+        # Pixel by pixel, so that it may come before each pixel becomes four.
+        deep = F.interpolate(self.up(deep), scale_factor=2.0, mode="nearest")
         found: Tensor = torch.sigmoid(self.last(self.outward(torch.cat([deep, wide], 1), given)))
         return found
 

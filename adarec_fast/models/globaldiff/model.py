@@ -175,7 +175,10 @@ class GlobalDiff(EncoderModel):
         word = rng.words(draws, row, rng.STREAM_DIFFUSION_STEP, 0)
         steps, chance = self.steps.draw(rng.to_uniform(word, torch.float64))
         x0 = self.related.drawn(batch, draws).to(self.alpha_bar.dtype)
-        noise = rng.wide_normals(draws, row, width, x0.dtype, rng.STREAM_DIFFUSION_NOISE)
+        noise = ops.wide_normals(
+            row, width, seed=draws, stream=rng.STREAM_DIFFUSION_NOISE, dtype=x0.dtype,
+            backend=self.config.backend,
+        )  # fmt: skip
         x = noised(x0, noise, self.alpha_bar[steps][:, None])
         given = Pass(seed, share, self.config.backend)
         found = self.approximator(x, history, last, steps, given)
@@ -218,9 +221,10 @@ class GlobalDiff(EncoderModel):
             found = self.approximator(x, history, last, at, given).to(x.dtype) @ table.to(x.dtype).T
             x = float(self.posterior.of_x0[step]) * found + float(self.posterior.of_x[step]) * x
             if self.config.sampling_noise and step:
-                noise = rng.wide_normals(
-                    self.sample_seed, row, x.shape[1], x.dtype, rng.STREAM_SAMPLE, step
-                )
+                noise = ops.wide_normals(
+                    row, x.shape[1], seed=self.sample_seed, stream=rng.STREAM_SAMPLE, group=step,
+                    dtype=x.dtype, backend=self.config.backend,
+                )  # fmt: skip
                 x = x + float(self.posterior.variance[step]) ** 0.5 * noise
         return x
 
