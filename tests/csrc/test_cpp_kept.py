@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import test_encoder_layer
 import test_hda_trajectory
+import test_level_infonce
 import test_mlp_expert
 import torch
 from helpers import Batch, OpCase, evaluate, random_batch
@@ -26,6 +27,7 @@ BUILDERS: dict[str, Any] = {
     "layer-plain": test_encoder_layer.build,
     "layer-last": partial(LAYER, last_only=True),
     "layer-whole": partial(LAYER, causal=False),
+    "level_infonce": test_level_infonce.build,
     **{f"{s.op}-{name}": build for s in SUITES for name, build in s.variants.items()},
 }
 
@@ -37,7 +39,8 @@ def _cases(build: Any) -> list[OpCase]:
         build(Batch((70, 1, 5, 66), (2, 0, 1, 2), size=24, capacity=1, max_length=70)),
     ]
     for case in cases:
-        case.options["max_length"] = 70
+        if "max_length" in case.options:
+            case.options["max_length"] = 70
     return cases
 
 
