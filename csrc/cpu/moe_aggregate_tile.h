@@ -199,11 +199,14 @@ struct Tile {
     }
   }
 
-  // The content of a few pairs (only where there is any), [count, D], and the router's hidden layer
-  // before its level's bias and SiLU, [count, H].
-  void run_router(int first, int count, float* content, float* before) {
+  // The content of a few pairs (only where there is any), [count, D].
+  void load_content(int first, int count, float* content) const {
     for (int p = 0; p < count; ++p)
       copy_in(op.pooled, now.pair[first + p].at, content + p * op.dim);
+  }
+
+  // The router's hidden layer before its level's bias and SiLU, [count, H].
+  void run_router(int count, const float* content, float* before) {
     gemm_nn(count, static_cast<int>(op.hidden), static_cast<int>(op.dim), content, op.dim,
             plan.router_t, op.hidden, before, op.hidden, 0, fetch);
   }

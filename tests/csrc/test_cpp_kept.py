@@ -6,10 +6,12 @@ from functools import partial
 from typing import Any
 
 import pytest
+import test_depth_controller
 import test_encoder_layer
 import test_hda_trajectory
 import test_level_infonce
 import test_mlp_expert
+import test_moe_aggregate
 import torch
 from helpers import Batch, OpCase, evaluate, random_batch
 
@@ -21,13 +23,18 @@ pytestmark = pytest.mark.skipif(
 )
 
 LAYER = partial(test_encoder_layer.build, dropout=(0.3, 0.5))
-SUITES = (test_mlp_expert.TestMLPExpert, test_hda_trajectory.TestHdaTrajectory)
+SUITES = (
+    test_mlp_expert.TestMLPExpert,
+    test_hda_trajectory.TestHdaTrajectory,
+    test_depth_controller.TestDepthController,
+    test_level_infonce.TestLevelInfoNCE,
+    test_moe_aggregate.TestMoEAggregate,
+)
 BUILDERS: dict[str, Any] = {
     "layer": LAYER,
     "layer-plain": test_encoder_layer.build,
     "layer-last": partial(LAYER, last_only=True),
     "layer-whole": partial(LAYER, causal=False),
-    "level_infonce": test_level_infonce.build,
     **{f"{s.op}-{name}": build for s in SUITES for name, build in s.variants.items()},
 }
 
