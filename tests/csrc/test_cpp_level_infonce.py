@@ -56,7 +56,7 @@ def test_several_panels_kept_or_computed_again(monkeypatch: pytest.MonkeyPatch) 
 def test_pairs_of_too_many_users_are_not_kept() -> None:
     keep = torch.ops.adarec_fast.level_infonce_keep
     z, depth = torch.randn(2, 1025, 4), torch.ones(1025, dtype=torch.int64)
-    with pytest.raises(ValueError, match="z has 1025 users; at most 1024 .* are kept"):
+    with pytest.raises(ValueError, match="z has 1025 users; at most 1024"):
         keep(z, depth, torch.arange(1025), 0.07, "cpp")
 
 
