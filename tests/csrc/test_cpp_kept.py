@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import test_depth_controller
+import test_embedding
 import test_encoder_layer
 import test_hda_trajectory
 import test_level_infonce
@@ -27,6 +28,7 @@ SUITES = (
     test_mlp_expert.TestMLPExpert,
     test_hda_trajectory.TestHdaTrajectory,
     test_depth_controller.TestDepthController,
+    test_embedding.TestEmbedding,
     test_level_infonce.TestLevelInfoNCE,
     test_moe_aggregate.TestMoEAggregate,
 )
