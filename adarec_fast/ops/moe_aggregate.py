@@ -50,7 +50,7 @@ def _fake_backward(grad_user: Tensor, gates: Tensor, z_fine: Tensor, z_coarse: T
 def _kept_floats(fine: Tensor, pooled: Tensor | None, router_w2: Tensor) -> int:
     """Of what the C++ forward leaves: ``moe_aggregate_kept`` in ``csrc/cpu/moe_aggregate.h``."""
     levels, rows, size = fine.shape
-    return rows * size + (0 if pooled is None else levels * rows * router_w2.shape[0])
+    return rows * size + (0 if pooled is None else 2 * levels * rows * router_w2.shape[0])
 
 
 def _fake_kept(fine: Tensor, coarse: Tensor, pooled: Tensor | None, *rest: Any) -> Tensor:

@@ -71,11 +71,10 @@ void forward_tile(Tile& tile, const MoEAggregateOut& out, float* kept, const Buf
     tile.run_router(count, buffers.content, buffers.before);
     for (int i = 0; i < count; ++i) {
       const Pair& pair = tile.now.pair[p + i];
-      if (kept != nullptr)
-        copy_row(buffers.before + i * op.hidden, op.hidden,
-                 kept + op.rows * op.dim + pair.at * op.hidden);
+      float* to =
+          kept == nullptr ? nullptr : kept + op.rows * op.dim + pair.at * 2 * op.hidden;
       tile.share[pair.level * kTile + pair.row] = tile.plan.routed(
-          buffers.before + i * op.hidden, op.router_level_bias + pair.level * op.hidden);
+          buffers.before + i * op.hidden, op.router_level_bias + pair.level * op.hidden, to);
     }
   }
   tile.for_planes([&](std::int64_t i, std::int64_t at, Mask m) {

@@ -41,9 +41,9 @@ struct MoEAggregateGradients {
 };
 
 // Floats that the forward pass can leave for the backward pass: the final gates [R, D] and, where
-// there is content, the router's hidden layer before bias and SiLU, [K, R, H].
+// there is content, the router's hidden layer and the slope of its SiLU, [K, R, 2, H].
 inline std::int64_t moe_aggregate_kept(const MoEAggregate& op) {
-  return op.rows * op.dim + (op.pooled.data == nullptr ? 0 : op.levels * op.rows * op.hidden);
+  return op.rows * op.dim + (op.pooled.data == nullptr ? 0 : 2 * op.levels * op.rows * op.hidden);
 }
 
 // kept: [moe_aggregate_kept(op)], or null: the backward pass computes what it needs again. Both

@@ -145,13 +145,19 @@ void averages_backward(Tile& tile, const MoEAggregateGradients& grad, Slopes& sl
   }
 }
 
-// The router's hidden layer backwards, from what it is before the bias to its slope.
+// The router's hidden layer backwards, to the slope of what it is before SiLU: from what it is
+// before the level's bias, or from what was kept, [2, H].
 void hidden_backward(const MoEAggregate& op, float logit, const float* bias, const float* before,
-                     float* to, float* d_bias, float* d_w2) {
+                     const float* kept, float* to, float* d_bias, float* d_w2) {
   const Vec scale = set1(logit);
   for_lanes(static_cast<int>(op.hidden), [&](int i, auto m) {
-    Vec slope;
-    const Vec active = silu(load(before + i, m) + load(bias + i, m), slope);
+    Vec active, slope;
+    if (kept == nullptr) {
+      active = silu(load(before + i, m) + load(bias + i, m), slope);
+    } else {
+      active = load(kept + i, m);
+      slope = load(kept + op.hidden + i, m);
+    }
     store(d_w2 + i, fma(scale, active, load(d_w2 + i, m)), m);
     slope = scale * load(op.router_w2 + i, m) * slope;
     store(to + i, slope, m);
@@ -203,8 +209,9 @@ void backward_tile(Tile& tile, const MoEAggregateGradients& grad, const float* k
       const auto [at, level, row] = tile.now.pair[p];
       const std::int64_t bias = level * op.hidden;
       float* to = slopes.before + p * op.hidden;
-      const float* before = kept == nullptr ? to : kept + op.rows * op.dim + at * op.hidden;
-      hidden_backward(op, slopes.logit[p], op.router_level_bias + bias, before, to,
+      const float* made =
+          kept == nullptr ? nullptr : kept + op.rows * op.dim + at * 2 * op.hidden;
+      hidden_backward(op, slopes.logit[p], op.router_level_bias + bias, to, made, to,
                       share.router_level_bias + bias, share.router_w2);
     }
   });
@@ -270,8 +277,9 @@ void moe_aggregate_backward(const MoEAggregate& op, const MoEAggregateGradients&
     std::vector<float> before(op.hidden);
     for (std::int64_t k = 0; k < op.levels; ++k) {
       std::fill(before.begin(), before.end(), 0.0f);
-      hidden_backward(op, total.level_logit[k], op.router_level_bias + k * op.hidden, before.data(),
-                      before.data(), total.router_level_bias + k * op.hidden, total.router_w2);
+      hidden_backward(op, total.level_logit[k], op.router_level_bias + k * op.hidden,
+                      before.data(), nullptr, before.data(),
+                      total.router_level_bias + k * op.hidden, total.router_w2);
     }
   }
   std::copy_n(total.router_w1, op.hidden * op.dim, grad.router_w1);

@@ -77,12 +77,18 @@ struct Plan {
       level_gate[k] = sigmoid_of(routed(none, op.router_level_bias + k * hidden));
   }
 
-  // The router's logit from its hidden layer before SiLU, the level's bias still to be added.
-  float routed(const float* before, const float* bias) const {
+  // The router's logit from its hidden layer before SiLU, the level's bias still to be added. kept:
+  // null, or where the layer behind SiLU and SiLU's slope are to be, [2, H].
+  float routed(const float* before, const float* bias, float* kept = nullptr) const {
     Vec total = zero();
     for_lanes(static_cast<int>(op.hidden), [&](int i, auto m) {
-      const Vec x = load(before + i, m) + load(bias + i, m);
-      total = fma(silu(x), load(op.router_w2 + i, m), total);
+      Vec slope;
+      const Vec active = silu(load(before + i, m) + load(bias + i, m), slope);
+      if (kept != nullptr) {
+        store(kept + i, active, m);
+        store(kept + op.hidden + i, slope, m);
+      }
+      total = fma(active, load(op.router_w2 + i, m), total);
     });
     return sum(total) + op.router_b2[0];
   }
