@@ -319,11 +319,10 @@ def has_kernel(
 ) -> bool:
     """Whether a kernel would run an op that does at once what other ops can do one by one.
 
-    Such an op is there for a GPU's sake, where each launch costs; elsewhere its parts are called,
-    and whatever backend was asked for is asked of them.
+    Elsewhere its parts are called, and whatever backend was asked for is asked of them.
     """
     try:
-        return choose(name, backend, device, dtype) in ("triton", "cuda")
+        return choose(name, backend, device, dtype) in ("cpp", "triton", "cuda")
     except BackendError:
         return False
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import ragged
 from ..reference.depth_controller import depth_controller as reference
 from ._autocast import Autocast
-from ._library import check_index, check_shape, choose, define, run
+from ._library import check_index, check_shape, choose, define, keeps, run
 
 _INPUTS = (
     "Tensor embeddings, Tensor offsets, Tensor sequence_bias, Tensor w_ih, Tensor w_hh, "
@@ -31,6 +31,16 @@ def _fake_backward(grad_logits: Tensor, hidden: Tensor, embeddings: Tensor, offs
     return tuple(torch.empty_like(t) for t in (embeddings, *rest[:6]))
 
 
+def _kept_shape(embeddings: Tensor, w_hh: Tensor) -> tuple[int, int]:
+    """Of what the C++ forward leaves: ``depth_controller_kept`` of ``csrc/cpu``."""
+    return embeddings.shape[0], 4 * ((w_hh.shape[1] + 15) // 16 * 16)
+
+
+def _fake_kept(embeddings: Tensor, offsets: Tensor, sequence_bias: Tensor, w_ih: Tensor,
+               w_hh: Tensor, *_: Any) -> Tensor:
+    return embeddings.new_empty(_kept_shape(embeddings, w_hh), dtype=torch.float32)
+
+
 define(
     "depth_controller",
     f"({_INPUTS}) -> (Tensor, Tensor)",
@@ -40,6 +50,7 @@ define(
     _fake_backward,
     cpu=("cpp", "packed"),
     cuda=("triton", "packed"),
+    fake_kept=_fake_kept,
 )
 
 
@@ -47,8 +58,14 @@ class _DepthController(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, backend: str, *inputs: Any) -> tuple[Tensor, Tensor]:
         ctx.backend, ctx.autocast, ctx.max_length = backend, Autocast.current(inputs[0]), inputs[8]
-        logits, hidden = torch.ops.adarec_fast.depth_controller_fwd(*inputs, backend)
-        ctx.save_for_backward(hidden, *inputs[:8])
+        rows, columns = _kept_shape(inputs[0], inputs[4])
+        ctx.kept = keeps(backend, rows * columns)
+        if ctx.kept:
+            logits, hidden, kept = torch.ops.adarec_fast.depth_controller_keep(*inputs, backend)
+            ctx.save_for_backward(hidden, kept, *inputs[:8])
+        else:
+            logits, hidden = torch.ops.adarec_fast.depth_controller_fwd(*inputs, backend)
+            ctx.save_for_backward(hidden, *inputs[:8])
         ctx.mark_non_differentiable(hidden)
         ctx.set_materialize_grads(False)  # zeros for hidden's would cost a pass over its tokens
         return logits, hidden
@@ -58,7 +75,10 @@ class _DepthController(torch.autograd.Function):
         if grad_logits is None:
             return (None,) * 10
         with ctx.autocast.restored():
-            d_e, *d_weights = torch.ops.adarec_fast.depth_controller_bwd(
+            run = torch.ops.adarec_fast.depth_controller_bwd
+            if ctx.kept:
+                run = torch.ops.adarec_fast.depth_controller_resume
+            d_e, *d_weights = run(
                 grad_logits.contiguous(), *ctx.saved_tensors, ctx.max_length, ctx.backend
             )
         return None, d_e, None, *d_weights, None

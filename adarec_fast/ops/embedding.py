@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import rng
 from ..reference.embedding import embedding as reference
-from ._library import check_index, check_seed, check_shape, choose, define, require
+from ._library import check_index, check_seed, check_shape, choose, define, keeps, require
 from ._ownership import ours_to_change
 from .dropout import dropout
 
@@ -44,15 +44,26 @@ def _fake_backward(
     return tuple(torch.empty_like(tensor) for tensor in rest[:3])
 
 
+def _kept_shape(item_ids: Tensor, table: Tensor) -> tuple[int, int]:
+    """Of what the C++ forward leaves: ``embedding_kept`` in ``csrc/cpu/embedding.cpp``."""
+    return item_ids.shape[0], (table.shape[1] + 31) // 32
+
+
+def _fake_kept(item_ids: Tensor, offsets: Tensor, table: Tensor, *_: Any) -> Tensor:
+    return table.new_empty(_kept_shape(item_ids, table), dtype=torch.float32)
+
+
 define(
     "embedding",
     f"({_INPUTS}) -> Tensor",
     f"(Tensor grad, Tensor(a!) d_table, {_INPUTS}) -> (Tensor, Tensor, Tensor)",
     _fake_forward,
     _fake_backward,
+    cpu=("cpp", "packed"),
     cuda=("triton", "packed"),
     note="the model calls it where a kernel runs it, and its parts elsewhere",
     waits=False,
+    fake_kept=_fake_kept,
 )
 
 
@@ -60,9 +71,16 @@ class _Embedding(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, backend: str, *inputs: Any) -> tuple[Tensor, Tensor]:
         ctx.backend, ctx.options = backend, inputs[6:8]
-        ctx.save_for_backward(*inputs[:6], inputs[8])
         ctx.set_materialize_grads(False)  # zeros for the table's would be a pass over all items
-        x = torch.ops.adarec_fast.embedding_fwd(*inputs, backend)
+        rows, words = _kept_shape(inputs[0], inputs[2])
+        # Without dropout there is nothing to keep.
+        drawn = inputs[8] is not None and any(ctx.needs_input_grad)
+        ctx.kept = drawn and keeps(backend, rows * words)
+        if ctx.kept:
+            x, *kept = torch.ops.adarec_fast.embedding_keep(*inputs, backend)
+        else:
+            x, kept = torch.ops.adarec_fast.embedding_fwd(*inputs, backend), []
+        ctx.save_for_backward(*kept, *inputs[:6], inputs[8])
         return x, inputs[2].view_as(inputs[2])
 
     @staticmethod
@@ -73,10 +91,13 @@ class _Embedding(torch.autograd.Function):
             return None, None, None, d_table, *(None,) * 6
         *tensors, seed = ctx.saved_tensors
         if d_table is None:
-            d_table = torch.zeros_like(tensors[2])
+            d_table = torch.zeros_like(tensors[3 if ctx.kept else 2])
         elif not ours_to_change(d_table):
             d_table = d_table.clone(memory_format=torch.contiguous_format)
-        others = torch.ops.adarec_fast.embedding_bwd(
+        run = torch.ops.adarec_fast.embedding_bwd
+        if ctx.kept:
+            run = torch.ops.adarec_fast.embedding_resume
+        others = run(
             grad.contiguous(), d_table, *tensors, *ctx.options, seed, ctx.backend
         )
         return None, None, None, d_table, *others, None, None, None

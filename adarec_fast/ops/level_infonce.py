@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..reference.level_infonce import level_infonce as reference
 from ._autocast import Autocast
-from ._library import check_index, check_shape, choose, define, require, run
+from ._library import check_index, check_shape, choose, define, keeps, require, run
 
 _INPUTS = "Tensor z, Tensor depth, Tensor targets, float temperature"
 
@@ -71,6 +71,8 @@ def _fake_forward(
     levels, users, size = z.shape
     if backend == "triton":
         saved = z.new_empty(sum(Prepared.words(levels, users, size)), dtype=wide)
+    elif backend == "cpp":  # the anchors' greatest similarities, and what is summed below those
+        saved = z.new_empty(2, levels - 1, users, dtype=wide)
     else:
         saved = z.new_empty(levels - 1, users, dtype=wide)  # the anchors' log-sum-exps
     return z.new_empty((), dtype=wide), saved
@@ -78,6 +80,20 @@ def _fake_forward(
 
 def _fake_backward(grad_loss: Tensor, saved: Tensor, z: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(z)
+
+
+_MOST_KEPT = 1024  # users; kMostKept in csrc/cpu/level_infonce_plan.h
+
+
+def _kept_floats(z: Tensor) -> int:
+    """Of what the C++ forward leaves: ``level_infonce_kept`` in ``csrc/cpu/level_infonce.cpp``."""
+    levels, users, size = z.shape
+    columns = users * (levels // 2) + 15 * (levels - 1)
+    return levels * users * (size + 1) + users * columns
+
+
+def _fake_kept(z: Tensor, *_: Any) -> Tensor:
+    return z.new_empty(1, _kept_floats(z), dtype=torch.float32)
 
 
 define(
@@ -88,6 +104,7 @@ define(
     _fake_backward,
     cpu=("cpp", "packed"),
     cuda=("triton", "packed"),
+    fake_kept=_fake_kept,
 )
 
 
@@ -97,10 +114,14 @@ class _LevelInfoNCE(torch.autograd.Function):
                 temperature: float) -> tuple[Tensor, Tensor]:
         ctx.backend, ctx.temperature = backend, temperature
         ctx.autocast = Autocast.current(z)
-        loss, saved = torch.ops.adarec_fast.level_infonce_fwd(
-            z, depth, targets, temperature, backend
-        )
-        ctx.save_for_backward(saved, z, depth, targets)
+        inputs = (z, depth, targets, temperature, backend)
+        ctx.kept = keeps(backend, _kept_floats(z)) and z.shape[1] <= _MOST_KEPT
+        if ctx.kept:
+            loss, saved, kept = torch.ops.adarec_fast.level_infonce_keep(*inputs)
+            ctx.save_for_backward(saved, kept, *inputs[:3])
+        else:
+            loss, saved = torch.ops.adarec_fast.level_infonce_fwd(*inputs)
+            ctx.save_for_backward(saved, *inputs[:3])
         ctx.mark_non_differentiable(saved)
         ctx.set_materialize_grads(False)
         return loss, saved
@@ -110,9 +131,10 @@ class _LevelInfoNCE(torch.autograd.Function):
         if grad_loss is None:
             return (None,) * 5
         with ctx.autocast.restored():
-            d_z = torch.ops.adarec_fast.level_infonce_bwd(
-                grad_loss, *ctx.saved_tensors, ctx.temperature, ctx.backend
-            )
+            run = torch.ops.adarec_fast.level_infonce_bwd
+            if ctx.kept:
+                run = torch.ops.adarec_fast.level_infonce_resume
+            d_z = run(grad_loss, *ctx.saved_tensors, ctx.temperature, ctx.backend)
         return None, d_z, None, None, None
 
 

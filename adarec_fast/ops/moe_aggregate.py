@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import ragged
 from ..reference.moe_aggregate import moe_aggregate as reference
 from ._autocast import Autocast
-from ._library import check_index, check_shape, choose, define, run
+from ._library import check_index, check_shape, choose, define, keeps, run
 
 _INPUTS = (
     "Tensor fine, Tensor coarse, Tensor? pooled, Tensor depth, Tensor level_mass, "
@@ -47,6 +47,16 @@ def _fake_backward(grad_user: Tensor, gates: Tensor, z_fine: Tensor, z_coarse: T
             *(torch.empty_like(t) for t in rest[:7]))
 
 
+def _kept_floats(fine: Tensor, pooled: Tensor | None, router_w2: Tensor) -> int:
+    """Of what the C++ forward leaves: ``moe_aggregate_kept`` in ``csrc/cpu/moe_aggregate.h``."""
+    levels, rows, size = fine.shape
+    return rows * size + (0 if pooled is None else 2 * levels * rows * router_w2.shape[0])
+
+
+def _fake_kept(fine: Tensor, coarse: Tensor, pooled: Tensor | None, *rest: Any) -> Tensor:
+    return fine.new_empty(1, _kept_floats(fine, pooled, rest[4]), dtype=torch.float32)
+
+
 define(
     "moe_aggregate",
     f"({_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor)",
@@ -56,6 +66,7 @@ define(
     _fake_backward,
     cpu=("cpp", "packed"),
     cuda=("cuda", "triton", "packed"),
+    fake_kept=_fake_kept,
 )
 
 
@@ -63,8 +74,12 @@ class _MoEAggregate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, backend: str, *inputs: Any) -> tuple[Tensor, ...]:
         ctx.backend, ctx.autocast = backend, Autocast.current(inputs[0])
-        user, gates, z_fine, z_coarse = torch.ops.adarec_fast.moe_aggregate_fwd(*inputs, backend)
-        ctx.save_for_backward(gates, z_fine, z_coarse, *inputs)
+        ctx.kept = keeps(backend, _kept_floats(inputs[0], inputs[2], inputs[7]))
+        run = torch.ops.adarec_fast.moe_aggregate_fwd
+        if ctx.kept:
+            run = torch.ops.adarec_fast.moe_aggregate_keep
+        user, gates, z_fine, z_coarse, *kept = run(*inputs, backend)
+        ctx.save_for_backward(gates, z_fine, z_coarse, *kept, *inputs)
         ctx.mark_non_differentiable(gates, z_fine, z_coarse)
         ctx.set_materialize_grads(False)  # zeros for what has no gradient would cost a pass each
         return user, gates, z_fine, z_coarse
@@ -75,10 +90,11 @@ class _MoEAggregate(torch.autograd.Function):
             return (None,) * 12
         saved = ctx.saved_tensors
         with ctx.autocast.restored():
-            d_fine, d_coarse, d_pooled, *rest = torch.ops.adarec_fast.moe_aggregate_bwd(
-                grad_user.contiguous(), *saved, ctx.backend
-            )
-        has_content = saved[5] is not None
+            run = torch.ops.adarec_fast.moe_aggregate_bwd
+            if ctx.kept:
+                run = torch.ops.adarec_fast.moe_aggregate_resume
+            d_fine, d_coarse, d_pooled, *rest = run(grad_user.contiguous(), *saved, ctx.backend)
+        has_content = saved[6 if ctx.kept else 5] is not None
         return None, d_fine, d_coarse, d_pooled if has_content else None, None, *rest
 
 
@@ -136,7 +152,8 @@ def moe_aggregate(
     if chosen == "cpp" and torch.is_grad_enabled() and not torch.compiler.is_compiling():
         # What _MoEAggregate does, in C++: a seventh of a small call's forward and backward.
         return Aggregate(*torch.ops.adarec_fast_cpp.moe_aggregate(
-            fine, coarse, pooled, depth, *inputs
+            fine, coarse, pooled, depth, *inputs,
+            keeps(chosen, _kept_floats(fine, pooled, router_w2)),
         ))
     if chosen != "reference":
         return Aggregate(*run(

@@ -3,6 +3,7 @@
 #include <tuple>
 
 #include "common.h"
+#include "kept.h"
 
 namespace adarec::bindings {
 namespace {
@@ -55,44 +56,66 @@ Call checked(const Tensor& embeddings, const Tensor& offsets, const Tensor& sequ
   return call;
 }
 
-std::tuple<Tensor, Tensor> forward(const Tensor& embeddings, const Tensor& offsets,
-                                   const Tensor& sequence_bias, const Tensor& w_ih,
-                                   const Tensor& w_hh, const Tensor& b_hh, const Tensor& w_out,
-                                   const Tensor& b_out, int64_t max_length) {
-  const Call call = checked(embeddings, offsets, sequence_bias, w_ih, w_hh, b_hh, w_out, b_out,
-                            max_length);
+#define ADAREC_DEPTH_PARAMETERS                                                                \
+  const Tensor &embeddings, const Tensor &offsets, const Tensor &sequence_bias,                \
+      const Tensor &w_ih, const Tensor &w_hh, const Tensor &b_hh, const Tensor &w_out,         \
+      const Tensor &b_out, int64_t max_length
+#define ADAREC_DEPTH_ARGUMENTS \
+  embeddings, offsets, sequence_bias, w_ih, w_hh, b_hh, w_out, b_out, max_length
+
+std::tuple<Tensor, Tensor> forward(ADAREC_DEPTH_PARAMETERS) {
+  const Call call = checked(ADAREC_DEPTH_ARGUMENTS);
   Tensor logits = empty({call.op.sequences, call.op.depths});
   Tensor hidden = empty({call.op.tokens, call.op.hidden});
-  depth_controller_forward(call.op, out(logits), out(hidden));
+  depth_controller_forward(call.op, out(logits), out(hidden), nullptr);
   return {like(logits, embeddings), like(hidden, embeddings)};
+}
+
+// The same, and what resume() needs.
+std::tuple<Tensor, Tensor, Tensor> keep(ADAREC_DEPTH_PARAMETERS) {
+  const Call call = checked(ADAREC_DEPTH_ARGUMENTS);
+  Tensor logits = empty({call.op.sequences, call.op.depths});
+  Tensor hidden = empty({call.op.tokens, call.op.hidden});
+  Tensor kept = empty({call.op.tokens, depth_controller_kept(call.op)});
+  depth_controller_forward(call.op, out(logits), out(hidden), out(kept));
+  return {like(logits, embeddings), like(hidden, embeddings), kept};
 }
 
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-Gradients backward(const Tensor& grad_logits, const Tensor& hidden, const Tensor& embeddings,
-                   const Tensor& offsets, const Tensor& sequence_bias, const Tensor& w_ih,
-                   const Tensor& w_hh, const Tensor& b_hh, const Tensor& w_out,
-                   const Tensor& b_out, int64_t max_length) {
-  const Call call = checked(embeddings, offsets, sequence_bias, w_ih, w_hh, b_hh, w_out, b_out,
-                            max_length);
+Gradients gradients(const Tensor& grad_logits, const Tensor& hidden, const Tensor* kept,
+                    ADAREC_DEPTH_PARAMETERS) {
+  const Call call = checked(ADAREC_DEPTH_ARGUMENTS);
   const DepthController& op = call.op;
   check_shape(grad_logits, "grad_logits", op.sequences, op.depths);
   check_shape(hidden, "hidden", op.tokens, op.hidden);
+  if (kept != nullptr) check_kept(*kept, op.tokens, depth_controller_kept(op));
   const Tensor grad = as_float(grad_logits, "grad_logits");
   const Tensor states = as_float(hidden, "hidden");
   const Tensor inputs[] = {embeddings, sequence_bias, w_ih, w_hh, b_hh, w_out, b_out};
   Tensor g[7];
   for (int i = 0; i < 7; ++i) g[i] = empty(inputs[i].sizes());
   depth_controller_backward(
-      op, data(grad), data(states),
+      op, data(grad), data(states), kept == nullptr ? nullptr : data(*kept),
       {out(g[0]), out(g[1]), out(g[2]), out(g[3]), out(g[4]), out(g[5]), out(g[6])});
   for (int i = 0; i < 7; ++i) g[i] = like(g[i], inputs[i]);
   return {g[0], g[1], g[2], g[3], g[4], g[5], g[6]};
 }
 
+Gradients backward(const Tensor& grad_logits, const Tensor& hidden, ADAREC_DEPTH_PARAMETERS) {
+  return gradients(grad_logits, hidden, nullptr, ADAREC_DEPTH_ARGUMENTS);
+}
+
+Gradients resume(const Tensor& grad_logits, const Tensor& hidden, const Tensor& kept,
+                 ADAREC_DEPTH_PARAMETERS) {
+  return gradients(grad_logits, hidden, &kept, ADAREC_DEPTH_ARGUMENTS);
+}
+
 TORCH_LIBRARY_FRAGMENT(adarec_fast_cpp, m) {
   m.def("depth_controller_fwd", &forward);
   m.def("depth_controller_bwd", &backward);
+  m.def("depth_controller_keep", &keep);
+  m.def("depth_controller_resume", &resume);
 }
 
 }  // namespace

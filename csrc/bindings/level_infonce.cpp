@@ -3,6 +3,7 @@
 #include <tuple>
 
 #include "common.h"
+#include "kept.h"
 
 namespace adarec::bindings {
 namespace {
@@ -35,29 +36,56 @@ Call checked(const Tensor& z, const Tensor& depth, const Tensor& targets, double
   return call;
 }
 
-std::tuple<Tensor, Tensor> forward(const Tensor& z, const Tensor& depth, const Tensor& targets,
-                                   double temperature) {
-  const Call call = checked(z, depth, targets, temperature);
-  Tensor loss = empty({}), lse = empty({call.op.levels - 1, call.op.users});
-  *out(loss) = static_cast<float>(level_infonce_forward(call.op, out(lse)));
-  return {loss, lse};
+#define ADAREC_INFONCE_PARAMETERS \
+  const Tensor &z, const Tensor &depth, const Tensor &targets, double temperature
+#define ADAREC_INFONCE_ARGUMENTS z, depth, targets, temperature
+
+std::tuple<Tensor, Tensor> forward(ADAREC_INFONCE_PARAMETERS) {
+  const Call call = checked(ADAREC_INFONCE_ARGUMENTS);
+  Tensor loss = empty({}), softmax = empty({2, call.op.levels - 1, call.op.users});
+  *out(loss) = static_cast<float>(level_infonce_forward(call.op, out(softmax), nullptr));
+  return {loss, softmax};
 }
 
-Tensor backward(const Tensor& grad_loss, const Tensor& lse_in, const Tensor& z,
-                const Tensor& depth, const Tensor& targets, double temperature) {
-  const Call call = checked(z, depth, targets, temperature);
-  const Tensor grad = as_float(grad_loss, "grad_loss"), lse = as_float(lse_in, "lse");
+// The same, and what resume() needs.
+std::tuple<Tensor, Tensor, Tensor> keep(ADAREC_INFONCE_PARAMETERS) {
+  const Call call = checked(ADAREC_INFONCE_ARGUMENTS);
+  const int64_t floats = level_infonce_kept(call.op);
+  TORCH_CHECK_VALUE(floats >= 0, "z has ", call.op.users, " users; at most 1024 users' pairs are kept");
+  Tensor loss = empty({}), softmax = empty({2, call.op.levels - 1, call.op.users});
+  Tensor kept = empty({1, floats});
+  *out(loss) = static_cast<float>(level_infonce_forward(call.op, out(softmax), out(kept)));
+  return {loss, softmax, kept};
+}
+
+Tensor gradient(const Tensor& grad_loss, const Tensor& softmax_in, const Tensor* kept,
+                ADAREC_INFONCE_PARAMETERS) {
+  const Call call = checked(ADAREC_INFONCE_ARGUMENTS);
+  const Tensor grad = as_float(grad_loss, "grad_loss"), softmax = as_float(softmax_in, "saved");
   TORCH_CHECK_VALUE(grad.numel() == 1, "grad_loss has shape ", grad.sizes(),
                     "; it must be a scalar");
-  check_shape(lse, "lse", call.op.levels - 1, call.op.users);
+  check_shape(softmax, "saved", 2, call.op.levels - 1, call.op.users);
+  if (kept != nullptr) check_kept(*kept, 1, level_infonce_kept(call.op));
   Tensor d_z = empty(call.z.sizes());
-  level_infonce_backward(call.op, data(lse), *data(grad), out(d_z));
+  level_infonce_backward(call.op, data(softmax), kept == nullptr ? nullptr : data(*kept),
+                         *data(grad), out(d_z));
   return like(d_z, z);
+}
+
+Tensor backward(const Tensor& grad_loss, const Tensor& softmax, ADAREC_INFONCE_PARAMETERS) {
+  return gradient(grad_loss, softmax, nullptr, ADAREC_INFONCE_ARGUMENTS);
+}
+
+Tensor resume(const Tensor& grad_loss, const Tensor& softmax, const Tensor& kept,
+              ADAREC_INFONCE_PARAMETERS) {
+  return gradient(grad_loss, softmax, &kept, ADAREC_INFONCE_ARGUMENTS);
 }
 
 TORCH_LIBRARY_FRAGMENT(adarec_fast_cpp, m) {
   m.def("level_infonce_fwd", &forward);
   m.def("level_infonce_bwd", &backward);
+  m.def("level_infonce_keep", &keep);
+  m.def("level_infonce_resume", &resume);
 }
 
 }  // namespace

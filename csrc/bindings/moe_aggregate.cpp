@@ -3,6 +3,7 @@
 #include <tuple>
 
 #include "common.h"
+#include "kept.h"
 
 namespace adarec::bindings {
 namespace {
@@ -79,31 +80,51 @@ Call checked(const Tensor& fine, const Tensor& coarse, const Maybe& pooled, cons
       const Tensor &level_mass, const Tensor &router_w1, const Tensor &router_level_bias,      \
       const Tensor &router_w2, const Tensor &router_b2, const Tensor &gate_w,                  \
       const Tensor &gate_b
-#define ADAREC_MOE_CHECKED                                                                     \
-  checked(fine, coarse, pooled, depth, level_mass, router_w1, router_level_bias, router_w2,    \
-          router_b2, gate_w, gate_b)
+#define ADAREC_MOE_ARGUMENTS                                                                   \
+  fine, coarse, pooled, depth, level_mass, router_w1, router_level_bias, router_w2, router_b2, \
+      gate_w, gate_b
+
+// What the forward pass returns.
+struct Made {
+  Tensor user, gates, z_fine, z_coarse;
+
+  explicit Made(const Call& call)
+      : user(empty({call.op.rows, call.op.dim}, call.fine.scalar_type())),
+        gates(empty({call.op.levels, call.op.rows})),
+        z_fine(empty({call.op.rows, call.op.dim})), z_coarse(empty({call.op.rows, call.op.dim})) {}
+  void run(const MoEAggregate& op, float* kept) {
+    moe_aggregate_forward(op, {rows(user), out(gates), out(z_fine), out(z_coarse)}, kept);
+  }
+};
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> forward(ADAREC_MOE_PARAMETERS) {
-  const Call call = ADAREC_MOE_CHECKED;
-  const MoEAggregate& op = call.op;
-  Tensor user = empty({op.rows, op.dim}, call.fine.scalar_type());
-  Tensor gates = empty({op.levels, op.rows});
-  Tensor z_fine = empty({op.rows, op.dim}), z_coarse = empty({op.rows, op.dim});
-  moe_aggregate_forward(op, {rows(user), out(gates), out(z_fine), out(z_coarse)});
-  return {user, gates, z_fine, z_coarse};
+  const Call call = checked(ADAREC_MOE_ARGUMENTS);
+  Made made(call);
+  made.run(call.op, nullptr);
+  return {made.user, made.gates, made.z_fine, made.z_coarse};
+}
+
+// The same, and what resume() needs.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> keep(ADAREC_MOE_PARAMETERS) {
+  const Call call = checked(ADAREC_MOE_ARGUMENTS);
+  Made made(call);
+  Tensor kept = empty({1, moe_aggregate_kept(call.op)});
+  made.run(call.op, out(kept));
+  return {made.user, made.gates, made.z_fine, made.z_coarse, kept};
 }
 
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
                              Tensor, Tensor>;
 
-Gradients backward(const Tensor& grad_user, const Tensor& gates, const Tensor& z_fine,
-                   const Tensor& z_coarse, ADAREC_MOE_PARAMETERS) {
-  const Call call = ADAREC_MOE_CHECKED;
+Gradients gradients(const Tensor& grad_user, const Tensor& gates, const Tensor& z_fine,
+                    const Tensor& z_coarse, const Tensor* kept, ADAREC_MOE_PARAMETERS) {
+  const Call call = checked(ADAREC_MOE_ARGUMENTS);
   const MoEAggregate& op = call.op;
   check_shape(grad_user, "grad_user", op.rows, op.dim);
   check_shape(gates, "gates", op.levels, op.rows);
   check_shape(z_fine, "z_fine", op.rows, op.dim);
   check_shape(z_coarse, "z_coarse", op.rows, op.dim);
+  if (kept != nullptr) check_kept(*kept, 1, moe_aggregate_kept(op));
   const Tensor upstream = as_rows(grad_user, "grad_user"), g = as_float(gates, "gates"),
                zf = as_float(z_fine, "z_fine"), zc = as_float(z_coarse, "z_coarse");
   const auto same = [](const Tensor& t) { return empty(t.sizes(), t.scalar_type()); };
@@ -115,15 +136,28 @@ Gradients backward(const Tensor& grad_user, const Tensor& gates, const Tensor& z
   moe_aggregate_backward(
       op, {rows(upstream), data(g), data(zf), data(zc), rows(d_fine), rows(d_coarse),
            pooled ? rows(d_pooled) : Rows{}, out(d_mass), out(d_w1), out(d_bias), out(d_w2),
-           out(d_b2), out(d_gate_w), out(d_gate_b)});
+           out(d_b2), out(d_gate_w), out(d_gate_b)},
+      kept == nullptr ? nullptr : data(*kept));
   return {d_fine, d_coarse, d_pooled, like(d_mass, level_mass), like(d_w1, router_w1),
           like(d_bias, router_level_bias), like(d_w2, router_w2), like(d_b2, router_b2),
           like(d_gate_w, gate_w), like(d_gate_b, gate_b)};
 }
 
+Gradients backward(const Tensor& grad_user, const Tensor& gates, const Tensor& z_fine,
+                   const Tensor& z_coarse, ADAREC_MOE_PARAMETERS) {
+  return gradients(grad_user, gates, z_fine, z_coarse, nullptr, ADAREC_MOE_ARGUMENTS);
+}
+
+Gradients resume(const Tensor& grad_user, const Tensor& gates, const Tensor& z_fine,
+                 const Tensor& z_coarse, const Tensor& kept, ADAREC_MOE_PARAMETERS) {
+  return gradients(grad_user, gates, z_fine, z_coarse, &kept, ADAREC_MOE_ARGUMENTS);
+}
+
 TORCH_LIBRARY_FRAGMENT(adarec_fast_cpp, m) {
   m.def("moe_aggregate_fwd", &forward);
   m.def("moe_aggregate_bwd", &backward);
+  m.def("moe_aggregate_keep", &keep);
+  m.def("moe_aggregate_resume", &resume);
 }
 
 }  // namespace

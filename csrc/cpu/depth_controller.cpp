@@ -57,9 +57,10 @@ std::vector<int64_t> by_length(const DepthController& op) {
   return order;
 }
 
-// Few sequences make small blocks, so that there is work for every thread.
+// Few sequences make small blocks, so that there is work for every thread; whole register blocks.
 int64_t block_size(const DepthController& op) {
-  return std::clamp<int64_t>((op.sequences + 15) / 16, kLeastSequences, kMostSequences);
+  const int64_t share = (op.sequences + 15) / 16;
+  return std::clamp<int64_t>((share + 5) / 6 * 6, kLeastSequences, kMostSequences);
 }
 
 int64_t block_count(const DepthController& op) {
@@ -108,12 +109,18 @@ void load_gates(const float* from, const Sizes& s, float* to) {
     load_row(from + gate * s.g, false, 0, s.g, s.gp, to + gate * s.gp);
 }
 
-// Input product of a chunk: x [rows, dp] and input [rows, 3gp] = x W_ih^T + bias.
-void input_product(const DepthController& op, const Sizes& s, const Block& block,
-                   const Steps& steps, const float* w_ih_t, const float* bias, float* x,
-                   float* input) {
-  block.for_each_token(steps, [&](int row, int i, int64_t token) {
+// The embeddings of a chunk, x [rows, dp].
+void load_tokens(const DepthController& op, const Sizes& s, const Block& block, const Steps& steps,
+                 float* x) {
+  block.for_each_token(steps, [&](int row, int, int64_t token) {
     load_row(op.embeddings, false, token, s.d, s.dp, x + row * s.dp);
+  });
+}
+
+// Their input product, input [rows, 3gp] = x W_ih^T + bias.
+void input_product(const Sizes& s, const Block& block, const Steps& steps, const float* w_ih_t,
+                   const float* bias, const float* x, float* input) {
+  block.for_each_token(steps, [&](int row, int i, int64_t) {
     copy_row(bias + i * s.gates, s.gates, input + row * s.gates);
   });
   gemm_nn(steps.rows, s.gates, s.d, x, s.dp, w_ih_t, s.gates, input, s.gates, 1);
@@ -140,9 +147,34 @@ void scale_rows(int rows, int columns, const float* scale, float* x) {
       store(x + r * columns + c, load(x + r * columns + c) * set1(scale[r]));
 }
 
+// One cell's four values at kWidth columns, as they are kept: [reset, update, fresh, what of the
+// state before goes into fresh], gp columns each.
+struct Cell {
+  Vec reset, update, fresh, recurrent;
+
+  Cell(const float* in, const float* rec, int gp) {
+    recurrent = load(rec + 2 * gp);
+    reset = sigmoid(load(in) + load(rec));
+    update = sigmoid(load(in + gp) + load(rec + gp));
+    fresh = tanh(fma(reset, recurrent, load(in + 2 * gp)));
+  }
+  Cell(const float* kept, int gp)
+      : reset(load(kept)), update(load(kept + gp)), fresh(load(kept + 2 * gp)),
+        recurrent(load(kept + 3 * gp)) {}
+  void keep(float* to, int gp) const {
+    store(to, reset);
+    store(to + gp, update);
+    store(to + 2 * gp, fresh);
+    store(to + 3 * gp, recurrent);
+  }
+};
+
 }  // namespace
 
-void depth_controller_forward(const DepthController& op, float* logits, float* hidden) {
+int64_t depth_controller_kept(const DepthController& op) { return 4 * padded(op.hidden); }
+
+void depth_controller_forward(const DepthController& op, float* logits, float* hidden,
+                              float* kept) {
   const Sizes s = make_sizes(op);
   const std::vector<int64_t> order = by_length(op);
   Scratch shared;
@@ -168,7 +200,8 @@ void depth_controller_forward(const DepthController& op, float* logits, float* h
     float* output = scratch.take(count * s.op);
     load_bias(op, s, block, bias);
     for (const Steps& chunk : block.chunks) {
-      input_product(op, s, block, chunk, w_ih_t, bias, x, input);
+      load_tokens(op, s, block, chunk, x);
+      input_product(s, block, chunk, w_ih_t, bias, x, input);
       const float* in = input;
       for (int step = chunk.begin; step < chunk.end; ++step) {
         const int running = block.running[step];
@@ -176,16 +209,16 @@ void depth_controller_forward(const DepthController& op, float* logits, float* h
         gemm_nn(running, s.gates, s.g, state, s.gp, w_hh_t, s.gates, recurrent, s.gates, 1);
         for (int i = 0; i < running; ++i, in += s.gates) {
           const float* rec = recurrent + i * s.gates;
+          const int64_t token = block.first[i] + step;
           for (int c = 0; c < s.gp; c += kWidth) {
             float *h = state + i * s.gp + c, *p = pooled + i * s.gp + c;
-            const Vec reset = sigmoid(load(in + c) + load(rec + c));
-            const Vec update = sigmoid(load(in + s.gp + c) + load(rec + s.gp + c));
-            const Vec fresh = tanh(fma(reset, load(rec + 2 * s.gp + c), load(in + 2 * s.gp + c)));
-            const Vec next = fma(update, load(h) - fresh, fresh);
+            const Cell cell(in + c, rec + c, s.gp);
+            if (kept != nullptr) cell.keep(kept + token * 4 * s.gp + c, s.gp);
+            const Vec next = fma(cell.update, load(h) - cell.fresh, cell.fresh);
             store(h, next);
             store(p, load(p) + next);
           }
-          store_row(state + i * s.gp, false, block.first[i] + step, s.g, hidden);
+          store_row(state + i * s.gp, false, token, s.g, hidden);
         }
       }
     }
@@ -224,7 +257,7 @@ struct BlockBackward {
   const Sizes& s;
   const Block& block;
   const float *w_ih_t, *w_hh_t, *w_ih, *w_hh, *w_out, *b_hh;
-  const float *grad_logits, *hidden;
+  const float *grad_logits, *hidden, *kept;
   const DepthControllerGradients& out;
   Sums sums;
 
@@ -243,20 +276,24 @@ struct BlockBackward {
     load_bias(op, s, block, bias);
     pool_backward(d_pooled, scratch);
     for (auto chunk = block.chunks.rbegin(); chunk != block.chunks.rend(); ++chunk) {
-      input_product(op, s, block, *chunk, w_ih_t, bias, x, input);
+      load_tokens(op, s, block, *chunk, x);
       block.for_each_token(*chunk, [&](int row, int i, int64_t token) {
         float* to = before + row * s.gp;
         if (token == block.first[i]) std::fill_n(to, s.gp, 0.0f);
         else load_row(hidden, false, token - 1, s.g, s.gp, to);
       });
-      set_rows(chunk->rows, s.gates, b_hh, recurrent, s.gates);
-      gemm_nn(chunk->rows, s.gates, s.g, before, s.gp, w_hh_t, s.gates, recurrent, s.gates, 1);
+      if (kept == nullptr) {
+        input_product(s, block, *chunk, w_ih_t, bias, x, input);
+        set_rows(chunk->rows, s.gates, b_hh, recurrent, s.gates);
+        gemm_nn(chunk->rows, s.gates, s.g, before, s.gp, w_hh_t, s.gates, recurrent, s.gates, 1);
+      }
       int row = chunk->rows;
       for (int step = chunk->end - 1; step >= chunk->begin; --step) {
         const int running = block.running[step];
         row -= running;
         for (int i = 0; i < running; ++i)
           cell_backward(input + (row + i) * s.gates, recurrent + (row + i) * s.gates,
+                        kept == nullptr ? nullptr : kept + (block.first[i] + step) * 4 * s.gp,
                         before + (row + i) * s.gp, d_pooled + i * s.gp, carry + i * s.gp,
                         d_bias + i * s.gates);
         if (step > 0)
@@ -300,20 +337,20 @@ struct BlockBackward {
     scale_rows(count, s.gp, scale, d_pooled);
   }
 
-  // One token. in, rec: pre-activations on entry, their gradients on return. carry: the gradient
-  // of the state that later steps send back; on return the direct share of the state before.
-  void cell_backward(float* in, float* rec, const float* before, const float* from_mean,
-                     float* carry, float* d_bias) const {
+  // One token. in, rec: the gradients of both products on return; on entry the products, unless
+  // the cell was kept. carry: the gradient of the state that later steps send back; on return the
+  // direct share of the state before.
+  void cell_backward(float* in, float* rec, const float* cell, const float* before,
+                     const float* from_mean, float* carry, float* d_bias) const {
     const Vec one = set1(1.0f);
     for (int c = 0; c < s.gp; c += kWidth) {
       float *in_n = in + 2 * s.gp + c, *rec_n = rec + 2 * s.gp + c;
-      const Vec reset = sigmoid(load(in + c) + load(rec + c));
-      const Vec update = sigmoid(load(in + s.gp + c) + load(rec + s.gp + c));
-      const Vec fresh = tanh(fma(reset, load(rec_n), load(in_n)));
+      const auto [reset, update, fresh, recurrent] =
+          cell == nullptr ? Cell(in + c, rec + c, s.gp) : Cell(cell + c, s.gp);
       const Vec d_state = load(carry + c) + load(from_mean + c);
       const Vec d_fresh = d_state * (one - update) * fnma(fresh, fresh, one);
       const Vec d_update = d_state * (load(before + c) - fresh) * update * (one - update);
-      const Vec d_reset = d_fresh * load(rec_n) * reset * (one - reset);
+      const Vec d_reset = d_fresh * recurrent * reset * (one - reset);
       store(in + c, d_reset);
       store(rec + c, d_reset);
       store(in + s.gp + c, d_update);
@@ -331,7 +368,8 @@ struct BlockBackward {
 }  // namespace
 
 void depth_controller_backward(const DepthController& op, const float* grad_logits,
-                               const float* hidden, const DepthControllerGradients& out) {
+                               const float* hidden, const float* kept,
+                               const DepthControllerGradients& out) {
   const Sizes s = make_sizes(op);
   const std::vector<int64_t> order = by_length(op);
   const int64_t blocks = block_count(op), groups = std::clamp<int64_t>(blocks, 1, kMaxGroups);
@@ -351,8 +389,8 @@ void depth_controller_backward(const DepthController& op, const float* grad_logi
     // Every groups-th block: each group has its share of the long ones.
     for (int64_t b = group; b < blocks; b += groups) {
       const Block block = make_block(op, order, b);
-      BlockBackward{op,    s,     block, w_ih_t,      w_hh_t, w_ih, w_hh,
-                    w_out, b_hh,  grad_logits, hidden, out,    sums}
+      BlockBackward{op,   s,           block,  w_ih_t, w_hh_t, w_ih, w_hh, w_out,
+                    b_hh, grad_logits, hidden, kept,   out,    sums}
           .run();
     }
   });

@@ -19,9 +19,16 @@ struct DepthControllerGradients {
   float *embeddings, *sequence_bias, *w_ih, *w_hh, *b_hh, *w_out, *b_out;
 };
 
-// logits [B, T + 1] and the hidden state behind every token, [N, G].
-void depth_controller_forward(const DepthController& op, float* logits, float* hidden);
+// Floats a token that the forward pass can leave for the backward pass.
+int64_t depth_controller_kept(const DepthController& op);
+
+// logits [B, T + 1] and the hidden state behind every token, [N, G]. kept: [N,
+// depth_controller_kept(op)], or null: the backward pass computes what it needs again. Both ways
+// have the same bits.
+void depth_controller_forward(const DepthController& op, float* logits, float* hidden,
+                              float* kept);
 void depth_controller_backward(const DepthController& op, const float* grad_logits,
-                               const float* hidden, const DepthControllerGradients& out);
+                               const float* hidden, const float* kept,
+                               const DepthControllerGradients& out);
 
 }  // namespace adarec

@@ -60,18 +60,21 @@ struct Buffers {
         rows(scratch.take(op.levels * op.dim)) {}
 };
 
-void forward_tile(Tile& tile, const MoEAggregateOut& out, const Buffers& buffers) {
+void forward_tile(Tile& tile, const MoEAggregateOut& out, float* kept, const Buffers& buffers) {
   const MoEAggregate& op = tile.op;
   const bool content = op.pooled.data != nullptr;
   const int dim = static_cast<int>(op.dim), rows = tile.now.rows;
   const std::int64_t first = tile.now.first;
   for (int p = 0; content && p < tile.now.pairs; p += kBlock) {
     const int count = std::min(kBlock, tile.now.pairs - p);
-    tile.run_router(p, count, buffers.content, buffers.before);
+    tile.load_content(p, count, buffers.content);
+    tile.run_router(count, buffers.content, buffers.before);
     for (int i = 0; i < count; ++i) {
       const Pair& pair = tile.now.pair[p + i];
+      float* to =
+          kept == nullptr ? nullptr : kept + op.rows * op.dim + pair.at * 2 * op.hidden;
       tile.share[pair.level * kTile + pair.row] = tile.plan.routed(
-          buffers.before + i * op.hidden, op.router_level_bias + pair.level * op.hidden);
+          buffers.before + i * op.hidden, op.router_level_bias + pair.level * op.hidden, to);
     }
   }
   tile.for_planes([&](std::int64_t i, std::int64_t at, Mask m) {
@@ -87,6 +90,7 @@ void forward_tile(Tile& tile, const MoEAggregateOut& out, const Buffers& buffers
   average(tile, op.fine, tile.fine, tile.fine_total, buffers.rows, z_fine);
   average(tile, op.coarse, tile.coarse, tile.coarse_total, buffers.rows, z_coarse);
   tile.run_gate(z_coarse);
+  if (kept != nullptr) copy_row(tile.gate, rows * dim, kept + first * dim);
   for (int r = 0; r < rows; ++r) {
     float* line = tile.gate + r * dim;
     for_lanes(dim, [&](int i, auto m) {
@@ -99,7 +103,7 @@ void forward_tile(Tile& tile, const MoEAggregateOut& out, const Buffers& buffers
 
 }  // namespace
 
-void moe_aggregate_forward(const MoEAggregate& op, const MoEAggregateOut& out) {
+void moe_aggregate_forward(const MoEAggregate& op, const MoEAggregateOut& out, float* kept) {
   Scratch scratch;
   const Plan plan(op, scratch);
   const std::int64_t rows = op.rows * op.dim * 4;  // bytes
@@ -111,7 +115,7 @@ void moe_aggregate_forward(const MoEAggregate& op, const MoEAggregateOut& out) {
     Tile tile(plan, local);
     const Buffers buffers(op, local);
     const std::int64_t end = tiles * (task + 1) / tasks;
-    tile.run(tiles * task / tasks, end, end, [&] { forward_tile(tile, out, buffers); });
+    tile.run(tiles * task / tasks, end, end, [&] { forward_tile(tile, out, kept, buffers); });
   });
 }
 

@@ -40,7 +40,16 @@ struct MoEAggregateGradients {
   float *router_w1, *router_level_bias, *router_w2, *router_b2, *gate_w, *gate_b;
 };
 
-void moe_aggregate_forward(const MoEAggregate& op, const MoEAggregateOut& out);
-void moe_aggregate_backward(const MoEAggregate& op, const MoEAggregateGradients& grad);
+// Floats that the forward pass can leave for the backward pass: the final gates [R, D] and, where
+// there is content, the router's hidden layer and the slope of its SiLU, [K, R, 2, H].
+inline std::int64_t moe_aggregate_kept(const MoEAggregate& op) {
+  return op.rows * op.dim + (op.pooled.data == nullptr ? 0 : 2 * op.levels * op.rows * op.hidden);
+}
+
+// kept: [moe_aggregate_kept(op)], or null: the backward pass computes what it needs again. Both
+// ways have the same bits.
+void moe_aggregate_forward(const MoEAggregate& op, const MoEAggregateOut& out, float* kept);
+void moe_aggregate_backward(const MoEAggregate& op, const MoEAggregateGradients& grad,
+                            const float* kept);
 
 }  // namespace adarec

@@ -1,5 +1,5 @@
-// The gated aggregation, backward: gates and the router's hidden layer are made again, the experts'
-// outputs read once, their gradients written once.
+// The gated aggregation, backward: gates and the router's hidden layer are made again unless they
+// were kept, the experts' outputs read once, their gradients written once.
 #include "moe_aggregate.h"
 
 #include <algorithm>
@@ -60,12 +60,14 @@ struct Slopes {
 };
 
 // Eq. 10 and 11 backwards: slopes of the averages, and the gate's weights.
-void fusion_backward(Tile& tile, const MoEAggregateGradients& grad, Slopes& slopes, Share& share) {
+void fusion_backward(Tile& tile, const MoEAggregateGradients& grad, const float* kept,
+                     Slopes& slopes, Share& share) {
   const MoEAggregate& op = tile.op;
   const int dim = static_cast<int>(op.dim);
   const float* z_fine = grad.z_fine + tile.now.first * dim;
   const float* z_coarse = grad.z_coarse + tile.now.first * dim;
-  tile.run_gate(z_coarse);
+  if (kept == nullptr) tile.run_gate(z_coarse);
+  const float* gate = kept == nullptr ? tile.gate : kept + tile.now.first * dim;
   for (int r = 0; r < tile.now.rows; ++r) {
     if (op.depth[tile.now.first + r] < 0) {  // capacity: the upstream gradient may be anything
       for (float* slope : {slopes.fine, slopes.coarse, slopes.gate})
@@ -75,8 +77,8 @@ void fusion_backward(Tile& tile, const MoEAggregateGradients& grad, Slopes& slop
     const float* upstream = read(grad.grad_user, tile.now.first + r, dim, slopes.input);
     for_lanes(dim, [&](int i, auto m) {
       const int at = r * dim + i;
-      const auto g = fuse_gradient(load(upstream + i, m), load(tile.gate + at, m),
-                                        load(z_fine + at, m), load(z_coarse + at, m));
+      const auto g = fuse_gradient(load(upstream + i, m), load(gate + at, m),
+                                   load(z_fine + at, m), load(z_coarse + at, m));
       store(slopes.fine + at, g.fine, m);
       store(slopes.coarse + at, g.coarse, m);
       store(slopes.gate + at, g.logit, m);
@@ -143,16 +145,22 @@ void averages_backward(Tile& tile, const MoEAggregateGradients& grad, Slopes& sl
   }
 }
 
-// The router's hidden layer backwards: before becomes its slope.
-void hidden_backward(const MoEAggregate& op, float logit, const float* bias, float* before,
-                     float* d_bias, float* d_w2) {
+// The router's hidden layer backwards, to the slope of what it is before SiLU: from what it is
+// before the level's bias, or from what was kept, [2, H].
+void hidden_backward(const MoEAggregate& op, float logit, const float* bias, const float* before,
+                     const float* kept, float* to, float* d_bias, float* d_w2) {
   const Vec scale = set1(logit);
   for_lanes(static_cast<int>(op.hidden), [&](int i, auto m) {
-    Vec slope;
-    const Vec active = silu(load(before + i, m) + load(bias + i, m), slope);
+    Vec active, slope;
+    if (kept == nullptr) {
+      active = silu(load(before + i, m) + load(bias + i, m), slope);
+    } else {
+      active = load(kept + i, m);
+      slope = load(kept + op.hidden + i, m);
+    }
     store(d_w2 + i, fma(scale, active, load(d_w2 + i, m)), m);
     slope = scale * load(op.router_w2 + i, m) * slope;
-    store(before + i, slope, m);
+    store(to + i, slope, m);
     store(d_bias + i, load(d_bias + i, m) + slope, m);
   });
 }
@@ -178,14 +186,15 @@ void content_backward(Tile& tile, const MoEAggregateGradients& grad, Slopes& slo
 }
 
 template <bool kStreamed>
-void backward_tile(Tile& tile, const MoEAggregateGradients& grad, Slopes& slopes, Share& share) {
+void backward_tile(Tile& tile, const MoEAggregateGradients& grad, const float* kept, Slopes& slopes,
+                   Share& share) {
   const MoEAggregate& op = tile.op;
   const int dim = static_cast<int>(op.dim), hidden = static_cast<int>(op.hidden);
   const bool content = op.pooled.data != nullptr;
   const auto for_blocks = [&](auto&& body) {
     for (int p = 0; p < tile.now.pairs; p += kBlock) body(p, std::min(kBlock, tile.now.pairs - p));
   };
-  fusion_backward(tile, grad, slopes, share);
+  fusion_backward(tile, grad, kept, slopes, share);
   tile.for_planes([&](std::int64_t i, std::int64_t at, Mask m) {
     store(tile.share + i, load(grad.gates + at, m));
   });
@@ -193,13 +202,17 @@ void backward_tile(Tile& tile, const MoEAggregateGradients& grad, Slopes& slopes
   for_blocks([&](int first, int count) {
     averages_backward<kStreamed>(tile, grad, slopes, share, first, count);
     if (!content) return;
-    tile.run_router(first, count, slopes.content + first * dim,
-                    slopes.before + first * hidden);
+    tile.load_content(first, count, slopes.content + first * dim);
+    if (kept == nullptr)
+      tile.run_router(count, slopes.content + first * dim, slopes.before + first * hidden);
     for (int p = first; p < first + count; ++p) {
-      const std::int64_t bias = tile.now.pair[p].level * op.hidden;
-      hidden_backward(op, slopes.logit[p], op.router_level_bias + bias,
-                      slopes.before + p * op.hidden, share.router_level_bias + bias,
-                      share.router_w2);
+      const auto [at, level, row] = tile.now.pair[p];
+      const std::int64_t bias = level * op.hidden;
+      float* to = slopes.before + p * op.hidden;
+      const float* made =
+          kept == nullptr ? nullptr : kept + op.rows * op.dim + at * 2 * op.hidden;
+      hidden_backward(op, slopes.logit[p], op.router_level_bias + bias, to, made, to,
+                      share.router_level_bias + bias, share.router_w2);
     }
   });
   tile.for_planes([&](std::int64_t i, std::int64_t at, Mask m) {
@@ -216,7 +229,8 @@ void backward_tile(Tile& tile, const MoEAggregateGradients& grad, Slopes& slopes
 
 }  // namespace
 
-void moe_aggregate_backward(const MoEAggregate& op, const MoEAggregateGradients& grad) {
+void moe_aggregate_backward(const MoEAggregate& op, const MoEAggregateGradients& grad,
+                            const float* kept) {
   Scratch scratch;
   const Plan plan(op, scratch);
   const bool content = op.pooled.data != nullptr;
@@ -244,9 +258,9 @@ void moe_aggregate_backward(const MoEAggregate& op, const MoEAggregateGradients&
       std::fill_n(shares + group * size, size, 0.0f);
       tile.run(begin(group), begin(group + 1), begin(last), [&] {
         if (streams)
-          backward_tile<true>(tile, grad, slopes, share);
+          backward_tile<true>(tile, grad, kept, slopes, share);
         else
-          backward_tile<false>(tile, grad, slopes, share);
+          backward_tile<false>(tile, grad, kept, slopes, share);
       });
     }
     if (streams) _mm_sfence();  // before another thread may read
@@ -263,7 +277,8 @@ void moe_aggregate_backward(const MoEAggregate& op, const MoEAggregateGradients&
     std::vector<float> before(op.hidden);
     for (std::int64_t k = 0; k < op.levels; ++k) {
       std::fill(before.begin(), before.end(), 0.0f);
-      hidden_backward(op, total.level_logit[k], op.router_level_bias + k * op.hidden, before.data(),
+      hidden_backward(op, total.level_logit[k], op.router_level_bias + k * op.hidden,
+                      before.data(), nullptr, before.data(),
                       total.router_level_bias + k * op.hidden, total.router_w2);
     }
   }

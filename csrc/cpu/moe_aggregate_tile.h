@@ -77,12 +77,18 @@ struct Plan {
       level_gate[k] = sigmoid_of(routed(none, op.router_level_bias + k * hidden));
   }
 
-  // The router's logit from its hidden layer before SiLU, the level's bias still to be added.
-  float routed(const float* before, const float* bias) const {
+  // The router's logit from its hidden layer before SiLU, the level's bias still to be added. kept:
+  // null, or where the layer behind SiLU and SiLU's slope are to be, [2, H].
+  float routed(const float* before, const float* bias, float* kept = nullptr) const {
     Vec total = zero();
     for_lanes(static_cast<int>(op.hidden), [&](int i, auto m) {
-      const Vec x = load(before + i, m) + load(bias + i, m);
-      total = fma(silu(x), load(op.router_w2 + i, m), total);
+      Vec slope;
+      const Vec active = silu(load(before + i, m) + load(bias + i, m), slope);
+      if (kept != nullptr) {
+        store(kept + i, active, m);
+        store(kept + op.hidden + i, slope, m);
+      }
+      total = fma(active, load(op.router_w2 + i, m), total);
     });
     return sum(total) + op.router_b2[0];
   }
@@ -199,11 +205,14 @@ struct Tile {
     }
   }
 
-  // The content of a few pairs (only where there is any), [count, D], and the router's hidden layer
-  // before its level's bias and SiLU, [count, H].
-  void run_router(int first, int count, float* content, float* before) {
+  // The content of a few pairs (only where there is any), [count, D].
+  void load_content(int first, int count, float* content) const {
     for (int p = 0; p < count; ++p)
       copy_in(op.pooled, now.pair[first + p].at, content + p * op.dim);
+  }
+
+  // The router's hidden layer before its level's bias and SiLU, [count, H].
+  void run_router(int count, const float* content, float* before) {
     gemm_nn(count, static_cast<int>(op.hidden), static_cast<int>(op.dim), content, op.dim,
             plan.router_t, op.hidden, before, op.hidden, 0, fetch);
   }

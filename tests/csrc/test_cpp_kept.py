@@ -6,9 +6,13 @@ from functools import partial
 from typing import Any
 
 import pytest
+import test_depth_controller
+import test_embedding
 import test_encoder_layer
 import test_hda_trajectory
+import test_level_infonce
 import test_mlp_expert
+import test_moe_aggregate
 import torch
 from helpers import Batch, OpCase, evaluate, random_batch
 
@@ -20,7 +24,14 @@ pytestmark = pytest.mark.skipif(
 )
 
 LAYER = partial(test_encoder_layer.build, dropout=(0.3, 0.5))
-SUITES = (test_mlp_expert.TestMLPExpert, test_hda_trajectory.TestHdaTrajectory)
+SUITES = (
+    test_mlp_expert.TestMLPExpert,
+    test_hda_trajectory.TestHdaTrajectory,
+    test_depth_controller.TestDepthController,
+    test_embedding.TestEmbedding,
+    test_level_infonce.TestLevelInfoNCE,
+    test_moe_aggregate.TestMoEAggregate,
+)
 BUILDERS: dict[str, Any] = {
     "layer": LAYER,
     "layer-plain": test_encoder_layer.build,
@@ -37,7 +48,8 @@ def _cases(build: Any) -> list[OpCase]:
         build(Batch((70, 1, 5, 66), (2, 0, 1, 2), size=24, capacity=1, max_length=70)),
     ]
     for case in cases:
-        case.options["max_length"] = 70
+        if "max_length" in case.options:
+            case.options["max_length"] = 70
     return cases
 
 

@@ -12,7 +12,7 @@ from helpers_accuracy import check_against_float64
 from test_level_infonce import build
 from torch import Tensor
 
-from adarec_fast.ops import level_infonce
+from adarec_fast.ops import _library, level_infonce
 from adarec_fast.ops._library import unavailable
 
 CPP = Backend("level_infonce", "cpp", "cpu")
@@ -42,6 +42,22 @@ def test_any_number_of_threads_gives_the_same_bits() -> None:
 def test_ranges_of_candidates_add_up() -> None:
     # Two ranges at the lowest level; the reference holds [levels, B, B].
     check_against_float64(build(random_batch(2500, size=4, max_depth=2)), CPP, torch.float32)
+
+
+def test_several_panels_kept_or_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = build(random_batch(400, size=20, max_depth=3))
+    kept = evaluate(case, "cpp", torch.float32)
+    monkeypatch.setattr(_library, "KEPT_BYTES", 0)
+    again = evaluate(case, "cpp", torch.float32)
+    assert torch.equal(kept.outputs[0], again.outputs[0])
+    assert torch.equal(kept.gradients["z"], again.gradients["z"])
+
+
+def test_pairs_of_too_many_users_are_not_kept() -> None:
+    keep = torch.ops.adarec_fast.level_infonce_keep
+    z, depth = torch.randn(2, 1025, 4), torch.ones(1025, dtype=torch.int64)
+    with pytest.raises(ValueError, match="z has 1025 users; at most 1024"):
+        keep(z, depth, torch.arange(1025), 0.07, "cpp")
 
 
 @pytest.mark.parametrize("temperature", [1e-3, 0.07, 10.0])

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from adarec_fast import ADARec, rng
 from adarec_fast.ops import Embedded, embedding, linear_cross_entropy
+from adarec_fast.ops._library import unavailable
 from adarec_fast.ops._ownership import give_away, ours_to_change
 
 ITEMS = 30
@@ -111,8 +112,10 @@ def _loss(weight: Tensor) -> Tensor:
 class TestSharedTable:
     """The table's gradient from both of its uses."""
 
-    @pytest.fixture(params=["reference", "packed"])
+    @pytest.fixture(params=["reference", "packed", "cpp"])
     def used(self, request: pytest.FixtureRequest) -> Backend:
+        if unavailable("embedding", request.param, "cpu") is not None:
+            pytest.skip("the C++ extension is not there")
         return Backend("embedding", request.param, "cpu")
 
     def _separate(self) -> Tensor:
@@ -168,8 +171,13 @@ def test_a_gradient_is_given_away_by_its_maker_alone() -> None:
     assert not ours_to_change(give_away(gradient.T))
 
 
-def test_a_model_on_a_cpu_calls_the_parts() -> None:
-    model = ADARec(num_items=20, hidden_size=8, num_layers=1, max_depth=1, max_length=5)
+@pytest.mark.parametrize("backend", ["packed", "cpp"])
+def test_a_model_calls_the_op_where_a_kernel_runs_it(backend: str) -> None:
+    if unavailable("embedding", backend, "cpu") is not None:
+        pytest.skip("the C++ extension is not there")
+    model = ADARec(
+        num_items=20, hidden_size=8, num_layers=1, max_depth=1, max_length=5, backend=backend
+    )
     names: list[str] = []
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
@@ -179,5 +187,6 @@ def test_a_model_on_a_cpu_calls_the_parts() -> None:
 
     with Watch():
         model((torch.tensor([1, 2]), torch.tensor([0, 2])))
-    assert "aten.embedding.default" in names
-    assert not [name for name in names if name.startswith("adarec_fast.embedding")]
+    whole = [name for name in names if name.startswith("adarec_fast.embedding")]
+    assert len(whole) == (backend == "cpp")
+    assert ("aten.embedding.default" in names) == (backend == "packed")
