@@ -4,7 +4,7 @@
 
 #include "common.h"
 
-namespace adarec::bindings {
+namespace adarec::bindings::depth_controller_op {
 namespace {
 
 // The checked arguments, and the tensors whose memory they point into.
@@ -96,4 +96,4 @@ TORCH_LIBRARY_FRAGMENT(adarec_fast_cpp, m) {
 }
 
 }  // namespace
-}  // namespace adarec::bindings
+}  // namespace adarec::bindings::depth_controller_op

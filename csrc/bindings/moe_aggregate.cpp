@@ -4,7 +4,7 @@
 
 #include "common.h"
 
-namespace adarec::bindings {
+namespace adarec::bindings::moe_aggregate_op {
 namespace {
 
 using Maybe = std::optional<Tensor>;
@@ -127,4 +127,4 @@ TORCH_LIBRARY_FRAGMENT(adarec_fast_cpp, m) {
 }
 
 }  // namespace
-}  // namespace adarec::bindings
+}  // namespace adarec::bindings::moe_aggregate_op

@@ -22,7 +22,7 @@ def _compile(processor: str, target: Path) -> None:
         compiler = _plans.compiler()
     except _plans.ExtensionError as error:
         pytest.skip(str(error))
-    flags = _plans._host_flags(processor).split()
+    flags = _plans._host_flags(f"-march={processor}").split()
     command = [*compiler, *flags, "-O1", f"-I{_plans.SOURCES / 'cpu'}", str(PROGRAM), "-o", target]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
