@@ -29,11 +29,13 @@ def _compile(processor: str, target: Path) -> None:
     assert not done.stderr
 
 
-@pytest.fixture(scope="module")
-def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
-    """What the program prints, compiled for the processor at hand."""
+@pytest.fixture(scope="module", params=["native", "x86-64-v2"])
+def said(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, list[float]]:
+    """What the program prints, compiled for the processor at hand, or in the generic back end."""
     program = tmp_path_factory.mktemp("vec") / "program"
-    _compile("native", program)
+    _compile(request.param, program)
     lines = subprocess.run([program], capture_output=True, text=True, check=True).stdout
     rows = (line.split() for line in lines.splitlines())
     return {name: [float(value) for value in values] for name, *values in rows}
