@@ -1,4 +1,7 @@
 // The extension's library and its thread pool; each op registers itself in bindings/<op>.cpp.
+//
+// All of them are one unit: a compiler reads torch's headers for 6 seconds, and compiles an op's
+// binding in one.
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
@@ -6,8 +9,21 @@
 #include <thread>
 #include <vector>
 
+#include "bindings/choose_depth.cpp"
+#include "bindings/depth_controller.cpp"
+#include "bindings/dropout.cpp"
+#include "bindings/encoder_layer.cpp"
+#include "bindings/hda_trajectory.cpp"
+#include "bindings/level_infonce.cpp"
+#include "bindings/level_pool.cpp"
+#include "bindings/linear_cross_entropy.cpp"
+#include "bindings/local_path.cpp"
+#include "bindings/memory_topk.cpp"
+#include "bindings/mlp_expert.cpp"
+#include "bindings/moe_aggregate.cpp"
+#include "bindings/moe_aggregate_autograd.cpp"
+#include "bindings/score_topk.cpp"
 #include "cpu/parallel.h"
-#include "cpu/vec.h"
 
 namespace adarec {
 
@@ -33,10 +49,7 @@ void run_parallel(std::int64_t count, void (*task)(void*, std::int64_t), void* c
   });
 }
 
-namespace {
-// Lanes of float the kernels were compiled for: 16 (AVX-512) or 8 (AVX2).
-std::int64_t vector_width() { return kWidth; }
-}  // namespace
+std::int64_t vector_width();  // cpu/vec.cpp
 
 }  // namespace adarec
 

@@ -8,20 +8,17 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from . import _plans, _toolkit
-from ._plans import Plan, Unit, compiler, content, host_compiler
+from ._plans import Plan, Unit, compiler, content, digest, host_compiler
 from ._toolkit import ExtensionError
 
-_PREFIX = "prefix.h"
 _NINJA_RULES = """\
 ninja_required_version = 1.5
 rule compile
   command = $tool $flags -c $in -o $out # $content
-rule header
-  command = $tool $flags -x c++-header -c $in -o $out # $content
 rule link
   command = $cxx $in -o $out $flags
 """
@@ -49,20 +46,26 @@ def _in_ninja(words: list[str]) -> str:
     return shlex.join(words).replace("$", "$$")
 
 
-def _edge(rule: str, unit: Unit, target: str, flags: str = "", needs: str = "") -> str:
+def _object(unit: Unit) -> str:
+    return f"objects/{digest(unit.flags)[:8]}/{unit.source.parent.name}_{unit.source.name}.o"
+
+
+def _edge(unit: Unit) -> str:
     # The contents' hash is part of the command, so ninja does not depend on file times.
     return (
-        f"build {target}: {rule} {_escape(unit.source)}{needs}\n"
+        f"build {_object(unit)}: compile {_escape(unit.source)}\n"
         f"  tool = ${unit.tool}\n"
-        f"  flags = {unit.flags} -I{shlex.quote(str(_plans.SOURCES))}{flags}\n"
+        f"  flags = {unit.flags} -I{shlex.quote(str(_plans.SOURCES))}\n"
         f"  content = {content(unit.source)}\n"
     )
 
 
-def _ninja_file(plan: Plan, folder: Path) -> str:
+def _ninja_file(libraries: Mapping[str, Plan]) -> str:
     words = compiler()
+    # Each once: libraries for several targets share what is for all.
+    units = list(dict.fromkeys(unit for plan in libraries.values() for unit in plan.units))
     lines = [f"cxx = {_in_ninja(words)}\n"]
-    if any(unit.tool == "nvcc" for unit in plan.units):
+    if any(unit.tool == "nvcc" for unit in units):
         host = host_compiler(words)
         kit = _toolkit.toolkit(tuple(host))
         lines.append(f"host = {_in_ninja(host)}\n")
@@ -71,18 +74,10 @@ def _ninja_file(plan: Plan, folder: Path) -> str:
         lines.append(f"cuda_includes = {' '.join(includes)}\n")
         lines.append(f"cuda_runtime = {shlex.quote(str(kit.runtime))}\n")
     lines.append(_NINJA_RULES)
-    objects = []
-    if plan.prefix is not None:
-        header = plan.prefix._replace(source=folder / _PREFIX)
-        lines.append(_edge("header", header, f"{_PREFIX}.gch"))
-    for unit in plan.units:
-        objects.append(f"objects/{unit.source.parent.name}_{unit.source.name}.o")
-        prefixed = plan.prefix is not None and unit[1:] == plan.prefix[1:]
-        extra = (f" -include {_PREFIX}", f" || {_PREFIX}.gch") if prefixed else ()
-        lines.append(_edge("compile", unit, objects[-1], *extra))
-    lines.append(
-        f"build {plan.name}.so: link {' '.join(objects)}\n  flags = {plan.link_flags}\n"
-    )
+    lines += [_edge(unit) for unit in units]
+    for name, plan in libraries.items():
+        objects = " ".join(_object(unit) for unit in plan.units)
+        lines.append(f"build {name}: link {objects}\n  flags = {plan.link_flags}\n")
     return "".join(lines)
 
 
@@ -105,25 +100,21 @@ def _run(line: list[str], progress: Callable[[int], None]) -> tuple[int, list[st
     return process.returncode, output
 
 
-def compile_plan(
-    plan: Plan, library: Path, folder: Path, progress: Callable[[int], None]
+def compile_plans(
+    libraries: Mapping[Path, Plan], folder: Path, progress: Callable[[int], None]
 ) -> None:
-    """Run ninja in ``folder``; the library appears under its name whole or not at all.
+    """Run ninja in ``folder``; each library appears under its name whole or not at all.
 
     ``progress`` is told the per cent that are done, now and then.
     """
     folder.mkdir(exist_ok=True)
-    if plan.prefix is not None:
-        # What a compiler reads that does not take to the compiled header.
-        text = f'#include "{plan.prefix.source}"\n'
-        (folder / _PREFIX).write_text(text, encoding="utf-8")
-    (folder / "build.ninja").write_text(_ninja_file(plan, folder), encoding="utf-8")
+    named = {f"{number}/{plan.name}.so": plan for number, plan in enumerate(libraries.values())}
+    (folder / "build.ninja").write_text(_ninja_file(named), encoding="utf-8")
     status, said = _run([_ninja(), "-C", str(folder)], progress)
     if status != 0:
         lines = ([s for s in said if re.search("error|fatal", s.lower())] or said)[:12]
         raise ExtensionError("the compiler failed:\n  " + "\n  ".join(lines))
-    # It is large, and quickly made again for the next change.
-    (folder / f"{_PREFIX}.gch").unlink(missing_ok=True)
-    staged = library.with_name(f"{library.name}.{os.getpid()}")
-    shutil.copyfile(folder / f"{plan.name}.so", staged)
-    os.replace(staged, library)
+    for made, library in zip(named, libraries, strict=True):
+        staged = library.with_name(f"{library.name}.{os.getpid()}")
+        shutil.copyfile(folder / made, staged)
+        os.replace(staged, library)

@@ -38,12 +38,69 @@ class Plan(NamedTuple):
     units: list[Unit]
     link_flags: str
     summary: str
-    # A header that the units of this tool and these flags share, compiled once.
-    prefix: Unit | None = None
     # Whether the library is for the processor at hand alone.
     native: bool = False
 
 
+class Target(NamedTuple):
+    """Processors that one set of kernels is for: the compiler's name for them, and the flags of
+    ``/proc/cpuinfo`` that they have."""
+
+    name: str
+    march: str
+    needs: frozenset[str]
+
+
+PORTABLE = "ADAREC_FAST_PORTABLE"
+_V2 = frozenset("cx16 lahf_lm popcnt sse4_1 sse4_2 ssse3".split())
+_V3 = _V2 | frozenset("abm avx avx2 bmi1 bmi2 f16c fma movbe".split())
+_V4 = _V3 | frozenset("avx512bw avx512cd avx512dq avx512f avx512vl".split())
+# Best first.
+_TARGETS = {
+    "x86_64": (
+        Target("avx512", "x86-64-v4", _V4),
+        Target("avx2", "x86-64-v3", _V3),
+        Target("generic", "x86-64-v2", _V2),
+    ),
+    "aarch64": (Target("generic", "armv8-a", frozenset()),),
+}
+_SAME_MACHINE = {"AMD64": "x86_64", "arm64": "aarch64"}
+
+
+def targets() -> tuple[Target, ...]:
+    """What this kind of machine has kernels for, best first; empty for another kind."""
+    machine = platform.machine()
+    return _TARGETS.get(_SAME_MACHINE.get(machine, machine), ())
+
+
+def missing(target: Target) -> list[str]:
+    """What this machine's processor lacks for a target; nothing where the system hides it."""
+    flags = _processor().get("flags")
+    return [] if flags is None else sorted(target.needs - set(flags.split()))
+
+
+def asked_target() -> Target | None:
+    """The target that ``ADAREC_FAST_PORTABLE`` names; ``1`` is AVX2, or all there is on ARM.
+
+    Raises:
+        ExtensionError: it names none.
+    """
+    value = os.environ.get(PORTABLE, "")
+    if value in ("", "0"):
+        return None
+    known = {target.name: target for target in targets()}
+    known["1"] = known.get("avx2", next(iter(known.values())))
+    if value not in known:
+        raise ExtensionError(f"{PORTABLE}={value!r} is not one of {', '.join(known)}")
+    return known[value]
+
+
+def best_target() -> Target | None:
+    """The best target that the processor at hand can run, or None."""
+    return next((target for target in targets() if not missing(target)), None)
+
+
+@functools.cache
 def _processor() -> dict[str, str]:
     """``model name`` and ``flags`` of the first processor; empty where the system hides them."""
     try:
@@ -51,8 +108,11 @@ def _processor() -> dict[str, str]:
     except OSError:
         return {}
     fields = (line.partition(":") for line in text.splitlines())
-    wanted = ("model name", "flags")
-    return {key.strip(): value.strip() for key, _, value in fields if key.strip() in wanted}
+    wanted = ("model name", "flags", "Features", "CPU part")
+    found = {key.strip(): value.strip() for key, _, value in fields if key.strip() in wanted}
+    # ARM's names for the two.
+    names = {"Features": "flags", "CPU part": "model name"}
+    return {names.get(key, key): value for key, value in found.items()}
 
 
 def _torch_folder() -> Path:
@@ -65,14 +125,10 @@ def _gomp() -> str:
     return shlex.quote(str(found[0])) if found else "-lgomp"
 
 
-def _portable() -> bool:
-    return os.environ.get("ADAREC_FAST_PORTABLE") == "1"
-
-
-def _host_flags(processor: str) -> str:
+def _host_flags(processor: str = "") -> str:
     flags = [
         "-std=c++20", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden",
-        f"-march={processor}",
+        *filter(None, [processor]),
         # Vector types as template arguments lose an alignment attribute that is not needed here;
         # gcc's own intrinsic headers read registers that they call undefined.
         "-Wall", "-Wno-ignored-attributes", "-Wno-maybe-uninitialized", "-Wno-uninitialized",
@@ -133,24 +189,23 @@ def host_compiler(words: list[str]) -> list[str]:
     return ["-ccbin", programs[-1], *(part for word in options for part in ("-Xcompiler", word))]
 
 
-def _plan_cpp() -> Plan:
-    host = _host_flags("x86-64-v3" if _portable() else "native")
-    bound = _torch_flags()
-    kernels = sorted((SOURCES / "cpu").glob("*.cpp"))
-    bindings = [
-        SOURCES / "bindings.cpp",
-        *(p for p in sorted((SOURCES / "bindings").glob("*.cpp")) if p.stem[-5:] != "_cuda"),
-    ]
+def _plan_cpp(target: Target | None) -> Plan:
     # Bindings only check and forward: optimising torch's headers would cost build time for
-    # nothing. They take the longest, so they go first.
-    units = [Unit(p, "cxx", f"-O1 {host} {bound}") for p in bindings]
+    # nothing. They run anywhere, so that libraries for several targets share them. They are one
+    # unit, the longest, so it goes first.
+    units = [Unit(SOURCES / "bindings.cpp", "cxx", f"-O1 {_host_flags()} {_torch_flags()}")]
+    if target is not None:
+        processor = f"-march={target.march}"
+    else:
+        processor = "-march=native" if "x86" in platform.machine() else "-mcpu=native"
     # Instrumented code takes gcc ten times as long to optimise, and only tests run it.
     level = "-O1" if os.environ.get("ADAREC_FAST_SANITIZE") else "-O3"
-    units += [Unit(p, "cxx", f"{level} {host}") for p in kernels]
+    kernel = f"{level} {_host_flags(processor)}"
+    units += [Unit(p, "cxx", kernel) for p in sorted((SOURCES / "cpu").glob("*.cpp"))]
     return Plan(
         "adarec_fast_cpp", units, f"{_link_flags('torch_cpu', 'c10')} {_gomp()}",
-        f"C++ extension for {'AVX2' if _portable() else 'this processor'}",
-        Unit(SOURCES / "bindings/common.h", "cxx", units[0].flags), native=not _portable(),
+        f"C++ extension for {'this processor' if target is None else target.name}",
+        native=target is None,
     )
 
 
@@ -160,7 +215,7 @@ def _plan_cuda(architectures: tuple[str, ...]) -> Plan:
     kernel = f"-O3 -std=c++17 {targets} -Xcompiler -fPIC $host $cuda_includes"
     units = [Unit(p, "nvcc", kernel) for p in sorted((SOURCES / "cuda").glob("*.cu"))]
     # Only the kernels take time, so the host's part may run on any processor.
-    bound = f"-O1 {_host_flags('x86-64-v3')} {_torch_flags()} $cuda_includes"
+    bound = f"-O1 {_host_flags()} {_torch_flags()} $cuda_includes"
     units += [Unit(p, "cxx", bound) for p in sorted((SOURCES / "bindings").glob("*_cuda.cpp"))]
     if not units:
         raise ExtensionError("this installation holds no CUDA sources")
@@ -223,19 +278,26 @@ def environment(plan: Plan) -> str:
     )
 
 
-def make_plan(backend: str, architectures: tuple[str, ...] | None = None) -> Plan:
+def make_plan(
+    backend: str, architectures: tuple[str, ...] | None = None, target: Target | None = None
+) -> Plan:
+    """What is to be built: for CUDA's ``architectures`` (None: of the devices there are), or the
+    C++ extension for ``target`` (None: what ``ADAREC_FAST_PORTABLE`` names, else this processor).
+
+    Raises:
+        ExtensionError: an unknown backend, a machine of another kind, no CUDA.
+    """
     if backend not in BACKENDS:
         raise ExtensionError(f"backend={backend!r} is not one of {', '.join(BACKENDS)}")
     if os.environ.get("ADAREC_FAST_NO_EXT") == "1":
         raise ExtensionError("ADAREC_FAST_NO_EXT=1 is set")
-    if platform.machine() not in ("x86_64", "AMD64") or platform.system() != "Linux":
+    if not targets() or platform.system() != "Linux":
         raise ExtensionError(
-            f"written for Linux on x86-64, not {platform.system()} on {platform.machine()}"
+            f"written for Linux on x86-64 and aarch64, not {platform.system()} on "
+            f"{platform.machine()}"
         )
-    if not {"avx2", "fma"} <= set(_processor().get("flags", "avx2 fma").split()):
-        raise ExtensionError("the processor has no AVX2 and FMA")
     if backend == "cpp":
-        return _plan_cpp()
+        return _plan_cpp(target or asked_target())
     if torch.version.cuda is None:
         raise NotForThisMachine(f"torch {torch.__version__} is not a CUDA build")
     return _plan_cuda(architectures or _toolkit.device_architectures())

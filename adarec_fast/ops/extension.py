@@ -31,7 +31,7 @@ import torch
 
 from ..files import locked as locked
 from ._library import Implementation, provide
-from ._ninja import compile_plan
+from ._ninja import compile_plans
 from ._plans import Plan, content, digest, environment, make_plan
 from ._toolkit import ExtensionError as ExtensionError
 from ._toolkit import NotForThisMachine as NotForThisMachine
@@ -105,8 +105,8 @@ def build(
                 if library.exists():
                     ending = "another process did"
                 else:
-                    compile_plan(
-                        plan, library, folder, lambda done: _say(verbose, f"{done}% ... ")
+                    compile_plans(
+                        {library: plan}, folder, lambda done: _say(verbose, f"{done}% ... ")
                     )
                     ending = "done"
         finally:

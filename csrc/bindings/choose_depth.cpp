@@ -14,7 +14,7 @@
 
 #include "common.h"
 
-namespace adarec::bindings {
+namespace adarec::bindings::choose_depth_op {
 namespace {
 
 using Optional = std::optional<Tensor>;
@@ -88,4 +88,4 @@ TORCH_LIBRARY_FRAGMENT(adarec_fast_cpp, m) {
 }
 
 }  // namespace
-}  // namespace adarec::bindings
+}  // namespace adarec::bindings::choose_depth_op

@@ -2,7 +2,7 @@
 
 #include "common.h"
 
-namespace adarec::bindings {
+namespace adarec::bindings::dropout_op {
 namespace {
 
 Tensor forward(const Tensor& x_in, const Tensor& seed, double p, int64_t stream) {
@@ -18,4 +18,4 @@ Tensor forward(const Tensor& x_in, const Tensor& seed, double p, int64_t stream)
 TORCH_LIBRARY_FRAGMENT(adarec_fast_cpp, m) { m.def("dropout_fwd", &forward); }
 
 }  // namespace
-}  // namespace adarec::bindings
+}  // namespace adarec::bindings::dropout_op

@@ -6,7 +6,7 @@
 #include "common.h"
 #include "kept.h"
 
-namespace adarec::bindings {
+namespace adarec::bindings::encoder_layer_op {
 namespace {
 
 constexpr std::array kWeightNames{"qkv_w", "qkv_b", "out_w", "out_b", "ln1_w", "ln1_b",
@@ -164,4 +164,4 @@ TORCH_LIBRARY_FRAGMENT(adarec_fast_cpp, m) {
 }
 
 }  // namespace
-}  // namespace adarec::bindings
+}  // namespace adarec::bindings::encoder_layer_op

@@ -5,7 +5,7 @@
 #include "common.h"
 #include "kept.h"
 
-namespace adarec::bindings {
+namespace adarec::bindings::hda_trajectory_op {
 namespace {
 
 // The arguments as the kernel takes them, checked, with the tensors that own the memory.
@@ -130,4 +130,4 @@ TORCH_LIBRARY_FRAGMENT(adarec_fast_cpp, m) {
 }
 
 }  // namespace
-}  // namespace adarec::bindings
+}  // namespace adarec::bindings::hda_trajectory_op

@@ -5,7 +5,7 @@
 #include "common.h"
 #include "kept.h"
 
-namespace adarec::bindings {
+namespace adarec::bindings::level_infonce_op {
 namespace {
 
 // The checked arguments, and the tensors whose memory they point into.
@@ -89,4 +89,4 @@ TORCH_LIBRARY_FRAGMENT(adarec_fast_cpp, m) {
 }
 
 }  // namespace
-}  // namespace adarec::bindings
+}  // namespace adarec::bindings::level_infonce_op

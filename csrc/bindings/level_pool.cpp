@@ -4,7 +4,7 @@
 
 #include "common.h"
 
-namespace adarec::bindings {
+namespace adarec::bindings::level_pool_op {
 namespace {
 
 // The arguments as the kernel takes them, checked, with the tensors that own the memory.
@@ -58,4 +58,4 @@ TORCH_LIBRARY_FRAGMENT(adarec_fast_cpp, m) {
 }
 
 }  // namespace
-}  // namespace adarec::bindings
+}  // namespace adarec::bindings::level_pool_op

@@ -3,7 +3,7 @@
 #include "../cpu/catalogue.h"
 #include "common.h"
 
-namespace adarec::bindings {
+namespace adarec::bindings::linear_cross_entropy_op {
 namespace {
 
 std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& hidden_in, const Tensor& weight_in,
@@ -41,4 +41,4 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& hidden_in, const Tensor
 TORCH_LIBRARY_FRAGMENT(adarec_fast_cpp, m) { m.def("linear_cross_entropy_fwd", &forward); }
 
 }  // namespace
-}  // namespace adarec::bindings
+}  // namespace adarec::bindings::linear_cross_entropy_op

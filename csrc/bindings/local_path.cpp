@@ -4,7 +4,7 @@
 
 #include "common.h"
 
-namespace adarec::bindings {
+namespace adarec::bindings::local_path_op {
 namespace {
 
 // The arguments as the kernel takes them, checked, with the tensors that own the memory.
@@ -77,4 +77,4 @@ TORCH_LIBRARY_FRAGMENT(adarec_fast_cpp, m) {
 }
 
 }  // namespace
-}  // namespace adarec::bindings
+}  // namespace adarec::bindings::local_path_op

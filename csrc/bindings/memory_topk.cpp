@@ -5,7 +5,7 @@
 
 #include "score_topk.h"
 
-namespace adarec::bindings {
+namespace adarec::bindings::memory_topk_op {
 namespace {
 
 Tensor as_small_index(const Tensor& t, const char* name) {
@@ -82,4 +82,4 @@ std::tuple<Tensor, Tensor> forward(const Tensor& users_in, const Tensor& items_i
 TORCH_LIBRARY_FRAGMENT(adarec_fast_cpp, m) { m.def("memory_topk_fwd", &forward); }
 
 }  // namespace
-}  // namespace adarec::bindings
+}  // namespace adarec::bindings::memory_topk_op

@@ -5,7 +5,7 @@
 #include "common.h"
 #include "kept.h"
 
-namespace adarec::bindings {
+namespace adarec::bindings::moe_aggregate_op {
 namespace {
 
 using Maybe = std::optional<Tensor>;
@@ -161,4 +161,4 @@ TORCH_LIBRARY_FRAGMENT(adarec_fast_cpp, m) {
 }
 
 }  // namespace
-}  // namespace adarec::bindings
+}  // namespace adarec::bindings::moe_aggregate_op

@@ -11,7 +11,7 @@
 
 #include "common.h"
 
-namespace adarec::bindings {
+namespace adarec::bindings::moe_aggregate_autograd_op {
 namespace {
 
 using Maybe = std::optional<Tensor>;
@@ -99,4 +99,4 @@ Outputs moe_aggregate(ADAREC_MOE_TENSORS(const Tensor&), bool keeps) {
 TORCH_LIBRARY_FRAGMENT(adarec_fast_cpp, m) { m.def("moe_aggregate", &moe_aggregate); }
 
 }  // namespace
-}  // namespace adarec::bindings
+}  // namespace adarec::bindings::moe_aggregate_autograd_op

@@ -1,6 +1,6 @@
 #include "score_topk.h"
 
-namespace adarec::bindings {
+namespace adarec::bindings::score_topk_op {
 namespace {
 
 std::tuple<Tensor, Tensor> forward(const Tensor& users_in, const Tensor& items_in,
@@ -19,4 +19,4 @@ std::tuple<Tensor, Tensor> forward(const Tensor& users_in, const Tensor& items_i
 TORCH_LIBRARY_FRAGMENT(adarec_fast_cpp, m) { m.def("score_topk_fwd", &forward); }
 
 }  // namespace
-}  // namespace adarec::bindings
+}  // namespace adarec::bindings::score_topk_op

@@ -14,8 +14,8 @@ namespace adarec {
 namespace encoder {
 namespace {
 
-// keep [R, dp / kWidth]: which elements a hidden dropout site leaves, all levels of an item from
-// one Philox call.
+// keep, of R dp / kWidth vectors: which elements a hidden dropout site leaves, all levels of an
+// item from one Philox call.
 void hidden_keep(const EncoderLayer& op, const Sizes& s, const Plan& plan, const Tile& tile,
                  uint32_t site, LaneBits* keep) {
   const Philox philox(op.seed, op.stream + site, s.d);
@@ -28,8 +28,8 @@ void hidden_keep(const EncoderLayer& op, const Sizes& s, const Plan& plan, const
       for (int64_t c = 0; c < s.dp; c += kWidth) {
         const Words words = philox(token * s.d + c, item.level / kLanes);
         for (int64_t level = 0; level < item.levels; ++level)
-          keep[((item.row + level * count + i) * s.dp + c) / kWidth] = static_cast<LaneBits>(
-              bits(dropout.kept(words.word[item.level % kLanes + level])));
+          put_bits(keep, ((item.row + level * count + i) * s.dp + c) / kWidth,
+                   dropout.kept(words.word[item.level % kLanes + level]));
       }
     }
   }
@@ -48,7 +48,7 @@ void add_norm(int64_t rows, const Sizes& s, const float* base, const float* bran
     for (int64_t c = 0; c < s.dp; c += kWidth) {
       Vec v = load(branch + at + c) + load(shift + c);
       if (keep) {
-        const Vec kept = adarec::keep(from_bits(keep[(at + c) / kWidth]), set1(scale));
+        const Vec kept = adarec::keep(get_bits(keep, (at + c) / kWidth), set1(scale));
         v = fma(v, kept, load(base + at + c));
       } else {
         v = v + load(base + at + c);
@@ -116,7 +116,7 @@ void encoder_layer_forward(const EncoderLayer& op, void* y, float* kept) {
       use_kept(op, s, plan.tiles[t], kept, w);
       const bool dropout = op.seeded && op.hidden_dropout > 0;
       // What is kept has no byte that nobody wrote.
-      if (!dropout) std::fill_n(w.keep1, 2 * plan.tiles[t].rows * s.dp / kWidth, LaneBits{0});
+      if (!dropout) std::fill_n(w.keep1, 2 * keep_words(plan.tiles[t].rows, s), LaneBits{0});
       if (!op.last_only && s.d != s.dp) std::fill_n(w.context, plan.tiles[t].rows * s.dp, 0.0f);
     }
     tile_forward(op, s, weights, plan, plan.tiles[t], w);

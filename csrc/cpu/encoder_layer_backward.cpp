@@ -78,7 +78,7 @@ void norm_backward(int64_t rows, const Sizes& s, const float* xhat, const float*
 void apply_keep(int64_t floats, const float* from, const LaneBits* keep, float scale, float* to) {
   for (int64_t i = 0; i < floats; i += kWidth) {
     const Vec v = load(from + i);
-    store(to + i, keep ? adarec::keep(from_bits(keep[i / kWidth]), v * set1(scale)) : v);
+    store(to + i, keep ? adarec::keep(get_bits(keep, i / kWidth), v * set1(scale)) : v);
   }
 }
 

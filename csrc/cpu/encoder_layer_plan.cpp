@@ -159,8 +159,8 @@ Workspace make_workspace(const EncoderLayer& op, const Sizes& s, const Plan& pla
   w.h = scratch.take(rows * s.dp);
   w.u = w.g = scratch.take(rows * s.fp);
   w.y = scratch.take(rows * s.dp);
-  w.keep1 = scratch.take<LaneBits>(rows * s.dp / kWidth);
-  w.keep2 = scratch.take<LaneBits>(rows * s.dp / kWidth);
+  w.keep1 = scratch.take<LaneBits>(keep_words(rows, s));
+  w.keep2 = scratch.take<LaneBits>(keep_words(rows, s));
   if (backward) {
     w.xhat1 = scratch.take(rows * s.dp);
     w.xhat2 = scratch.take(rows * s.dp);
@@ -192,7 +192,7 @@ void use_kept(const EncoderLayer& op, const Sizes& s, const Tile& tile, float* k
   w.rstd1 = take(1);
   w.rstd2 = take(1);
   w.keep1 = reinterpret_cast<LaneBits*>(take(s.dp / 16));
-  w.keep2 = w.keep1 + tile.rows * s.dp / kWidth;
+  w.keep2 = w.keep1 + keep_words(tile.rows, s);
 }
 
 }  // namespace adarec::encoder

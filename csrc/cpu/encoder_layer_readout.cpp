@@ -55,8 +55,9 @@ void load_item(const EncoderLayer& op, const Sizes& s, const Item& item, const R
                r.rows + (j * item.length + i) * s.dp);
 }
 
-// The sums of four vectors.
-__m128 sums(Vec a, Vec b, Vec c, Vec d) {
+// to[4] = the sums of four vectors.
+void store_sums(Vec a, Vec b, Vec c, Vec d, float* to) {
+#if ADAREC_AVX512 || ADAREC_AVX2
 #if ADAREC_AVX512
   auto fold = [](Vec v) {
     return _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
@@ -66,7 +67,12 @@ __m128 sums(Vec a, Vec b, Vec c, Vec d) {
 #endif
   const __m256 ab = _mm256_hadd_ps(fold(a), fold(b)), cd = _mm256_hadd_ps(fold(c), fold(d));
   const __m256 all = _mm256_hadd_ps(ab, cd);
-  return _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
+  _mm_storeu_ps(to, _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
+#else
+  Vec square[kWidth] = {a, b, c, d};
+  transpose_lanes(square);
+  store(to, (square[0] + square[2]) + (square[1] + square[3]));
+#endif
 }
 
 // scores[h, j] = x_j . y_h for H heads; columns up to the next multiple of four are written too.
@@ -84,8 +90,7 @@ void dots(int length, int64_t dp, const float* x, const float* y, float* scores,
         for (int i = 0; i < 4; ++i) total[h][i] = fma(load(at[i] + c), right, total[h][i]);
       }
     for (int h = 0; h < H; ++h)
-      _mm_storeu_ps(scores + h * ld + j,
-                    sums(total[h][0], total[h][1], total[h][2], total[h][3]));
+      store_sums(total[h][0], total[h][1], total[h][2], total[h][3], scores + h * ld + j);
   }
 }
 

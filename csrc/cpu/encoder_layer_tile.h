@@ -102,11 +102,13 @@ struct Workspace {
   float *xhat1, *rstd1, *h;  // [R, dp], [R], [R, dp]: the first LayerNorm
   float *u, *g, *dg;         // [R, fp]: what GELU sees less its bias, may be g; GELU, its derivative
   float *xhat2, *rstd2, *y;  // the second LayerNorm
-  LaneBits *keep1, *keep2;   // [R, dp / kWidth]: what dropout leaves of projection and feed-forward
+  LaneBits *keep1, *keep2;   // of R dp / kWidth vectors: what dropout leaves of projection, inner
   float *dh;                 // [R, dp]
   Attention all;
   Readout last;              // one of the two, as last_only says
 };
+
+inline int64_t keep_words(int64_t rows, const Sizes& s) { return lane_bits(rows * s.dp / kWidth); }
 
 // Puts what the backward pass needs of a tile into its part of the memory that is kept.
 void use_kept(const EncoderLayer& op, const Sizes& s, const Tile& tile, float* kept, Workspace& w);

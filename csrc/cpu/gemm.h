@@ -1,11 +1,11 @@
 // Register-blocked float32 products of row-major matrices for tiles that live in L1 and L2.
 //
 // A block of C of kRows rows by up to four vectors of columns stays in registers over the whole of
-// K: with AVX-512 6 x 4 vectors use 24 accumulators, 4 registers for a row of B and one broadcast
-// of A; with AVX2 6 x 2. K is summed in order, in runs that begin at zero and are then added to C:
-// rounding errors grow with a run's length and not with K, nor with what C has gathered before. An
-// element of C does not depend on M, on its row, or on how the caller cut the rows into tiles.
-// Nothing allocates.
+// K: with AVX-512 and NEON 6 x 4 vectors use 24 accumulators, 4 registers for a row of B and one
+// for A; with AVX2 and SSE 6 x 2. K is summed in order, in runs that begin at zero and are then
+// added to C: rounding errors grow with a run's length and not with K, nor with what C has gathered
+// before. An element of C does not depend on M, on its row, or on how the caller cut the rows into
+// tiles. Nothing allocates.
 //
 // On a core of an AMD EPYC (Zen 4), 96 rows, K and N of 64 to 512: 107 to 112 GFLOP/s, where
 // torch.mm with a given output reaches 79 to 98, and it would need its operands in tensors. On one
@@ -24,7 +24,7 @@ struct Nothing {
 namespace detail {
 
 constexpr int kRows = 6;
-constexpr int kColumns = ADAREC_AVX512 ? 4 : 2;  // vectors
+constexpr int kColumns = ADAREC_MANY_REGISTERS ? 4 : 2;  // vectors
 constexpr int kRun = 128;
 
 // C[R, V vectors] = beta * C + A B. A's element (m, k) is a[m * row + k * col]; with kTransposed
@@ -118,7 +118,7 @@ inline void product(int rows, int columns, int depth, const float* a, std::int64
   switch (vectors(rest)) {
     case 1: ADAREC_PANEL(1); break;
     case 2: ADAREC_PANEL(2); break;
-#if ADAREC_AVX512
+#if ADAREC_MANY_REGISTERS
     case 3: ADAREC_PANEL(3); break;
     case 4: ADAREC_PANEL(4); break;
 #endif

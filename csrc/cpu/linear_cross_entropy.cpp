@@ -191,7 +191,7 @@ double linear_cross_entropy(const CrossEntropy& op) {
       const float* line = b.lines + r * dim;
       const float* embedding = op.weight + op.targets[index[r]] * dim;
       float logit = 0;  // in the order of the product, so that the two agree to the last bit
-      for (std::int64_t d = 0; d < dim; ++d) logit = std::fma(embedding[d], line[d], logit);
+      for (std::int64_t d = 0; d < dim; ++d) logit = fma(embedding[d], line[d], logit);
       loss += b.exact_lse[r] - logit;
       if (!grad) continue;
       float* to_hidden = op.grad_hidden + index[r] * dim;

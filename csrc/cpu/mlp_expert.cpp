@@ -64,7 +64,7 @@ class Tile {
       rstd = scratch.take(count_);
     }
     // A bit a lane for each of four levels: one Philox call serves them all.
-    masks_ = op_.seeded ? scratch.take<LaneBits>(kLanes * count_ * vectors_) : nullptr;
+    masks_ = op_.seeded ? scratch.take<LaneBits>(kLanes * count_ * mask_words()) : nullptr;
   }
 
   // Level k of its n rows up to xhat and 1 / sigma of the LayerNorm. Levels come in order.
@@ -91,7 +91,7 @@ class Tile {
   template <typename M>
   Vec drop(int k, int r, int i, Vec value, M) const {
     if (!op_.seeded) return value;
-    return keep(from_bits(mask_of(k, r)[i / kWidth]), value * set1(s_.dropout.scale()));
+    return keep(get_bits(mask_of(k, r), i / kWidth), value * set1(s_.dropout.scale()));
   }
 
   const TokenRow& row(int r) const { return rows_[r]; }
@@ -109,10 +109,12 @@ class Tile {
     rstd = normal + count_ * op_.size;
   }
 
+  std::int64_t mask_words() const { return lane_bits(vectors_); }
+
   LaneBits* mask_of(int k, int r) const {
-    if (kept_ == nullptr) return masks_ + (k % kLanes * count_ + r) * vectors_;
+    if (kept_ == nullptr) return masks_ + (k % kLanes * count_ + r) * mask_words();
     float* first = kept_level(k) + count_ * (op_.hidden + op_.size + 1);
-    return reinterpret_cast<LaneBits*>(first) + r * vectors_;
+    return reinterpret_cast<LaneBits*>(first) + r * mask_words();
   }
 
   void copy_rows(int k, int n) {
@@ -134,7 +136,7 @@ class Tile {
         const Words words =
             s_.philox(element + v * kWidth, static_cast<std::uint32_t>(k / kLanes));
         for (int j = 0; j < kLanes && k + j < op_.levels; ++j)
-          mask_of(k + j, r)[v] = static_cast<LaneBits>(bits(s_.dropout.kept(words.word[j])));
+          put_bits(mask_of(k + j, r), v, s_.dropout.kept(words.word[j]));
       }
     }
   }

@@ -263,7 +263,7 @@ void moe_aggregate_backward(const MoEAggregate& op, const MoEAggregateGradients&
           backward_tile<false>(tile, grad, kept, slopes, share);
       });
     }
-    if (streams) _mm_sfence();  // before another thread may read
+    if (streams) streamed();
   });
   constexpr std::int64_t kPiece = 4096;
   parallel_for((size + kPiece - 1) / kPiece, [&](std::int64_t piece) {

@@ -147,7 +147,7 @@ struct Fetch {
   }
   void operator()() {
     if (row == count) return;
-    _mm_prefetch(rows[row] + offset, _MM_HINT_T0);
+    prefetch(rows[row] + offset);
     offset += 64;
     if (offset >= bytes) {
       offset = 0;
@@ -196,8 +196,7 @@ struct Tile {
         next.find(op, t + 1);
         for (std::int64_t k = 0; k < op.levels; ++k)
           for (std::int64_t r = next.first; r < next.first + next.rows; r += 16)
-            _mm_prefetch(reinterpret_cast<const char*>(op.level_mass + k * op.rows + r),
-                         _MM_HINT_T0);
+            prefetch(op.level_mass + k * op.rows + r);
       }
       fetch.begin(op, next);
       body();

@@ -75,7 +75,7 @@ class Philox {
         _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
     return (UVec)_mm512_permutex2var_epi32(a, even, b);
   }
-#else
+#elif ADAREC_AVX2
   using Wide = __m256i;
   static Wide set1w(std::uint64_t x) { return _mm256_set1_epi64x(static_cast<long long>(x)); }
   static Wide iota(int half) {
@@ -92,6 +92,24 @@ class Philox {
     const __m256 even =
         _mm256_shuffle_ps(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b), 0x88);
     return (UVec)_mm256_permute4x64_epi64(_mm256_castps_si256(even), 0xD8);
+  }
+#else
+  typedef std::uint64_t Wide __attribute__((vector_size(16)));
+  static Wide set1w(std::uint64_t x) { return Wide{x, x}; }
+  static Wide iota(int half) {
+    const std::uint64_t b = half * 2;
+    return Wide{b, b + 1};
+  }
+  static Wide add(Wide a, Wide b) { return a + b; }
+  static Wide multiply(Wide a, Wide b) {
+    const Wide low = set1w(0xffffffffu);
+    return (a & low) * (b & low);
+  }
+  static Wide high(Wide a) { return a >> 32; }
+  static Wide xor3(Wide a, Wide b, Wide c) { return a ^ b ^ c; }
+  static UVec pack(Wide a, Wide b) {
+    return UVec{static_cast<std::uint32_t>(a[0]), static_cast<std::uint32_t>(a[1]),
+                static_cast<std::uint32_t>(b[0]), static_cast<std::uint32_t>(b[1])};
   }
 #endif
   std::uint32_t key_[2 * kRounds];

@@ -66,6 +66,7 @@ inline void transpose_rows(int64_t rows, int64_t columns, const float* src, int6
       float* to = dst + r;
       int64_t c = c0;
       for (; c + 4 <= c1; c += 4) {
+#if ADAREC_AVX512 || ADAREC_AVX2
         __m128 a = _mm_loadu_ps(from + c), b = _mm_loadu_ps(from + ld_src + c);
         __m128 d = _mm_loadu_ps(from + 2 * ld_src + c), e = _mm_loadu_ps(from + 3 * ld_src + c);
         _MM_TRANSPOSE4_PS(a, b, d, e);
@@ -73,6 +74,12 @@ inline void transpose_rows(int64_t rows, int64_t columns, const float* src, int6
         _mm_storeu_ps(to + (c + 1) * ld_dst, b);
         _mm_storeu_ps(to + (c + 2) * ld_dst, d);
         _mm_storeu_ps(to + (c + 3) * ld_dst, e);
+#else
+        Vec square[kWidth];
+        for (int i = 0; i < kWidth; ++i) square[i] = load(from + i * ld_src + c);
+        transpose_lanes(square);
+        for (int i = 0; i < kWidth; ++i) store(to + (c + i) * ld_dst, square[i]);
+#endif
       }
       for (; c < c1; ++c)
         for (int i = 0; i < 4; ++i) to[c * ld_dst + i] = from[i * ld_src + c];

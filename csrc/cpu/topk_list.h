@@ -29,14 +29,6 @@ inline float score_of(std::uint32_t rising) {
   return score;
 }
 
-inline Mask at_most(Vec a, Vec b) {
-#if ADAREC_AVX512
-  return _mm512_cmp_ps_mask(a, b, _CMP_LE_OQ);
-#else
-  return _mm256_cmp_ps(a, b, _CMP_LE_OQ);
-#endif
-}
-
 // The candidates of one user, in the order of their items.
 struct List {
   std::uint32_t* scores;  // rising(); 0, which no score is, behind the last one

@@ -1,11 +1,33 @@
-// SIMD vectors of float: 16 lanes on AVX-512, 8 on AVX2 + FMA, and the functions the ops need.
+// SIMD vectors of float: 16 lanes on AVX-512, 8 on AVX2 + FMA, 4 on any other processor (NEON on
+// ARM), and the functions the ops need.
 //
 // Arithmetic (+ - * /) is the compiler's own on the vector types. Polynomial coefficients are
 // minimax fits made for this file. Largest errors against double over 4 million points: exp 1.1
 // units in the last place, log 0.9, tanh 1.3, sigmoid 2.5; sin and cos 9e-8 absolute.
 #pragma once
 
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
+#define ADAREC_AVX512 1
+#define ADAREC_AVX2 0
+#elif defined(__AVX2__) && defined(__FMA__)
+#define ADAREC_AVX512 0
+#define ADAREC_AVX2 1
+#else
+#define ADAREC_AVX512 0
+#define ADAREC_AVX2 0
+#endif
+
+// Vector registers: 32 of them, or 16.
+#if ADAREC_AVX512 || defined(__aarch64__)
+#define ADAREC_MANY_REGISTERS 1
+#else
+#define ADAREC_MANY_REGISTERS 0
+#endif
+
+// Only where they are for: the generic back end does without, on x86 as well.
+#if ADAREC_AVX512 || ADAREC_AVX2
 #include <immintrin.h>
+#endif
 
 #include <cstdint>
 #include <cstring>
@@ -13,22 +35,24 @@
 
 namespace adarec {
 
-#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
-#define ADAREC_AVX512 1
+#if ADAREC_AVX512
 constexpr int kWidth = 16;
 using Vec = __m512;
 using Mask = __mmask16;
 typedef std::int32_t IVec __attribute__((vector_size(64)));
 typedef std::uint32_t UVec __attribute__((vector_size(64)));
-#elif defined(__AVX2__) && defined(__FMA__)
-#define ADAREC_AVX512 0
+#elif ADAREC_AVX2
 constexpr int kWidth = 8;
 using Vec = __m256;
 using Mask = __m256;  // all bits of a lane set or clear
 typedef std::int32_t IVec __attribute__((vector_size(32)));
 typedef std::uint32_t UVec __attribute__((vector_size(32)));
 #else
-#error "adarec_fast needs AVX2 and FMA (x86-64-v3) or AVX-512"
+constexpr int kWidth = 4;
+typedef float Vec __attribute__((vector_size(16)));
+typedef std::int32_t IVec __attribute__((vector_size(16)));
+typedef std::uint32_t UVec __attribute__((vector_size(16)));
+using Mask = IVec;  // all bits of a lane set or clear
 #endif
 
 // bfloat16 in memory; arithmetic is always float.
@@ -36,12 +60,30 @@ struct BFloat16 {
   std::uint16_t bits;
 };
 
-// A bit a lane.
+// A bit a lane of consecutive vectors; two vectors of four lanes share a byte.
 using LaneBits = std::conditional_t<kWidth == 16, std::uint16_t, std::uint8_t>;
+constexpr int kShared = kWidth == 4 ? 2 : 1;  // vectors a LaneBits
+constexpr std::int64_t lane_bits(std::int64_t vectors) { return (vectors + kShared - 1) / kShared; }
 
 inline int vectors(int n) { return (n + kWidth - 1) / kWidth; }
 
-#if ADAREC_AVX512
+// As fma() of vectors rounds it below, so that sums in the same order are the same.
+inline float fma(float a, float b, float c) {
+#if ADAREC_AVX512 || ADAREC_AVX2
+  return __builtin_fmaf(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+// Asks for the line at p, which is soon to be read.
+inline void prefetch(const void* p) { __builtin_prefetch(p); }
+
+#if !ADAREC_AVX512 && !ADAREC_AVX2
+}  // namespace adarec
+#include "vec_generic.h"
+namespace adarec {
+#elif ADAREC_AVX512
 
 inline Vec set1(float x) { return _mm512_set1_ps(x); }
 inline Vec zero() { return _mm512_setzero_ps(); }
@@ -49,7 +91,9 @@ inline UVec set1u(std::uint32_t x) { return (UVec)_mm512_set1_epi32(static_cast<
 inline Vec load(const float* p) { return _mm512_loadu_ps(p); }
 inline void store(float* p, Vec v) { _mm512_storeu_ps(p, v); }
 // Past the caches, to an aligned address: a line that is not to be read soon is not fetched first.
+// Before another thread may read, streamed().
 inline void stream(float* p, Vec v) { _mm512_stream_ps(p, v); }
+inline void streamed() { _mm_sfence(); }
 inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
 inline Vec fnma(Vec a, Vec b, Vec c) { return _mm512_fnmadd_ps(a, b, c); }  // c - a * b
 inline Vec sqrt(Vec a) { return _mm512_sqrt_ps(a); }
@@ -60,6 +104,8 @@ inline Vec min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
 inline Vec to_float(IVec a) { return _mm512_cvtepi32_ps((__m512i)a); }
 inline IVec to_int(Vec a) { return (IVec)_mm512_cvtps_epi32(a); }  // to nearest
 inline Mask less(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+inline Mask at_most(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_LE_OQ); }
+inline Mask odd(UVec a) { return _mm512_test_epi32_mask((__m512i)a, _mm512_set1_epi32(1)); }
 inline Mask at_least(UVec a, UVec b) { return _mm512_cmpge_epu32_mask((__m512i)a, (__m512i)b); }
 inline Vec select(Mask m, Vec yes, Vec no) { return _mm512_mask_blend_ps(m, no, yes); }
 inline Vec keep(Mask m, Vec v) { return _mm512_maskz_mov_ps(m, v); }  // 0 where not kept
@@ -81,6 +127,7 @@ inline UVec set1u(std::uint32_t x) { return (UVec)_mm256_set1_epi32(static_cast<
 inline Vec load(const float* p) { return _mm256_loadu_ps(p); }
 inline void store(float* p, Vec v) { _mm256_storeu_ps(p, v); }
 inline void stream(float* p, Vec v) { _mm256_stream_ps(p, v); }
+inline void streamed() { _mm_sfence(); }
 inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
 inline Vec fnma(Vec a, Vec b, Vec c) { return _mm256_fnmadd_ps(a, b, c); }
 inline Vec sqrt(Vec a) { return _mm256_sqrt_ps(a); }
@@ -92,6 +139,8 @@ inline Vec min(Vec a, Vec b) { return _mm256_min_ps(a, b); }
 inline Vec to_float(IVec a) { return _mm256_cvtepi32_ps((__m256i)a); }
 inline IVec to_int(Vec a) { return (IVec)_mm256_cvtps_epi32(a); }
 inline Mask less(Vec a, Vec b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
+inline Mask at_most(Vec a, Vec b) { return _mm256_cmp_ps(a, b, _CMP_LE_OQ); }
+inline Mask odd(UVec a) { return (Mask)(a << 31); }  // for select(), which reads the sign bit only
 inline Mask at_least(UVec a, UVec b) {
   return _mm256_castsi256_ps(
       _mm256_cmpeq_epi32(_mm256_max_epu32((__m256i)a, (__m256i)b), (__m256i)a));
@@ -124,6 +173,16 @@ inline float largest(Vec v) {
 }
 
 #endif
+
+// The mask of the vector-th vector, written in the order of vectors.
+inline void put_bits(LaneBits* to, std::int64_t vector, Mask m) {
+  LaneBits& word = to[vector / kShared];
+  const int shift = static_cast<int>(vector % kShared) * kWidth;
+  word = static_cast<LaneBits>((shift == 0 ? 0 : word) | bits(m) << shift);
+}
+inline Mask get_bits(const LaneBits* from, std::int64_t vector) {
+  return from_bits(std::uint32_t{from[vector / kShared]} >> vector % kShared * kWidth);
+}
 
 inline UVec as_bits(Vec v) { return (UVec)v; }
 inline Vec as_float(UVec v) { return (Vec)v; }
@@ -162,7 +221,7 @@ inline void transpose_lanes(Vec (&rows)[kWidth]) {
     rows[8 + j] = _mm512_shuffle_f32x4(b[4 + j], b[12 + j], 0x88);
     rows[12 + j] = _mm512_shuffle_f32x4(b[4 + j], b[12 + j], 0xdd);
   }
-#else
+#elif ADAREC_AVX2
   __m256 a[8];
   for (int i = 0; i < 8; i += 4) {
     const __m256 s = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
@@ -178,6 +237,9 @@ inline void transpose_lanes(Vec (&rows)[kWidth]) {
     rows[j] = _mm256_permute2f128_ps(a[j], a[4 + j], 0x20);
     rows[4 + j] = _mm256_permute2f128_ps(a[j], a[4 + j], 0x31);
   }
+#else
+  const Vec a = rows[0], b = rows[1], c = rows[2], d = rows[3];
+  for (int i = 0; i < 4; ++i) rows[i] = Vec{a[i], b[i], c[i], d[i]};
 #endif
 }
 
@@ -270,13 +332,8 @@ inline void sincos_turns(Vec u, Vec& sine, Vec& cosine) {
   c = fma(c, s2, set1(-1.973920822e1f));
   c = fma(c, s2, set1(1.0f));
   const UVec quadrant = (UVec)to_int(q);
-#if ADAREC_AVX512
-  const Mask odd = _mm512_test_epi32_mask((__m512i)quadrant, _mm512_set1_epi32(1));
-#else
-  const Mask odd = as_float(quadrant << 31);  // blendv looks at the sign bit only
-#endif
-  const Vec a = select(odd, c, s);
-  const Vec b = select(odd, s, c);
+  const Vec a = select(odd(quadrant), c, s);
+  const Vec b = select(odd(quadrant), s, c);
   sine = as_float(as_bits(a) ^ ((quadrant & 2u) << 30));
   cosine = as_float(as_bits(b) ^ (((quadrant + 1u) & 2u) << 30));
 }

@@ -22,18 +22,20 @@ def _compile(processor: str, target: Path) -> None:
         compiler = _plans.compiler()
     except _plans.ExtensionError as error:
         pytest.skip(str(error))
-    flags = _plans._host_flags(processor).split()
+    flags = _plans._host_flags(f"-march={processor}").split()
     command = [*compiler, *flags, "-O1", f"-I{_plans.SOURCES / 'cpu'}", str(PROGRAM), "-o", target]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert not done.stderr
 
 
-@pytest.fixture(scope="module")
-def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
-    """What the program prints, compiled for the processor at hand."""
+@pytest.fixture(scope="module", params=["native", "x86-64-v2"])
+def said(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, list[float]]:
+    """What the program prints, compiled for the processor at hand, or in the generic back end."""
     program = tmp_path_factory.mktemp("vec") / "program"
-    _compile("native", program)
+    _compile(request.param, program)
     lines = subprocess.run([program], capture_output=True, text=True, check=True).stdout
     rows = (line.split() for line in lines.splitlines())
     return {name: [float(value) for value in values] for name, *values in rows}
