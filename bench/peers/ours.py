@@ -55,7 +55,7 @@ class Ours:
                 if number == steps:
                     return
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def vectors(self, histories: list[list[int]]) -> tuple[Tensor, Tensor]:
         """Of users and of items 1 ... V."""
         self.model.eval()
@@ -102,7 +102,7 @@ class PlainSASRec:
                 if number == steps:
                     return
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def vectors(self, histories: list[list[int]]) -> tuple[Tensor, Tensor]:
         """Of users and of items 1 ... V; the weights are those of an ADARec, whose look this is."""
         self.owner.eval()

@@ -50,7 +50,7 @@ class RecToolsSASRec:
         self.model.fit(self.dataset)
         self.parameters = sum(p.numel() for p in self.model.torch_model.parameters())
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def vectors(self, histories: list[list[int]]) -> tuple[Tensor, Tensor]:
         """Of users and of items 1 ... V."""
         network, length = self.model.torch_model.eval(), self.settings.max_length

@@ -88,7 +88,7 @@ class RePlaySASRec:
         )
         trainer(lightning, clock, self.settings, steps, epochs).fit(module, self.loader)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def vectors(self, histories: list[list[int]]) -> tuple[Tensor, Tensor]:
         """Of users and of items 1 ... V."""
         self.model.eval()

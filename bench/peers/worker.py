@@ -13,9 +13,16 @@ from typing import Any
 
 import torch
 
+import adarec_fast
 from adarec_fast.data import Split, load
 
 from .settings import Clock, Peer, Settings, ndcg_and_hit_rate, peak_memory
+
+
+def _version(distribution: str) -> str:
+    # A checkout on the path has no metadata.
+    own = distribution == "adarec_fast"
+    return adarec_fast.__version__ if own else importlib.metadata.version(distribution)
 
 
 def _plain(split: Split, settings: Settings, compiled: bool) -> Peer:
@@ -73,7 +80,7 @@ def run(name: str, data: str, steps: int | None, skip: int, epochs: int, threads
     peer.train(clock, None if steps is None else skip + steps, epochs)
     found: dict[str, Any] = {
         "system": name,
-        "version": importlib.metadata.version(distribution),
+        "version": _version(distribution),
         "note": peer.note,
         "parameters": peer.parameters,
         "steps_per_epoch": peer.steps_per_epoch,
