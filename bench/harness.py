@@ -41,6 +41,7 @@ class Prepared:
 
     Attributes:
         run: one call, without synchronisation.
+        before: called before each call, outside its time; None for nothing.
         info: what else its row says, e.g. ``chunks``.
         complaint: what its check found wrong. It is timed all the same: a time on a device that is
             there for minutes is worth having, and its test fails afterwards.
@@ -49,6 +50,7 @@ class Prepared:
     run: Callable[[], object]
     info: dict[str, Any] = field(default_factory=dict)
     complaint: str | None = None
+    before: Callable[[], object] | None = None
 
 
 class Subject:
@@ -119,7 +121,7 @@ def compare(
         least_rounds: at least so many of each; fewer, but one, of calls of several seconds.
     """
     outcomes = {variant: Outcome() for variant in variants}
-    runs: dict[str, Callable[[], object]] = {}
+    runs: dict[str, Prepared] = {}
     for variant, outcome in outcomes.items():
         if variant == COMPILED:
             # Shapes of other comparisons would count against this one's recompilations.
@@ -131,7 +133,7 @@ def compare(
         except Exception as error:  # reported by the variant's own test
             outcome.error = error
         else:
-            runs[variant], outcome.info = prepared.run, prepared.info
+            runs[variant], outcome.info = prepared, prepared.info
             outcome.complaint = prepared.complaint
     if runs:
         for variant, rounds in interleaved(runs, subject.device, seconds, least_rounds).items():
@@ -140,7 +142,7 @@ def compare(
 
 
 def interleaved(
-    runs: dict[str, Callable[[], object]], device: str, seconds: float, least_rounds: int
+    runs: dict[str, Prepared], device: str, seconds: float, least_rounds: int
 ) -> dict[str, list[float]]:
     """Seconds a call of every round of every variant, the variants taking turns.
 
@@ -150,7 +152,18 @@ def interleaved(
         seconds, least_rounds: as in :func:`compare`.
     """
 
-    def timed(run: Callable[[], object], count: int) -> float:
+    def timed(prepared: Prepared, count: int) -> float:
+        run, before = prepared.run, prepared.before
+        if before is not None:
+            taken = 0.0
+            for _ in range(count):
+                before()
+                synchronize(device)
+                started = time.perf_counter()
+                run()
+                synchronize(device)
+                taken += time.perf_counter() - started
+            return taken / count
         synchronize(device)
         started = time.perf_counter()
         for _ in range(count):
@@ -163,8 +176,8 @@ def interleaved(
     gc.collect()
     gc.disable()
     try:
-        for variant, run in runs.items():
-            once = timed(run, 1)
+        for variant, prepared in runs.items():
+            once = timed(prepared, 1)
             repeats[variant] = max(1, math.ceil(_SHORTEST_ROUND / max(once, 1e-9)))
             most[variant] = _MAX_ROUNDS
             if once > _SLOW:  # a call that long, checked and warm, is a round
@@ -174,9 +187,9 @@ def interleaved(
         for number in range(_MAX_ROUNDS):
             if number >= least_rounds and time.perf_counter() >= end:
                 break
-            for variant, run in runs.items():
+            for variant, prepared in runs.items():
                 if len(rounds[variant]) < most[variant]:
-                    rounds[variant].append(timed(run, repeats[variant]))
+                    rounds[variant].append(timed(prepared, repeats[variant]))
     finally:
         gc.enable()
     return rounds

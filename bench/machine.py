@@ -37,6 +37,15 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def instructions() -> str:
+    """The vector instructions that torch uses here, and our extension if it is kept to fewer."""
+    found = torch.backends.cpu.get_cpu_capability()
+    found = {"AVX512": "AVX-512", "DEFAULT": "none"}.get(found, found)
+    if found == "AVX-512" and os.environ.get("ADAREC_FAST_PORTABLE") == "1":
+        return "AVX2 (torch AVX-512)"
+    return found
+
+
 def slug(device: str) -> str:
     """The machine's part of a result file's name, e.g. ``amd-epyc-2c`` or ``nvidia-h200``."""
     name = torch.cuda.get_device_name() if device == "cuda" else f"{processor()} {cores()}c"
@@ -50,6 +59,7 @@ def describe(device: str) -> dict[str, Any]:
         "cpu": processor(),
         "cores": cores(),
         "threads": torch.get_num_threads(),
+        "instructions": instructions(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "load_average": round(os.getloadavg()[0], 2),
         "system": f"{platform.system()} {platform.release()}",

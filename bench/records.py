@@ -15,6 +15,7 @@ from .machine import describe, slug
 
 FOLDER = Path(__file__).parent / "results"
 KIND = "adarec_fast benchmarks"
+CACHES = "hot, but where a row's form says flushed"
 
 
 def now() -> str:
@@ -37,6 +38,7 @@ def make(session: Session, command: list[str]) -> dict[str, Any]:
         "command": shlex.join(words),
         **describe(session.device),
         "peaks": session.peaks,
+        "caches": CACHES,
         "rows": session.rows,
     }
 
@@ -122,6 +124,30 @@ def newest(device: str, folder: Path = FOLDER) -> dict[str, Any] | None:
     Raises:
         ValueError: a file that does not parse.
     """
+    return max(_all(device, folder), key=lambda record: record["date"], default=None)
+
+
+def of_each_instruction_set(folder: Path = FOLDER) -> list[dict[str, Any]]:
+    """The latest record of a CPU with each set of vector instructions, sets by name.
+
+    Raises:
+        ValueError: a file that does not parse, or a record that does not say what its figures
+            depend on: instructions, peaks, the state of the caches.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for record in sorted(_all("cpu", folder), key=lambda record: record["date"]):
+        said = {**record, "instructions": record["machine"].get("instructions")}
+        for what in ("instructions", "peaks", "caches"):
+            if not said.get(what):
+                raise ValueError(
+                    f"{file_name(record)}: no {what!r}: a time means nothing without what it was "
+                    "measured with"
+                )
+        found[said["instructions"]] = record
+    return [found[name] for name in sorted(found, reverse=True)]
+
+
+def _all(device: str, folder: Path) -> list[dict[str, Any]]:
     found = []
     for path in sorted(folder.glob("*.json")):
         try:
@@ -131,4 +157,4 @@ def newest(device: str, folder: Path = FOLDER) -> dict[str, Any] | None:
         wanted = isinstance(record, dict) and record.get("kind") == KIND
         if wanted and record["device"] == device:
             found.append(record)
-    return max(found, key=lambda record: record["date"], default=None)
+    return found

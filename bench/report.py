@@ -3,13 +3,16 @@
 A table stands between ``<!-- bench:NAME -->`` and ``<!-- /bench:NAME -->`` in README.md,
 bench/README.md or a page of adarec_fast/docs. NAME is one of
 
-    targets, speed, step, ops, phases   with ``-cpu`` or ``-cuda`` behind it: the newest record of
-                                        that device type; of a GPU, whose run may still be to come,
-                                        a line that says so
+    targets, step, ops, phases          with ``-cpu`` or ``-cuda`` behind it: the newest record of
+                                        that device type, of CPUs one table for each instruction
+                                        set; of a GPU, whose run may still be to come, a line that
+                                        says so
+    speed-cpu                           the whole model, instruction sets side by side
     predicted-train, predicted-large    of ``predicted.json``
     quality, serving, ...               of the newest result of its kind (:mod:`bench.tables`)
 
-``adarec_fast/docs/speed.svg`` is drawn of the same record as ``speed-cpu`` (:mod:`bench.picture`).
+``adarec_fast/docs/speed.svg`` is drawn of the newest record of a CPU (:mod:`bench.picture`).
+A CPU's record that does not say instructions, peaks and the caches' state is refused.
 """
 
 from __future__ import annotations
@@ -52,8 +55,19 @@ def _source(record: Record) -> str:
     machine, versions = record["machine"], record["versions"]
     gpu = f"{machine['gpu']}, " if "gpu" in machine else ""
     return (
-        f"\n{gpu}{machine['cpu']}, {machine['cores']} cores; torch {versions['torch']}; "
-        f"{record['date']}; `{record['command']}`; medians.\n"
+        f"\n{gpu}{machine['cpu']}, {machine['cores']} cores{_conditions(record)}; torch "
+        f"{versions['torch']}; {record['date']}; `{record['command']}`; medians.\n"
+    )
+
+
+def _conditions(record: Record) -> str:
+    """What a CPU's times depend on."""
+    instructions, peaks = record["machine"].get("instructions"), record["peaks"]
+    if instructions is None:
+        return ""
+    return (
+        f", {instructions}, peaks {peaks['gflops']:.0f} GFLOP/s and {peaks['gbps']:.0f} GB/s, "
+        f"caches {record['caches']}"
     )
 
 
@@ -84,11 +98,34 @@ def _times(record: Record, wanted: Callable[[str], bool], below: Callable[[Recor
     return markdown(header, rows) + below(record)
 
 
-def speed(record: Record) -> str:
-    """The whole model's times, with the result file's name in the place of its commands."""
-    return _times(record, lambda subject: subject in _WHOLE, lambda record: tables.source(
-        record, f"bench/results/{records.file_name(record)}"
-    ))  # fmt: skip
+def speed(found: list[Record]) -> str:
+    """The whole model's times, of each instruction set side by side, with the files' names."""
+    cells: dict[str, dict[int, list[str]]] = {}
+    for place, record in enumerate(found):
+        for comparison in summary.comparisons(record["rows"]):
+            ours = comparison.ours
+            if ours is None or ours["subject"] not in _WHOLE:
+                continue
+            ratio, share = comparison.ratio(PACKED), ours.get("share_of_roofline")
+            cells.setdefault(comparison.name, {})[place] = [
+                summary.milliseconds(ours),
+                "–" if ratio is None else f"{ratio:.1f}x",
+                "–" if share is None else f"{share:.0%}",
+            ]
+    header = ["what"]
+    for record in found:
+        name = record["machine"].get("instructions", "")
+        header += [f"{name}: ours", "packed eager, over ours", "of the roofline"]
+    rows = [
+        [name, *(cell for place in range(len(found)) for cell in of.get(place, ["–"] * 3))]
+        for name, of in cells.items()
+    ]
+    below = "".join(
+        tables.source(record, f"bench/results/{records.file_name(record)}").replace(
+            " cores;", f" cores{_conditions(record)};"
+        ) for record in found
+    )  # fmt: skip
+    return markdown(header, rows) + below
 
 
 def phases(record: Record) -> str:
@@ -108,7 +145,6 @@ _NOT_YET = (
 )
 TABLES: dict[str, Callable[[Record], str]] = {
     "targets": targets,
-    "speed": speed,
     "step": lambda record: _times(record, lambda subject: subject in _WHOLE, _source),
     "ops": lambda record: _times(record, lambda subject: subject not in _WHOLE, _source),
     "phases": phases,
@@ -157,16 +193,24 @@ def build(name: str, folder: Path) -> str:
     kind, _, device = name.rpartition("-")
     if kind == "predicted":
         return predicted(device)
+    if name == "speed-cpu":
+        return speed(_of_cpus(name, folder))
     if kind not in TABLES or device not in summary.TARGETS:
         known = ", ".join([f"{kind}-{device}" for kind in TABLES for device in summary.TARGETS]
-                          + ["predicted-train", "predicted-large", *tables.TABLES])  # fmt: skip
+                          + ["speed-cpu", "predicted-train", "predicted-large",
+                             *tables.TABLES])  # fmt: skip
         raise ReportError(f"bench:{name} is unknown; choose from {known}")
+    if device == "cpu":
+        return "\n".join(TABLES[kind](record) for record in _of_cpus(name, folder))
     record = records.newest(device, folder)
-    if record is None and device == "cuda":
-        return _NOT_YET
-    if record is None:
-        raise ReportError(f"bench:{name}: {folder} has no result of a {device} run")
-    return TABLES[kind](record)
+    return _NOT_YET if record is None else TABLES[kind](record)
+
+
+def _of_cpus(name: str, folder: Path) -> list[Record]:
+    found = records.of_each_instruction_set(folder)
+    if not found:
+        raise ReportError(f"bench:{name}: {folder} has no result of a cpu run")
+    return found
 
 
 def run(readme: Path, folder: Path, *, check: bool) -> int:

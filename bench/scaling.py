@@ -28,7 +28,7 @@ from adarec_fast.training.captured import make_stepper
 from adarec_fast.training.statistics import EpochStatistics
 
 from . import records
-from .harness import interleaved
+from .harness import Prepared, interleaved
 from .machine import describe, slug
 from .roofline import save_figure
 from .workloads import MAX_DEPTH, MAX_LENGTH, NUM_ITEMS, Histories, histories
@@ -105,7 +105,8 @@ def measure(axis: str, values: Sequence[int], device: str, seconds: float) -> di
     for run in runs.values():
         for _ in range(_WARM):  # Adam's state, kernels, a graph
             run()
-    rounds = interleaved(runs, device, seconds, _LEAST_ROUNDS)
+    prepared = {name: Prepared(run) for name, run in runs.items()}
+    rounds = interleaved(prepared, device, seconds, _LEAST_ROUNDS)
     medians = [statistics.median(rounds[str(value)]) for value in values]
     constant, exponent = fit(values, medians)
     _, last = fit(values[-2:], medians[-2:])

@@ -215,6 +215,30 @@ def worth(record: Record, path: str) -> str:
     return markdown(header, rows) + source(record, path)
 
 
+def libraries(record: Record, path: str) -> str:
+    """SASRec of other libraries beside ours: an epoch, memory, quality after as many epochs."""
+    ours = next(row for row in record["rows"] if row["system"] == "sasrec")
+    trained = {found["system"]: found for found in record["trained"]}
+    rows = []
+    for row in record["rows"]:
+        how = ", allocator tuned" if row["allocator_tuned"] else ""
+        seconds = row["epoch_cpu_seconds"]
+        found = trained.get(row["system"], {}).get("valid", {})
+        name = f"adarec_fast's {row['system']}" if row["version"] == ours["version"] else (
+            f"{row['system']} ({row['version']}{how})"
+        )
+        rows.append([
+            name, f"{seconds:.3g} s", f"{seconds / ours['epoch_cpu_seconds']:.3g}x",
+            f"{row['peak_bytes'] / 2**30:.2f} GiB",
+            _share(found["NDCG@20"]) if found else "", row["note"],
+        ])  # fmt: skip
+    header = [
+        "system", "CPU seconds an epoch", "of ours", "peak memory",
+        "validation NDCG@20 after as many epochs", "differs",
+    ]  # fmt: skip
+    return markdown(header, rows) + source(record, path)
+
+
 # Marker: the beginning of the result files' names, and the table that the newest of them gives.
 TABLES = {
     "quality": ("beauty-", quality),
@@ -226,4 +250,5 @@ TABLES = {
     "table1": ("table1-beauty-", table1),
     "table4": ("reproduce-", table4),
     "export": ("export-", export),
+    "libraries": ("peers-", libraries),
 }

@@ -1,7 +1,13 @@
-"""Recommendation: from histories to the 20 best unseen items."""
+"""Recommendation: from histories to the 20 best unseen items.
+
+Each call answers another history. What nobody can do without, the product of the users' vectors
+with the table and ``topk``, is timed beside it in the same state of the caches: as the call before
+left them, or flushed, as a service meets them that does other things between two requests.
+"""
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import ClassVar
@@ -25,9 +31,11 @@ from .harness import (
     warmed,
 )
 from .model_case import OURS, ModelCase
+from .summary import PRODUCT
 from .workloads import NUM_ITEMS, WORKLOADS, Histories
 
 _K = 20
+_FLUSHED_BYTES = 1 << 27  # more than the last-level cache of most
 Recommend = Callable[[Histories, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -37,6 +45,8 @@ class Recommendation(ModelCase):
     name = "recommend"
     workloads: ClassVar[tuple[str, ...]] = ("serve-1", "serve-1024")
     serving_only = True
+    flushed: ClassVar[bool] = False
+    lists: ClassVar[bool] = False
 
     def __init__(self, workload: str, size: int, direction: str, device: str) -> None:
         count = 32 if WORKLOADS[workload].batch == 1 else 4
@@ -52,7 +62,24 @@ class Recommendation(ModelCase):
         """Inference alone."""
         return ("forward",)
 
+    @classmethod
+    def variants(cls, device: str) -> list[str]:
+        """The baselines, what every ranking needs at least, and ours."""
+        return [EAGER, COMPILED, PACKED, PRODUCT, OURS]
+
     def prepare(self, variant: str) -> Prepared:
+        before = self._flush if self.flushed else None
+        if variant == PRODUCT:
+            users = itertools.cycle([torch.randn(b.batch, self.size, device=self.device)
+                                     for b in self.data])  # fmt: skip
+            table = self.model.item_embedding.weight.detach()
+
+            @torch.inference_mode()
+            def product() -> tuple[Tensor, Tensor]:
+                scores, items = (next(users) @ table.T).topk(_K)
+                return scores, items
+
+            return Prepared(product, warmed(product, self.device, first=True), before=before)
         recommend = self._recommend(variant)
         given = [(batch, batch.padded_ids()) for batch in self.data]
         users = itertools.cycle(given)
@@ -62,7 +89,15 @@ class Recommendation(ModelCase):
 
         info = warmed(run, self.device, first=variant != COMPILED)
         wrong = complaint(lambda: self._check(variant, recommend(*given[0])))
-        return Prepared(run, {**info, "ours": variant == OURS}, wrong)
+        return Prepared(run, {**info, "ours": variant == OURS}, wrong, before)
+
+    @functools.cached_property
+    def _other(self) -> Tensor:
+        return torch.zeros(_FLUSHED_BYTES // 4, device=self.device)
+
+    def _flush(self) -> None:
+        """Fill the caches with something else."""
+        self._other.add_(1.0)
 
     def _recommend(self, variant: str) -> Recommend:
         if variant == PACKED:
@@ -81,6 +116,18 @@ class Recommendation(ModelCase):
 
             return recommend
         recommender = Recommender(self.copy())
+        if self.lists:
+            asked = {
+                id(batch): [part.tolist() for part in batch.item_ids.tensor_split(
+                    batch.offsets[1:-1].cpu()
+                )] for batch in self.data
+            }  # fmt: skip
+
+            def from_lists(batch: Histories, ids: Tensor) -> tuple[Tensor, Tensor]:
+                ranking = recommender.recommend(asked[id(batch)], _K)
+                return ranking.scores, ranking.items
+
+            return from_lists
 
         def ours(batch: Histories, ids: Tensor) -> tuple[Tensor, Tensor]:
             ranking = recommender.recommend((batch.item_ids, batch.offsets), _K)
@@ -119,7 +166,26 @@ class Recommendation(ModelCase):
         return self.parameter_bytes()
 
 
-CASES = (Recommendation,)
+class Flushed(Recommendation):
+    """The same after something else has been in the caches."""
+
+    form = "caches flushed"
+    flushed = True
+
+
+class FromLists(Recommendation):
+    """The same from Python lists of ids; the others are given padded tensors."""
+
+    form = "from lists"
+    lists = True
+
+    @classmethod
+    def variants(cls, device: str) -> list[str]:
+        """What is given vectors, and ours, which is given lists."""
+        return [PRODUCT, OURS]
+
+
+CASES = (Recommendation, Flushed, FromLists)
 
 
 def test_recommend(cell: Cell, benchmark: BenchmarkFixture) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from bench.harness import (  # noqa: E402
     Subject,
     Unavailable,
     compare,
+    interleaved,
     replay,
     replay_clock,
 )
@@ -80,6 +82,21 @@ def test_rounds_are_interleaved_and_wrong_results_are_told() -> None:
     assert [found[name].complaint for name in ("a", "wrong")] == [None, "off by 1"]
     order = [key for key, _ in itertools.groupby(toy.calls)]
     assert order == ["a", "b", "wrong"] * 4  # one call each for its time, then the rounds
+
+
+def test_what_comes_before_a_call_is_not_timed() -> None:
+    order: list[str] = []
+
+    def before() -> None:
+        order.append("before")
+        time.sleep(0.02)
+
+    prepared = Prepared(lambda: order.append("run"), before=before)
+    rounds = interleaved({"a": prepared}, "cpu", 0.0, 3)
+    assert len(rounds["a"]) == 3
+    assert max(rounds["a"]) < 0.02
+    assert order[::2] == ["before"] * (len(order) // 2)
+    assert order[1::2] == ["run"] * (len(order) // 2)
 
 
 def test_a_failed_check_is_recorded_with_its_time_and_fails_its_test() -> None:

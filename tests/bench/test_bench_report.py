@@ -57,7 +57,10 @@ def test_targets_are_judged() -> None:
     (comparison,) = summary.comparisons(_rows())
     judged = summary.judge(comparison, "cpu")
     found = {one.target.measure: (round(one.reached, 6), one.met) for one in judged}
-    assert found == {EAGER: (21.0, True), COMPILED: (9.0, False), "memory": (4.0, False)}
+    assert found == {
+        EAGER: (21.0, True), COMPILED: (9.0, False), "memory": (4.0, False),
+        "roofline": (0.5, False),
+    }  # fmt: skip
 
 
 def test_precisions_are_compared_apart(results: Path, tmp_path: Path) -> None:
@@ -204,6 +207,31 @@ def test_every_table_stands_on_a_page() -> None:
     }  # fmt: skip
     assert marked >= {*report.tables.TABLES, "targets-cpu", "speed-cpu", "step-cpu", "ops-cpu"}
     assert marked >= {"step-cuda", "predicted-train", "predicted-large"}
+
+
+def test_instruction_sets_stand_side_by_side(results: Path) -> None:
+    record = records.newest("cpu", results)
+    assert record is not None
+    for name, day, median in (("AVX2", "02", 0.2), ("AVX-512", "01", 0.05)):
+        rows = [_row(PACKED, 4 * median), _row("adarec_fast", median, ours=True)]
+        machine = {**record["machine"], "instructions": name}
+        date = f"2999-01-{day} 00:00 UTC"
+        records.write({**record, "machine": machine, "date": date, "rows": rows}, results)
+    text = report.build("speed-cpu", results)
+    assert text.startswith("| what | AVX2: ours |")
+    assert "| training step, train, D=64, step | 200 ms | 4.0x | 50% | 50 ms | 4.0x | 50% |" in text
+    assert "AVX-512, peaks 50 GFLOP/s and 20 GB/s, caches hot" in text
+    assert report.build("targets-cpu", results).count("medians.") >= 2
+
+
+@pytest.mark.parametrize("missing", ["instructions", "peaks", "caches"])
+def test_a_record_must_say_what_its_times_depend_on(results: Path, missing: str) -> None:
+    record = records.newest("cpu", results)
+    assert record is not None
+    del (record["machine"] if missing == "instructions" else record)[missing]
+    records.write({**record, "date": "2999-01-01 00:00 UTC"}, results)
+    with pytest.raises(ValueError, match=rf"2999-01-01\.json: no '{missing}'"):
+        report.build("step-cpu", results)
 
 
 def test_the_picture_follows_the_record(results: Path, tmp_path: Path) -> None:
