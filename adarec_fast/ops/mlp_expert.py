@@ -29,7 +29,7 @@ def _fake_backward(grad_y: Tensor, x: Tensor, offsets: Tensor, depth: Tensor | N
     return tuple(torch.empty_like(t) for t in (x, *rest[:6]))
 
 
-def _kept_shape(x: Tensor, offsets: Tensor, w1: Tensor, last_only: bool) -> tuple[int, int]:
+def kept_shape(x: Tensor, offsets: Tensor, w1: Tensor, last_only: bool) -> tuple[int, int]:
     """Of what the C++ forward leaves: ``mlp_expert_kept`` in ``csrc/cpu/mlp_expert.cpp``."""
     levels, tokens, size = x.shape
     columns = w1.shape[0] + size + 1 + (size + 31) // 32
@@ -37,7 +37,7 @@ def _kept_shape(x: Tensor, offsets: Tensor, w1: Tensor, last_only: bool) -> tupl
 
 
 def _fake_kept(x: Tensor, offsets: Tensor, depth: Tensor | None, w1: Tensor, *rest: Any) -> Tensor:
-    return x.new_empty(_kept_shape(x, offsets, w1, rest[-2]), dtype=torch.float32)
+    return x.new_empty(kept_shape(x, offsets, w1, rest[-2]), dtype=torch.float32)
 
 
 define(
@@ -58,7 +58,7 @@ class _MLPExpert(torch.autograd.Function):
         ctx.backend, ctx.autocast = backend, Autocast.current(inputs[0])
         ctx.scalars = (*inputs[9:11], *inputs[12:])
         tensors = (*inputs[:9], inputs[11])
-        rows, columns = _kept_shape(inputs[0], inputs[1], inputs[3], inputs[14])
+        rows, columns = kept_shape(inputs[0], inputs[1], inputs[3], inputs[14])
         ctx.kept = keeps(backend, rows * columns)
         if not ctx.kept:
             ctx.save_for_backward(*tensors)

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from .. import ragged, rng
 from ._autocast import Autocast
-from ._library import check_index, check_seed, check_shape, choose, define, run
+from ._library import check_index, check_seed, check_shape, choose, define, keeps, run
 from .level_pool import level_pool
-from .mlp_expert import mlp_expert
+from .mlp_expert import kept_shape, mlp_expert
 
 _INPUTS = (
     "Tensor x, Tensor offsets, Tensor depth, Tensor w1, Tensor b1, Tensor w2, Tensor b2, "
@@ -46,6 +46,10 @@ def _fake_backward(d_last: Tensor, d_pooled: Tensor, d_content: Tensor, x: Tenso
     return tuple(torch.empty_like(t) for t in (x, *rest[:6]))
 
 
+def _fake_kept(x: Tensor, offsets: Tensor, depth: Tensor, w1: Tensor, *_: Any) -> Tensor:
+    return x.new_empty(kept_shape(x, offsets, w1, False), dtype=torch.float32)
+
+
 define(
     "mlp_expert_pooled",
     f"({_INPUTS}) -> (Tensor, Tensor, Tensor)",
@@ -53,8 +57,10 @@ define(
     + ", ".join(["Tensor"] * 7) + ")",
     _fake_forward,
     _fake_backward,
+    cpu=("cpp", "packed"),
     cuda=("triton", "packed"),
-    note="mlp_expert and level_pool in one, on CUDA, where last positions alone are read out",
+    note="mlp_expert and level_pool in one, where last positions alone are read out",
+    fake_kept=_fake_kept,
 )
 
 
@@ -63,14 +69,24 @@ class _MLPExpertPooled(torch.autograd.Function):
     def forward(ctx: Any, backend: str, *inputs: Any) -> tuple[Tensor, ...]:
         ctx.backend, ctx.autocast = backend, Autocast.current(inputs[0])
         ctx.scalars = (*inputs[9:11], *inputs[12:])
-        ctx.save_for_backward(*inputs[:9], inputs[11])
-        return torch.ops.adarec_fast.mlp_expert_pooled_fwd(*inputs, backend)
+        tensors = (*inputs[:9], inputs[11])
+        rows, columns = kept_shape(inputs[0], inputs[1], inputs[3], False)
+        ctx.kept = keeps(backend, rows * columns)
+        if not ctx.kept:
+            ctx.save_for_backward(*tensors)
+            return torch.ops.adarec_fast.mlp_expert_pooled_fwd(*inputs, backend)
+        *results, kept = torch.ops.adarec_fast.mlp_expert_pooled_keep(*inputs, backend)
+        ctx.save_for_backward(kept, *tensors)
+        return tuple(results)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         *tensors, seed = ctx.saved_tensors
         with ctx.autocast.restored():
-            d_x, *d_weights = torch.ops.adarec_fast.mlp_expert_pooled_bwd(
+            run = torch.ops.adarec_fast.mlp_expert_pooled_bwd
+            if ctx.kept:
+                run = torch.ops.adarec_fast.mlp_expert_pooled_resume
+            d_x, *d_weights = run(
                 *(grad.contiguous() for grad in grads), *tensors, *ctx.scalars[:2], seed,
                 *ctx.scalars[2:], ctx.backend,
             )

@@ -27,7 +27,8 @@ inline Tensor as_float(const Tensor& t, const char* name) {
   TORCH_CHECK_VALUE(t.scalar_type() == at::kFloat || t.scalar_type() == at::kBFloat16, name,
                     " has dtype ", t.scalar_type(),
                     "; backend cpp takes float32 or bfloat16 (backend packed takes others)");
-  return t.to(at::kFloat).contiguous();
+  // Asked first: each call of to() is a trip through the dispatcher, and a step makes hundreds.
+  return (t.scalar_type() == at::kFloat ? t : t.to(at::kFloat)).contiguous();
 }
 
 inline Tensor as_index(const Tensor& t, const char* name) {
@@ -122,7 +123,7 @@ inline Tensor empty(at::IntArrayRef sizes, at::ScalarType dtype = at::kFloat) {
 
 // A float32 result in the dtype of the input it answers.
 inline Tensor like(const Tensor& result, const Tensor& input) {
-  return result.to(input.scalar_type());
+  return result.scalar_type() == input.scalar_type() ? result : result.to(input.scalar_type());
 }
 
 }  // namespace adarec::bindings

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -23,31 +24,35 @@ constexpr std::int64_t kRange = 1024;  // candidates of a task of the backward p
 constexpr std::int64_t kRanges = 4;    // and tasks a level, at most
 constexpr int kLine = 16 / kWidth;     // vectors of a line of memory
 
-// Calls body(column) for every line of columns of a panel.
+// Calls body(column, number of vectors) for every line of columns of a panel, the last one shorter.
 template <typename Body>
 void for_columns(const Panel& panel, Body&& body) {
-  for (int c = 0; c < panel.width; c += kLine * kWidth) body(c);
+  int c = 0;
+  for (; c + kLine * kWidth <= panel.width; c += kLine * kWidth)
+    body(c, std::integral_constant<int, kLine>{});
+  for (; c < panel.width; c += kWidth) body(c, std::integral_constant<int, 1>{});
 }
 
 // Rows of similarities become e^(similarity - maximum); their sums are added to total if it is
 // asked for.
 void exponentiate_rows(const Panel& panel, float* rows, std::int64_t count, const float* maximum,
                        float* total) {
-  for_columns(panel, [&](int c) {
-    Vec top[kLine], sums[kLine];
-    for (int v = 0; v < kLine; ++v) {
+  for_columns(panel, [&](int c, auto line) {
+    constexpr int kCount = line;
+    Vec top[kCount], sums[kCount];
+    for (int v = 0; v < kCount; ++v) {
       top[v] = load(maximum + c + v * kWidth);
       sums[v] = zero();
     }
     for (std::int64_t i = 0; i < count; ++i)
-      for (int v = 0; v < kLine; ++v) {
+      for (int v = 0; v < kCount; ++v) {
         float* at = rows + i * panel.width + c + v * kWidth;
         const Vec e = exp(load(at) - top[v]);
         sums[v] = sums[v] + e;
         store(at, e);
       }
     if (total == nullptr) return;
-    for (int v = 0; v < kLine; ++v) {
+    for (int v = 0; v < kCount; ++v) {
       float* at = total + c + v * kWidth;
       store(at, load(at) + sums[v]);
     }
@@ -57,13 +62,14 @@ void exponentiate_rows(const Panel& panel, float* rows, std::int64_t count, cons
 // Raises the maxima to those of rows of similarities, and brings the sums so far down to them.
 void raise(const Panel& panel, const float* rows, std::int64_t count, float* maximum,
            float* total) {
-  for_columns(panel, [&](int c) {
-    Vec top[kLine];
-    for (int v = 0; v < kLine; ++v) top[v] = load(maximum + c + v * kWidth);
+  for_columns(panel, [&](int c, auto line) {
+    constexpr int kCount = line;
+    Vec top[kCount];
+    for (int v = 0; v < kCount; ++v) top[v] = load(maximum + c + v * kWidth);
     for (std::int64_t i = 0; i < count; ++i)
-      for (int v = 0; v < kLine; ++v)
+      for (int v = 0; v < kCount; ++v)
         top[v] = max(load(rows + i * panel.width + c + v * kWidth), top[v]);
-    for (int v = 0; v < kLine; ++v) {
+    for (int v = 0; v < kCount; ++v) {
       float *most = maximum + c + v * kWidth, *sum = total + c + v * kWidth;
       store(sum, load(sum) * exp(load(most) - top[v]));
       store(most, top[v]);

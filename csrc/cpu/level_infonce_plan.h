@@ -36,7 +36,7 @@ struct Level {
   int in_panel(std::int64_t p) const {
     return static_cast<int>(std::min<std::int64_t>(kPanel, anchors - p * kPanel));
   }
-  int columns(std::int64_t p) const { return static_cast<int>(padded(in_panel(p))); }
+  int columns(std::int64_t p) const { return vectors(in_panel(p)) * kWidth; }
 };
 
 struct Plan {

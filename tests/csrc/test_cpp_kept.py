@@ -12,6 +12,7 @@ import test_encoder_layer
 import test_hda_trajectory
 import test_level_infonce
 import test_mlp_expert
+import test_mlp_expert_pooled
 import test_moe_aggregate
 import torch
 from helpers import Batch, OpCase, evaluate, random_batch
@@ -26,6 +27,7 @@ pytestmark = pytest.mark.skipif(
 LAYER = partial(test_encoder_layer.build, dropout=(0.3, 0.5))
 SUITES = (
     test_mlp_expert.TestMLPExpert,
+    test_mlp_expert_pooled.TestMLPExpertPooled,
     test_hda_trajectory.TestHdaTrajectory,
     test_depth_controller.TestDepthController,
     test_embedding.TestEmbedding,

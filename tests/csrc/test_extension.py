@@ -295,8 +295,8 @@ def _op_tests(environment: dict[str, str], *arguments: str) -> None:
 OP_TESTS = [
     f"tests/{'csrc' if name.startswith('cpp_') else 'ops'}/test_{name}.py"
     for name in (
-        "hda_trajectory", "mlp_expert", "level_pool", "dropout", "embedding", "local_path",
-        "encoder_layer", "depth_controller", "moe_aggregate", "level_infonce",
+        "hda_trajectory", "mlp_expert", "mlp_expert_pooled", "level_pool", "dropout", "embedding",
+        "local_path", "encoder_layer", "depth_controller", "moe_aggregate", "level_infonce",
         "linear_cross_entropy", "score_topk", "memory_topk", "cpp_ops", "cpp_encoder_layer",
         "cpp_depth_controller", "cpp_moe_aggregate", "cpp_level_infonce",
         "cpp_linear_cross_entropy", "cpp_score_topk",

@@ -270,7 +270,7 @@ def _seed_of(seed: Tensor | None, number: int) -> Tensor | None:
 
 
 def _pools_as_it_goes(model: Parts, x0: Tensor) -> bool:
-    """Whether there is a kernel for the coarse expert and its means: an op on CUDA alone."""
+    """Whether there is a kernel for the coarse expert with its means."""
     there = ops.has_kernel("mlp_expert_pooled", model.config.backend, x0.device.type, x0.dtype)
     return there and isinstance(model.coarse_expert, MLPExpert)
 
