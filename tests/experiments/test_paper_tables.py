@@ -126,7 +126,7 @@ def test_systems_have_the_settings_of_their_scripts(tmp_path: Path) -> None:
 
     beauty = found("/x/Beauty.txt")
     assert beauty["ELCRec", "original"] == {
-        "gradient_clip": 0.0, "num_layers": 1, "fusion": "shift", "lambda_cluster": 10.0,
+        "gradient_clip": 0.0, "num_layers": 1, "fusion": "shift", "lambda_cluster": 0.1,
     }  # fmt: skip
     assert beauty["ICLRec", "full_ce"] == {"num_layers": 1}
     assert beauty["Caser", "original"]["supervision"] == "prefix"
