@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import hashlib
+import importlib.metadata
 import io
 import json
 import platform
@@ -89,11 +90,10 @@ def _pure_wheel(scratch: Path) -> Path:
 def _isolation() -> list[str]:
     """pip fetches setuptools for a build, unless what is here will do."""
     try:
-        import setuptools
-    except ImportError:
+        major = int(importlib.metadata.version("setuptools").partition(".")[0])
+    except importlib.metadata.PackageNotFoundError:
         return []
-    enough = int(setuptools.__version__.partition(".")[0]) >= 77
-    return ["--no-build-isolation"] if enough else []
+    return ["--no-build-isolation"] if major >= 77 else []
 
 
 def _add(pure: Path, added: dict[str, bytes], tag: str, path: Path) -> None:
