@@ -10,6 +10,7 @@ import os
 import platform
 import shutil
 import subprocess
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -64,7 +65,7 @@ def gather() -> dict[str, Any]:
     """Everything that ``info`` shows, as JSON-able values."""
     import torch
 
-    from ..ops import backend_report
+    from ..ops import backend_report, extension
     from ..ops._driver import why_no_cuda, why_no_launcher
 
     devices = [f"cpu: {_processor()}"]
@@ -84,6 +85,7 @@ def gather() -> dict[str, Any]:
             "system": f"{platform.system()} {platform.machine()}",
             "cores": os.cpu_count(),
             "torch threads": torch.get_num_threads(),
+            "C++ extension": extension.loaded("cpp"),
         },
         "compilers": {name: _first_line(program) for name, program in _compilers().items()},
         "devices": devices,
@@ -106,6 +108,14 @@ def build(
     kernels: Annotated[
         bool, typer.Option(help="Compile the Triton kernels for CUDA as well.")
     ] = True,
+    wheel: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Write a wheel there that carries the C++ extension for all processors of this "
+            "machine's family, and do nothing else; from a checkout.",
+        ),
+    ] = None,
 ) -> None:
     """Compile now what would else be compiled on first use.
 
@@ -118,6 +128,12 @@ def build(
     from ..ops import extension
     from ..ops._toolkit import requested_architectures
 
+    if wheel is not None:
+        from ..ops._wheel import build_wheel
+
+        with waiting("building a wheel"):
+            print(build_wheel(wheel))
+        return
     with waiting("compiling the C++ extension"):
         cpp = extension.build("cpp")
     print(cpp)

@@ -52,9 +52,9 @@ class Target(NamedTuple):
 
 
 PORTABLE = "ADAREC_FAST_PORTABLE"
-_V2 = frozenset("cx16 lahf_lm popcnt sse4_1 sse4_2 ssse3".split())
-_V3 = _V2 | frozenset("abm avx avx2 bmi1 bmi2 f16c fma movbe".split())
-_V4 = _V3 | frozenset("avx512bw avx512cd avx512dq avx512f avx512vl".split())
+_V2 = frozenset(["cx16", "lahf_lm", "popcnt", "sse4_1", "sse4_2", "ssse3"])
+_V3 = _V2 | frozenset(["abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"])
+_V4 = _V3 | frozenset(["avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl"])
 # Best first.
 _TARGETS = {
     "x86_64": (
@@ -63,6 +63,9 @@ _TARGETS = {
         Target("generic", "x86-64-v2", _V2),
     ),
     "aarch64": (Target("generic", "armv8-a", frozenset()),),
+}
+_SAID = {
+    "": "this processor", "avx512": "AVX-512", "avx2": "AVX2", "generic": "any processor",
 }
 _SAME_MACHINE = {"AMD64": "x86_64", "arm64": "aarch64"}
 
@@ -204,7 +207,7 @@ def _plan_cpp(target: Target | None) -> Plan:
     units += [Unit(p, "cxx", kernel) for p in sorted((SOURCES / "cpu").glob("*.cpp"))]
     return Plan(
         "adarec_fast_cpp", units, f"{_link_flags('torch_cpu', 'c10')} {_gomp()}",
-        f"C++ extension for {'this processor' if target is None else target.name}",
+        f"C++ extension for {_SAID.get('' if target is None else target.name)}",
         native=target is None,
     )
 
@@ -234,7 +237,8 @@ def _read(path: Path, modified: int) -> bytes:
 def _local_files(source: Path) -> list[Path]:
     """The source and every file of csrc it includes, directly or not, sorted."""
     seen: set[Path] = set()
-    waiting = [source]
+    # Links resolved, so that the order is that of an installation without links as well.
+    waiting = [source.resolve()]
     while waiting:
         path = waiting.pop()
         if path in seen:
@@ -276,6 +280,11 @@ def environment(plan: Plan) -> str:
         *(platform.libc_ver() if plan.native else ()), processor.get("model name", ""),
         processor.get("flags", ""),
     )
+
+
+def key(plan: Plan) -> str:
+    """Hash of all that decides a library's contents."""
+    return digest(environment(plan), *(f"{u.source.name} {content(u.source)}" for u in plan.units))
 
 
 def make_plan(

@@ -1,14 +1,18 @@
-"""The C++ and CUDA extensions: built by ninja on first use, cached, loaded once.
+"""The C++ and CUDA extensions: brought by a wheel, or built by ninja on first use, cached, and
+loaded once.
 
-``csrc/`` travels with the package. The CPU library holds ``csrc/cpu`` and ``csrc/bindings``; where
-torch is a CUDA build and nvcc is there, a second one holds ``csrc/cuda``. A library is cached by
-the hash of its sources, flags, torch version and processor (the CUDA one: architectures) in
-``$ADAREC_FAST_CACHE`` (else ``$XDG_CACHE_HOME/adarec_fast``, else ``~/.cache/adarec_fast``), and
-built under a file lock, so that processes started together build once.
+A wheel of ``adarec-fast build --wheel`` brings the C++ extension for the torch that it was built
+with (:mod:`._prebuilt`). Any other installation builds: ``csrc/`` travels with the package. The CPU
+library holds ``csrc/cpu`` and ``csrc/bindings``; where torch is a CUDA build and nvcc is there, a
+second one holds ``csrc/cuda``. A library is cached by the hash of its sources, flags, torch version
+and processor (the CUDA one: architectures) in ``$ADAREC_FAST_CACHE`` (else
+``$XDG_CACHE_HOME/adarec_fast``, else ``~/.cache/adarec_fast``), and built under a file lock, so
+that processes started together build once.
 
 Environment:
     ADAREC_FAST_NO_EXT=1     never build or load; other backends run.
-    ADAREC_FAST_PORTABLE=1   build for AVX2 (x86-64-v3) instead of the machine at hand.
+    ADAREC_FAST_PORTABLE     build for these processors instead of the one at hand: ``avx512``,
+                             ``avx2`` (or ``1``), ``generic`` (any; on ARM the only one).
     ADAREC_FAST_SANITIZE     compiler sanitizers, e.g. ``address,undefined`` (for tests).
     CXX, NVCC, CUDA_HOME     compilers, where ``c++`` and ``nvcc`` are not the ones wanted; ``CXX``
                              may have arguments or a launcher, ``ccache g++ -fno-plt``.
@@ -23,16 +27,17 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..files import locked as locked
+from . import _plans, _prebuilt
 from ._library import Implementation, provide
 from ._ninja import compile_plans
-from ._plans import Plan, content, digest, environment, make_plan
+from ._plans import Plan, Target, digest, environment, key, make_plan
 from ._toolkit import ExtensionError as ExtensionError
 from ._toolkit import NotForThisMachine as NotForThisMachine
 
@@ -65,14 +70,13 @@ def cache_dir() -> Path:
 
 
 def _library(plan: Plan) -> Path:
-    contents = [f"{u.source.name} {content(u.source)}" for u in plan.units]
-    return cache_dir() / f"{plan.name}-{digest(environment(plan), *contents)}.so"
+    return cache_dir() / f"{plan.name}-{key(plan)}.so"
 
 
 def build(
     backend: str = "cpp", *, architectures: tuple[str, ...] | None = None, verbose: bool = True
 ) -> Path:
-    """Build a backend's library unless it is in the cache.
+    """Build a backend's library, unless this installation brings it or it is in the cache.
 
     Args:
         backend: ``"cpp"`` or ``"cuda"``.
@@ -90,34 +94,61 @@ def build(
             machine.
     """
     plan = make_plan(backend, architectures)
-    library = _library(plan)
-    if library.exists():
-        return library
-    folder = cache_dir() / f"build-{environment(plan)}"
+    if backend == "cpp":
+        try:
+            brought = _brought()
+            if brought is not None:
+                return brought
+        except _prebuilt.Unfit as reason:
+            why = f"the extension that this installation brings {reason}; "
+            return _compiled([plan], verbose, why)[0]
+    return _compiled([plan], verbose)[0]
+
+
+def build_for(targets: Sequence[Target], *, verbose: bool = True) -> list[Path]:
+    """Build the C++ extension for several kinds of processor, be it this one or not, as
+    :func:`build` does; a library each."""
+    return _compiled([make_plan("cpp", target=target) for target in targets], verbose)
+
+
+def _brought() -> Path | None:
+    """The C++ library that the installation brings for this processor or the one asked for."""
+    target = _plans.asked_target() or _plans.best_target()
+    return _prebuilt.find(make_plan("cpp", target=target), target)
+
+
+def _compiled(plans: Sequence[Plan], verbose: bool, why: str = "") -> list[Path]:
+    libraries = {_library(plan): plan for plan in plans}
+    if all(library.exists() for library in libraries):
+        return list(libraries)
+    folder = cache_dir() / f"build-{digest(*map(environment, plans))}"
+    summary = ", ".join(dict.fromkeys(plan.summary for plan in plans))
+    files = len({unit for plan in plans for unit in plan.units})
     started = time.perf_counter()
     ending = "failed"
     try:
         cache_dir().mkdir(parents=True, exist_ok=True)
-        _say(verbose, f"adarec_fast: building the {plan.summary} ({len(plan.units)} files) ... ")
+        _say(verbose, f"adarec_fast: {why}building the {summary} ({files} files) ... ")
         try:
             with locked(folder.with_suffix(".lock")):
                 # Another process may have built it while this one waited for the lock.
-                if library.exists():
+                if all(library.exists() for library in libraries):
                     ending = "another process did"
                 else:
-                    compile_plans(
-                        {library: plan}, folder, lambda done: _say(verbose, f"{done}% ... ")
-                    )
+                    compile_plans(libraries, folder, lambda done: _say(verbose, f"{done}% ... "))
                     ending = "done"
         finally:
             elapsed = time.perf_counter() - started
-            _say(verbose, f"{ending} in {elapsed:.1f} s: {library}\n")
+            _say(verbose, f"{ending} in {elapsed:.1f} s: {', '.join(map(str, libraries))}\n")
     except OSError as error:
         raise ExtensionError(
             f"cannot write {cache_dir()} ({error.strerror}); set ADAREC_FAST_CACHE to a writable "
             f"folder"
         ) from error
-    return library
+    return list(libraries)
+
+
+_LOADED: dict[str, Path] = {}
 
 
 def _say(verbose: bool, text: str) -> None:
@@ -130,16 +161,17 @@ def _say(verbose: bool, text: str) -> None:
 def _load(backend: str) -> str | None:
     """Load a backend's library once a process; the reason if it cannot be had, else None."""
     try:
+        _check_processor()
         library = build(backend)
         try:
-            torch.ops.load_library(str(library))
-        except OSError as error:
-            # torch says only that it could not; the loader's own words are the cause of that.
-            reason = str(error.__cause__ or error).removeprefix(f"{library}: ")
-            raise ExtensionError(
-                f"cannot load {library}: {reason}; remove it to have it built again, or set "
-                "ADAREC_FAST_CACHE to a folder that programs may run from (not mounted noexec)"
-            ) from error
+            _open(library)
+        except ExtensionError as reason:
+            if library.parent != _prebuilt.FOLDER:
+                raise
+            # Its builder's C library may be newer.
+            library = _compiled([make_plan(backend)], True, f"{reason}; ")[0]
+            _open(library)
+        _LOADED[backend] = library
     except ExtensionError as error:
         # A machine without a GPU or nvcc is no reason to warn; `adarec-fast info` says it.
         usual = isinstance(error, NotForThisMachine) or not torch.cuda.is_available()
@@ -152,6 +184,43 @@ def _load(backend: str) -> str | None:
             )
         return str(error)
     return None
+
+
+def _open(library: Path) -> None:
+    try:
+        torch.ops.load_library(str(library))
+    except OSError as error:
+        # torch says only that it could not; the loader's own words are the cause of that.
+        reason = str(error.__cause__ or error).removeprefix(f"{library}: ")
+        raise ExtensionError(
+            f"cannot load {library}: {reason}; remove it to have it built again, or set "
+            "ADAREC_FAST_CACHE to a folder that programs may run from (not mounted noexec)"
+        ) from error
+
+
+def _check_processor() -> None:
+    target = _plans.asked_target()
+    lacking = [] if target is None else _plans.missing(target)
+    if lacking:
+        raise ExtensionError(
+            f"{_plans.PORTABLE}={os.environ[_plans.PORTABLE]}: this processor has no "
+            f"{', '.join(lacking)}; a library for it can be built here, but not run"
+        )
+
+
+def loaded(backend: str) -> str | None:
+    """Which library runs a backend's ops, and whether it was built here; None where none does.
+    Builds and loads it as :func:`unavailable` does."""
+    if unavailable(backend) is not None:
+        return None
+    library = _LOADED[backend]
+    if library.parent == _prebuilt.FOLDER:
+        return f"{library} (came with the installation)"
+    try:
+        _brought()
+    except _prebuilt.Unfit as reason:
+        return f"{library} (built here: what came with the installation {reason})"
+    return f"{library} (built here)"
 
 
 def unavailable(backend: str) -> str | None:
