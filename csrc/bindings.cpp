@@ -12,6 +12,7 @@
 #include "bindings/choose_depth.cpp"
 #include "bindings/depth_controller.cpp"
 #include "bindings/dropout.cpp"
+#include "bindings/embedding.cpp"
 #include "bindings/encoder_layer.cpp"
 #include "bindings/hda_trajectory.cpp"
 #include "bindings/level_infonce.cpp"
@@ -20,9 +21,11 @@
 #include "bindings/local_path.cpp"
 #include "bindings/memory_topk.cpp"
 #include "bindings/mlp_expert.cpp"
+#include "bindings/mlp_expert_pooled.cpp"
 #include "bindings/moe_aggregate.cpp"
 #include "bindings/moe_aggregate_autograd.cpp"
 #include "bindings/score_topk.cpp"
+#include "bindings/wide_normals.cpp"
 #include "cpu/parallel.h"
 
 namespace adarec {

@@ -6,7 +6,7 @@
 #include "common.h"
 #include "kept.h"
 
-namespace adarec::bindings {
+namespace adarec::bindings::embedding_op {
 namespace {
 
 #define ADAREC_EMBEDDING_PARAMETERS                                                            \
@@ -122,4 +122,4 @@ TORCH_LIBRARY_FRAGMENT(adarec_fast_cpp, m) {
 }
 
 }  // namespace
-}  // namespace adarec::bindings
+}  // namespace adarec::bindings::embedding_op

@@ -7,7 +7,7 @@
 #include "kept.h"
 #include "mlp_expert.h"
 
-namespace adarec::bindings {
+namespace adarec::bindings::mlp_expert_pooled_op {
 namespace {
 
 #define ADAREC_POOLED_PARAMETERS                                                                \
@@ -120,4 +120,4 @@ TORCH_LIBRARY_FRAGMENT(adarec_fast_cpp, m) {
 }
 
 }  // namespace
-}  // namespace adarec::bindings
+}  // namespace adarec::bindings::mlp_expert_pooled_op

@@ -2,7 +2,7 @@
 
 #include "common.h"
 
-namespace adarec::bindings {
+namespace adarec::bindings::wide_normals_op {
 namespace {
 
 Tensor forward(const Tensor& row_in, const Tensor& seed, int64_t size, int64_t stream,
@@ -19,4 +19,4 @@ Tensor forward(const Tensor& row_in, const Tensor& seed, int64_t size, int64_t s
 TORCH_LIBRARY_FRAGMENT(adarec_fast_cpp, m) { m.def("wide_normals_fwd", &forward); }
 
 }  // namespace
-}  // namespace adarec::bindings
+}  // namespace adarec::bindings::wide_normals_op

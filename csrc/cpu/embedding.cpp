@@ -99,7 +99,7 @@ void embedding_forward(const Embedding& op, float* x, float* kept) {
         Vec y = fma(load(row + i, m), load(op.norm_w + i, m), load(op.norm_b + i, m));
         if (op.seeded) {
           const Mask stays = drops.draw(token, i);
-          if (left != nullptr) left[i / kWidth] = static_cast<LaneBits>(bits(stays));
+          if (left != nullptr) put_bits(left, i / kWidth, stays);
           y = adarec::keep(stays, y * drops.scale());
         }
         store(row + i, y, m);
@@ -131,7 +131,7 @@ void embedding_backward(const Embedding& op, const float* grad, const float* kep
       for_lanes(size, [&](int i, auto m) {
         Vec g = load(from + i, m);
         if (op.seeded) {
-          const Mask stays = left == nullptr ? drops.draw(token, i) : from_bits(left[i / kWidth]);
+          const Mask stays = left == nullptr ? drops.draw(token, i) : get_bits(left, i / kWidth);
           g = adarec::keep(stays, g * drops.scale());
         }
         const Vec x = load(row + i, m);
