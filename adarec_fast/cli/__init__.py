@@ -28,10 +28,10 @@ from . import (
     train,
     tune,
 )
-from .console import print_in_any_encoding
+from .console import Commands, print_in_any_encoding
 
 
-class _App(typer.Typer):
+class _App(Commands):
     def __call__(self, *args: Any, **options: Any) -> Any:
         print_in_any_encoding()  # help texts and typer's own errors, too
         return super().__call__(*args, **options)

@@ -20,6 +20,7 @@ import typer
 from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
+from typer.core import TyperCommand
 
 # A command's result goes to stdout, warnings and errors to stderr, whatever is asked for.
 out = Console(highlight=False, emoji=False)
@@ -168,6 +169,32 @@ def formerly(**names: str) -> Callable[[Callable[..., None]], Callable[..., None
         return with_signature(wrapper, [*own.values(), *hidden])
 
     return decorate
+
+
+class Command(TyperCommand):
+    """A command that never answers a mistyped option with a former name."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            # Those of an option that is not known, in click and in the one that typer brings.
+            if near := getattr(error, "possibilities", None):
+                shown = {
+                    name
+                    for option in self.get_params(ctx) if not getattr(option, "hidden", False)
+                    for name in [*option.opts, *option.secondary_opts]
+                }
+                error.possibilities = [name for name in near if name in shown]  # type: ignore[attr-defined]
+            raise
+
+
+class Commands(typer.Typer):
+    """A group of them."""
+
+    def command(self, *args: Any, **options: Any) -> Any:
+        """Typer's own, of :class:`Command`."""
+        return super().command(*args, **{"cls": Command, **options})
 
 
 def _former(old: str, now: inspect.Parameter) -> inspect.Parameter:

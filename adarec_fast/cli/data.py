@@ -20,10 +20,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ..training.values import Values
-from .console import command, err, formerly, hint, out, said, waiting
+from .console import Commands, command, err, formerly, hint, out, said, waiting
 from .options import config_options
 
-app = typer.Typer(no_args_is_help=True, help="Download, look at or generate interaction data.")
+app = Commands(no_args_is_help=True, help="Download, look at or generate interaction data.")
 
 
 class DataSet(str, enum.Enum):

@@ -103,8 +103,9 @@ def rich_tables(report: Mapping[str, Any], part: str) -> list[Table]:
         )  # fmt: skip
         table.add_column("arm", overflow="fold")
         table.add_column("users")
-        for name in (first, f"less {report['baseline']}", "from", "to", *others):
-            table.add_column(Text(name), justify="right", no_wrap=not name.startswith("less"))
+        # The baseline's name below its word, so that the first column has room for its second line.
+        for name in (first, f"less\n{report['baseline']}", "from", "to", *others):
+            table.add_column(Text(name), justify="right", no_wrap="\n" not in name)
         for line in lines(report, data):
             for group in GROUPS:
                 found = line.differences.get((part, group, first))

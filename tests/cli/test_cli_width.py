@@ -152,3 +152,17 @@ def test_former_names_are_taken_and_answered(place: Path, monkeypatch: pytest.Mo
     for command in ("recommend", "similar", "export"):
         page = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).output
         assert not {"--output", "--file"} & set(page.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "near"),
+    [(["recommend", "--outpu", "x"], ["--out"]), (["train", "--epoch", "3"], ["--epochs"])],
+)
+def test_a_mistyped_option_is_not_answered_by_a_former_name(
+    words: list[str], near: list[str]
+) -> None:
+    refused = CliRunner().invoke(app, words, env={"COLUMNS": "200"})
+    assert refused.exit_code == 2
+    assert "No such option" in refused.output
+    assert set(re.findall(r"--[a-z-]+", refused.output.split("No such option")[1])) >= set(near)
+    assert not {"--output", "--file"} & set(re.findall(r"--[a-z-]+", refused.output))

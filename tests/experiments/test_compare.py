@@ -154,6 +154,7 @@ def test_its_file_makes_the_tables_again(done: Path, tmp_path: Path) -> None:
     for file in (stored, Path(shutil.copy(stored, tmp_path / "alone.json"))):
         shown = adarec("compare", "--from", file, "--out", tmp_path / "again")
         assert shown.exit_code == 0, shown.output
+        assert "\n   n=2, 0.0 min " in shown.stdout  # in one piece, in 80 columns
         for name in ("compare.md", "compare.csv"):
             made = (tmp_path / "again" / name).read_text()
             assert made == (done / "out" / name).read_text()
