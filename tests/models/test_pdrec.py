@@ -55,6 +55,30 @@ def model(**options: Any) -> PDRec:
 # -------------------------------------------------------------------- the diffusion
 
 
+def test_it_tells_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A line before anything else, then one every five seconds, and what it came to."""
+    clock = iter(float(second) for second in range(10_000))
+    monkeypatch.setattr("adarec_fast.models.pdrec.told.time.monotonic", lambda: next(clock))
+    model().loss(BATCH)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("pdrec: first, a diffusion of the preferences of ")
+    steps = [line for line in lines if ", step " in line]
+    assert len(steps) > 1
+    assert steps[0].startswith("pdrec: epoch 2 of 5, step 2 of 3")
+    assert ", loss " in steps[0]
+    (end,) = [line for line in lines if "is trained" in line]
+    assert "5 epochs in " in end
+    assert "NDCG@10 " in end
+    assert lines.index(end) > lines.index(steps[-1])
+    assert lines[lines.index(end) + 1].startswith("pdrec: what they prefer, of ")
+
+    monkeypatch.undo()  # in a fraction of a second
+    model().loss(BATCH)
+    assert len(capsys.readouterr().err.splitlines()) == 3
+
+
 def test_schedule_by_hand() -> None:
     beta = variance_betas(10, 0.01, 0.0005, 0.005)
     assert beta[:2].tolist() == pytest.approx([1e-5, 5.000025e-6], rel=1e-9)

@@ -8,7 +8,6 @@ goes back all T steps without noise.
 
 from __future__ import annotations
 
-import sys
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from ... import ragged
 from ..blocks.gaussian import Posterior, diffrec_embedding, noised, variance_betas
 from ..blocks.importance import ImportantSteps
+from .told import Told
 
 STEP_SIZE = 10  # of the steps' embedding
 _DROPOUT, _FADES = 0.5, 0.99  # the learning rate falls by the latter with every epoch
@@ -169,13 +169,13 @@ class PreferenceDiffusion(nn.Module):
         chosen = ImportantSteps(config.diffusion_steps).to(device)
         batches = -(-active.shape[0] // config.preference_batch)
         most = config.preference_epochs
-        sys.stderr.write(
-            f"pdrec: first, a diffusion of the preferences of {active.shape[0]:,} users, at most "
-            f"{most} epoch{'s' * (most > 1)} of {batches:,} steps\n"
+        told = Told(
+            f"first, a diffusion of the preferences of {active.shape[0]:,} users, at most "
+            f"{most} epoch{'s' * (most > 1)} of {batches:,} steps"
         )
         best, since, kept = -1.0, 0, weights
         for epoch in range(1, config.preference_epochs + 1):
-            for _ in range(batches):
+            for step in range(1, batches + 1):
                 which = torch.randint(
                     active.shape[0], (config.preference_batch,), generator=generator, device=device
                 )
@@ -192,11 +192,19 @@ class PreferenceDiffusion(nn.Module):
                 losses = importance[steps] * (found - x0).square().mean(1).double()
                 chosen.remember(steps, losses)
                 optimizer.zero_grad()
-                (losses / chance).mean().backward()
+                loss = (losses / chance).mean()
+                loss.backward()
                 optimizer.step()
+                if told.due:
+                    told.tell(
+                        f"epoch {epoch} of {config.preference_epochs}, step {step} of "
+                        f"{batches:,}, loss {float(loss.detach()):.4g}"
+                    )
             fading.step()
             if checks and (epoch % _EVERY == 0 or epoch == config.preference_epochs):
                 found_now = self.ndcg(histories, weights)
+                if told.due:
+                    told.tell(f"epoch {epoch}, NDCG@{_CUT} {found_now:.4f}")
                 if found_now > best:
                     best, since = found_now, 0
                     kept = {name: tensor.detach().clone() for name, tensor in weights.items()}
@@ -208,6 +216,8 @@ class PreferenceDiffusion(nn.Module):
             for name, tensor in kept.items():
                 getattr(self, name).copy_(tensor)
             self.fitted.fill_(1)
+        found = f", NDCG@{_CUT} {best:.4f}" if checks else ""
+        told.tell(f"the diffusion is trained: {epoch} epochs in {told.seconds}{found}")
 
     @torch.no_grad()
     def ndcg(self, histories: Histories, weights: dict[str, Tensor]) -> float:

@@ -10,6 +10,7 @@ from torch import Tensor
 from ... import ragged
 from ...packed.score_topk import ordered
 from .diffusion import Histories, PreferenceDiffusion
+from .told import Told
 
 
 class Tables(NamedTuple):
@@ -43,6 +44,7 @@ def tables(
     histories = histories.to(device).in_dtype(model.read.dtype)
     parts = []
     users = torch.arange(histories.number, device=device)
+    told = Told(f"what they prefer, of {histories.number:,} users")
     for some in users.split(config.preference_batch):
         x0 = histories.x0(some, config.num_items)
         preferences = model.preferences(x0)
@@ -59,6 +61,8 @@ def tables(
             met[owner.to(device), values.to(device)] = True
             pool, sizes = band(preferences[:, 1:], met[:, 1:], config.band_begin, config.band_end)
         parts.append(Tables(weights, (candidates + 1).int(), pool.int(), sizes))
+        if told.due:
+            told.tell(f"{int(some[-1]) + 1:,} of {histories.number:,} users")
     width = max(part.pool.shape[1] for part in parts)
     pools = [torch.nn.functional.pad(p.pool, (0, width - p.pool.shape[1])) for p in parts]
     return Tables(
