@@ -41,9 +41,9 @@ def instructions() -> str:
     """The vector instructions that torch uses here, and our extension if it is kept to fewer."""
     found = torch.backends.cpu.get_cpu_capability()
     found = {"AVX512": "AVX-512", "DEFAULT": "none"}.get(found, found)
-    if found == "AVX-512" and os.environ.get("ADAREC_FAST_PORTABLE") == "1":
-        return "AVX2 (torch AVX-512)"
-    return found
+    asked = os.environ.get("ADAREC_FAST_PORTABLE", "0")
+    ours = {"0": found, "": found, "1": "AVX2", "avx2": "AVX2", "avx512": "AVX-512"}.get(asked, asked)
+    return found if ours == found else f"{ours} (torch {found})"
 
 
 def slug(device: str) -> str:
