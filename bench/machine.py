@@ -42,7 +42,8 @@ def instructions() -> str:
     found = torch.backends.cpu.get_cpu_capability()
     found = {"AVX512": "AVX-512", "DEFAULT": "none"}.get(found, found)
     asked = os.environ.get("ADAREC_FAST_PORTABLE", "0")
-    ours = {"0": found, "": found, "1": "AVX2", "avx2": "AVX2", "avx512": "AVX-512"}.get(asked, asked)
+    names = {"0": found, "": found, "1": "AVX2", "avx2": "AVX2", "avx512": "AVX-512"}
+    ours = names.get(asked, asked)
     return found if ours == found else f"{ours} (torch {found})"
 
 
