@@ -94,7 +94,7 @@ def peers(record: dict[str, Any]) -> Figure:
     machine = record["machine"]
     axes.set_title("An epoch of Beauty, D = 64, two layers, every position (T = 4)", loc="left")
     axes.set_xlabel(
-        f"seconds; {machine['cpu']}, {machine['cores']} cores, torch "
+        f"seconds; {machine['cpu']}, {machine['cores']} cores, {machine['instructions']}, torch "
         f"{record['versions']['torch']}, {record['date'][:10]}"
     )
     return figure

@@ -62,7 +62,8 @@ def draw(record: dict[str, Any]) -> str:
     machine, height = record["machine"], y + 30
     where = (
         f"medians, logarithmic axis; D = 64, T = 8, 12,101 items; {machine['cpu']}, "
-        f"{machine['cores']} cores, torch {record['versions']['torch']}, {record['date'][:10]}"
+        f"{machine['cores']} cores, {machine.get('instructions', '')}, "
+        f"torch {record['versions']['torch']}, {record['date'][:10]}"
     )
     body += [_text(10, 18, "Time of one call", weight="bold"), _text(10, height - 12, where, 11)]
     wide = _LEFT + _WIDTH + 80

@@ -52,7 +52,7 @@ class RecToolsSASRec:
 
     @torch.no_grad()
     def vectors(self, histories: list[list[int]]) -> tuple[Tensor, Tensor]:
-        """Of users and of items 1 ... V."""
+        """Of users and of items 1 ... V; ranked by them, users get what ``recommend`` gives."""
         network, length = self.model.torch_model.eval(), self.settings.max_length
         rows = self.model.data_preparator.item_id_map.to_internal
         row_of = {item: int(row) for item, row in rows.items() if isinstance(item, int)}

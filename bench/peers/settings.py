@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import resource
+import re
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -110,8 +111,14 @@ def ndcg_and_hit_rate(peer: Peer, split: Split, k: int = 20) -> dict[str, float]
 
 
 def peak_memory() -> int:
-    """The greatest resident set so far, in bytes (Linux counts KiB)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """The greatest resident set so far, in bytes.
+
+    Not ``ru_maxrss``, which begins with that of the process that started this one.
+    """
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+    assert found is not None, "this system does not tell a process its peak"
+    return int(found.group(1)) * 1024
 
 
 def about(data: InteractionData) -> dict[str, Any]:

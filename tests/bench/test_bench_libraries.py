@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 if not (ROOT / "bench").is_dir():
     pytest.skip("the benchmarks are not here", allow_module_level=True)
 from adarec_fast.data import InteractionData, Split, synthetic, write_sequences  # noqa: E402
-from bench.peers.__main__ import main, row, worker  # noqa: E402
+from bench.peers.cli import main, row, worker  # noqa: E402
 from bench.peers.ours import Ours, PlainSASRec  # noqa: E402
 from bench.peers.settings import Clock, Settings, ndcg_and_hit_rate, training_part  # noqa: E402
 from bench.peers.worker import run  # noqa: E402

@@ -118,7 +118,9 @@ def switched(name: str) -> list[dict[str, Any]]:
         and (field.annotation is bool or typing.get_origin(field.annotation) is Literal)
     }
     # What goes with another value of another option alone.
-    needs = {("level_readout", "deepest"): {"moe": False}}
+    needs: dict[tuple[str, Any], dict[str, Any]] = {("level_readout", "deepest"): {"moe": False}}
+    if name == "adarec-iocrec":
+        needs["prediction", "backbone"] = {"supervision": "prefix"}
     return [{}, *({key: value, **needs.get((key, value), {})}
                   for key, values in choices.items() for value in values)]  # fmt: skip
 
