@@ -59,6 +59,13 @@ def row(found: list[dict[str, Any]]) -> dict[str, Any]:
     return result
 
 
+def _command(files: list[Path | None]) -> str:
+    """As it was typed, with the files' names in place of where they are."""
+    short = {str(file): file.name for file in files if file is not None}
+    words = [short.get(word, word) for word in sys.argv[1:]]
+    return shlex.join(["python", "-m", "bench.peers", *words])
+
+
 def main() -> int:
     """Time all in turns, train some of them, print, and perhaps save."""
     parser = argparse.ArgumentParser(prog="python -m bench.peers")
@@ -82,9 +89,7 @@ def main() -> int:
         "device": "cpu",
         "slug": f"peers-{slug('cpu')}",
         "date": records.now(),
-        "command": shlex.join(["python", "-m", "bench.peers", *sys.argv[1:]]).replace(
-            str(given.data), given.data.name
-        ),
+        "command": _command([given.data, given.train_data]),
         **describe("cpu"),
         "peaks": measure_peaks("cpu"),
         "threads": given.threads,
