@@ -16,8 +16,8 @@ and L_cluster's second mean runs over all K^2 pairs, the diagonal among them.
 
 Hyper-parameters of the code: layers as ICLRec; K = 256 on Beauty and Yelp, 512 on Sports and Toys;
 ``fusion="shift"`` on Beauty; lambda_cluster 10 on Beauty, 1 on Sports and Toys, 0.1 on Yelp.
-Beauty's 10 is not for means without padding: L_cluster is least, -1/2, where all users are one
-point, and at that weight training goes there. ``reproduce`` has 0.1.
+L_cluster is least, -1/2, where all users are one point; with Beauty's 10 our one run went there,
+perhaps since padding has no part in our means. ``reproduce`` has 0.1, a choice of ours.
 """
 
 from __future__ import annotations
