@@ -24,6 +24,7 @@
 #include "bindings/mlp_expert_pooled.cpp"
 #include "bindings/moe_aggregate.cpp"
 #include "bindings/moe_aggregate_autograd.cpp"
+#include "bindings/request.cpp"
 #include "bindings/score_topk.cpp"
 #include "bindings/wide_normals.cpp"
 #include "cpu/parallel.h"

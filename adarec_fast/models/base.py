@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..config import ConfigError, ModelConfig, listed_fields
 from ..data import Batch, EvaluationBatch, ItemFeatures, Split, Vocabulary
+from ..ops.serving import RequestParts
 from ..ragged import brief
 from .memory import Memory
 from .recommends import Recommends
@@ -370,6 +371,12 @@ class SequenceModel(Recommends):
     def plan(self) -> Plan | None:
         """:meth:`explain` in evaluation mode with every argument bound once, for serving; it never
         waits for the device where the ops do not. None: there is none for this configuration."""
+        return None
+
+    def request_parts(self) -> RequestParts | None:
+        """What a whole request is computed from by one call into the C++ extension, where that
+        gives what :meth:`plan` does with scores by products; None: its ops are called one by one.
+        """
         return None
 
     def user_graph(self) -> UserGraph:

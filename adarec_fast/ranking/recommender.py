@@ -19,6 +19,7 @@ from ..models.limits import Allowed, Limits
 from ..models.own_ids import Question, UnknownItems
 from ..ops import choose, synchronising
 from ..ops._library import implementation, on_cuda
+from ..ops.serving import MOST_USERS, Serving
 from ..ops.score_topk import best_of_several
 from ..packed.score_topk import CHUNK_ELEMENTS
 from ..precision import computing, ranking
@@ -51,8 +52,8 @@ class _Replay(NamedTuple):
 class Recommender(Asking):
     """Top-k recommendation with everything prepared that does not depend on the user.
 
-    The weights are read where they are, what is derived from them (biases of levels and of
-    lengths) is computed here once: make another recommender after training on. On CUDA each
+    What is derived from the weights is computed here once (for few users on a CPU with the C++
+    extension, a packed copy of them): make another recommender after training on. On CUDA each
     bucket of shapes becomes a graph on its second use; threads take turns at the graphs.
 
     It may be pickled, for a process that is spawned. One that is forked off computes on one thread,
@@ -61,6 +62,10 @@ class Recommender(Asking):
     Args:
         model: in whatever mode, which stays as it is; evaluated in evaluation mode.
         batch_size: users computed at once; more are taken in turn.
+        screened: whether the rankings of a few users, where the C++ extension makes them, read an
+            int8 copy of the item table first, D + 8 bytes an item, and in float32 those items alone
+            that can be among the k best: the same rankings to the last bit. Without it they read
+            the table, 4 D bytes an item.
 
     Raises:
         ValueError: ``batch_size`` is under 1.
@@ -72,13 +77,15 @@ class Recommender(Asking):
     """
 
     @on_cpu()
-    def __init__(self, model: SequenceModel, *, batch_size: int = 1024) -> None:
+    def __init__(
+        self, model: SequenceModel, *, batch_size: int = 1024, screened: bool = True
+    ) -> None:
         if not isinstance(model, SequenceModel):
             raise ValueError(f"model is a {type(model).__name__}; it must be a SequenceModel")
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size={batch_size!r} must be an int of at least 1")
         self.model = model = evaluating(model)
-        self.batch_size = batch_size
+        self.batch_size, self.screened = batch_size, screened
         config, self._device = model.config, model.device
         weight = model.table() if model.by_products else torch.empty(
             0, dtype=torch.float32, device=self._device
@@ -94,6 +101,7 @@ class Recommender(Asking):
         chosen = choose(op, config.backend, self._device.type, weight.dtype)
         if chosen != "reference":
             self._topk = implementation(op, chosen).fwd
+        self._whole = None if planned is None else self._packed()
         self._replays: dict[tuple[int, ...], _Replay] | None = None
         if on_cuda(self._device) and planned is not None:
             waits = synchronising(config.backend, "cuda", weight.dtype)
@@ -107,6 +115,17 @@ class Recommender(Asking):
             # torch.cuda.graph's own stream is on whatever device was current at its first use.
             self._stream = torch.cuda.Stream(self._device)
 
+    @torch.inference_mode()
+    def _packed(self) -> Serving | None:
+        """What answers few users by one call, where the extension's kernels can."""
+        parts, memory = self.model.request_parts(), self._memory
+        backend = self.model.config.backend
+        if not Serving.suits(parts, self._items, backend, memory is not None):
+            return None
+        assert parts is not None
+        reads = None if memory is None else memory.reads()
+        return Serving(parts, self._items, reads, screened=self.screened)
+
     def __repr__(self) -> str:
         model, config = self.model, self.model.config
         return (
@@ -118,7 +137,7 @@ class Recommender(Asking):
 
     def __reduce__(self) -> Any:
         # What is prepared is of this machine: another process, or a copy, prepares its own.
-        return _prepared, (self.model, self.batch_size)
+        return _prepared, (self.model, self.batch_size, self.screened)
 
     @overload
     def recommend(
@@ -132,7 +151,6 @@ class Recommender(Asking):
         allow: Any = None, mask: Any = None, own_ids: bool | None = None,
         unknown_items: UnknownItems = "refuse",
     ) -> Any: ...
-    @on_cpu()
     def recommend(
         self,
         histories: Any,
@@ -182,10 +200,32 @@ class Recommender(Asking):
             >>> recommender.recommend([[1, 9], [4]], k=5).items.shape
             torch.Size([2, 5])
         """
-        vocabulary = self.model.item_vocabulary
-        question = Question.of(histories, vocabulary, own_ids, unknown_items)
-        found = self._answered(question, k, exclude_seen, exclude, allow, mask)
-        return question.answer(*found) if question.ids.own else found
+        plain = exclude is None and allow is None and mask is None and not own_ids
+        if plain and self._whole is not None and unknown_items == "refuse":
+            ranking = self._at_once(self._whole, histories, k, exclude_seen)
+            if ranking is not None:
+                return ranking
+        with on_cpu():
+            vocabulary = self.model.item_vocabulary
+            question = Question.of(histories, vocabulary, own_ids, unknown_items)
+            found = self._answered(question, k, exclude_seen, exclude, allow, mask)
+            return question.answer(*found) if question.ids.own else found
+
+    def _at_once(
+        self, whole: Serving, histories: Any, k: Any, exclude_seen: bool
+    ) -> Ranking | None:
+        """The answer to one list or to a pair of tensors as it stands, for few users; None where
+        it needs to be looked at, or refused."""
+        if type(histories) is list:
+            return _told(whole.of_lists(histories, k, exclude_seen))
+        if type(histories) is not tuple or len(histories) != 2 or type(k) is not int:
+            return None
+        values, offsets = histories
+        if not (type(values) is type(offsets) is Tensor) or not exclude_seen:
+            return None
+        if not 2 <= offsets.numel() <= MOST_USERS + 1:
+            return None
+        return _told(whole.answer(values, offsets, None, None, k))
 
     @torch.inference_mode()
     def _answered(
@@ -253,6 +293,10 @@ class Recommender(Asking):
         if more is not None:
             further = ragged.Jagged(*(tensor.to(values.device) for tensor in more))
             seen, seen_offsets = ragged.joined(ragged.Jagged(seen, seen_offsets), further)
+        if self._whole is not None and allowed is None and 2 <= offsets.shape[0] <= MOST_USERS + 1:
+            ranking = _told(self._whole.answer(values, offsets, seen, seen_offsets, k))
+            if ranking is not None:
+                return ranking
         limit = self.model.config.max_length
         if crop and offsets.shape[0] == 2:
             if values.shape[0] > limit:
@@ -418,5 +462,12 @@ class Recommender(Asking):
         return _Replay(request, graph, whole, found, tuple(told))
 
 
-def _prepared(model: SequenceModel, batch_size: int) -> Recommender:
-    return Recommender(model, batch_size=batch_size)
+def _told(found: tuple[Tensor, Tensor, Tensor] | None) -> Ranking | None:
+    if found is None:
+        return None
+    scores, items, depth = found
+    return Ranking(items, scores, {"depth": depth} if depth.shape[0] else {})
+
+
+def _prepared(model: SequenceModel, batch_size: int, screened: bool) -> Recommender:
+    return Recommender(model, batch_size=batch_size, screened=screened)

@@ -105,18 +105,31 @@ struct Cell {
 
 int64_t depth_controller_kept(const DepthController& op) { return 4 * padded(op.hidden); }
 
+DepthControllerWeights depth_controller_pack(const DepthController& op, Scratch& scratch) {
+  const Sizes s = make_sizes(op);
+  DepthControllerWeights w{};
+  w.w_ih_t = pack_transposed(op.w_ih, 3, s.g, s.d, scratch);
+  float* b_hh = scratch.take(s.gates);
+  load_gates(op.b_hh, s, b_hh);
+  w.b_hh = b_hh;
+  w.w_hh_t = pack_transposed(op.w_hh, 3, s.g, s.g, scratch);
+  w.w_out_t = pack_transposed(op.w_out, 1, s.o, s.g, scratch);
+  float* b_out = scratch.take(s.op);
+  load_row(op.b_out, false, 0, s.o, s.op, b_out);
+  w.b_out = b_out;
+  return w;
+}
+
 void depth_controller_forward(const DepthController& op, float* logits, float* hidden,
                               float* kept) {
+  Scratch shared;
+  depth_controller_forward(op, depth_controller_pack(op, shared), logits, hidden, kept);
+}
+
+void depth_controller_forward(const DepthController& op, const DepthControllerWeights& weights,
+                              float* logits, float* hidden, float* kept) {
   const Sizes s = make_sizes(op);
   const std::vector<int64_t> order = by_length(op);
-  Scratch shared;
-  const float* w_ih_t = pack_transposed(op.w_ih, 3, s.g, s.d, shared);
-  const float* w_hh_t = pack_transposed(op.w_hh, 3, s.g, s.g, shared);
-  const float* w_out_t = pack_transposed(op.w_out, 1, s.o, s.g, shared);
-  float* b_hh = shared.take(s.gates);
-  load_gates(op.b_hh, s, b_hh);
-  float* b_out = shared.take(s.op);
-  load_row(op.b_out, false, 0, s.o, s.op, b_out);
 
   parallel_for(block_count(op), [&](int64_t index) {
     const Block block = make_block(op, order, index);
@@ -133,12 +146,12 @@ void depth_controller_forward(const DepthController& op, float* logits, float* h
     load_bias(op, s, block, bias);
     for (const Steps& chunk : block.chunks) {
       load_tokens(op, s, block, chunk, x);
-      input_product(s, block, chunk, w_ih_t, bias, x, input);
+      input_product(s, block, chunk, weights.w_ih_t, bias, x, input);
       const float* in = input;
       for (int step = chunk.begin; step < chunk.end; ++step) {
         const int running = block.running[step];
-        set_rows(running, s.gates, b_hh, recurrent, s.gates);
-        gemm_nn(running, s.gates, s.g, state, s.gp, w_hh_t, s.gates, recurrent, s.gates, 1);
+        set_rows(running, s.gates, weights.b_hh, recurrent, s.gates);
+        gemm_nn(running, s.gates, s.g, state, s.gp, weights.w_hh_t, s.gates, recurrent, s.gates, 1);
         for (int i = 0; i < running; ++i, in += s.gates) {
           const float* rec = recurrent + i * s.gates;
           const int64_t token = block.first[i] + step;
@@ -155,8 +168,8 @@ void depth_controller_forward(const DepthController& op, float* logits, float* h
       }
     }
     scale_rows(count, s.gp, mean_scales(block, op, scratch), pooled);
-    set_rows(count, s.op, b_out, output, s.op);
-    gemm_nn(count, s.op, s.g, pooled, s.gp, w_out_t, s.op, output, s.op, 1);
+    set_rows(count, s.op, weights.b_out, output, s.op);
+    gemm_nn(count, s.op, s.g, pooled, s.gp, weights.w_out_t, s.op, output, s.op, 1);
     for (int i = 0; i < count; ++i)
       store_row(output + i * s.op, false, block.sequence[i], s.o, logits);
   });

@@ -5,6 +5,8 @@
 
 namespace adarec {
 
+class Scratch;
+
 // The call's arguments; sizes and values have been checked. Gates in torch.nn.GRU's order.
 struct DepthController {
   int64_t tokens, sequences, size, hidden, depths;  // N, B, D, G, T + 1
@@ -19,6 +21,12 @@ struct DepthControllerGradients {
   float *embeddings, *sequence_bias, *w_ih, *w_hh, *b_hh, *w_out, *b_out;
 };
 
+// The weights as the forward pass reads them, packed into the scratch they are taken from.
+struct DepthControllerWeights {
+  const float *w_ih_t, *b_hh, *w_hh_t, *w_out_t, *b_out;
+};
+DepthControllerWeights depth_controller_pack(const DepthController& op, Scratch& scratch);
+
 // Floats a token that the forward pass can leave for the backward pass.
 int64_t depth_controller_kept(const DepthController& op);
 
@@ -27,6 +35,9 @@ int64_t depth_controller_kept(const DepthController& op);
 // have the same bits.
 void depth_controller_forward(const DepthController& op, float* logits, float* hidden,
                               float* kept);
+// The same on packed weights; those of op are not read.
+void depth_controller_forward(const DepthController& op, const DepthControllerWeights& weights,
+                              float* logits, float* hidden, float* kept);
 void depth_controller_backward(const DepthController& op, const float* grad_logits,
                                const float* hidden, const float* kept,
                                const DepthControllerGradients& out);

@@ -35,8 +35,8 @@ void hidden_keep(const EncoderLayer& op, const Sizes& s, const Plan& plan, const
   }
 }
 
-// y = LayerNorm(base + scale * keep (branch + shift)) by rows, shift being the bias of the linear
-// layer that made the branch. keep, xhat and rstd may be null, y may be branch.
+}  // namespace
+
 void add_norm(int64_t rows, const Sizes& s, const float* base, const float* branch,
               const float* shift, const LaneBits* keep, float scale, const float* gain,
               const float* bias, const float* valid, float eps, float* xhat, float* rstd,
@@ -73,8 +73,6 @@ void add_norm(int64_t rows, const Sizes& s, const float* base, const float* bran
   }
 }
 
-}  // namespace
-
 void tile_forward(const EncoderLayer& op, const Sizes& s, const Weights& weights, const Plan& plan,
                   const Tile& tile, const Workspace& w) {
   const int rows = tile.rows;
@@ -101,14 +99,9 @@ void tile_forward(const EncoderLayer& op, const Sizes& s, const Weights& weights
            weights.ln2_b, weights.valid, op.eps, w.xhat2, w.rstd2, w.y);
 }
 
-}  // namespace encoder
-
-void encoder_layer_forward(const EncoderLayer& op, void* y, float* kept) {
-  using namespace encoder;
-  const Sizes s = make_sizes(op);
+void forward(const EncoderLayer& op, const Sizes& s, const Weights& weights, void* y,
+             float* kept) {
   const Plan plan = make_plan(op);
-  Scratch shared;
-  const Weights weights = pack_weights(op, s, false, shared);
   parallel_for(static_cast<int64_t>(plan.tiles.size()), [&](int64_t t) {
     Scratch scratch;
     Workspace w = make_workspace(op, s, plan, false, scratch);
@@ -124,6 +117,14 @@ void encoder_layer_forward(const EncoderLayer& op, void* y, float* kept) {
       store_row(w.y + from * s.dp, op.bf16, to, s.d, y);
     });
   });
+}
+
+}  // namespace encoder
+
+void encoder_layer_forward(const EncoderLayer& op, void* y, float* kept) {
+  const encoder::Sizes s = encoder::make_sizes(op);
+  Scratch shared;
+  encoder::forward(op, s, encoder::pack_weights(op, s, false, shared), y, kept);
 }
 
 }  // namespace adarec

@@ -153,6 +153,16 @@ void readout_backward(const EncoderLayer& op, const Sizes& s, const Weights& wei
 void tile_forward(const EncoderLayer& op, const Sizes& s, const Weights& weights, const Plan& plan,
                   const Tile& tile, const Workspace& w);
 
+// The whole forward pass on packed weights; y and kept as in encoder_layer_forward().
+void forward(const EncoderLayer& op, const Sizes& s, const Weights& weights, void* y, float* kept);
+
+// y = LayerNorm(base + scale * keep (branch + shift)) by rows [dp], shift being the bias of the
+// linear layer that made the branch. keep, xhat and rstd may be null, y may be branch.
+void add_norm(int64_t rows, const Sizes& s, const float* base, const float* branch,
+              const float* shift, const LaneBits* keep, float scale, const float* gain,
+              const float* bias, const float* valid, float eps, float* xhat, float* rstd,
+              float* y);
+
 // Calls body(row of x, row of y, row of the tile) for a tile's query rows; x is [K, N, D], y the
 // same or, if last_only, [K, B, D].
 template <typename Body>

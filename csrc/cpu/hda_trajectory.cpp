@@ -41,19 +41,14 @@ struct Shared {
   Philox philox;
   bool noisy;
 
-  Shared(const HDATrajectory& o, Scratch& scratch)
+  Shared(const HDATrajectory& o, const HDATrajectoryWeights& weights, Scratch& scratch)
       : op(o),
         tiles(make_token_tiles(o.sequences, o.offsets, o.depth, o.levels, false, tile_rows(o),
                                scratch)),
+        w1_t(weights.w1_t),
+        w2_t(weights.w2_t),
         philox(o.seed, kStreamNoise, o.size),
-        noisy(o.noise != nullptr || o.seeded) {
-    float* first = scratch.take(std::int64_t{o.size} * o.hidden);
-    float* second = scratch.take(std::int64_t{o.size} * o.hidden);
-    transpose(o.hidden, o.size, o.w1, first);
-    transpose(o.size, o.hidden, o.w2, second);
-    w1_t = first;
-    w2_t = second;
-  }
+        noisy(o.noise != nullptr || o.seeded) {}
 };
 
 // One tile: its rows of E, and what a level leaves behind for its backward pass.
@@ -329,9 +324,23 @@ void backward_tile(const Shared& shared, std::int64_t index, const float* grad_x
 
 std::int64_t hda_trajectory_kept(const HDATrajectory& op) { return op.hidden + 2 * op.size; }
 
+HDATrajectoryWeights hda_trajectory_pack(const HDATrajectory& op, Scratch& scratch) {
+  float* w1_t = scratch.take(std::int64_t{op.size} * op.hidden);
+  float* w2_t = scratch.take(std::int64_t{op.size} * op.hidden);
+  transpose(op.hidden, op.size, op.w1, w1_t);
+  transpose(op.size, op.hidden, op.w2, w2_t);
+  return {w1_t, w2_t};
+}
+
 void hda_trajectory_forward(const HDATrajectory& op, float* x0, float* error, float* kept) {
   Scratch scratch;
-  const Shared shared(op, scratch);
+  hda_trajectory_forward(op, hda_trajectory_pack(op, scratch), x0, error, kept);
+}
+
+void hda_trajectory_forward(const HDATrajectory& op, const HDATrajectoryWeights& weights,
+                            float* x0, float* error, float* kept) {
+  Scratch scratch;
+  const Shared shared(op, weights, scratch);
   if (!shared.noisy) kept = nullptr;
   parallel_for(shared.tiles.tiles(),
                [&](std::int64_t t) { forward_tile(shared, t, x0, error, kept); });
@@ -342,7 +351,7 @@ void hda_trajectory_backward(const HDATrajectory& op, const float* grad_x0,
                              const float* grad_error, const float* kept,
                              const HDATrajectoryGradients& out) {
   Scratch scratch;
-  const Shared shared(op, scratch);
+  const Shared shared(op, hda_trajectory_pack(op, scratch), scratch);
   if (!shared.noisy) kept = nullptr;
   const Sums at(op);
   const GroupSums groups(shared.tiles.tiles(), at.floats, scratch);

@@ -25,19 +25,14 @@ struct Shared {
   Philox philox;
   Dropout dropout;
 
-  Shared(const MLPExpert& o, Scratch& scratch)
+  Shared(const MLPExpert& o, const MLPExpertWeights& weights, Scratch& scratch)
       : op(o),
         tiles(make_token_tiles(o.sequences, o.offsets, o.depth, o.levels, o.last_only,
                                tile_rows(o), scratch)),
+        w1_t(weights.w1_t),
+        w2_t(weights.w2_t),
         philox(o.seed, o.stream, o.size),
-        dropout(o.dropout) {
-    float* first = scratch.take(std::int64_t{o.size} * o.hidden);
-    float* second = scratch.take(std::int64_t{o.size} * o.hidden);
-    transpose(o.hidden, o.size, o.w1, first);
-    transpose(o.size, o.hidden, o.w2, second);
-    w1_t = first;
-    w2_t = second;
-  }
+        dropout(o.dropout) {}
 
   float* row(float* planes, int k, std::int64_t row, std::int64_t rows) const {
     return planes + (k * rows + row) * op.size;
@@ -285,16 +280,30 @@ std::int64_t mlp_expert_kept(const MLPExpert& op) {
   return op.hidden + op.size + 1 + (op.size + 31) / 32;
 }
 
+MLPExpertWeights mlp_expert_pack(const MLPExpert& op, Scratch& scratch) {
+  float* w1_t = scratch.take(std::int64_t{op.size} * op.hidden);
+  float* w2_t = scratch.take(std::int64_t{op.size} * op.hidden);
+  transpose(op.hidden, op.size, op.w1, w1_t);
+  transpose(op.size, op.hidden, op.w2, w2_t);
+  return {w1_t, w2_t};
+}
+
 void mlp_expert_forward(const MLPExpert& op, float* y, float* kept) {
   Scratch scratch;
-  const Shared shared(op, scratch);
+  mlp_expert_forward(op, mlp_expert_pack(op, scratch), y, kept);
+}
+
+void mlp_expert_forward(const MLPExpert& op, const MLPExpertWeights& weights, float* y,
+                        float* kept) {
+  Scratch scratch;
+  const Shared shared(op, weights, scratch);
   parallel_for(shared.tiles.tiles(), [&](std::int64_t t) { forward_tile(shared, t, y, kept); });
 }
 
 void mlp_expert_backward(const MLPExpert& op, const float* grad_y, const float* kept,
                          const MLPExpertGradients& out) {
   Scratch scratch;
-  const Shared shared(op, scratch);
+  const Shared shared(op, mlp_expert_pack(op, scratch), scratch);
   const Sums at(op);
   const GroupSums groups(shared.tiles.tiles(), at.floats, scratch);
   if (op.last_only) clear_earlier_tokens(op, out.x);

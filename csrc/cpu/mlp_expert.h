@@ -8,6 +8,8 @@
 
 namespace adarec {
 
+class Scratch;
+
 // The call's arguments; sizes and values have been checked.
 struct MLPExpert {
   std::int64_t levels, tokens, sequences;  // K, N, B
@@ -31,6 +33,12 @@ struct MLPExpertGradients {
   float *x, *w1, *b1, *w2, *b2, *ln_w, *ln_b;
 };
 
+// The weights as the forward pass reads them, packed into the scratch they are taken from.
+struct MLPExpertWeights {
+  const float *w1_t, *w2_t;  // [D, H], [H, D]
+};
+MLPExpertWeights mlp_expert_pack(const MLPExpert& op, Scratch& scratch);
+
 // Floats a row of y that the forward pass can leave for the backward pass.
 std::int64_t mlp_expert_kept(const MLPExpert& op);
 
@@ -38,6 +46,9 @@ std::int64_t mlp_expert_kept(const MLPExpert& op);
 // gradient of x as well. kept: [rows of y, mlp_expert_kept(op)], or null: the backward pass computes
 // what it needs again. Both ways have the same bits.
 void mlp_expert_forward(const MLPExpert& op, float* y, float* kept);
+// The same on packed weights; w1 and w2 of op are not read.
+void mlp_expert_forward(const MLPExpert& op, const MLPExpertWeights& weights, float* y,
+                        float* kept);
 void mlp_expert_backward(const MLPExpert& op, const float* grad_y, const float* kept,
                          const MLPExpertGradients& out);
 

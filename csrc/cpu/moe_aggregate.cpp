@@ -103,9 +103,33 @@ void forward_tile(Tile& tile, const MoEAggregateOut& out, float* kept, const Buf
 
 }  // namespace
 
+MoEAggregateWeights moe_aggregate_pack(const MoEAggregate& op, Scratch& scratch) {
+  const int dim = static_cast<int>(op.dim), hidden = static_cast<int>(op.hidden);
+  float* router_t = scratch.take(dim * hidden);
+  float* gate_t = scratch.take(dim * dim);
+  float* level_gate = scratch.take(op.levels);
+  const MoEAggregateWeights weights{router_t, gate_t, level_gate};
+  transpose_rows(dim, dim, op.gate_w, dim, gate_t, dim);
+  if (op.pooled.data != nullptr) {
+    transpose_rows(hidden, dim, op.router_w1, dim, router_t, hidden);
+    return weights;
+  }
+  const Plan plan(op, weights);
+  Scratch local;
+  const float* none = local.zeros(hidden);
+  for (std::int64_t k = 0; k < op.levels; ++k)
+    level_gate[k] = sigmoid_of(plan.routed(none, op.router_level_bias + k * hidden));
+  return weights;
+}
+
 void moe_aggregate_forward(const MoEAggregate& op, const MoEAggregateOut& out, float* kept) {
   Scratch scratch;
-  const Plan plan(op, scratch);
+  moe_aggregate_forward(op, moe_aggregate_pack(op, scratch), out, kept);
+}
+
+void moe_aggregate_forward(const MoEAggregate& op, const MoEAggregateWeights& weights,
+                           const MoEAggregateOut& out, float* kept) {
+  const Plan plan(op, weights);
   const std::int64_t rows = op.rows * op.dim * 4;  // bytes
   touch({{out.user.data, out.user.bf16 ? rows / 2 : rows}, {out.z_fine, rows},
          {out.z_coarse, rows}});

@@ -5,6 +5,8 @@
 
 namespace adarec {
 
+class Scratch;
+
 // Rows of float32, or of bfloat16.
 struct Rows {
   void* data;
@@ -40,6 +42,13 @@ struct MoEAggregateGradients {
   float *router_w1, *router_level_bias, *router_w2, *router_b2, *gate_w, *gate_b;
 };
 
+// The weights as both passes read them, packed into the scratch they are taken from, and a gate a
+// level [K] where there is no content.
+struct MoEAggregateWeights {
+  const float *router_t, *gate_t, *level_gate;  // [D, H], [D, D]
+};
+MoEAggregateWeights moe_aggregate_pack(const MoEAggregate& op, Scratch& scratch);
+
 // Floats that the forward pass can leave for the backward pass: the final gates [R, D] and, where
 // there is content, the router's hidden layer and the slope of its SiLU, [K, R, 2, H].
 inline std::int64_t moe_aggregate_kept(const MoEAggregate& op) {
@@ -49,6 +58,9 @@ inline std::int64_t moe_aggregate_kept(const MoEAggregate& op) {
 // kept: [moe_aggregate_kept(op)], or null: the backward pass computes what it needs again. Both
 // ways have the same bits.
 void moe_aggregate_forward(const MoEAggregate& op, const MoEAggregateOut& out, float* kept);
+// The same on packed weights; router_w1 and gate_w of op are not read.
+void moe_aggregate_forward(const MoEAggregate& op, const MoEAggregateWeights& weights,
+                           const MoEAggregateOut& out, float* kept);
 void moe_aggregate_backward(const MoEAggregate& op, const MoEAggregateGradients& grad,
                             const float* kept);
 

@@ -232,7 +232,7 @@ void backward_tile(Tile& tile, const MoEAggregateGradients& grad, const float* k
 void moe_aggregate_backward(const MoEAggregate& op, const MoEAggregateGradients& grad,
                             const float* kept) {
   Scratch scratch;
-  const Plan plan(op, scratch);
+  const Plan plan(op, moe_aggregate_pack(op, scratch));
   const bool content = op.pooled.data != nullptr;
   const std::int64_t groups = std::max<std::int64_t>(1, std::min(plan.tiles(), kGroups));
   const std::int64_t size = Share::size(op);

@@ -57,25 +57,12 @@ inline const float* read(const Rows& rows, std::int64_t row, std::int64_t dim, f
   return buffer;
 }
 
-// What both passes need: transposed weights, and a gate a level where there is no content.
-struct Plan {
+// What both passes need.
+struct Plan : MoEAggregateWeights {
   const MoEAggregate& op;
-  float *router_t, *gate_t, *level_gate;
 
-  Plan(const MoEAggregate& op_in, Scratch& scratch) : op(op_in) {
-    const int dim = static_cast<int>(op.dim), hidden = static_cast<int>(op.hidden);
-    gate_t = scratch.take(dim * dim);
-    transpose_rows(dim, dim, op.gate_w, dim, gate_t, dim);
-    router_t = scratch.take(dim * hidden);
-    level_gate = scratch.take(op.levels);
-    if (op.pooled.data != nullptr) {
-      transpose_rows(hidden, dim, op.router_w1, dim, router_t, hidden);
-      return;
-    }
-    const float* none = scratch.zeros(hidden);
-    for (std::int64_t k = 0; k < op.levels; ++k)
-      level_gate[k] = sigmoid_of(routed(none, op.router_level_bias + k * hidden));
-  }
+  Plan(const MoEAggregate& op_in, const MoEAggregateWeights& weights)
+      : MoEAggregateWeights(weights), op(op_in) {}
 
   // The router's logit from its hidden layer before SiLU, the level's bias still to be added. kept:
   // null, or where the layer behind SiLU and SiLU's slope are to be, [2, H].

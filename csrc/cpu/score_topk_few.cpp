@@ -1,15 +1,12 @@
 // The k best items of a few users: the catalogue is shared out among the threads, each share has its
 // own candidates, and a user's are put together at the end.
-//
-// Vectors run over items. A block of their embeddings is transposed in registers, so that a score
-// is summed over the dimensions in the order of score_topk.cpp's products: the same bits, whoever
-// else is in the batch.
 #include <algorithm>
 #include <limits>
 
 #include "catalogue.h"
 #include "parallel.h"
 #include "topk_list.h"
+#include "topk_scores.h"
 #include "vec.h"
 
 namespace adarec {
@@ -19,45 +16,6 @@ using namespace topk;
 
 constexpr std::int64_t kBlocks = 16;   // of kWidth items: a tile
 constexpr std::int64_t kShares = 16;   // of the catalogue, whatever the thread count
-constexpr int kAlone = 4;              // blocks whose sums are made together for one user
-constexpr std::int64_t kRun = 128;     // dimensions summed before they are added, as in gemm.h
-
-// Scores of B blocks of kWidth items for every user; of one block there may be fewer items, at the
-// catalogue's end. The sums of a block wait for each other, those of several do not.
-template <int B>
-void score_blocks(const TopK& op, std::int64_t item, int items, float* scores, std::int64_t ld) {
-  const float* rows = op.item_vectors + (item + 1) * op.dim;
-  Vec total[B][kFewUsers], sum[B][kFewUsers];
-  for (std::int64_t begin = 0; begin < op.dim; begin += kRun) {
-    const std::int64_t end = std::min(op.dim, begin + kRun);
-    for (int b = 0; b < B; ++b)
-      for (std::int64_t u = 0; u < op.users; ++u) sum[b][u] = zero();
-    for (std::int64_t d = begin; d < end; d += kWidth) {
-      const int wide = static_cast<int>(std::min<std::int64_t>(kWidth, end - d));
-      for (int b = 0; b < B; ++b) {
-        const float* block = rows + b * kWidth * op.dim + d;
-        Vec square[kWidth];
-        if (items == B * kWidth && wide == kWidth) {
-          for (int i = 0; i < kWidth; ++i) square[i] = load(block + i * op.dim);
-        } else {
-          const Mask m = first(wide);
-          for (int i = 0; i < kWidth; ++i)
-            square[i] = b * kWidth + i < items ? load(block + i * op.dim, m) : zero();
-        }
-        transpose_lanes(square);
-        for (std::int64_t u = 0; u < op.users; ++u) {
-          const float* user = op.user_vectors + u * op.dim + d;
-          for (int j = 0; j < wide; ++j) sum[b][u] = fma(set1(user[j]), square[j], sum[b][u]);
-        }
-      }
-    }
-    for (int b = 0; b < B; ++b)
-      for (std::int64_t u = 0; u < op.users; ++u)
-        total[b][u] = begin == 0 ? sum[b][u] : total[b][u] + sum[b][u];
-  }
-  for (int b = 0; b < B; ++b)
-    for (std::int64_t u = 0; u < op.users; ++u) store(scores + u * ld + b * kWidth, total[b][u]);
-}
 
 // What is known of one user's best in a share of the catalogue.
 struct Candidates {
@@ -108,13 +66,7 @@ void score_topk_few(const TopK& op) {
     }
     for (std::int64_t item = begin; item < end; item += kTile) {
       const int items = static_cast<int>(std::min(kTile, end - item));
-      int i = 0;
-      // Several users' sums are enough that do not wait for each other.
-      if (op.users == 1)
-        for (; i + kAlone * kWidth <= items; i += kAlone * kWidth)
-          score_blocks<kAlone>(op, item + i, kAlone * kWidth, scores + i, kTile);
-      for (; i < items; i += kWidth)
-        score_blocks<1>(op, item + i, std::min(kWidth, items - i), scores + i, kTile);
+      score_items(op, item, items, scores, kTile);
       for (std::int64_t u = 0; u < op.users; ++u) {
         float* line = scores + u * kTile;
         for (; cursor[u] != seen + op.seen_offsets[u + 1] && *cursor[u] <= item + items; ++cursor[u])

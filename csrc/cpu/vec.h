@@ -174,6 +174,20 @@ inline float largest(Vec v) {
 
 #endif
 
+#if ADAREC_AVX512 || ADAREC_AVX2
+// sum + the products of a lane's two int8 (2 kWidth of them, a lane's side by side) and the two int16
+// of `pair`, the first in its low half.
+inline IVec add_products(IVec sum, const std::int8_t* codes, std::int32_t pair) {
+#if ADAREC_AVX512
+  const __m256i narrow = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes));
+  return sum + (IVec)_mm512_madd_epi16(_mm512_cvtepi8_epi16(narrow), _mm512_set1_epi32(pair));
+#else
+  const __m128i narrow = _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes));
+  return sum + (IVec)_mm256_madd_epi16(_mm256_cvtepi8_epi16(narrow), _mm256_set1_epi32(pair));
+#endif
+}
+#endif
+
 // The mask of the vector-th vector, written in the order of vectors.
 inline void put_bits(LaneBits* to, std::int64_t vector, Mask m) {
   LaneBits& word = to[vector / kShared];

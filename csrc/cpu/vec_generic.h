@@ -45,6 +45,11 @@ inline Vec round(Vec a) {
 }
 inline Vec to_float(IVec a) { return __builtin_convertvector(a, Vec); }
 inline IVec to_int(Vec a) { return __builtin_convertvector(round(a), IVec); }
+inline IVec add_products(IVec sum, const std::int8_t* codes, std::int32_t pair) {
+  const std::int32_t low = static_cast<std::int16_t>(pair & 0xffff), high = pair >> 16;
+  return sum + IVec{codes[0], codes[2], codes[4], codes[6]} * low +
+         IVec{codes[1], codes[3], codes[5], codes[7]} * high;
+}
 inline std::uint32_t bits(Mask m) {
   return static_cast<std::uint32_t>((m[0] & 1) | (m[1] & 2) | (m[2] & 4) | (m[3] & 8));
 }

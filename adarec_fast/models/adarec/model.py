@@ -11,6 +11,7 @@ from ... import ragged, rng
 from ...config import ConfigError
 from ...data import Batch
 from ...histories import History, check_targets
+from ...ops.serving import RequestParts
 from ...precision import computing
 from ..base import LossOutput, Plan, Represented, UserGraph, initialise
 from ..blocks.system import SystemModel, configured
@@ -29,6 +30,7 @@ from .diffusion import Denoiser
 from .experts import MLPExpert
 from .outputs import ADARecOutput, Hierarchy, Parsed
 from .parsing import parse
+from .request import request_parts
 from .router import Router
 
 if TYPE_CHECKING:
@@ -323,6 +325,12 @@ class ADARec(Pretrained, SystemModel):
 
     def plan(self) -> Plan | None:
         return serving.Plan(self) if serving.Plan.suits(self) else None
+
+    def request_parts(self) -> RequestParts | None:
+        config = self.config
+        if config.fused_trajectory or config.precision == "bf16":
+            return None
+        return request_parts(self) if serving.Plan.suits(self) else None
 
     def user_graph(self) -> UserGraph:
         from .graph import ADARecGraph  # torch.export's parts take a second to import

@@ -20,12 +20,14 @@ from torch import Tensor
 from ... import ragged
 from ...config import ModelConfig
 from ...data import Batch
+from ...ops.serving import RequestParts
 from ...precision import computing
 from ..base import Plan, Represented, UserGraph
 from ..blocks.encoder_model import EncoderModel
 from ..blocks.sampled_bce import sampled_bce
 from ..blocks.system import configured
 from ..encoders.plan import EncoderPlan
+from ..encoders.request import encoder_parts
 from ..encoders.sasrec import SASRecEncoder
 from ..prediction import prediction_loss
 from .config import SASRecConfig
@@ -84,6 +86,13 @@ class SASRec(EncoderModel):
         if not EncoderPlan.suits(self.config.backend, self.table()):
             return None
         return _serving(self)
+
+    def request_parts(self) -> RequestParts | None:
+        plain = type(self).ranking_vectors is SASRec.ranking_vectors
+        if not plain or self.config.precision == "bf16":
+            return None
+        assert isinstance(self.backbone, SASRecEncoder)
+        return encoder_parts(self.backbone, self.item_embedding.weight)
 
     def user_graph(self) -> UserGraph:
         from .graph import SASRecGraph  # export's parts take a second to import
