@@ -46,6 +46,9 @@ inline __attribute__((always_inline)) void block(int depth, const float* __restr
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v)
         right[v] = kTail && v == V - 1 ? load(b + v * kWidth, tail) : load(b + v * kWidth);
+      // Else a compiler may load B again for every row, and loads, not sums, set the pace.
+      if constexpr (R > 1 && R < kRows)
+        for (int v = 0; v < V; ++v) in_register(right[v]);
 #pragma GCC unroll 6
       for (int r = 0; r < R; ++r) {
         const Vec left = set1(a[r * row]);
@@ -76,13 +79,15 @@ __attribute__((noinline)) void panel(int rows, int depth, const float* a, std::i
                                      bool accumulate, Mask tail, Meanwhile& meanwhile) {
   const std::int64_t row = kTransposed ? 1 : lda;
   int m = 0;
-  for (; m + kRows <= rows; m += kRows)
-    block<kRows, V, kTail, kTransposed>(depth, a + m * row, lda, b, ldb, c + m * ldc, ldc,
-                                        accumulate, tail, meanwhile);
-  // The rest at once: up to four rows take the time of one, that of an addition's latency.
 #define ADAREC_BLOCK(R)                                                                       \
   block<R, V, kTail, kTransposed>(depth, a + m * row, lda, b, ldb, c + m * ldc, ldc, accumulate, \
                                   tail, meanwhile)
+  // Seven and eight rows are two blocks of alike size: a small one does not keep the sums busy.
+  for (; rows - m >= kRows && rows - m != 7 && rows - m != 8; m += kRows) ADAREC_BLOCK(kRows);
+  if (rows - m >= kRows) {
+    ADAREC_BLOCK(4);
+    m += 4;
+  }
   switch (rows - m) {
     case 5: ADAREC_BLOCK(5); break;
     case 4: ADAREC_BLOCK(4); break;
@@ -94,6 +99,18 @@ __attribute__((noinline)) void panel(int rows, int depth, const float* a, std::i
 #undef ADAREC_BLOCK
 }
 
+// R rows of as many whole panels of V vectors as there are columns for; returns how many these had.
+template <int R, int V, typename Meanwhile>
+__attribute__((noinline)) int wide_panels(int columns, int depth, const float* a, std::int64_t lda,
+                                          const float* b, std::int64_t ldb, float* c,
+                                          std::int64_t ldc, bool accumulate, Meanwhile& meanwhile) {
+  int n = 0;
+  for (; n + V * kWidth <= columns; n += V * kWidth)
+    block<R, V, false, false>(depth, a, lda, b + n, ldb, c + n, ldc, accumulate, first(kWidth),
+                              meanwhile);
+  return n;
+}
+
 template <bool kTransposed, typename Meanwhile>
 inline void product(int rows, int columns, int depth, const float* a, std::int64_t lda,
                     const float* b, std::int64_t ldb, float* c, std::int64_t ldc,
@@ -101,6 +118,13 @@ inline void product(int rows, int columns, int depth, const float* a, std::int64
   constexpr int kPanel = kColumns * kWidth;
   const Mask full = first(kWidth);
   int n = 0;
+  if constexpr (!kTransposed) {
+    // So few rows would wait for their own last additions: more columns at a time.
+    if (rows == 1)
+      n = wide_panels<1, 4>(columns, depth, a, lda, b, ldb, c, ldc, accumulate, meanwhile);
+    else if (rows == 2)
+      n = wide_panels<2, 4>(columns, depth, a, lda, b, ldb, c, ldc, accumulate, meanwhile);
+  }
   for (; n + kPanel <= columns; n += kPanel)
     panel<kColumns, false, kTransposed>(rows, depth, a, lda, b + n, ldb, c + n, ldc, accumulate,
                                         full, meanwhile);

@@ -76,6 +76,17 @@ inline float fma(float a, float b, float c) {
 #endif
 }
 
+// Keeps a vector that was loaded in a register.
+inline void in_register(Vec& v) {
+#if ADAREC_AVX512
+  __asm__("" : "+v"(v));
+#elif ADAREC_AVX2
+  __asm__("" : "+x"(v));
+#else
+  static_cast<void>(v);
+#endif
+}
+
 // Asks for the line at p, which is soon to be read.
 inline void prefetch(const void* p) { __builtin_prefetch(p); }
 
