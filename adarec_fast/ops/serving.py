@@ -21,7 +21,7 @@ from .memory_topk import TransitionWeights
 
 # Users of one call. Beyond, packing and dispatch are small beside the kernels, and what lies between
 # these would be held in scratch for good.
-MOST_USERS = 32
+MOST_USERS = 64
 
 
 class RequestParts(NamedTuple):

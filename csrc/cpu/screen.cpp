@@ -201,8 +201,6 @@ bool Screen::rank(const TopK& op, std::int64_t user) const {
   };
   std::int64_t block = 0;
   for (; block + kTogether <= blocks_ && room; block += kTogether) {
-    const char* ahead = data_ + (block + 2 * kTogether) * block_bytes_;
-    for (std::int64_t at = 0; at < kTogether * block_bytes_; at += 64) prefetch(ahead + at);
     Vec high[kTogether], width[kTogether];
     bounds<kTogether>(data_ + block * block_bytes_, block_bytes_, pairs_, asked, high, width);
     for (int b = 0; b < kTogether; ++b) look(block + b, high[b], width[b]);
