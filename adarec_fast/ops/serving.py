@@ -2,15 +2,17 @@
 
 For one user the ops take less time than what stands between them: torch's dispatch, tensors for
 what only the next op reads, and the packing of weights in every call. Here the weights are packed
-once, in the order in which a request reads them, and the same kernels are called one after the other.
+once, in the order in which a request reads them, and the same kernels are called one after the
+other.
 
-The table may be *screened*: an int8 copy of it (D + 8 bytes an item, where the table has 4 D) is read
-first, with bounds of what each score can be, and only items that can be among the k best are scored
-in float32. The ranking is the same to the last bit (``csrc/cpu/screen.cpp``).
+The table may be *screened*: an int8 copy of it (D + 8 bytes an item, where the table has 4 D) is
+read first, with bounds of what each score can be, and only items that can be among the k best are
+scored in float32. The ranking is the same to the last bit (``csrc/cpu/screen.cpp``).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -19,8 +21,8 @@ from torch import Tensor
 from ._library import choose, has_kernel
 from .memory_topk import TransitionWeights
 
-# Users of one call. Beyond, packing and dispatch are small beside the kernels, and what lies between
-# these would be held in scratch for good.
+# Users of one call. Beyond, packing and dispatch are small beside the kernels, and what lies
+# between these would be held in scratch for good.
 MOST_USERS = 64
 
 
@@ -33,8 +35,8 @@ class RequestParts(NamedTuple):
         ops: whose kernels are called; all of them must be the extension's.
     """
 
-    weights: dict[str, Tensor]
-    settings: dict[str, float]
+    weights: Mapping[str, Tensor]
+    settings: Mapping[str, float]
     ops: tuple[str, ...]
 
     def joined(self, other: RequestParts) -> RequestParts:

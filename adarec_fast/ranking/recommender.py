@@ -19,10 +19,10 @@ from ..models.limits import Allowed, Limits
 from ..models.own_ids import Question, UnknownItems
 from ..ops import choose, synchronising
 from ..ops._library import implementation, on_cuda
-from ..ops.serving import MOST_USERS, Serving
 from ..ops.score_topk import best_of_several
 from ..packed.score_topk import CHUNK_ELEMENTS
 from ..precision import computing, ranking
+from . import at_once
 from .asking import Asking
 from .graph import exportable as exportable
 from .ranked import Ranking as Ranking
@@ -68,7 +68,7 @@ class Recommender(Asking):
             the table, 4 D bytes an item.
 
     Raises:
-        ValueError: ``batch_size`` is under 1.
+        ValueError: ``batch_size`` is under 1, or ``screened`` no bool.
 
     Example:
         >>> recommender = af.Recommender(model)
@@ -84,6 +84,8 @@ class Recommender(Asking):
             raise ValueError(f"model is a {type(model).__name__}; it must be a SequenceModel")
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size={batch_size!r} must be an int of at least 1")
+        if not isinstance(screened, bool):
+            raise ValueError(f"screened={screened!r} must be True or False")
         self.model = model = evaluating(model)
         self.batch_size, self.screened = batch_size, screened
         config, self._device = model.config, model.device
@@ -101,7 +103,7 @@ class Recommender(Asking):
         chosen = choose(op, config.backend, self._device.type, weight.dtype)
         if chosen != "reference":
             self._topk = implementation(op, chosen).fwd
-        self._whole = None if planned is None else self._packed()
+        self._whole = None if planned is None else at_once.packed(model, self._items, screened)
         self._replays: dict[tuple[int, ...], _Replay] | None = None
         if on_cuda(self._device) and planned is not None:
             waits = synchronising(config.backend, "cuda", weight.dtype)
@@ -114,17 +116,6 @@ class Recommender(Asking):
             self._pool = torch.cuda.graph_pool_handle()
             # torch.cuda.graph's own stream is on whatever device was current at its first use.
             self._stream = torch.cuda.Stream(self._device)
-
-    @torch.inference_mode()
-    def _packed(self) -> Serving | None:
-        """What answers few users by one call, where the extension's kernels can."""
-        parts, memory = self.model.request_parts(), self._memory
-        backend = self.model.config.backend
-        if not Serving.suits(parts, self._items, backend, memory is not None):
-            return None
-        assert parts is not None
-        reads = None if memory is None else memory.reads()
-        return Serving(parts, self._items, reads, screened=self.screened)
 
     def __repr__(self) -> str:
         model, config = self.model, self.model.config
@@ -202,7 +193,7 @@ class Recommender(Asking):
         """
         plain = exclude is None and allow is None and mask is None and not own_ids
         if plain and self._whole is not None and unknown_items == "refuse":
-            ranking = self._at_once(self._whole, histories, k, exclude_seen)
+            ranking = at_once.as_given(self._whole, histories, k, exclude_seen)
             if ranking is not None:
                 return ranking
         with on_cpu():
@@ -210,22 +201,6 @@ class Recommender(Asking):
             question = Question.of(histories, vocabulary, own_ids, unknown_items)
             found = self._answered(question, k, exclude_seen, exclude, allow, mask)
             return question.answer(*found) if question.ids.own else found
-
-    def _at_once(
-        self, whole: Serving, histories: Any, k: Any, exclude_seen: bool
-    ) -> Ranking | None:
-        """The answer to one list or to a pair of tensors as it stands, for few users; None where
-        it needs to be looked at, or refused."""
-        if type(histories) is list:
-            return _told(whole.of_lists(histories, k, exclude_seen))
-        if type(histories) is not tuple or len(histories) != 2 or type(k) is not int:
-            return None
-        values, offsets = histories
-        if not (type(values) is type(offsets) is Tensor) or not exclude_seen:
-            return None
-        if not 2 <= offsets.numel() <= MOST_USERS + 1:
-            return None
-        return _told(whole.answer(values, offsets, None, None, k))
 
     @torch.inference_mode()
     def _answered(
@@ -293,8 +268,8 @@ class Recommender(Asking):
         if more is not None:
             further = ragged.Jagged(*(tensor.to(values.device) for tensor in more))
             seen, seen_offsets = ragged.joined(ragged.Jagged(seen, seen_offsets), further)
-        if self._whole is not None and allowed is None and 2 <= offsets.shape[0] <= MOST_USERS + 1:
-            ranking = _told(self._whole.answer(values, offsets, seen, seen_offsets, k))
+        if self._whole is not None and allowed is None:
+            ranking = at_once.of_tensors(self._whole, values, offsets, seen, seen_offsets, k)
             if ranking is not None:
                 return ranking
         limit = self.model.config.max_length
@@ -460,13 +435,6 @@ class Recommender(Asking):
             found = ranking.items, *told.values(), ranking.scores
             whole = packed(found)
         return _Replay(request, graph, whole, found, tuple(told))
-
-
-def _told(found: tuple[Tensor, Tensor, Tensor] | None) -> Ranking | None:
-    if found is None:
-        return None
-    scores, items, depth = found
-    return Ranking(items, scores, {"depth": depth} if depth.shape[0] else {})
 
 
 def _prepared(model: SequenceModel, batch_size: int, screened: bool) -> Recommender:

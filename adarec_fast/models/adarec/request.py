@@ -15,8 +15,7 @@ def request_parts(model: Parts) -> RequestParts:
     """The whole model, of a configuration that :class:`.plan.Plan` suits and that runs its stages
     one by one; in evaluation mode."""
     assert isinstance(model.backbone, SASRecEncoder)
-    items, levels = model.item_embedding.weight, model.level_embedding.weight
-    found = encoder_parts(model.backbone, items)
+    found = encoder_parts(model.backbone, model.item_embedding.weight)
     for more in (_depth(model), _levels(model), _experts(model)):
         found = found.joined(more)
     if not model.config.residual:
