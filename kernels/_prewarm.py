@@ -9,6 +9,7 @@ of the cache knows the compiler and the source and no path.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import multiprocessing
 import os
@@ -56,9 +57,12 @@ class Collected:
         self.launches: dict[tuple[Any, ...], Launch] = {}
 
     def take(self, launches: Iterable[Launch]) -> None:
-        """Keep those that are not there yet."""
+        """Keep those that are not there yet, without the memory of their tensors."""
         for launch in launches:
-            self.launches.setdefault(compiled_as(launch), launch)
+            key = compiled_as(launch)
+            if key not in self.launches:
+                light = {name: _light(value) for name, value in launch.arguments.items()}
+                self.launches[key] = launch._replace(arguments=light)
 
 
 def compiled_as(launch: Launch) -> tuple[Any, ...]:
@@ -86,6 +90,22 @@ def _seen(parameter: Any, value: Any) -> Any:
     return wide, None if parameter.do_not_specialize else (value == 1, value % 16 == 0)
 
 
+def _light(value: Any) -> Any:
+    """An argument that the compiler takes for this one; a thousand launches hold gigabytes."""
+    if isinstance(value, Tensor):
+        return _stand_in(value.dtype, value.data_ptr() % 16 == 0)
+    if isinstance(value, tuple):
+        made = map(_light, value)
+        return type(value)(*made) if hasattr(value, "_fields") else tuple(made)
+    return value
+
+
+@functools.cache
+def _stand_in(dtype: torch.dtype, aligned: bool) -> Tensor:
+    made = torch.zeros(32, dtype=dtype)
+    return made if aligned else made[1:]
+
+
 @contextmanager
 def collecting(architecture: int, multiprocessors: int | None = None) -> Iterator[Collected]:
     """Note the launches of what runs inside, as they would be on a device of an architecture.
@@ -110,12 +130,14 @@ class Compiled(NamedTuple):
         seconds: that it took.
         error: the compiler's words, if it failed.
         found: whether triton's cache had it.
+        place: the folder in triton's cache that has it; empty for host code.
     """
 
     kernel: str
     seconds: float
     error: str | None = None
     found: bool = False
+    place: str = ""
 
 
 class _Driver:
@@ -165,18 +187,19 @@ def _compile(number: int) -> Compiled:
 
 def _timed(name: str, function: Callable[[], None]) -> Compiled:
     started = time.perf_counter()
-    error, found = None, True
+    error, found, place = None, True, ""
 
-    def listen(*, cache_hit: bool, **_: Any) -> None:
-        nonlocal found
+    def listen(*, cache_hit: bool, metadata_group: dict[str, str], **_: Any) -> None:
+        nonlocal found, place
         found = found and cache_hit
+        place = Path(next(iter(metadata_group.values()))).parent.name
 
     triton.knobs.compilation.listener = listen
     try:
         function()
     except Exception as reason:  # one kernel's trouble is no other's; who asked decides
         error = f"{type(reason).__name__}: {reason}".strip()
-    return Compiled(name, time.perf_counter() - started, error, found)
+    return Compiled(name, time.perf_counter() - started, error, found, place)
 
 
 def _kernel(launch: Launch) -> None:

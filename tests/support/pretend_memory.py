@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,13 +128,21 @@ def sites() -> tuple[str, ...]:
     """Functions of the package on the stack, innermost first, as ``file:function``."""
     found, frame = [], sys._getframe(1)
     while frame is not None:
-        path = Path(frame.f_code.co_filename)
-        if path.is_relative_to(ROOT) and not path.is_relative_to(ROOT / "tests"):
-            name = f"{path.stem}:{frame.f_code.co_qualname}"
+        stem = _of_the_package(frame.f_code.co_filename)
+        if stem is not None:
+            name = f"{stem}:{frame.f_code.co_qualname}"
             if name not in found:
                 found.append(name)
         frame = frame.f_back  # type: ignore[assignment]
     return tuple(found)
+
+
+@lru_cache(maxsize=None)
+def _of_the_package(file: str) -> str | None:
+    """The name of a file of the package or of its benchmarks, without its suffix."""
+    path = Path(file)
+    ours = path.is_relative_to(ROOT) and not path.is_relative_to(ROOT / "tests")
+    return path.stem if ours else None
 
 
 _current: PretendCuda | None = None
