@@ -13,7 +13,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Where it is set, no import is kept compiled: each of the processes that tests start would then
 # compile torch's modules anew, for 3 to 6 seconds.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-sys.dont_write_bytecode = False
 
 # Helpers, and the builders of one op's cases that tests of its kernels use.
 sys.path.insert(0, str(Path(__file__).parent / "ops"))
