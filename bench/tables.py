@@ -182,8 +182,8 @@ def compared(record: Record, path: str) -> str:
                 "" if hours is None else f"{60 * hours:.0f}",
             ])  # fmt: skip
     header = [
-        "data", "preset", "seeds", "HR@20", "NDCG@20", "sparse NDCG@20", "validation NDCG@20",
-        "minutes a run",
+        "data", "preset or model", "seeds", "HR@20", "NDCG@20", "sparse NDCG@20",
+        "validation NDCG@20", "minutes a run",
     ]  # fmt: skip
     return markdown(header, rows) + source(record, path)
 
