@@ -130,14 +130,12 @@ class Compiled(NamedTuple):
         seconds: that it took.
         error: the compiler's words, if it failed.
         found: whether triton's cache had it.
-        place: the folder in triton's cache that has it; empty for host code.
     """
 
     kernel: str
     seconds: float
     error: str | None = None
     found: bool = False
-    place: str = ""
 
 
 class _Driver:
@@ -187,19 +185,18 @@ def _compile(number: int) -> Compiled:
 
 def _timed(name: str, function: Callable[[], None]) -> Compiled:
     started = time.perf_counter()
-    error, found, place = None, True, ""
+    error, found = None, True
 
-    def listen(*, cache_hit: bool, metadata_group: dict[str, str], **_: Any) -> None:
-        nonlocal found, place
+    def listen(*, cache_hit: bool, **_: Any) -> None:
+        nonlocal found
         found = found and cache_hit
-        place = Path(next(iter(metadata_group.values()))).parent.name
 
     triton.knobs.compilation.listener = listen
     try:
         function()
     except Exception as reason:  # one kernel's trouble is no other's; who asked decides
         error = f"{type(reason).__name__}: {reason}".strip()
-    return Compiled(name, time.perf_counter() - started, error, found, place)
+    return Compiled(name, time.perf_counter() - started, error, found)
 
 
 def _kernel(launch: Launch) -> None:

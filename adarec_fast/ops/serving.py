@@ -118,7 +118,9 @@ class Serving:
             return None
         if min(history) < 1 or max(history) > self.catalogue:
             return None
-        found: tuple[Tensor, Tensor, Tensor] | None = self._answer_one(history, exclude_seen, k)
+        found: tuple[Tensor, Tensor, Tensor] | None = self._answer_one(
+            history, bool(exclude_seen), k
+        )
         return found
 
     @property

@@ -51,10 +51,13 @@ def collect(
 
 def _collect_tests(collected: Collected) -> None:
     """Run the tests marked ``gpu`` on the CPU: values by packed PyTorch, launches noted beside."""
+    from .phases.tests import files
+
     said = io.StringIO()
     with as_on_cuda(), _noting(collected), contextlib.redirect_stdout(said):
         status = pytest.main(
-            [str(ROOT / "tests"), "-m", "gpu", "-q", "-p", "no:cacheprovider", "--tb=line",
+            [*(str(ROOT / name) for name in files()), "-m", "gpu", "-q",
+             "-p", "no:cacheprovider", "--tb=line",
              "--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml")],
         )  # fmt: skip
     if status != pytest.ExitCode.OK:

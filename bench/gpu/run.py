@@ -18,6 +18,7 @@ from .plan import Phase, share
 
 ROOT = Path(__file__).parents[2]
 _TAIL = 25  # lines of a phase's output that a record keeps of a phase that failed
+_END = 5.0  # seconds that a killed process has to be gone
 _SHOWN = 12  # and that are printed
 
 
@@ -155,7 +156,8 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     """End the whole session of a phase, at once: what it wrote is in place already."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    with contextlib.suppress(subprocess.TimeoutExpired):  # a driver that hangs holds it for ever
+        process.wait(timeout=_END)
 
 
 def print_summary(record: records.Record, seconds: float) -> None:

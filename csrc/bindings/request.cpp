@@ -18,7 +18,7 @@ using Settings = c10::Dict<std::string, double>;
 // Scores and items [B, k], and depths [B], which are empty without a depth controller.
 using Answer = std::tuple<Tensor, Tensor, Tensor>;
 
-// Reads a model by the names of its parts; see adarec_fast/ops/request.py.
+// Reads a model by the names of its parts; see adarec_fast/ops/serving.py.
 class Reader {
  public:
   Reader(Weights weights, Settings settings, std::vector<Tensor>& kept)

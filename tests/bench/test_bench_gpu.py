@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -17,6 +18,7 @@ if not (ROOT / "bench").is_dir():
     pytest.skip("the benchmarks are not here", allow_module_level=True)
 from bench.gpu import cli, record  # noqa: E402
 from bench.gpu.phases.counters import read_csv  # noqa: E402
+from bench.gpu.phases.tests import files  # noqa: E402
 from bench.gpu.plan import GROUPS, PHASES, Phase, chosen, share  # noqa: E402
 from bench.gpu.prepare import (  # noqa: E402
     DESCRIPTION,
@@ -311,3 +313,19 @@ def test_nsights_csv_is_read() -> None:
     )
     assert read_csv(text) == {"Occupancy: Achieved Occupancy": "41.5 %"}
     assert read_csv("==ERROR== ERR_NVGPUCTRPERM") == {}
+
+
+def test_files_with_gpu_tests_import_what_a_bare_machine_has() -> None:
+    """One that cannot be imported would end the phase before its first test."""
+    ours = {path.stem for path in (ROOT / "tests").rglob("*.py")}
+    known = {"adarec_fast", "bench", "hypothesis", "kernels", "numpy", "pytest", "torch", "triton"}
+    known |= ours | set(sys.stdlib_module_names)
+    found = files()
+    assert {"tests/ops/test_score_topk.py", "tests/training/test_captured.py"} <= set(found)
+    for name in found:
+        for node in ast.parse((ROOT / name).read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Import):
+                wanted = {alias.name for alias in node.names}
+            else:
+                wanted = {node.module or ""} if isinstance(node, ast.ImportFrom) else set()
+            assert {module.split(".")[0] for module in wanted} <= known, name

@@ -12,6 +12,7 @@ import torch
 from helpers_accuracy import assert_close_to_float64
 
 from adarec_fast import ADARec, Recommender
+from adarec_fast.models import registry
 from adarec_fast.models.base import SequenceModel
 from adarec_fast.models.memory import Memory
 from adarec_fast.models.sasrec.model import SASRec
@@ -90,6 +91,21 @@ def test_every_length_as_the_reference_has_it(variant: str, memory: bool) -> Non
             assert torch.equal(torch.cat([f.items for f in found]), items), name
 
 
+# A system that is a SASRec or an ADARec, and computes otherwise, must not be answered so.
+@pytest.mark.parametrize("name", registry.names())
+def test_every_system_answers_alike(name: str) -> None:
+    sizes = {key: SMALL[key] for key in SMALL if key in registry.config_type(name).model_fields}
+    model = registry.build(registry.create_config({"model": name, **sizes}))
+    if not model.by_products:
+        pytest.skip("its scores are no products")
+    recommender, apart = Recommender(model), Recommender(model)
+    apart._whole = None
+    for history in _histories(LONGEST + 1):
+        ours, wanted = recommender.recommend([history], 7), apart.recommend([history], 7)
+        assert torch.equal(ours.items, wanted.items)
+        assert torch.equal(ours.scores, wanted.scores)
+
+
 @pytest.mark.parametrize("memory", [False, True], ids=["", "memory"])
 # The residual's LayerNorm is torch's own where the ops run one by one.
 @pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "residual"])
@@ -128,6 +144,9 @@ def test_every_form_and_filter_of_one_history() -> None:
         assert torch.equal(found.items, wanted.items), form
         assert torch.equal(found.scores, wanted.scores), form
         assert torch.equal(found.depth, wanted.depth), form
+    switch: Any = "no"  # of any type, by what Python takes it for
+    found = recommender.recommend([history], 12, exclude_seen=switch)
+    assert torch.equal(found.items, wanted.items)
     unseen = recommender.recommend([history], ITEMS, exclude_seen=False).items[0].tolist()
     kept = [item for item in unseen if item not in history]
     assert wanted.items[0].tolist() == kept[:12]

@@ -6,6 +6,7 @@ import collections
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -13,6 +14,9 @@ from pathlib import Path
 
 from ..phase import Results
 
+ROOT = Path(__file__).parents[3]
+# How a test comes to be marked gpu: by the marker, or by the backends of an op's suite.
+_MARKED = re.compile(r"mark\.gpu|OpSuite|backends_for")
 _EACH = 60  # seconds; a kernel that hangs must not take the rest with it
 _WORKERS = 8  # processes share the card; more would wait for its memory and for each other
 
@@ -22,7 +26,7 @@ def run(results: Results) -> None:
     outcomes = Path(results.settings.out) / "tests.jsonl"
     outcomes.unlink(missing_ok=True)
     command = [
-        sys.executable, "-m", "pytest", "tests", "-m", "gpu", "-q", "-p", "no:cacheprovider",
+        sys.executable, "-m", "pytest", *files(), "-m", "gpu", "-q", "-p", "no:cacheprovider",
         "-p", "bench.gpu.outcomes", "--outcomes", str(outcomes), "--tb=short",
     ]  # fmt: skip
     if importlib.util.find_spec("xdist"):
@@ -36,6 +40,17 @@ def run(results: Results) -> None:
         _read(results, outcomes)
     _read(results, outcomes)
     results.put(exit_status=process.returncode)
+
+
+def files() -> list[str]:
+    """Files with tests marked ``gpu``, from the root of the checkout.
+
+    The others take a worker seconds to import, and some need packages that no bare machine has:
+    one that cannot be imported would end the phase before its first test.
+    """
+    found = (path for path in (ROOT / "tests").rglob("test_*.py")
+             if _MARKED.search(path.read_text(encoding="utf-8")))  # fmt: skip
+    return sorted(path.relative_to(ROOT).as_posix() for path in found)
 
 
 def _read(results: Results, outcomes: Path) -> None:
