@@ -11,7 +11,7 @@ from .console import command, out, tell, waiting
 
 app = typer.Typer(
     name="memory",
-    help="Count which items follow which, and add it to a run's rankings.",
+    help="Find which items follow which, and add it to a run's rankings.",
     no_args_is_help=True,
 )
 
@@ -26,21 +26,28 @@ def fit(
         int | None,
         typer.Option(min=1, help="Largest weights kept of an item. [dim](as configured: 128)[/]"),
     ] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(help="regression or transitions. [dim](as configured, else regression)[/]"),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
 ) -> None:
-    """Give a finished run a memory, or a new one: its training histories are counted, and how much
-    the counts weigh beside the model is chosen on the validation part.
+    """Give a finished run a memory, or a new one: which items follow which is found in its
+    training histories, by a regression or counts, and how much that weighs beside the model is
+    chosen on the validation part.
 
-    Training with --memory transitions does the same at its end.
+    Training with --memory regression (or transitions) does the same at its end.
     """
-    with waiting("counting which items follow which"):
+    with waiting("finding which items follow which"):
+        from ..models.memory import known_kind
         from ..training.loop import resolve_device
         from ..training.remember import in_words, remember
         from ..training.run_folder import locked, read_config
 
+        wanted = None if kind is None else known_kind(kind, "--kind")
         read_config(run)  # before a lock would make the folder
         with locked(run):
-            fitted = remember(run, resolve_device(device), neighbours)
+            fitted = remember(run, resolve_device(device), neighbours, kind=wanted)
     tell(in_words(fitted), out)
 
 

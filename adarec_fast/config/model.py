@@ -30,10 +30,11 @@ class ModelConfig(BaseConfig):
         description="an example a prefix, or a position; cloze: hidden items of a history; "
         "windows: the last items of a window of it",
     )
-    memory: Literal["none", "transitions"] = Field(
+    memory: Literal["none", "regression", "transitions"] = Field(
         "none",
-        description="what is added to every ranking: nothing, or counts of which items follow "
-        "which, fitted on the validation part when training ends",
+        description="what is added to every ranking: nothing; a regression of next items on "
+        "histories; or counts of which items follow which; weighed on the validation part when "
+        "training ends",
     )
     memory_neighbours: int = Field(
         128, ge=1, le=65_536, description="largest weights that the memory keeps of an item"

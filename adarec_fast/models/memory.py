@@ -1,7 +1,8 @@
-"""What every ranking may add to a model's scores: the transitions of the training histories.
+"""What every ranking may add to a model's scores: item-to-item weights of the training histories.
 
-A vector of a few dozen numbers cannot hold which two items are bought together; counting can. With
-R the :mod:`.transitions` of the training histories, item j of a user with history i_1..i_n gains
+A vector of a few dozen numbers cannot hold which two items are bought together; a table of pairs
+can. With R the :mod:`.regression` of next items on histories, or the :mod:`.transitions` counted in
+them, item j of a user with history i_1..i_n gains
 
     alpha log(1 + gamma S_j),   S_j = sum_s decay^s R[i_{n-s}, j]
 
@@ -13,19 +14,38 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
+from ..config import ConfigError
 from ..documents import DocumentError, parse_json, read_text
 from ..files import save_file
 from ..ops import TransitionWeights
 from ..packed.memory_topk import add_remembered, history_sums
+from .regression import Ridge, regression
 from .transitions import Recipe, transitions
 
 TENSORS, VALUES = "memory.safetensors", "memory.json"
 NEIGHBOURS = 128
+Kind = Literal["regression", "transitions"]
+_VALUES = ("alpha", "gamma", "decay", "max_length", "kind")
+# A memory of transitions fades a history by this, unless it is told otherwise; one of a regression
+# by what the regression does.
+_DECAY = 0.8
+
+
+def known_kind(kind: object, name: str = "kind") -> Kind:
+    """The same.
+
+    Raises:
+        ConfigError: there is none of that name; says ``name``, and which there are.
+    """
+    for one in get_args(Kind):
+        if kind == one:
+            return cast("Kind", one)
+    raise ConfigError(f"{name}={kind!r} is not known; there are {', '.join(get_args(Kind))}")
 
 
 class Memory(nn.Module):
@@ -35,6 +55,7 @@ class Memory(nn.Module):
         rows, neighbours, weights: R in CSR form, see :class:`ops.TransitionWeights`.
         alpha, gamma, decay: finite, >= 0.
         max_length: items of a history that are read, its last ones.
+        kind: where the weights come from, so that they can be found anew.
 
     Raises:
         ValueError: a shape, a dtype or a value that does not fit.
@@ -54,6 +75,7 @@ class Memory(nn.Module):
         gamma: float,
         decay: float,
         max_length: int,
+        kind: Kind = "transitions",
     ) -> None:
         super().__init__()
         for name, given, dtype in (
@@ -67,7 +89,7 @@ class Memory(nn.Module):
                 )
             self.register_buffer(name, given.contiguous(), persistent=False)
         self.alpha, self.gamma, self.decay = alpha, gamma, decay
-        self.max_length = max_length
+        self.max_length, self.kind = max_length, kind
         self._check()
         self.widest = int(rows.diff().max())
 
@@ -93,6 +115,7 @@ class Memory(nn.Module):
         longest = self.max_length
         if not isinstance(longest, int) or isinstance(longest, bool) or longest < 1:
             raise ValueError(f"max_length={longest!r} must be a whole number of at least 1")
+        known_kind(self.kind)
 
     @classmethod
     def of(
@@ -102,27 +125,34 @@ class Memory(nn.Module):
         num_items: int,
         *,
         max_length: int,
+        kind: Kind = "transitions",
         neighbours: int = NEIGHBOURS,
-        recipe: Recipe | None = None,
         alpha: float = 0.75,
         gamma: float = 100.0,
-        decay: float = 0.8,
+        decay: float | None = None,
     ) -> Memory:
-        """Count histories, in seconds.
+        """Find the weights of histories, in seconds.
 
         Args:
             values: int64 ``[N]``, items 1..num_items, on the CPU.
             offsets: int64 ``[U+1]``.
             num_items: V.
             max_length: items of a history that a ranking reads.
+            kind: by a regression, or counts.
             neighbours: M, the largest weights kept of an item.
-            recipe: of the counts.
-            alpha, gamma, decay: until they are fitted.
+            alpha, gamma: until they are fitted.
+            decay: by default that of the kind.
         """
-        found = transitions(values, offsets, num_items, recipe or Recipe(), neighbours)
+        if kind == "regression":
+            ridge = Ridge() if decay is None else Ridge(decay=decay)
+            decay = ridge.decay
+            found = regression(values, offsets, num_items, ridge, neighbours)
+        else:
+            decay = _DECAY if decay is None else decay
+            found = transitions(values, offsets, num_items, Recipe(), neighbours)
         return cls(
             found.rows, found.items, found.weights, alpha=alpha, gamma=gamma, decay=decay,
-            max_length=max_length,
+            max_length=max_length, kind=kind,
         )  # fmt: skip
 
     @property
@@ -159,7 +189,7 @@ class Memory(nn.Module):
         """Write ``memory.safetensors`` and ``memory.json`` into an existing folder."""
         tensors = {name: buffer.cpu() for name, buffer in self.named_buffers()}
         save_file(tensors, folder / TENSORS)
-        values = {name: getattr(self, name) for name in ("alpha", "gamma", "decay", "max_length")}
+        values = {name: getattr(self, name) for name in _VALUES}
         (folder / VALUES).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
@@ -183,14 +213,14 @@ class Memory(nn.Module):
             raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
         except DocumentError as error:
             raise ValueError(f"{path}: {error}") from None
-        expected = {"alpha", "gamma", "decay", "max_length"}
-        if not isinstance(values, dict) or values.keys() != expected:
-            raise ValueError(f"{path}: must hold {', '.join(sorted(expected))}")
+        if isinstance(values, dict):
+            values = {"kind": "transitions", **values}  # there was no other once
+        if not isinstance(values, dict) or values.keys() != set(_VALUES):
+            raise ValueError(f"{path}: must hold {', '.join(sorted(_VALUES))}")
         try:
             memory = cls(
-                tensors["rows"], tensors["neighbours"], tensors["weights"], alpha=values["alpha"],
-                gamma=values["gamma"], decay=values["decay"], max_length=values["max_length"],
-            )  # fmt: skip
+                tensors["rows"], tensors["neighbours"], tensors["weights"], **values
+            )
         except ValueError as error:
             raise ValueError(f"{path.with_name(TENSORS)}: {error}") from None
         if memory.num_items != num_items:

@@ -17,7 +17,7 @@ class ModelOptions(TypedDict, total=False):
     num_items: int
     max_length: int
     supervision: Supervision
-    memory: Literal["none", "transitions"]
+    memory: Literal["none", "regression", "transitions"]
     memory_neighbours: int
     feature_net: Literal["sum", "mlp"]
     id_dropout: float

@@ -69,13 +69,28 @@ def transitions(
     sums = torch.zeros(width, dtype=torch.float64).index_add_(0, rows, counts)
     counts /= sums[rows] ** recipe.row_exponent
     counts /= popularity(values, num_items)[items].clamp(min=1) ** recipe.popularity_exponent
-    order = torch.argsort(counts, descending=True, stable=True)
+    kept = largest(rows, counts, neighbours)
+    rows, items, counts = rows[kept], items[kept], counts[kept]
+    return Transitions(row_starts(rows, width), items.int(), counts.float())
+
+
+def largest(rows: Tensor, weights: Tensor, count: int) -> Tensor:
+    """int64 ``[K]``, rising: which entries are among the ``count`` largest of their row.
+
+    Args:
+        rows: int64 ``[E]``, rising.
+        weights: ``[E]``; of equal ones the first stay.
+        count: how many of a row.
+    """
+    order = torch.argsort(weights, descending=True, stable=True)
     order = order[torch.argsort(rows[order], stable=True)]
     place = torch.arange(rows.numel()) - torch.searchsorted(rows, rows[order])
-    kept = torch.sort(order[place < neighbours]).values
-    rows, items, counts = rows[kept], items[kept], counts[kept]
-    starts = torch.searchsorted(rows, torch.arange(width + 1))
-    return Transitions(starts, items.int(), counts.float())
+    return torch.sort(order[place < count]).values
+
+
+def row_starts(rows: Tensor, width: int) -> Tensor:
+    """int64 ``[width+1]``: where each row's entries begin, of rising ``rows``."""
+    return torch.searchsorted(rows, torch.arange(width + 1))
 
 
 def _counts(

@@ -18,8 +18,8 @@ from .ranks import seen_rows
 
 # alpha = 0 is among them: a memory that does not help is switched off. gamma is tried in units of
 # 1 over the mean of the sums that are not zero, since the counts of other data have other sizes.
-ALPHAS = (0.0, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0, 1.25, 1.5)
-GAMMAS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+ALPHAS = (0.0, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0, 1.25, 1.5, 2.0, 2.5)
+GAMMAS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 _K = 20
 # Users that are looked at, at most: a hundred thousand tell the third digit.
 _MOST_USERS = 100_000

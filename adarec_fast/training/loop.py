@@ -96,12 +96,12 @@ def train(
     check_loggers(train_config.log)
     run_dir = Path(run_dir)
     fixed = None if start is None else start.memory
-    if config.memory == "transitions" and not Split(data).users("valid").numel() and not (
+    if config.memory != "none" and not Split(data).users("valid").numel() and not (
         fixed or resume
     ):  # fmt: skip
         raise ConfigError(
-            "memory='transitions': how much it counts is chosen on a validation part, and none is "
-            "held out; refit a run that has a memory, or leave it off (--memory none)"
+            f"memory={config.memory!r}: how much it counts is chosen on a validation part, and "
+            "none is held out; refit a run that has a memory, or leave it off (--memory none)"
         )
     told = command if command is not None else run_folder.default_command()
     with on_cpu(), join(train_config.device, train_config.worker_timeout) as workers:
@@ -159,9 +159,9 @@ def train(
                 if first:
                     run_folder.write_environment(run_dir, device, told)
                 result = trainer.run(stop_after_steps)
-            wanted = config.memory == "transitions" and result.status in _ENDED
+            wanted = config.memory != "none" and result.status in _ENDED
             if wanted and first and not has_memory(run_dir):
-                with shown.waiting("counting which items follow which"):
+                with shown.waiting("finding which items follow which"):
                     counted = remember(run_dir, device, fixed=fixed)
                 shown.message(in_words(counted))
             return result

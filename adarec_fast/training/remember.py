@@ -1,4 +1,4 @@
-"""The memory of a run that has ended: counted, fitted, and put beside the best epoch's weights."""
+"""The memory of a run that has ended: found, fitted, and put beside the best epoch's weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ..config import ConfigError
-from ..models.memory import TENSORS, Memory
+from ..models.memory import TENSORS, Kind, Memory
 from ..models.pretrained import load, write
 from ..ranking.fitting import Fitted, fit_memory
 from .checkpoint import MANIFEST, find_checkpoint, read_json, save_checkpoint
@@ -25,8 +25,9 @@ def remember(
     device: torch.device | str = "cpu",
     neighbours: int | None = None,
     fixed: Memory | None = None,
+    kind: Kind | None = None,
 ) -> Fitted:
-    """Count the training histories of a run and write them into ``best/``, as a whole.
+    """Find the weights of a run's training histories and write them into ``best/``, as a whole.
 
     The weights of ``best/`` stay what they are. A memory that is there already is replaced.
 
@@ -37,23 +38,36 @@ def remember(
             configuration says.
         fixed: whose alpha, gamma and decay are taken where no validation part can choose them; by
             default those of the memory that the run goes back to.
+        kind: of the memory; by default the model's configured one, else that of ``fixed``, else
+            a regression.
 
     Raises:
-        ConfigError: nothing validates, and there is no such memory.
+        ConfigError: nothing validates, and there is no such memory, or one of another kind.
         RunFolderError: there is no run, or it has no ``best/`` yet.
         CheckpointError: a file is damaged, or the disk is full.
     """
     begun = time.perf_counter()
     run = load_run(run_dir, device=device)
     config = run.model.config
+    validates = run.split.users("valid").numel() > 0
+    if not validates:
+        fixed = fixed or _of_origin(run)
+    if kind is None:
+        origins = fixed.kind if fixed else "regression"
+        kind = origins if config.memory == "none" else config.memory
+    if not validates and fixed is not None and fixed.kind != kind:
+        raise ConfigError(
+            f"memory={kind!r}: how much it counts is chosen on a validation part, and none is held "
+            f"out; the run that this one goes back to has one of {fixed.kind}, --memory "
+            f"{fixed.kind} takes it over"
+        )
     memory = Memory.of(
-        *run.split.inputs("train"), config.num_items, max_length=config.max_length,
+        *run.split.inputs("train"), config.num_items, max_length=config.max_length, kind=kind,
         neighbours=config.memory_neighbours if neighbours is None else neighbours,
     )  # fmt: skip
-    if run.split.users("valid").numel():
+    if fixed is None or validates:
         fitted = fit_memory(run.model, memory.to(run.model.device), run.split)
     else:
-        fixed = fixed or _of_origin(run)
         memory.alpha, memory.gamma, memory.decay = fixed.alpha, fixed.gamma, fixed.decay
         fitted = Fitted(fixed.alpha, fixed.gamma, math.nan, math.nan)
     run.model.memory = memory

@@ -177,7 +177,7 @@ def add_items(run_dir: Path, items: ItemTable) -> InteractionData:
 def _counted(old: Memory, data: InteractionData, neighbours: int) -> Memory:
     """A memory of all interactions, read as the old one is."""
     return Memory.of(
-        data.values, data.offsets, data.num_items, max_length=old.max_length,
+        data.values, data.offsets, data.num_items, max_length=old.max_length, kind=old.kind,
         neighbours=neighbours, alpha=old.alpha, gamma=old.gamma, decay=old.decay,
     )  # fmt: skip
 

@@ -241,7 +241,7 @@ def test_damaged_files_are_named(data: InteractionData, tmp_path: Path) -> None:
     (folder / VALUES).write_text(json.dumps({**values, "alpha": -1}))
     assert "alpha=-1 must be a finite number" in complaint()
     (folder / VALUES).write_text(json.dumps({"alpha": 1}))
-    assert "must hold alpha, decay, gamma, max_length" in complaint()
+    assert "must hold alpha, decay, gamma, kind, max_length" in complaint()
     (folder / VALUES).write_text(json.dumps(values))
     save_file({**tensors, "rows": tensors["rows"][:-1]}, folder / TENSORS)
     assert TENSORS in complaint()
@@ -253,14 +253,33 @@ def test_damaged_files_are_named(data: InteractionData, tmp_path: Path) -> None:
     assert "not a whole safetensors file" in complaint()
 
 
-def test_training_ends_with_a_memory(data: InteractionData, tmp_path: Path) -> None:
+def test_a_memory_of_before_there_were_kinds(data: InteractionData, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    with_memory(data).save_pretrained(folder)
+    values = json.loads((folder / VALUES).read_text())
+    assert values.pop("kind") == "transitions"
+    (folder / VALUES).write_text(json.dumps(values))
+    assert SASRec.from_pretrained(folder).memory.kind == "transitions"
+    (folder / VALUES).write_text(json.dumps({**values, "kind": "counts"}))
+    with pytest.raises(CheckpointError, match="kind='counts' is not known; there are regression"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("kind", ["regression", "transitions"])
+def test_training_ends_with_a_memory(kind: str, data: InteractionData, tmp_path: Path) -> None:
     config = TrainConfig(epochs=2, batch_size=64, device="cpu")
     run_dir = tmp_path / "run"
-    options = {"model": "sasrec", **SMALL, "memory": "transitions", "memory_neighbours": 9}
+    options = {"model": "sasrec", **SMALL, "memory": kind, "memory_neighbours": 9}
     train(options, config, data, run_dir)
     run = load_run(run_dir)
     assert run.model.memory is not None
     assert run.model.memory.widest <= 9
+    assert run.model.memory.kind == kind
+    wanted = Memory.of(
+        *run.split.inputs("train"), data.num_items, max_length=12, kind=kind, neighbours=9
+    )
+    assert torch.equal(run.model.memory.weights, wanted.weights)
+    assert run.model.memory.decay == wanted.decay
     manifest = json.loads((run_dir / "best" / "manifest.json").read_text())
     found = evaluate(run.model, run.split, "valid", intents=False).overall["NDCG@20"]
     assert found == pytest.approx(manifest["memory"]["after"])
@@ -287,7 +306,16 @@ def test_a_run_of_before_gets_one_by_command(data: InteractionData, tmp_path: Pa
     memory = load_run(run_dir).model.memory
     assert memory is not None
     assert memory.widest <= 7
+    assert memory.kind == "regression"
+    done = CliRunner().invoke(app, ["memory", "fit", str(run_dir), "--kind", "transitions"])
+    assert done.exit_code == 0, done.output
+    memory = load_run(run_dir).model.memory
+    assert memory is not None
+    assert memory.kind == "transitions"
     assert (run_dir / "best" / "model.safetensors").read_bytes() == weights
+    unknown = CliRunner().invoke(app, ["memory", "fit", str(run_dir), "--kind", "counts"])
+    assert unknown.exit_code == 2
+    assert "--kind='counts' is not known; there are regression, transitions" in unknown.output
     nobody = CliRunner().invoke(app, ["memory", "fit", str(tmp_path / "nowhere")])
     assert nobody.exit_code == 2
     assert not (tmp_path / "nowhere").exists()
