@@ -67,7 +67,10 @@ def regression(
     at, columns = gram.keys // width, gram.keys % width
     diagonal = torch.zeros(width, dtype=torch.float64)
     diagonal[at[at == columns]] = gram.sums[at == columns]
-    square = _Rows(row_starts(at, width), columns, gram.sums)
+    # Of the two places of a pair, that in the row of the item with fewer others: no row is long.
+    others = torch.bincount(at, minlength=width) * width + torch.arange(width)
+    half = others[at] <= others[columns]
+    square = _Rows(row_starts(at[half], width), columns[half], gram.sums[half])
 
     # A row of a target, first.
     target, item = cross.keys // width, cross.keys % width
@@ -198,10 +201,10 @@ def _solved(
     at, row, _ = _within(square.begin, inputs)
     column = slots[(owner * width)[row].add_(square.columns[at])]
     there = torch.nonzero(column >= 0)[:, 0]
-    cells = ((owner * widest + slot) * widest)[row[there]].add_(column[there])
-    matrix = torch.zeros(targets.numel() * widest**2, dtype=torch.float64)
-    matrix[cells] = square.sums[at[there]]
-    matrix = matrix.view(targets.numel(), widest, widest)
+    row, column, sums = row[there], column[there].long(), square.sums[at[there]]
+    matrix = torch.zeros(targets.numel(), widest, widest, dtype=torch.float64)
+    matrix[owner[row], slot[row], column] = sums
+    matrix[owner[row], column, slot[row]] = sums
     matrix.diagonal(dim1=1, dim2=2).add_(penalty)  # so that rows without an input solve to zero
     right = torch.zeros(targets.numel(), widest, 1, dtype=torch.float64)
     right[owner, slot, 0] = sides.sums[places]
