@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib.util
 import os
@@ -61,11 +62,6 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         options.dist = "worksteal"
 
 
-def pytest_unconfigure() -> None:
-    """What is left out of garbage collection would look like leaks when the interpreter ends."""
-    gc.unfreeze()
-
-
 def pytest_configure() -> None:
     """Processes that tests start are no workers of this session."""
     for name in [name for name in os.environ if name.startswith("PYTEST_XDIST_")]:
@@ -85,6 +81,8 @@ def pytest_collection() -> Iterator[None]:
         gc.collect()
         gc.freeze()
         gc.enable()
+        # It would look like leaks when the interpreter ends; pytest collects five times before.
+        atexit.register(gc.unfreeze)
 
 
 @pytest.hookimpl(wrapper=True)
