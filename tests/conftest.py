@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import importlib.util
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
 
 # Two threads of a busy machine must not spin for each other; read when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Where it is set, no import is kept compiled: each of the processes that tests start would then
 # compile torch's modules anew, for 3 to 6 seconds.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # Helpers, and the builders of one op's cases that tests of its kernels use.
 sys.path.insert(0, str(Path(__file__).parent / "ops"))
 sys.path.insert(0, str(Path(__file__).parent / "support"))
 
-import pytest
-import torch
-from helpers import APPROXIMATE, Backend, available, backends_for
-from helpers_suite import OpSuite
-
-from adarec_fast.ops._library import collecting
+# torch is imported where it is used: the process that only shares the suite out does without, and
+# its workers need not wait for it.
+if TYPE_CHECKING:
+    from helpers import Backend
 
 # Each of them imports torch, and some start processes of their own.
 _MOST_PROCESSES = 8
@@ -32,6 +36,7 @@ _LONG = ("test_triton_interpreter.py", "test_cuda_host.py", "test_distributed.py
 
 if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton"):
     import patched_once
+    from helpers import APPROXIMATE
 
     patched_once.patch()
     if os.environ.get(APPROXIMATE) == "1":
@@ -63,8 +68,46 @@ def pytest_configure() -> None:
         del os.environ[name]
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Import and collect without garbage collection, and leave what was made out of later ones.
+
+    All of it stays, 600,000 objects: to look through them again and again takes seconds.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
+        # It would look like leaks when the interpreter ends; pytest collects five times before.
+        atexit.register(gc.unfreeze)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
+    """Let every other worker read the folders backwards.
+
+    A test's module is compiled with its assertions, which takes half of the time of collecting it,
+    and kept: what one worker compiled the other finds.
+    """
+    report = yield
+    worker = getattr(collector.config, "workerinput", {}).get("workerid", "gw0")
+    if isinstance(collector, pytest.Directory) and int(worker.removeprefix("gw")) % 2:
+        report.result.reverse()
+    return report
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave long sweeps out unless `-m` speaks; leave CUDA tests out where there is no device."""
+    import torch
+
+    from adarec_fast.ops._library import collecting
+
+    if hasattr(config, "workerinput"):  # The workers must agree.
+        items.sort(key=lambda item: item.path)
     items.sort(key=lambda item: item.path.name not in _LONG)
     # By marker: a checkout in a folder of that name has it among every test's keywords.
     for item in items:
@@ -76,6 +119,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Give a suite's tests the backends and variants that :class:`OpSuite` speaks of."""
+    import torch
+    from helpers import backends_for
+    from helpers_suite import OpSuite
+
     suite = metafunc.cls
     if suite is None or not issubclass(suite, OpSuite):
         return
@@ -98,26 +145,34 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(autouse=True)
 def _same_start() -> None:
     """A fixed seed, and one thread: two cost more than they bring for tensors this small."""
+    import torch
+
     torch.manual_seed(0)
     torch.set_num_threads(1)
+
+
+def _available(backend: Backend) -> Backend:
+    from helpers import available
+
+    return available(backend)
 
 
 @pytest.fixture
 def backend(request: pytest.FixtureRequest) -> Backend:
     """One of `backends_for(op)`."""
-    return available(request.param)
+    return _available(request.param)
 
 
 @pytest.fixture
 def rival(request: pytest.FixtureRequest) -> Backend:
     """One of them that is not the reference."""
-    return available(request.param)
+    return _available(request.param)
 
 
 @pytest.fixture
 def exact(request: pytest.FixtureRequest) -> Backend:
     """One of them that computes in float64."""
-    return available(request.param)
+    return _available(request.param)
 
 
 @pytest.fixture
@@ -127,6 +182,8 @@ def poisoned() -> Iterator[None]:
     It holds for `torch.empty`, its relatives and `at::empty` in C++, so that a result that nobody
     wrote cannot look right because the allocator gave back an old one.
     """
+    import torch
+
     before = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
@@ -142,6 +199,8 @@ def poisoned() -> Iterator[None]:
 @pytest.fixture(params=[1, 2])
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     """Run the test with one and with two threads."""
+    import torch
+
     torch.set_num_threads(request.param)
     yield request.param
     torch.set_num_threads(1)

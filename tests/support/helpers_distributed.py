@@ -134,25 +134,28 @@ def gradients(folder: Path, workers: Workers | None) -> None:
             output.total.backward()
             found[variant, split, negatives, index] = {
                 "total": output.total.detach(), **output.parts, "gate": output.gate,
-                "gradients": {
-                    name: whole_gradient(model, name, parameter, workers)
-                    for name, parameter in model.named_parameters()
-                },
+                "gradients": whole_gradients(model, workers),
             }  # fmt: skip
     save(folder, "gradients", workers, found)
 
 
-def whole_gradient(
-    model: ADARec, name: str, parameter: torch.Tensor, workers: Workers | None
-) -> torch.Tensor:
-    """A parameter's gradient, added up over workers or put together from their parts."""
-    gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-    items = model.item_embedding
+def whole_gradients(model: ADARec, workers: Workers | None) -> dict[str, torch.Tensor]:
+    """Each parameter's gradient, added up over workers or put together from their parts."""
+    named = dict(model.named_parameters())
+    found = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in named.items()}
     if workers is None:
-        return gradient
-    if isinstance(items, ShardedItems) and parameter is items.weight:
-        return items.whole(gradient)
-    return workers.sum(gradient.clone())
+        return found
+    items = model.item_embedding
+    split = {
+        name: items.whole(found[name])
+        for name, parameter in named.items()
+        if isinstance(items, ShardedItems) and parameter is items.weight
+    }
+    # One sum of all others, since each waits for every worker.
+    rest = [name for name in named if name not in split]
+    sums = workers.sum(torch.cat([found[name].flatten() for name in rest]))
+    parts = sums.split([named[name].numel() for name in rest])
+    return split | {n: part.view_as(named[n]) for n, part in zip(rest, parts, strict=True)}
 
 
 def catalogue(folder: Path, workers: Workers | None) -> None:

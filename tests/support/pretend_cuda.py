@@ -26,15 +26,23 @@ A process that loads the device guard does nothing else: the guard cannot be unr
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
-from pretend_launches import Graph, Noted, check_launch, launches_of, poison, tensors
+from pretend_launches import (
+    Graph,
+    Noted,
+    check_launch,
+    launches_of,
+    mapped,
+    poison,
+    tensors,
+)
 from pretend_memory import CudaError, Memory, OnCuda, Stream, enter, merge, order, sites
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
 
 _POINTWISE, _READS, _SHAPES = (
     torch.Tag.pointwise, torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape
@@ -101,12 +109,17 @@ class PretendCuda(TorchDispatchMode):
     ) -> Any:
         return self.run(func, args, kwargs or {})
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here, and to say so at every op imports torch's compiler."""
+        return False
+
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Compute an op and keep the books."""
         if func.namespace == "adarec_fast":
             return self._of_the_package(func, args)
         name = func._schema.name.removeprefix("aten::")
-        decomposes = func._can_decompose()
+        decomposes = _decomposes(func)
         if decomposes and name.startswith("_foreach_"):  # one on a GPU, a tensor at a time here
             return self._as_one(name, launches_of(func, args), func, args, kwargs)
         if decomposes:  # `to`, `contiguous`, `matmul`: views or copies, as it turns out
@@ -140,7 +153,7 @@ class PretendCuda(TorchDispatchMode):
         self._check_reads(func, args, kwargs)
         if asked is not None and asked.type == "cuda":
             kwargs = {**kwargs, "device": torch.device("cpu")}
-        inner_args, inner_kwargs = tree_map_only(OnCuda, lambda t: t.inner, (args, kwargs))
+        inner_args, inner_kwargs = mapped(OnCuda, lambda t: t.inner, (args, kwargs))
         self._noting = (name, launches_of(func, args))
         extra = () if sent is None else (sent,)
         return self._compute(func, (args, kwargs), inner_args, inner_kwargs, there, extra)
@@ -159,6 +172,8 @@ class PretendCuda(TorchDispatchMode):
 
     def _check_pinned(self, func: Any, args: tuple[Any, ...]) -> None:
         """The host may write what was copied only when the device has read it."""
+        if not self.pinned:
+            return
         for argument, value in zip(func._schema.arguments, args, strict=False):
             memory = self._pinned_memory(value)
             if memory is None or argument.alias_info is None or not argument.alias_info.is_write:
@@ -249,7 +264,7 @@ class PretendCuda(TorchDispatchMode):
                 base = next(t for t in tensors(given) if isinstance(t, OnCuda))
                 found = func(*args, **kwargs)
                 with torch.inference_mode(base.is_inference()):
-                    return tree_map_only(Tensor, lambda t: OnCuda(t, base.memory), found)
+                    return mapped(Tensor, lambda t: OnCuda(t, base.memory), found)
             self.order(reads, ())
             merge(self.host, self.stream.clock)
             return func(*args, **kwargs)
@@ -269,7 +284,7 @@ class PretendCuda(TorchDispatchMode):
             for result in tensors(found):
                 poison(result)
         # Some "fresh" results are an argument all the same, as of `contiguous`.
-        fresh = tree_map_only(Tensor, lambda t: OnCuda(t, Memory()), found)
+        fresh = mapped(Tensor, lambda t: OnCuda(t, Memory()), found)
         writes = tuple(t.memory for t in (*tensors(fresh), *changed))
         if self.capturing is not None:
             results = tuple(tensors(found))
@@ -321,7 +336,7 @@ class PretendCuda(TorchDispatchMode):
         for given in tensors(args):
             if not isinstance(given, OnCuda):
                 raise CudaError(f"{function.__module__}: {list(given.shape)} is on the CPU")
-        plain = tree_map_only(OnCuda, lambda t: t.inner, args)
+        plain = mapped(OnCuda, lambda t: t.inner, args)
 
         def call() -> Any:
             with on_the_host():
@@ -345,7 +360,7 @@ class PretendCuda(TorchDispatchMode):
         """Check a kernel's launch; ``run`` gets its arguments with CPU tensors."""
         self.check_launch(kernel, grid, given)
         memories = tuple(t.memory for t in tensors(given) if isinstance(t, OnCuda))
-        plain = tree_map_only(OnCuda, lambda t: t.inner, given)
+        plain = mapped(OnCuda, lambda t: t.inner, given)
 
         def call() -> None:
             with on_the_host():
@@ -360,6 +375,11 @@ def on_the_host() -> Iterator[None]:
     """No mode sees what happens inside."""
     with torch.utils._python_dispatch._disable_current_modes(), torch.no_grad():
         yield
+
+
+@functools.cache
+def _decomposes(func: Any) -> bool:
+    return bool(func._can_decompose())
 
 
 def _is_mask(index: object) -> bool:

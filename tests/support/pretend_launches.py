@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from pretend_memory import CudaError, Memory, OnCuda, the_device
 from torch import Tensor
-from torch.utils._pytree import tree_iter
+from torch.utils._pytree import tree_map_only
 
 # Kernels take strides for these, and whole rows for all others.
 _STRIDED = ("q_ptr", "kv_ptr", "d_q_ptr", "d_kv_ptr")
@@ -83,7 +83,31 @@ def poison(tensor: Tensor) -> None:
 
 
 def tensors(found: Any) -> list[Tensor]:
-    return [t for t in tree_iter(found) if isinstance(t, Tensor)]
+    """Those in lists, tuples and dictionaries, in order."""
+    made: list[Tensor] = []
+    _gather(found, made)
+    return made
+
+
+def _gather(found: Any, made: list[Tensor]) -> None:
+    if isinstance(found, Tensor):
+        made.append(found)
+    elif isinstance(found, (list, tuple, dict)):
+        for value in found.values() if isinstance(found, dict) else found:
+            _gather(value, made)
+
+
+def mapped(kind: type[Tensor], function: Callable[[Any], Any], found: Any) -> Any:
+    """``tree_map_only``, which takes four times as long for the arguments of an op."""
+    if isinstance(found, kind):
+        return function(found)
+    if type(found) is list or type(found) is tuple:
+        return type(found)([mapped(kind, function, value) for value in found])
+    if type(found) is dict:
+        return {key: mapped(kind, function, value) for key, value in found.items()}
+    # A named tuple, or what else torch makes of them.
+    whole = isinstance(found, (list, tuple, dict))
+    return tree_map_only(kind, function, found) if whole else found
 
 
 def check_launch(kernel: Any, grid: Any, given: dict[str, Any]) -> None:

@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 
 import torch
 from pretend_cuda import PretendCuda, on_the_host
-from pretend_launches import Graph
+from pretend_launches import Graph, mapped
 from pretend_memory import CudaError, Event, OnCuda, Stream, merge, the_device
 from torch.utils import _foreach_utils
-from torch.utils._pytree import tree_map_only
 
 from adarec_fast.kernels._launch import MULTIPROCESSORS
 from adarec_fast.models.encoders import plan
@@ -250,13 +249,13 @@ def _binding(device: PretendCuda) -> tuple[Any, dict[str, Any]]:
         )  # fmt: skip
 
     def run(self: Any, *args: Any, grid: Any, warmup: bool, **given: Any) -> None:
-        inner_args, inner_given = tree_map_only(OnCuda, lambda t: t.inner, (args, given))
+        inner_args, inner_given = mapped(OnCuda, lambda t: t.inner, (args, given))
         with on_the_host():
             kernel = original(self, *inner_args, grid=grid, warmup=False, **inner_given)
         named = dict(zip(self.arg_names, args, strict=False))
         device.launch_kernel(self, grid, {**named, **given}, lambda plain: None)
         options = {k: v for k, v in given.items() if k != "enable_fp_fusion"}
-        arguments = tree_map_only(OnCuda, lambda t: t.inner, named)
+        arguments = mapped(OnCuda, lambda t: t.inner, named)
         device.launches.append(Bound(self, grid, arguments, options, *kernel.bound))
 
     return JITFunction, {"run": run, "_do_compile": do_compile}
