@@ -9,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+#include "bindings/adam.cpp"
 #include "bindings/choose_depth.cpp"
 #include "bindings/depth_controller.cpp"
 #include "bindings/dropout.cpp"
