@@ -1,4 +1,4 @@
-"""What the C++ ops of a step's end must show beside their suites."""
+"""What the C++ ops of a step's end and of its small layers must show beside their suites."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from adarec_fast import ADARec, TrainConfig
 from adarec_fast.data import Batch
-from adarec_fast.ops import adam, extension, gradient_norm
+from adarec_fast.ops import adam, extension, gradient_norm, length_bias, objective
 from adarec_fast.training.optimization import Stepper
 from adarec_fast.training.statistics import EpochStatistics
 
@@ -201,3 +201,21 @@ def test_a_step_that_is_not_finite_changes_nothing() -> None:
     after = _state(stepper)
     assert all(torch.equal(t, after[name]) for name, t in before.items())
     assert statistics.diverged() is not None
+
+
+def test_lengths_at_their_bounds() -> None:
+    """No sequence, and lengths that no table holds."""
+    g = torch.Generator().manual_seed(0)
+    shapes = [(8, 1), (8,), (8, 8), (8,), (12, 8), (12,)]
+    weights = [torch.randn(shape, generator=g) for shape in shapes]
+    for offsets in ([0], [0, 0, 3, 2**62, 2**62 + 3]):
+        ours, plain = (
+            length_bias(torch.tensor(offsets), *weights, max_length=7, backend=backend)
+            for backend in ("cpp", "packed")
+        )
+        torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
+    far = objective(
+        torch.ones(()), None, None, torch.tensor([0, 2**62]), torch.tensor([3]), None, None,
+        torch.tensor([3]), levels=4, size=2**40, weights=(1.0, 1.0, 1.0), backend="cpp",
+    )  # fmt: skip
+    assert float(far.total) == 1.0
