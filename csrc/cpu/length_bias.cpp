@@ -104,10 +104,12 @@ void length_bias_backward(const LengthBias& op, const float* grad_bias, const fl
   const int rows = lengths.count();
   Scratch scratch;
   float* grad = scratch.zeros(std::int64_t{rows} * op.wide);
-  constexpr int kPanel = 64;  // columns a task: sums in the order of sequences
-  parallel_for((op.wide + kPanel - 1) / kPanel, [&](std::int64_t panel) {
-    const std::int64_t begin = panel * kPanel;
-    const int columns = static_cast<int>(std::min<std::int64_t>(kPanel, op.wide - begin));
+  // Columns a task, whose sums are in the order of sequences. A small batch is one task: a thread
+  // takes longer to wake.
+  const std::int64_t panel = op.batch > kChunk ? 64 : std::max(op.wide, 1);
+  parallel_for((op.wide + panel - 1) / panel, [&](std::int64_t task) {
+    const std::int64_t begin = task * panel;
+    const int columns = static_cast<int>(std::min(panel, op.wide - begin));
     for (std::int64_t b = 0; b < op.batch; ++b) {
       float* sums = grad + std::int64_t{lengths.place[b]} * op.wide + begin;
       const float* from = grad_bias + b * op.wide + begin;
