@@ -9,12 +9,15 @@
 #include <thread>
 #include <vector>
 
+#include "bindings/adam.cpp"
 #include "bindings/choose_depth.cpp"
 #include "bindings/depth_controller.cpp"
 #include "bindings/dropout.cpp"
 #include "bindings/embedding.cpp"
 #include "bindings/encoder_layer.cpp"
+#include "bindings/epoch_statistics.cpp"
 #include "bindings/hda_trajectory.cpp"
+#include "bindings/length_bias.cpp"
 #include "bindings/level_infonce.cpp"
 #include "bindings/level_pool.cpp"
 #include "bindings/linear_cross_entropy.cpp"
@@ -24,6 +27,7 @@
 #include "bindings/mlp_expert_pooled.cpp"
 #include "bindings/moe_aggregate.cpp"
 #include "bindings/moe_aggregate_autograd.cpp"
+#include "bindings/objective.cpp"
 #include "bindings/request.cpp"
 #include "bindings/score_topk.cpp"
 #include "bindings/wide_normals.cpp"

@@ -25,6 +25,7 @@ define(
     None,
     _fake_forward,
     None,
+    cpu=("cpp", "packed"),
     cuda=("triton", "packed"),
     note="training calls it where a kernel runs it, and torch's fused Adam elsewhere",
     waits=False,
@@ -69,21 +70,16 @@ def adam(
         BackendError: the backend cannot run here.
     """
     check_done(done)
-    lists = {"gradients": gradients, "firsts": firsts, "seconds": seconds, "steps": steps}
-    for name, tensors in lists.items():
-        if len(tensors) != len(parameters):
-            raise ValueError(f"{name} are {len(tensors)} for {len(parameters)} parameters")
-        for place, (tensor, parameter) in enumerate(zip(tensors, parameters, strict=True)):
-            wanted = torch.Size() if name == "steps" else parameter.shape
-            if tensor.shape != wanted or not tensor.is_contiguous():
-                raise ValueError(
-                    f"{name}[{place}] has shape {list(tensor.shape)} and strides "
-                    f"{list(tensor.stride())}; it must be {list(wanted)}, contiguous"
-                )
     dtype = parameters[0].dtype if parameters else torch.float32
     rate = lr if isinstance(lr, Tensor) else torch.full((), lr, dtype=dtype, device=done.device)
     check_shape("lr", rate)
     chosen = choose("adam", backend, done.device.type, dtype)
+    if chosen != "cpp":  # whose binding checks the same in a tenth of the time
+        for name, tensors in zip(
+            ("gradients", "firsts", "seconds", "steps"), (gradients, firsts, seconds, steps),
+            strict=True,
+        ):  # fmt: skip
+            _check(name, tensors, parameters)
     numbers = rate, *betas, eps, weight_decay, max_norm
     if chosen == "reference":
         reference(parameters, gradients, firsts, seconds, steps, norm, found, *numbers)
@@ -92,3 +88,19 @@ def adam(
         list(parameters), list(gradients), list(firsts), list(seconds), list(steps), done, norm,
         found, *numbers, chosen,
     )  # fmt: skip
+    # As torch's own optimizers do: whoever keeps what follows from a parameter asks its version.
+    torch.autograd.graph.increment_version(parameters)
+
+
+def _check(name: str, tensors: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
+    """Raise ValueError unless there is a contiguous tensor of each parameter's shape, of steps a
+    0-dim one."""
+    if len(tensors) != len(parameters):
+        raise ValueError(f"{name} are {len(tensors)} for {len(parameters)} parameters")
+    for place, (tensor, parameter) in enumerate(zip(tensors, parameters, strict=True)):
+        wanted = torch.Size() if name == "steps" else parameter.shape
+        if tensor.shape != wanted or not tensor.is_contiguous():
+            raise ValueError(
+                f"{name}[{place}] has shape {list(tensor.shape)} and strides "
+                f"{list(tensor.stride())}; it must be {list(wanted)}, contiguous"
+            )

@@ -27,6 +27,7 @@ define(
     None,
     _fake_forward,
     None,
+    cpu=("cpp", "packed"),
     cuda=("triton", "packed"),
     note="training calls it where a kernel runs it, and plain PyTorch elsewhere",
     waits=False,

@@ -21,6 +21,7 @@ define(
     None,
     _fake_forward,
     None,
+    cpu=("cpp", "packed"),
     cuda=("triton", "packed"),
     note="training calls it where a kernel runs it, and torch's functions elsewhere",
     waits=False,

@@ -34,6 +34,7 @@ define(
     f"(Tensor grad_bias, Tensor v, {_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _fake_forward,
     _fake_backward,
+    cpu=("cpp", "packed"),
     cuda=("triton", "packed"),
     waits=False,
 )

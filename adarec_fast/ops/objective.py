@@ -57,6 +57,7 @@ define(
     "-> (Tensor, Tensor, Tensor)",
     _fake_forward,
     _fake_backward,
+    cpu=("cpp", "packed"),
     cuda=("triton", "packed"),
     note="the model calls it where a kernel runs it, and its parts elsewhere",
     waits=False,
@@ -146,6 +147,9 @@ def objective(
         return Objective(*reference(
             rec, cont, error, offsets, computed, logits, gates, row_depth, levels, size, weights
         ))  # fmt: skip
+    if torch.compiler.is_compiling():
+        # It takes no tensor twice, and read at last positions both depths are the same one.
+        row_depth = row_depth.view_as(row_depth)
     tensors = (
         None if tensor is None else tensor.contiguous()
         for tensor in (rec, cont, error, offsets, computed, logits, gates, row_depth)

@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import ops
 from ..config import TrainConfig, training_precision
 from ..models.pretrained import CheckpointError
+from ..ops._library import on_cuda
 from ..precision import computing
 from .adam import Adam
 from .progress import check_state_tensor
@@ -53,14 +54,14 @@ class Stepper:
         self._names = [name for name, _ in model.named_parameters()]
         self._parameters = [parameter for _, parameter in model.named_parameters()]
         # Kernels of ours where they run: torch's norm, clipping and Adam are some 15 launches.
-        self._kernels = all(
+        self._kernels = _plain(self._parameters) and all(
             ops.has_kernel(name, model.config.backend, device.type)
             for name in ("gradient_norm", "adam")
         )
         self.learning_rate = LearningRate(config, total_steps)
         self._rate = config.learning_rate  # what the optimizer has
-        # A graph and our kernel read it on the device, where it can change between two replays.
-        on_device = self.capturable or self._kernels
+        # A graph and a GPU's kernel read it there, where it can change between two replays.
+        on_device = self.capturable or (self._kernels and on_cuda(device))
         # As a group, which may be empty.
         self.optimizer = Adam(
             [{"params": self._parameters}],
@@ -105,13 +106,14 @@ class Stepper:
 
     def gradient_norm(self, gradients: list[Tensor]) -> Tensor:
         """The norm of all gradients as one vector."""
-        if self._kernels and _plain(gradients):
+        if self._kernels:
             return ops.gradient_norm(gradients, self._done)
         return torch.nn.utils.get_total_norm(gradients)
 
     def update(self, batch: Any, number: int | Tensor, statistics: EpochStatistics) -> None:
         """The step itself; ``number`` may live on the device."""
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self._parameters:
+            parameter.grad = None
         # The model sees to its own; what may differ is that of old runs under amp.
         with computing(self._precision, self.device.type):
             output = self.loss(batch)
@@ -119,7 +121,7 @@ class Stepper:
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         norm = self.gradient_norm(gradients)
         found_inf = statistics.add(output, norm, number, self.examples(batch))
-        if self._kernels and _plain(gradients) and _plain(self._parameters):
+        if self._kernels and _plain(gradients):
             self._adam(gradients, norm, found_inf)
             return
         if self.config.gradient_clip:
@@ -132,16 +134,13 @@ class Stepper:
         """Clipping and the optimizer's step by one kernel, on the optimizer's own state."""
         parameters = [p for p in self._parameters if p.grad is not None]
         (group,) = self.optimizer.param_groups
-        for parameter in parameters:
-            state = self.optimizer.state[parameter]
+        states = [self.optimizer.state[parameter] for parameter in parameters]
+        for parameter, state in zip(parameters, states, strict=True):
             if not state:
                 state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
                 state["exp_avg"] = torch.zeros_like(parameter)
                 state["exp_avg_sq"] = torch.zeros_like(parameter)
-        steps, firsts, seconds = (
-            [self.optimizer.state[parameter][key] for parameter in parameters]
-            for key in _ADAM_STATE
-        )
+        steps, firsts, seconds = ([state[key] for state in states] for key in _ADAM_STATE)
         ops.adam(
             parameters, gradients, firsts, seconds, steps, self._done, norm, found_inf,
             lr=group["lr"], betas=group["betas"], eps=group["eps"],

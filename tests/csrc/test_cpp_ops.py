@@ -7,9 +7,11 @@ from functools import partial
 import pytest
 import test_dropout
 import test_hda_trajectory
+import test_length_bias
 import test_level_pool
 import test_local_path
 import test_mlp_expert
+import test_objective
 import torch
 from helpers import Batch, evaluate, random_batch
 from helpers_suite import OpSuite
@@ -25,7 +27,8 @@ pytestmark = pytest.mark.skipif(
 SUITES = [
     suite
     for module in (
-        test_dropout, test_hda_trajectory, test_level_pool, test_local_path, test_mlp_expert,
+        test_dropout, test_hda_trajectory, test_length_bias, test_level_pool, test_local_path,
+        test_mlp_expert, test_objective,
     )
     for suite in vars(module).values()
     if isinstance(suite, type) and issubclass(suite, OpSuite) and suite is not OpSuite

@@ -297,9 +297,10 @@ OP_TESTS = [
     for name in (
         "hda_trajectory", "mlp_expert", "mlp_expert_pooled", "level_pool", "dropout", "embedding",
         "local_path", "encoder_layer", "depth_controller", "moe_aggregate", "level_infonce",
-        "linear_cross_entropy", "score_topk", "memory_topk", "cpp_ops", "cpp_encoder_layer",
-        "cpp_depth_controller", "cpp_moe_aggregate", "cpp_level_infonce",
-        "cpp_linear_cross_entropy", "cpp_score_topk",
+        "linear_cross_entropy", "score_topk", "memory_topk", "length_bias", "objective",
+        "epoch_statistics", "adam", "cpp_ops", "cpp_encoder_layer", "cpp_depth_controller",
+        "cpp_moe_aggregate", "cpp_level_infonce",
+        "cpp_linear_cross_entropy", "cpp_score_topk", "cpp_kept", "cpp_step", "cpp_request",
     )
 ]
 

@@ -57,7 +57,9 @@ class DepthController(nn.Module):
         return length_bias(share, *self._length_weights())[0].to(dtype)
 
     def _length_weights(self) -> tuple[Tensor, ...]:
-        return (*self.length_mlp.parameters(), self.length_w_ih, self.b_ih)
+        first, second = [one for one in self.length_mlp if isinstance(one, nn.Linear)]
+        layers = (first.weight, first.bias, second.weight, second.bias)
+        return *layers, self.length_w_ih, self.b_ih
 
     def choose(
         self,
