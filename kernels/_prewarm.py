@@ -10,6 +10,7 @@ of the cache knows the compiler and the source and no path.
 from __future__ import annotations
 
 import functools
+import gc
 import importlib
 import multiprocessing
 import os
@@ -114,9 +115,12 @@ def collecting(architecture: int, multiprocessors: int | None = None) -> Iterato
     on CUDA, and results are zero.
     """
     collected = Collected(architecture)
-    with as_on_cuda(), recording(architecture, multiprocessors) as launches, _Zeros():
+
+    def note(launch: Launch) -> None:
+        collected.take([launch])
+
+    with as_on_cuda(), recording(architecture, multiprocessors, note), _Zeros():
         yield collected
-    collected.take(launches)
 
 
 # ---------------------------------------------------------------------- compilation
@@ -282,6 +286,7 @@ def compile_all(
     _for_another_machine = elsewhere
     jobs = max(1, min(jobs or len(os.sched_getaffinity(0)), len(_waiting) + 1))
     results: dict[int, Compiled] = {}
+    gc.collect()  # a process of gigabytes cannot be forked, however little of it is in use
     with _library_to_link(elsewhere), warnings.catch_warnings():
         # Forked: a process that imports torch and triton anew takes longer than a kernel.
         warnings.simplefilter("ignore", DeprecationWarning)

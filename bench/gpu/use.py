@@ -12,7 +12,7 @@ import zipfile
 from pathlib import Path
 
 from .archive import unpack
-from .prepare import DESCRIPTION, versions
+from .prepare import DESCRIPTION, sources, versions
 
 
 class NotPrepared(ValueError):
@@ -42,6 +42,8 @@ def use(folder: Path, scratch: Path) -> tuple[dict[str, str], list[str]]:
         for name, have in versions().items()
         if have != description["versions"].get(name)
     ]
+    if description.get("sources") != sources():
+        complaints.append(f"{folder} was prepared for other sources")
     if complaints:
         complaints.append("kernels will be compiled here")
     left_out = sum(phase["left_out"] for phase in description["kernels"].values())

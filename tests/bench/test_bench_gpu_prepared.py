@@ -28,6 +28,7 @@ from bench.gpu.prepare import (  # noqa: E402
     missing_packages,
     prepare,
     size_of,
+    sources,
     versions,
 )
 from bench.gpu.use import NotPrepared, use  # noqa: E402
@@ -70,7 +71,8 @@ def _prepared(folder: Path, **changes: object) -> Path:
     (folder / "kernels").mkdir()
     pack(_cache(folder.parent / "cache"), folder / "kernels" / "ops.zip")
     kernels = {"ops": {"kernels": 1, "left_out": 0}}
-    about = {"versions": versions(), "complete": True, "kernels": kernels, **changes}
+    about = {"versions": versions(), "sources": sources(), "complete": True, "kernels": kernels,
+             **changes}  # fmt: skip
     (folder / DESCRIPTION).write_text(json.dumps(about))
     return folder
 
@@ -96,6 +98,12 @@ def test_a_folder_for_another_machine_is_told(tmp_path: Path) -> None:
     assert len(complaints) == 2
     assert "was prepared for 0.1" in complaints[0]
     assert "compiled here" in complaints[1]
+
+
+def test_a_folder_of_other_sources_is_told(tmp_path: Path) -> None:
+    (tmp_path / "scratch").mkdir()
+    complaints = use(_prepared(tmp_path / "folder", sources="0"), tmp_path / "scratch")[1]
+    assert "other sources" in complaints[0]
 
 
 def test_kernels_that_had_no_room_are_told(tmp_path: Path) -> None:
