@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import multiprocessing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from adarec_fast.kernels._launch import recording
-from adarec_fast.kernels._prewarm import Collected, collecting
+from adarec_fast.kernels._prewarm import Collected, Compiled, collecting, compile_all
 from adarec_fast.ops import _library
 from adarec_fast.ops._library import Implementation, as_on_cuda
 
@@ -58,6 +59,37 @@ def collect_phase(phase: Phase, collected: Collected) -> bool:
         work("cpu")
     collected.take(found.launches.values())
     return True
+
+
+def compile_phase(
+    phase: Phase, architecture: int, jobs: int | None = None,
+    done: Callable[[Compiled], object] = lambda _: None,
+) -> list[Compiled] | None:  # fmt: skip
+    """List a phase's kernels and compile or find them, in a process of its own as on the device.
+
+    What one phase loads and leaves behind is so none of the next one's. None: it has no kernels.
+
+    Raises:
+        RuntimeError: they could not be listed; the process has said why.
+    """
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+
+    def work() -> None:
+        collected = Collected(architecture)
+        found = collect_phase(phase, collected)
+        theirs.send(compile_all(collected, jobs=jobs, elsewhere=True, done=done) if found else None)
+
+    process = context.Process(target=work)
+    process.start()
+    theirs.close()
+    try:
+        results: list[Compiled] | None = ours.recv()
+    except EOFError:
+        process.join()
+        raise RuntimeError(f"the kernels of the phase {phase.name} could not be listed") from None
+    process.join()
+    return results
 
 
 def collect_tests(collected: Collected, names: list[str]) -> None:

@@ -37,8 +37,9 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 # What a machine with torch on it has: not carried, and not looked into for what it needs.
 PRESENT = ("torch", "triton", "numpy", "pytest", "pytest-benchmark", "hypothesis", "setuptools")
-# Beside the package's own requirements: tests in parallel, each with a time limit.
-TOOLS = ("pytest-xdist", "pytest-timeout")
+# Beside the package's own requirements: tests in parallel, each with a time limit. Whole, since
+# what is not installed here cannot tell what it needs.
+TOOLS = ("pytest-xdist", "execnet", "pytest-timeout")
 DESCRIPTION = "prepared.json"
 WORKING = "working"
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
@@ -288,23 +289,16 @@ def compile_kernels(
     """
     os.environ["TRITON_CACHE_DIR"] = str((folder / WORKING).resolve())
     os.environ["TRITON_STORE_BINARY_ONLY"] = "1"
-    from adarec_fast.kernels._prewarm import Collected, compile_all
-
-    from .kernels import collect_phase
+    from .kernels import compile_phase
 
     found = _Kernels(folder, about, limit, started)
-    collected = Collected(number)
     for phase in phases:
         if phase.name in found.phases:
             _say(started, f"{phase.name}: as it was")
             continue
-        before = set(collected.launches)
-        if not collect_phase(phase, collected):
+        results = compile_phase(phase, number, jobs, _Progress())
+        if results is None:
             continue
-        new = Collected(number)
-        new.launches = {k: v for k, v in collected.launches.items() if k not in before}
-        _say(started, f"{phase.name}: {len(new.launches)} kernels to compile or to find")
-        results = compile_all(new, jobs=jobs, elsewhere=True, done=_Progress(len(new.launches) + 1))
         failed = [result for result in results if result.error]
         if failed:
             raise RuntimeError(f"{len(failed)} kernels do not compile, the first: {failed[0]}")
@@ -314,13 +308,13 @@ def compile_kernels(
 class _Progress:
     """A line for every 25 kernels, and for each that fails."""
 
-    def __init__(self, total: int) -> None:
-        self.total, self.ready = total, 0
+    def __init__(self) -> None:
+        self.ready = 0
 
     def __call__(self, result: Compiled) -> None:
         self.ready += 1
         if self.ready % 25 == 0 or result.error:
-            print(f"{self.ready} of {self.total}: {result.kernel} {result.error or ''}", flush=True)
+            print(f"{self.ready} kernels: {result.kernel} {result.error or ''}", flush=True)
 
 
 def size_of(folder: Path) -> int:

@@ -33,18 +33,12 @@ def rehearse(phases: tuple[Phase, ...], arch: str, started: float) -> list[str]:
     say("every phase is imported")
     missing += _extensions(architecture(arch))
     say("extensions are loaded")
-    from adarec_fast.kernels._prewarm import Collected, compile_all
+    from .kernels import compile_phase
 
-    from .kernels import collect_phase
-
-    collected = Collected(architecture(arch))
     for phase in phases:
-        before = set(collected.launches)
-        if not collect_phase(phase, collected):
+        results = compile_phase(phase, architecture(arch))
+        if results is None:
             continue
-        new = Collected(collected.architecture)
-        new.launches = {k: v for k, v in collected.launches.items() if k not in before}
-        results = compile_all(new, elsewhere=True)
         missing += [f"{phase.name}, kernel {r.kernel}: {r.error}" for r in results if r.error]
         missing += [f"{phase.name}, kernel {r.kernel} was compiled, not found"
                     for r in results if not r.found]  # fmt: skip

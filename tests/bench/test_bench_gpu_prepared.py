@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +23,7 @@ from bench.gpu.archive import folders_of, pack, unpack  # noqa: E402
 from bench.gpu.plan import Phase, chosen  # noqa: E402
 from bench.gpu.prepare import (  # noqa: E402
     DESCRIPTION,
+    TOOLS,
     WORKING,
     missing_packages,
     prepare,
@@ -125,6 +125,12 @@ def test_a_folder_that_is_not_ready_is_refused(
         use(folder, tmp_path)
 
 
+def test_tools_come_with_all_that_they_need() -> None:
+    """They need not be installed where the folder is filled, which then knows of no needs."""
+    names = {line.split("==")[0] for line in missing_packages(TOOLS)}
+    assert names == set(TOOLS)
+
+
 def test_what_a_bare_machine_lacks() -> None:
     wanted = missing_packages(["pydantic", "numpy", "typer"])
     names = {line.split("==")[0] for line in wanted}
@@ -160,36 +166,27 @@ class _Compiler:
         self.compiled: list[str] = []
         self.listed: list[str] = []
 
-    def collect(self, phase: Phase, collected: Any) -> bool:
+    def compile(self, phase: Phase, *_: object) -> list[Any]:
         self.listed.append(phase.name)
-        collected.launches.update((letter, letter) for letter in self.asks[phase.name])
-        return True
-
-    def compile(self, collected: Any, *, done: Callable[[Any], object], **_: object) -> list[Any]:
         results = []
-        for letter in collected.launches:
+        for letter in self.asks[phase.name]:
             if letter == self.stop_at:
                 raise KeyboardInterrupt
             folder = Path(os.environ["TRITON_CACHE_DIR"]) / letter
-            found = folder.exists()
-            if not found:
+            if not folder.exists():
                 folder.mkdir()
                 (folder / "k.cubin").write_bytes(os.urandom(3000))
                 self.compiled.append(letter)
-            results.append(SimpleNamespace(kernel=letter, error=None, found=found,
-                                           folders=(letter,)))  # fmt: skip
-            done(results[-1])
+            results.append(SimpleNamespace(kernel=letter, error=None, folders=(letter,)))
         return results
 
 
 @pytest.fixture
 def compiler(monkeypatch: pytest.MonkeyPatch) -> _Compiler:
-    from adarec_fast.kernels import _prewarm
     from bench.gpu import kernels
 
     made = _Compiler()
-    monkeypatch.setattr(kernels, "collect_phase", made.collect)
-    monkeypatch.setattr(_prewarm, "compile_all", made.compile)
+    monkeypatch.setattr(kernels, "compile_phase", made.compile)
     monkeypatch.setattr(preparing, "fetch_wheels", lambda _: [])
     monkeypatch.setattr(preparing, "build_extensions", lambda *_: [])
     for name in ("TRITON_CACHE_DIR", "TRITON_STORE_BINARY_ONLY"):
@@ -247,7 +244,7 @@ def test_what_has_no_room_is_left_out_and_told(
     about = json.loads((tmp_path / "p" / DESCRIPTION).read_text())
     left = {name: phase["left_out"] for name, phase in about["kernels"].items()}
     assert left == {"ops": 0, "flows": 0, "tests": 1}
-    assert "tests: 1 of 2 kernels are left out" in capsys.readouterr().out
+    assert "tests: 1 of 3 kernels are left out" in capsys.readouterr().out
     prepare(tmp_path / "p", "sm_90", PHASES)  # without a limit all of it
     about = json.loads((tmp_path / "p" / DESCRIPTION).read_text())
     assert about["kernels"]["tests"]["left_out"] == 0
@@ -315,6 +312,22 @@ def test_what_the_gpu_tests_ask_for_can_be_listed(tmp_path: Path) -> None:
         assert name in found["kernels"]
     assert "test_that_does_not_pass" in found["said"]  # never left out without a word
     assert found["local"] == []
+
+
+@needs_triton
+def test_a_phase_that_cannot_be_listed_ends_the_preparation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from bench.gpu import kernels
+
+    def broken(*_: object) -> bool:
+        raise ValueError("broken")
+
+    monkeypatch.setattr(kernels, "collect_phase", broken)
+    with pytest.raises(RuntimeError, match="phase ops could not be listed"):
+        kernels.compile_phase(PHASES[0], 90)
+    monkeypatch.setattr(kernels, "collect_phase", lambda *_: False)
+    assert kernels.compile_phase(PHASES[0], 90) is None
 
 
 def test_every_phase_that_launches_kernels_can_be_listed() -> None:
