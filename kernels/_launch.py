@@ -7,7 +7,7 @@ are compiled and counted on a machine without a GPU.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -43,20 +43,24 @@ class Operands(NamedTuple):
     kind: str
 
 
-_recording: list[Launch] | None = None
+_recording: Callable[[Launch], object] | None = None
 _architecture: int | None = None
 _multiprocessors = 0
 
 
 @contextmanager
-def recording(architecture: int, multiprocessors: int | None = None) -> Iterator[list[Launch]]:
+def recording(
+    architecture: int, multiprocessors: int | None = None,
+    note: Callable[[Launch], object] | None = None,
+) -> Iterator[list[Launch]]:  # fmt: skip
     """Collect launches, as they would be on ``architecture`` (86 for sm_86), without running.
 
-    ``multiprocessors`` are those of the device; None: of the architecture's common part.
+    ``multiprocessors`` are those of the device; None: of the architecture's common part. ``note``
+    is called with each launch, which is not kept then: its tensors may be gigabytes.
     """
     global _recording, _architecture, _multiprocessors
     launches: list[Launch] = []
-    _recording, _architecture = launches, architecture
+    _recording, _architecture = note or launches.append, architecture
     _multiprocessors = multiprocessors or MULTIPROCESSORS[architecture]
     try:
         yield launches
@@ -90,7 +94,7 @@ def launch(
     if min(grid) == 0:
         return
     if _recording is not None:
-        _recording.append(Launch(kernel, grid, arguments, options))
+        _recording(Launch(kernel, grid, arguments, options))
         return
     values = (v[0] if isinstance(v, tuple) else v for v in arguments.values())
     first = next(value for value in values if isinstance(value, Tensor))

@@ -10,6 +10,7 @@ of the cache knows the compiler and the source and no path.
 from __future__ import annotations
 
 import functools
+import gc
 import importlib
 import multiprocessing
 import os
@@ -114,9 +115,12 @@ def collecting(architecture: int, multiprocessors: int | None = None) -> Iterato
     on CUDA, and results are zero.
     """
     collected = Collected(architecture)
-    with as_on_cuda(), recording(architecture, multiprocessors) as launches, _Zeros():
+
+    def note(launch: Launch) -> None:
+        collected.take([launch])
+
+    with as_on_cuda(), recording(architecture, multiprocessors, note), _Zeros():
         yield collected
-    collected.take(launches)
 
 
 # ---------------------------------------------------------------------- compilation
@@ -130,12 +134,14 @@ class Compiled(NamedTuple):
         seconds: that it took.
         error: the compiler's words, if it failed.
         found: whether triton's cache had it.
+        folders: where it is in triton's cache, names of folders there.
     """
 
     kernel: str
     seconds: float
     error: str | None = None
     found: bool = False
+    folders: tuple[str, ...] = ()
 
 
 class _Driver:
@@ -164,28 +170,46 @@ class _Anything:
 # Set before the pool forks: its processes read it, since launches hold what cannot be sent.
 _waiting: list[Launch] = []
 _for_another_machine = False
+# Folders of the cache that the kernel at hand was looked up in.
+_asked: list[str] = []
 
 
 def _start(architecture: int) -> None:
     from triton.runtime import driver
 
     driver.set_active(_Driver(architecture))
+    _note_folders()
     if _for_another_machine:
         build = importlib.import_module("triton.runtime.build")
         setattr(build, "_load_module_from_path", lambda *_: _Anything())  # noqa: B010, private
 
 
-def _compile(number: int) -> Compiled:
+def _note_folders() -> None:
+    from triton.runtime.cache import FileCacheManager
+
+    manager = triton.knobs.cache.manager_class or FileCacheManager
+
+    class Noting(manager):  # type: ignore[misc, valid-type]
+        def __init__(self, key: str, override: bool = False, dump: bool = False) -> None:
+            super().__init__(key, override=override, dump=dump)
+            if not (override or dump):
+                _asked.append(key)
+
+    triton.knobs.cache.manager_class = Noting
+
+
+def _compile(number: int) -> tuple[int, Compiled]:
     """Compile one kernel, and the host code of its launch where this triton has any."""
     if number < 0:
-        return _timed("host code", _host_code)
+        return number, _timed("host code", _host_code)
     launch = _waiting[number]
-    return _timed(launch.kernel.__name__.strip("_"), lambda: _kernel(launch))
+    return number, _timed(launch.kernel.__name__.strip("_"), lambda: _kernel(launch))
 
 
 def _timed(name: str, function: Callable[[], None]) -> Compiled:
     started = time.perf_counter()
     error, found = None, True
+    _asked.clear()
 
     def listen(*, cache_hit: bool, **_: Any) -> None:
         nonlocal found
@@ -196,7 +220,8 @@ def _timed(name: str, function: Callable[[], None]) -> Compiled:
         function()
     except Exception as reason:  # one kernel's trouble is no other's; who asked decides
         error = f"{type(reason).__name__}: {reason}".strip()
-    return Compiled(name, time.perf_counter() - started, error, found)
+    folders = tuple(dict.fromkeys(_asked))
+    return Compiled(name, time.perf_counter() - started, error, found, folders)
 
 
 def _kernel(launch: Launch) -> None:
@@ -251,28 +276,28 @@ def compile_all(
         done: called in this process as each kernel is ready, failed ones included.
 
     Returns:
-        One :class:`Compiled` a kernel, and one for the driver's host code. Failures are told, not
-        raised.
+        One :class:`Compiled` for the driver's host code, and one a kernel, in the order of
+        ``collected``. Failures are told, not raised.
     """
     global _for_another_machine
+    _waiting[:] = collected.launches.values()
     # The longest would best come first; without times, the largest sources stand for them.
-    _waiting[:] = sorted(
-        collected.launches.values(), key=lambda launch: -len(launch.kernel.src)
-    )
+    order = sorted(range(len(_waiting)), key=lambda number: -len(_waiting[number].kernel.src))
     _for_another_machine = elsewhere
     jobs = max(1, min(jobs or len(os.sched_getaffinity(0)), len(_waiting) + 1))
-    results = []
+    results: dict[int, Compiled] = {}
+    gc.collect()  # a process of gigabytes cannot be forked, however little of it is in use
     with _library_to_link(elsewhere), warnings.catch_warnings():
         # Forked: a process that imports torch and triton anew takes longer than a kernel.
         warnings.simplefilter("ignore", DeprecationWarning)
         with multiprocessing.get_context("fork").Pool(
             jobs, initializer=_start, initargs=(collected.architecture,)
         ) as pool:
-            for result in pool.imap_unordered(_compile, range(-1, len(_waiting))):
-                results.append(result)
+            for number, result in pool.imap_unordered(_compile, [-1, *order]):
+                results[number] = result
                 done(result)
     _waiting.clear()
-    return results
+    return [results[number] for number in sorted(results)]
 
 
 def cache_folder() -> Path:

@@ -18,7 +18,7 @@ from ..models.evaluating import evaluating
 from ..models.limits import Allowed, Limits
 from ..models.own_ids import Question, UnknownItems
 from ..ops import choose, synchronising
-from ..ops._library import implementation, on_cuda
+from ..ops._library import collecting, implementation, on_cuda
 from ..ops.score_topk import best_of_several
 from ..packed.score_topk import CHUNK_ELEMENTS
 from ..precision import computing, ranking
@@ -401,6 +401,8 @@ class Recommender(Asking):
             self._put(known.request, request, shape)
             return self._rank(*known.request.tensors, k).first(users)
         self._put(known.request, request, shape)
+        if collecting():  # there is no device, and a graph launches what this does
+            return self._rank(*known.request.tensors, k).first(users)
         if known.graph is None:
             known = self._replays[key] = self._captured(known.request, k)
         assert known.graph is not None

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shlex
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from . import __doc__ as about
@@ -33,6 +36,10 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--arch", metavar="SM", help="with --prepare: sm_86, sm_90, ...")
     parser.add_argument("--jobs", type=int, metavar="N", help="processes that compile")
+    parser.add_argument(
+        "--limit", type=float, metavar="MIB", default=float("inf"),
+        help="with --prepare: the most that DIR may hold; kernels of the last phases are left out",
+    )  # fmt: skip
     parser.add_argument("--use", type=Path, metavar="DIR", help="a folder that was prepared")
     parser.add_argument(
         "--rehearse", action="store_true",
@@ -44,7 +51,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument(
         "--budget", type=float, default=_BUDGET, metavar="SECONDS",
-        help="for the whole run; default %(default)g",
+        help="for the whole run, unpacking included; default %(default)g",
     )  # fmt: skip
     parser.add_argument(
         "--out", type=Path, metavar="FOLDER", default=os.environ.get("OUT"),
@@ -69,6 +76,8 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
         parser.error("--rehearse looks into a prepared folder: --use DIR --rehearse")
     if options.budget <= 0:
         parser.error(f"--budget {options.budget:g} must be more than 0 seconds")
+    if options.limit <= 0:
+        parser.error(f"--limit {options.limit:g} must be more than 0 MiB")
     if options.jobs is not None and options.jobs < 1:
         parser.error(f"--jobs {options.jobs} must be at least 1")
     if options.data is not None and not options.data.is_file():
@@ -78,12 +87,13 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     """0 if every phase ended by itself, 1 if not, 2 without a CUDA device or for bad arguments."""
+    started = time.monotonic()
     options = _arguments(arguments)
     if options.prepare is not None:
         return _prepare(options)
     given = sys.argv[1:] if arguments is None else arguments
     command = shlex.join(["python", "-m", "bench.gpu", *given])
-    with tempfile.TemporaryDirectory(prefix="bench-gpu-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="bench-gpu-") as scratch, _asked() as question:
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
         if options.use is not None:
             try:
@@ -92,11 +102,12 @@ def main(arguments: list[str] | None = None) -> int:
                 print(f"error: --use: {error}", file=sys.stderr)
                 return _NO_DEVICE
             for complaint in complaints:
-                print(f"warning: {complaint}: kernels will be compiled here", flush=True)
+                print(f"warning: {complaint}", flush=True)
+            print(f"unpacked in {time.monotonic() - started:.1f} s", flush=True)
+        reason = _no_device(question)
         if options.rehearse:
             names = ",".join(phase.name for phase in options.phases)
-            return _rehearse(options.use, names, environment)
-        reason = _no_device(environment)
+            return _rehearse(options.use, names, environment, started)
         if reason is not None:
             print(f"error: {reason}", file=sys.stderr)
             return _NO_DEVICE
@@ -107,7 +118,7 @@ def main(arguments: list[str] | None = None) -> int:
         )  # fmt: skip
         record = run(
             options.phases, options.budget, folder, settings, command=command,
-            merge=options.merge, environment=environment,
+            merge=options.merge, environment=environment, started=started,
         )  # fmt: skip
     return 0 if all(p["status"] == "done" for p in record["phases"].values()) else 1
 
@@ -116,32 +127,41 @@ def _prepare(options: argparse.Namespace) -> int:
     from .prepare import prepare
 
     try:
-        prepare(options.prepare, options.arch, options.phases, options.jobs)
+        prepare(options.prepare, options.arch, options.phases, options.jobs, options.limit)
     except (ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def _rehearse(folder: Path, names: str, environment: dict[str, str]) -> int:
+def _rehearse(folder: Path, names: str, environment: dict[str, str], started: float) -> int:
     arch = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))["architecture"]
     return subprocess.run(
-        [sys.executable, "-m", "bench.gpu.rehearse", names, arch], env=environment, check=False
-    ).returncode
+        [sys.executable, "-m", "bench.gpu.rehearse", names, arch, str(started)],
+        env=environment, check=False,
+    ).returncode  # fmt: skip
 
 
-def _no_device(environment: dict[str, str]) -> str | None:
-    """Why there is nothing to run on; asked in a process of its own, which the run's resemble."""
+@contextlib.contextmanager
+def _asked() -> Iterator[subprocess.Popen[str]]:
+    """A process that tells what torch sees, while this one unpacks."""
     question = (
         "import torch; print(torch.__version__, torch.version.cuda, torch.cuda.is_available())"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", question], env=environment, capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
-    if done.returncode:
-        return f"torch cannot be imported: {done.stderr.strip().splitlines()[-1:]}"
-    version, cuda, available = done.stdout.split()[-3:]
+    process = subprocess.Popen(
+        [sys.executable, "-c", question], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    with process:
+        yield process
+        process.kill()
+
+
+def _no_device(question: subprocess.Popen[str]) -> str | None:
+    """Why there is nothing to run on."""
+    said, wrong = question.communicate()
+    if question.returncode:
+        return f"torch cannot be imported: {wrong.strip().splitlines()[-1:]}"
+    version, cuda, available = said.split()[-3:]
     if available == "True":
         return None
     return (

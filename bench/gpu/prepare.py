@@ -1,9 +1,11 @@
 """Fill a folder with all that a GPU's machine would have to fetch or compile.
 
     wheels/          Python packages that it may lack, for this Python
-    kernels.zip      triton's cache: cubins, their descriptions, and the host code of launches
+    kernels/         an archive a phase of triton's cache: cubins, their descriptions, and the host
+                     code of launches; each without what a phase before it has
     extension/       the CUDA extension for the architecture, and the C++ one for AVX2
     prepared.json    what all this is for
+    working/         triton's cache itself, until the folder is complete
 
 The GPU's machine must have this Python (its minor version), this torch and this triton, from the
 same wheels: their versions are in the file names of what is built and in the keys of the cache.
@@ -11,6 +13,7 @@ same wheels: their versions are in the file names of what is built and in the ke
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -19,22 +22,26 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tempfile
 import time
-import zipfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from .archive import folders_of, pack, unpack
 from .plan import Phase
 from .record import write_json
+
+if TYPE_CHECKING:
+    from adarec_fast.kernels._prewarm import Compiled
 
 ROOT = Path(__file__).parents[2]
 # What a machine with torch on it has: not carried, and not looked into for what it needs.
 PRESENT = ("torch", "triton", "numpy", "pytest", "pytest-benchmark", "hypothesis", "setuptools")
-# Beside the package's own requirements: tests in parallel, each with a time limit.
-TOOLS = ("pytest-xdist", "pytest-timeout")
+# Beside the package's own requirements: tests in parallel, each with a time limit. Whole, since
+# what is not installed here cannot tell what it needs.
+TOOLS = ("pytest-xdist", "execnet", "pytest-timeout")
 DESCRIPTION = "prepared.json"
+WORKING = "working"
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
@@ -55,8 +62,14 @@ def architecture(text: str) -> int:
     return int(match[1])
 
 
-def prepare(folder: Path, arch: str, phases: tuple[Phase, ...], jobs: int | None = None) -> None:
+def prepare(
+    folder: Path, arch: str, phases: tuple[Phase, ...], jobs: int | None = None,
+    limit: float = float("inf"),
+) -> None:  # fmt: skip
     """Fill ``folder``; what is there already and still fits is not made again.
+
+    Killed, it goes on where it was. ``limit``: MiB that the folder may hold in all; kernels that
+    do not fit are left out, those of the last phases first.
 
     Raises:
         ValueError: ``arch`` is none.
@@ -65,19 +78,36 @@ def prepare(folder: Path, arch: str, phases: tuple[Phase, ...], jobs: int | None
     number = architecture(arch)
     folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    write_json(folder / DESCRIPTION, {"versions": versions(), "architecture": arch,
-                                      "complete": False})  # fmt: skip
-    wheels = fetch_wheels(folder / "wheels")
-    _say(started, f"{len(wheels)} wheels")
-    built = build_extensions(folder / "extension", number)
-    _say(started, f"extensions: {', '.join(built)}")
-    kernels = compile_kernels(folder, number, phases, jobs)
-    write_json(folder / DESCRIPTION, {
-        "versions": versions(), "architecture": arch, "complete": True, "wheels": wheels,
-        "extension": built, "kernels": kernels, "phases": [phase.name for phase in phases],
-    })  # fmt: skip
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    _say(started, f"{kernels} kernels; {folder} holds {size / 2**20:.1f} MiB")
+    about = {
+        "versions": versions(), "architecture": arch, "limit": limit if limit < 1e9 else None,
+        "sources": sources(),
+    }  # fmt: skip
+    about = {**about, "complete": False, "kernels": _earlier(folder, about)}
+    write_json(folder / DESCRIPTION, about)
+    about["wheels"] = fetch_wheels(folder / "wheels")
+    _say(started, f"{len(about['wheels'])} wheels")
+    about["extension"] = build_extensions(folder / "extension", number)
+    _say(started, f"extensions: {', '.join(about['extension'])}")
+    compile_kernels(folder, number, phases, jobs, about, limit * 2**20, started)
+    about["complete"] = True
+    write_json(folder / DESCRIPTION, about)
+    shutil.rmtree(folder / WORKING)
+    kernels = sum(phase["kernels"] - phase["left_out"] for phase in about["kernels"].values())
+    _say(started, f"{kernels} kernels; {folder} holds {size_of(folder) / 2**20:.1f} MiB")
+
+
+def _earlier(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """The phases that a call before this one, for the same, has brought to their end."""
+    try:
+        known = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    if any(known.get(name) != value for name, value in about.items()):
+        return {}
+    return {
+        name: phase for name, phase in known["kernels"].items()
+        if (folder / "kernels" / f"{name}.zip").exists()
+    }  # fmt: skip
 
 
 def _say(started: float, text: str) -> None:
@@ -199,72 +229,106 @@ def build_extensions(folder: Path, number: int) -> list[str]:
 # ---------------------------------------------------------------------- kernels
 
 
+class _Kernels:
+    """The archives of a folder and what is known of them: an archive a phase.
+
+    Args:
+        folder: the prepared one.
+        about: its description, written after every phase.
+        limit: bytes that the folder may have in all.
+        started: of :func:`_say`.
+    """
+
+    def __init__(
+        self, folder: Path, about: dict[str, Any], limit: float, started: float
+    ) -> None:
+        self.folder, self.about, self.limit, self.started = folder, about, limit, started
+        self.archives, self.cache = folder / "kernels", folder / WORKING
+        self.archives.mkdir(exist_ok=True)
+        self.cache.mkdir(exist_ok=True)
+        self.phases: dict[str, dict[str, Any]] = about["kernels"]
+        self.carried: set[str] = set()
+        for path in sorted(self.archives.glob("*.zip")):
+            unpack(path, self.cache)
+            if path.stem in self.phases:
+                self.carried |= folders_of(path)
+            else:  # of other sources: what is still the same is found in the cache
+                path.unlink()
+
+    def add(self, phase: Phase, results: list[Compiled]) -> None:
+        """Pack what no archive has."""
+        archive = self.archives / f"{phase.name}.zip"
+        wanted = dict.fromkeys(name for result in results for name in result.folders)
+        new = [name for name in wanted if name not in self.carried]
+        room = self.limit - size_of(self.folder)
+        left = set(pack(self.cache, archive, new, room))
+        lost = sum(1 for result in results if left.intersection(result.folders))
+        self.carried.update(name for name in new if name not in left)
+        self.phases[phase.name] = {
+            "kernels": len(results), "left_out": lost, "bytes": archive.stat().st_size
+        }  # fmt: skip
+        write_json(self.folder / DESCRIPTION, self.about)
+        size = archive.stat().st_size / 2**20
+        _say(self.started, f"{phase.name}: {len(results)} kernels; {size:.1f} MiB are new")
+        if lost:
+            print(
+                f"{phase.name}: {lost} of {len(results)} kernels are left out, for the folder may "
+                f"hold {self.limit / 2**20:g} MiB: the device's machine will compile them",
+                flush=True,
+            )  # fmt: skip
+
+
 def compile_kernels(
-    folder: Path, number: int, phases: tuple[Phase, ...], jobs: int | None
-) -> int:
-    """Compile what the phases ask for into ``kernels.zip``; how many kernels.
+    folder: Path, number: int, phases: tuple[Phase, ...], jobs: int | None,
+    about: dict[str, Any], limit: float, started: float,
+) -> None:  # fmt: skip
+    """Compile what each phase asks for into an archive of its own, the most valuable first.
 
     Raises:
         RuntimeError: some did not compile; the message names the first of them.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        os.environ["TRITON_CACHE_DIR"] = scratch
-        os.environ["TRITON_STORE_BINARY_ONLY"] = "1"
-        archive = folder / "kernels.zip"
-        if archive.exists():
-            unpack(archive, Path(scratch))
-        from adarec_fast.kernels._prewarm import Compiled, compile_all
+    os.environ["TRITON_CACHE_DIR"] = str((folder / WORKING).resolve())
+    os.environ["TRITON_STORE_BINARY_ONLY"] = "1"
+    from .kernels import compile_phase
 
-        from .kernels import collect
-
-        collected = collect(phases, number)
-        total, ready = len(collected.launches) + 1, 0
-
-        def done(result: Compiled) -> None:
-            nonlocal ready
-            ready += 1
-            if ready % 25 == 0 or result.error:
-                print(f"{ready} of {total}: {result.kernel} {result.error or ''}", flush=True)
-
-        results = compile_all(collected, jobs=jobs, elsewhere=True, done=done)
+    found = _Kernels(folder, about, limit, started)
+    for phase in phases:
+        if phase.name in found.phases:
+            _say(started, f"{phase.name}: as it was")
+            continue
+        results = compile_phase(phase, number, jobs, _Progress())
+        if results is None:
+            continue
         failed = [result for result in results if result.error]
         if failed:
             raise RuntimeError(f"{len(failed)} kernels do not compile, the first: {failed[0]}")
-        pack(Path(scratch), archive)
-    return len(collected.launches)
+        found.add(phase, results)
 
 
-def pack(cache: Path, archive: Path) -> None:
-    """Put a cache of triton's into an archive: what a launch reads, without paths."""
-    partial = archive.with_suffix(".partial")
-    with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as target:
-        for path in sorted(cache.rglob("*")):
-            if path.suffix not in (".cubin", ".json", ".so"):
-                continue
-            data = path.read_bytes()
-            if path.name.startswith("__grp__"):
-                data = _relative(data)
-            target.writestr(str(path.relative_to(cache)), data)
-    os.replace(partial, archive)
+class _Progress:
+    """A line for every 25 kernels, and for each that fails."""
+
+    def __init__(self) -> None:
+        self.ready = 0
+
+    def __call__(self, result: Compiled) -> None:
+        self.ready += 1
+        if self.ready % 25 == 0 or result.error:
+            print(f"{self.ready} kernels: {result.kernel} {result.error or ''}", flush=True)
 
 
-def _relative(data: bytes) -> bytes:
-    """The list of a kernel's files, by name: as triton writes it, it has their full paths."""
-    paths: dict[str, str] = json.loads(data)["child_paths"]
-    kept = {name: name for name in paths if name.endswith((".cubin", ".json"))}
-    return json.dumps({"child_paths": kept}).encode()
+def size_of(folder: Path) -> int:
+    """Bytes of a prepared folder, without what is in it only while it is prepared."""
+    return sum(
+        path.stat().st_size for path in folder.rglob("*")
+        if path.is_file() and path.relative_to(folder).parts[0] != WORKING
+    )  # fmt: skip
 
 
-def unpack(archive: Path, cache: Path) -> int:
-    """The inverse of :func:`pack`, into a folder of this machine; how many kernels."""
-    kernels = 0
-    with zipfile.ZipFile(archive) as source:
-        source.extractall(cache)
-        for name in source.namelist():
-            path = cache / name
-            kernels += path.suffix == ".cubin"
-            if path.name.startswith("__grp__"):
-                files: dict[str, Any] = json.loads(path.read_bytes())["child_paths"]
-                here = {file: str(path.parent / file) for file in files}
-                path.write_text(json.dumps({"child_paths": here}), encoding="utf-8")
-    return kernels
+def sources() -> str:
+    """A hash of all code that decides which kernels a phase asks for."""
+    found = hashlib.sha256()
+    for name in ("adarec_fast", "kernels", "bench", "tests"):
+        for path in sorted((ROOT / name).rglob("*.py")):
+            found.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
+    return found.hexdigest()

@@ -15,10 +15,12 @@ from .plan import PHASES, Phase, chosen
 from .prepare import architecture
 
 
-def rehearse(phases: tuple[Phase, ...], arch: str) -> list[str]:
-    """What is missing, in sentences; empty if all is there."""
+def rehearse(phases: tuple[Phase, ...], arch: str, started: float) -> list[str]:
+    """What is missing, in sentences; empty if all is there.
+
+    ``started``: when the run began, of ``time.monotonic``; the times printed count from there.
+    """
     missing: list[str] = []
-    started = time.monotonic()
 
     def say(text: str) -> None:
         print(f"[{time.monotonic() - started:6.1f} s] {text}", flush=True)
@@ -31,15 +33,16 @@ def rehearse(phases: tuple[Phase, ...], arch: str) -> list[str]:
     say("every phase is imported")
     missing += _extensions(architecture(arch))
     say("extensions are loaded")
-    from adarec_fast.kernels._prewarm import compile_all
+    from .kernels import compile_phase
 
-    from .kernels import collect
-
-    collected = collect(phases, architecture(arch), say)
-    results = compile_all(collected, elsewhere=True)
-    missing += [f"kernel {r.kernel}: {r.error}" for r in results if r.error]
-    missing += [f"kernel {r.kernel} was compiled, not found" for r in results if not r.found]
-    say(f"{len(results)} kernels looked up")
+    for phase in phases:
+        results = compile_phase(phase, architecture(arch))
+        if results is None:
+            continue
+        missing += [f"{phase.name}, kernel {r.kernel}: {r.error}" for r in results if r.error]
+        missing += [f"{phase.name}, kernel {r.kernel} was compiled, not found"
+                    for r in results if not r.found]  # fmt: skip
+        say(f"{phase.name}: {len(results)} kernels looked up")
     return missing
 
 
@@ -63,6 +66,6 @@ def _extensions(number: int) -> list[str]:
 
 
 if __name__ == "__main__":
-    found = rehearse(chosen(sys.argv[1]), sys.argv[2])
+    found = rehearse(chosen(sys.argv[1]), sys.argv[2], float(sys.argv[3]))
     print("\n".join(found) or "nothing is missing")
     sys.exit(1 if found else 0)

@@ -48,6 +48,7 @@ def run(
     merge: bool = False,
     environment: dict[str, str] | None = None,
     module: str = "bench.gpu.phase",
+    started: float | None = None,
 ) -> records.Record:
     """Run phases one after the other; the record, which is also in ``folder``.
 
@@ -60,8 +61,9 @@ def run(
         merge: keep what a file of the same card and day has and this run does not measure again.
         environment: of the phases' processes.
         module: what is started; tests have one of their own.
+        started: when the budget began, of ``time.monotonic``; None: now.
     """
-    started = time.monotonic()
+    started = time.monotonic() if started is None else started
     record = records.new(command)
     path: Path | None = None
     for number, phase in enumerate(phases):

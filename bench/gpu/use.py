@@ -11,7 +11,8 @@ import shutil
 import zipfile
 from pathlib import Path
 
-from .prepare import DESCRIPTION, unpack, versions
+from .archive import unpack
+from .prepare import DESCRIPTION, sources, versions
 
 
 class NotPrepared(ValueError):
@@ -41,11 +42,20 @@ def use(folder: Path, scratch: Path) -> tuple[dict[str, str], list[str]]:
         for name, have in versions().items()
         if have != description["versions"].get(name)
     ]
+    if description.get("sources") != sources():
+        complaints.append(f"{folder} was prepared for other sources")
+    if complaints:
+        complaints.append("kernels will be compiled here")
+    left_out = sum(phase["left_out"] for phase in description["kernels"].values())
+    if left_out:
+        complaints.append(f"{left_out} kernels had no room in {folder} and will be compiled here")
     site, cache = scratch / "site", scratch / "triton"
     for wheel in sorted((folder / "wheels").glob("*.whl")):
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(site)
-    unpack(folder / "kernels.zip", cache)
+        with zipfile.ZipFile(wheel) as packed:
+            packed.extractall(site)
+    cache.mkdir()
+    for archive in sorted((folder / "kernels").glob("*.zip")):
+        unpack(archive, cache)
     shutil.copytree(folder / "extension", scratch / "extension")
     # Behind what the machine has, whose packages fit each other: PYTHONPATH would stand before.
     start = scratch / "start"

@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import time
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -20,16 +19,8 @@ from bench.gpu import cli, record  # noqa: E402
 from bench.gpu.phases.counters import read_csv  # noqa: E402
 from bench.gpu.phases.tests import files  # noqa: E402
 from bench.gpu.plan import GROUPS, PHASES, Phase, chosen, share  # noqa: E402
-from bench.gpu.prepare import (  # noqa: E402
-    DESCRIPTION,
-    architecture,
-    missing_packages,
-    pack,
-    unpack,
-    versions,
-)
+from bench.gpu.prepare import architecture  # noqa: E402
 from bench.gpu.run import Settings, run  # noqa: E402
-from bench.gpu.use import NotPrepared, use  # noqa: E402
 
 # Stands for bench.gpu.phase: writes at once what it knows, then does what its name says.
 PRETENDED = """
@@ -132,6 +123,17 @@ def test_the_file_grows_after_every_phase_and_a_second_run_merges(
     assert list(json.loads(path.read_text())["phases"]) == ["environment", "silent"]
 
 
+def test_what_came_before_the_phases_counts(
+    tmp_path: Path, pretended: dict[str, str]
+) -> None:
+    found = run(
+        [Phase("works", 10, "works")], 60.0, tmp_path / "results",
+        Settings(str(tmp_path / "out"), ""), command="c", environment=pretended,
+        module="pretended_phase", started=time.monotonic() - 59.0,
+    )  # fmt: skip
+    assert found["phases"]["works"]["status"] == "no time left"
+
+
 def test_without_an_environment_there_is_still_a_file(
     tmp_path: Path, pretended: dict[str, str]
 ) -> None:
@@ -162,6 +164,7 @@ def test_shares_of_the_time() -> None:
         (["--prepare", "x"], "--prepare and --arch go together"),
         (["--budget", "0"], "--budget 0 must be more than 0 seconds"),
         (["--data", "/nowhere"], "--data /nowhere is no file"),
+        (["--limit", "-1"], "--limit -1 must be more than 0 MiB"),
         (["--jobs", "0"], "--jobs 0 must be at least 1"),
         (["--rehearse"], "--use DIR --rehearse"),
     ],
@@ -189,86 +192,6 @@ def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
         pytest.skip("there is one")
     assert cli.main([]) == 2
     assert "no CUDA device" in capsys.readouterr().err
-
-
-# ---------------------------------------------------------------------- the prepared folder
-
-
-def _cache(folder: Path) -> Path:
-    """A cache as triton writes one, of one kernel and one module."""
-    kernel = folder / "KERNEL"
-    kernel.mkdir(parents=True)
-    files = {name: str(kernel / name) for name in ("k.cubin", "k.json", "k.source")}
-    for name in files:
-        (kernel / name).write_text(name)
-    (kernel / "__grp__k.json").write_text(json.dumps({"child_paths": files}))
-    (folder / "MODULE").mkdir()
-    (folder / "MODULE" / "launcher.so").write_text("code")
-    return folder
-
-
-def test_a_cache_is_found_under_another_path(tmp_path: Path) -> None:
-    archive, there = tmp_path / "kernels.zip", tmp_path / "there"
-    pack(_cache(tmp_path / "here"), archive)
-    assert unpack(archive, there) == 1
-    listed = json.loads((there / "KERNEL" / "__grp__k.json").read_text())["child_paths"]
-    assert listed == {n: str(there / "KERNEL" / n) for n in ("k.cubin", "k.json")}
-    assert all(Path(path).is_file() for path in listed.values())
-    assert (there / "MODULE" / "launcher.so").read_text() == "code"
-    assert str(tmp_path) not in zipfile.ZipFile(archive).read("KERNEL/__grp__k.json").decode()
-
-
-def _prepared(folder: Path, **changes: object) -> Path:
-    (folder / "wheels").mkdir(parents=True)
-    (folder / "extension").mkdir()
-    (folder / "extension" / "library.so").write_text("code")
-    with zipfile.ZipFile(folder / "wheels" / "carried-1.0-py3-none-any.whl", "w") as wheel:
-        wheel.writestr("carried_for_a_test.py", "VALUE = 7\n")
-    pack(_cache(folder.parent / "cache"), folder / "kernels.zip")
-    about = {"versions": versions(), "complete": True, **changes}
-    (folder / DESCRIPTION).write_text(json.dumps(about))
-    return folder
-
-
-def test_a_prepared_folder_takes_effect_in_other_processes(tmp_path: Path) -> None:
-    (tmp_path / "scratch").mkdir()
-    environment, complaints = use(_prepared(tmp_path / "folder"), tmp_path / "scratch")
-    assert not complaints
-    program = "import carried_for_a_test as c, sys; print(c.VALUE, sys.path[-1])"
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
-    )
-    # Behind all that the machine has of its own.
-    assert done.stdout.split() == ["7", str(tmp_path / "scratch" / "site")]
-    assert Path(environment["TRITON_CACHE_DIR"], "KERNEL", "k.cubin").is_file()
-    assert Path(environment["ADAREC_FAST_CACHE"], "library.so").is_file()
-
-
-def test_a_folder_for_another_machine_is_told(tmp_path: Path) -> None:
-    (tmp_path / "scratch").mkdir()
-    folder = _prepared(tmp_path / "folder", versions={**versions(), "triton": "0.1"})
-    complaints = use(folder, tmp_path / "scratch")[1]
-    assert len(complaints) == 1
-    assert "was prepared for 0.1" in complaints[0]
-
-
-@pytest.mark.parametrize(("complete", "words"), [(None, "has no prepared.json"), (False, "end")])
-def test_a_folder_that_is_not_ready_is_refused(
-    complete: bool | None, words: str, tmp_path: Path
-) -> None:
-    folder = _prepared(tmp_path / "folder", complete=complete)
-    if complete is None:
-        (folder / DESCRIPTION).unlink()
-    with pytest.raises(NotPrepared, match=words):
-        use(folder, tmp_path)
-
-
-def test_what_a_bare_machine_lacks() -> None:
-    wanted = missing_packages(["pydantic", "numpy", "typer"])
-    names = {line.split("==")[0] for line in wanted}
-    assert {"pydantic", "pydantic-core", "annotated-types", "typing-inspection"} <= names
-    assert not names & {"numpy", "torch", "sympy", "typing-extensions"}  # torch brings these
-    assert all("==" in line for line in wanted)
 
 
 # ---------------------------------------------------------------------- tests and counters

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +21,22 @@ def test_the_file_is_what_the_command_writes() -> None:
     assert json.loads(predict.SAVED.read_text(encoding="utf-8")) == json.loads(
         json.dumps(predict.document())
     )
+
+
+def test_the_page_that_says_what_launches_are_for_agrees_with_the_file() -> None:
+    page = (Path(__file__).parents[2] / "adarec_fast" / "docs" / "gpu.md").read_text()
+    step = json.loads(predict.SAVED.read_text())["predicted"]["64"]["train"]["H100"]["tf32"]
+    each = {
+        op: one["count"] * sum(p["launches"] for p in one["passes"].values())
+        for op, one in step["ops"].items()
+    }  # fmt: skip
+    rows = re.findall(r"^\| [^|]+ \| ([^|]+) \| (\d+) \|$", page, re.MULTILINE)
+    named = [re.findall(r"`([^`]+)`", ops) for ops, _ in rows]
+    assert sorted(op for ops in named for op in ops) == sorted(each)
+    for ops, count in zip(named, (int(count) for _, count in rows), strict=True):
+        assert count == (sum(each[op] for op in ops) if ops else predict.OTHER_LAUNCHES), ops
+    assert sum(int(count) for _, count in rows) == step["launches"]
+    assert f"is {step['launches']} kernels" in page
 
 
 def test_every_op_of_a_step_has_its_floor() -> None:

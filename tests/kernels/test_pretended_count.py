@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +21,10 @@ from bench.gpu.work import model
 from bench.workloads import histories
 
 MOST = 120
+ROOT = Path(__file__).parents[2]
+TOLD = re.compile(r"(?:step is|graph of) (\d+) kernels(?: \((\d+) with)?")
+PAGES = ("README.md", "adarec_fast/docs/gpu.md", "adarec_fast/docs/performance.md",
+         "bench/README.md")  # fmt: skip
 CUDA = torch.device("cuda")
 
 
@@ -41,6 +47,11 @@ def test_a_captured_step_is_few_launches(supervision: str) -> None:
     table = "\n".join(f"{n:4d} {name}" for name, n in sorted(found.items(), key=lambda x: -x[1]))
     print(f"{sum(found.values())} launches of a step, {supervision}:\n{table}")
     assert sum(found.values()) <= MOST, table
+    place = ["prefix", "all"].index(supervision)
+    for name in PAGES[place:]:  # the first tells only of one
+        told = TOLD.search((ROOT / name).read_text(encoding="utf-8"))
+        assert told is not None, name
+        assert told[1 + place] == str(sum(found.values())), name
 
 
 def test_the_count_knows_lists_and_memory() -> None:

@@ -113,15 +113,20 @@ PRODUCTS = (
     "depth_controller", "encoder_layer", "hda_trajectory", "level_infonce", "mlp_expert",
     "moe_aggregate",
 )
+# Forms that no kernel has yet.
+IN_PACKED = ("bounded", "residual")
 
 
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize(
     ("op", "build"), first_of_each([c for c in CASES if c.values[0] in PRODUCTS])
 )
-def test_tf32(op: str, build: object) -> None:
+def test_tf32(op: str, build: object, request: pytest.FixtureRequest) -> None:
+    backend = _backend(op)
+    if backend.device == "cpu" and any(form in request.node.callspec.id for form in IN_PACKED):
+        pytest.skip("packed PyTorch computes this form, and rounds nothing on a CPU")
     batch = random_batch(4, size=16, max_depth=5, capacity=3, seed=1)
-    check_against_float64(build(batch), _backend(op), torch.float32, tf32=True)
+    check_against_float64(build(batch), backend, torch.float32, tf32=True)
 
 
 @pytest.mark.usefixtures("poisoned")

@@ -5,13 +5,24 @@ Each run of pytest writes a record of its own, so that a time that is over costs
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
+from adarec_fast.data import Batch
+
+from ...model_case import OURS, ModelCase
+from ...test_bench_epoch import Epoch
+from ...test_bench_step import TrainingStep
+from ...workloads import WORKLOADS
 from ..phase import Results
+from ..work import exercised
 
 # A step and the ops that have a target first.
 _RUNS = (
@@ -20,6 +31,7 @@ _RUNS = (
     ("depth_controller", "train"), ("mlp_expert", "train"), ("level_infonce", "train"),
     ("score_topk", None), ("epoch", None),
 )  # fmt: skip
+_SIZE = 64  # the benchmarks' own default
 
 
 def run(results: Results) -> None:
@@ -28,9 +40,9 @@ def run(results: Results) -> None:
         with tempfile.TemporaryDirectory() as folder:
             command = [
                 sys.executable, "-m", "pytest", "bench", "--benchmark-only", "-q", "--op", op,
-                "--bench-device", "cuda", "--benchmark-max-time", "0.3", "--save-results",
-                "--results-dir", folder, "-p", "no:cacheprovider", "--tb=line",
-                "--time-budget", f"{max(results.left - 20, 5):.0f}",
+                "--bench-device", "cuda", "--hidden-size", str(_SIZE), "--benchmark-max-time",
+                "0.3", "--save-results", "--results-dir", folder, "-p", "no:cacheprovider",
+                "--tb=line", "--time-budget", f"{max(results.left - 20, 5):.0f}",
             ]  # fmt: skip
             if workloads:
                 command += ["--workload", workloads]
@@ -47,3 +59,46 @@ def run(results: Results) -> None:
         failed = [entry["op"] for entry in results.found.get("failed", [])]
         results.put(summary=f"{len(results.found.get('rows', []))} rows; failed: "
                             f"{', '.join(failed) or 'none'}")  # fmt: skip
+
+
+def kernels(device: str) -> None:
+    """Every launch of our own variants in :func:`run`, by what prepares them there.
+
+    Checks are made where they launch anything: of a step and of an epoch, whose gradients they
+    compare without dropout. What ours is compared with takes a CPU minutes.
+    """
+    for op, workloads in _RUNS:
+        for kind in importlib.import_module(f"bench.test_bench_{op}").CASES:
+            ours = [name for name in kind.variants("cuda") if name in ("triton", OURS)]
+            if "beside" in kind.form or not ours:
+                continue
+            for workload in workloads.split(",") if workloads else kind.workloads:
+                if kind.serving_only if WORKLOADS[workload].training else kind.training_only:
+                    continue
+                for direction in kind.directions(workload):
+                    _prepare(kind(workload, _SIZE, direction, device), ours[0])
+    exercised(_SIZE, "ieee", device)  # the step that is captured there
+
+
+def _prepare(case: Any, variant: str) -> None:
+    turns = 1
+    if isinstance(case, Epoch):
+        case.batches = _of_each_kind(case.batches)
+        turns = len(case.batches)
+    elif isinstance(case, ModelCase):
+        turns = len(case.data)
+    with contextlib.ExitStack() as stack:
+        if not isinstance(case, (Epoch, TrainingStep)):
+            stack.enter_context(mock.patch.object(type(case), "_check", return_value=None))
+        prepared = case.prepare(variant)
+    for _ in range(turns):
+        prepared.run()
+
+
+def _of_each_kind(batches: list[tuple[Batch, int]]) -> list[tuple[Batch, int]]:
+    """A batch of each kind that the compiler tells apart: by its users, and by tokens mod 16."""
+    found: dict[tuple[int, bool], tuple[Batch, int]] = {}
+    for batch, longest in batches:
+        key = batch.offsets.shape[0], batch.item_ids.shape[0] % 16 == 0
+        found.setdefault(key, (batch, longest))
+    return list(found.values())
