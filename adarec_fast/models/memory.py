@@ -37,7 +37,7 @@ _DECAY = 0.8
 
 
 def known_kind(kind: object, name: str = "kind") -> Kind:
-    """The same.
+    """``kind``, if it is one.
 
     Raises:
         ConfigError: there is none of that name; says ``name``, and which there are.

@@ -26,7 +26,7 @@ from .errors import RunFolderError
 from .further import Start
 from .loggers import check_loggers
 from .prewarm import prewarm
-from .remember import has_memory, in_words, remember
+from .remember import check_kind, has_memory, in_words, remember
 from .reporter import Reporter
 from .result import TrainResult
 from .trainer import Trainer
@@ -96,13 +96,13 @@ def train(
     check_loggers(train_config.log)
     run_dir = Path(run_dir)
     fixed = None if start is None else start.memory
-    if config.memory != "none" and not Split(data).users("valid").numel() and not (
-        fixed or resume
-    ):  # fmt: skip
-        raise ConfigError(
-            f"memory={config.memory!r}: how much it counts is chosen on a validation part, and "
-            "none is held out; refit a run that has a memory, or leave it off (--memory none)"
-        )
+    if config.memory != "none" and not Split(data).users("valid").numel() and not resume:
+        if fixed is None:
+            raise ConfigError(
+                f"memory={config.memory!r}: how much it counts is chosen on a validation part, and "
+                "none is held out; refit a run that has a memory, or leave it off (--memory none)"
+            )
+        check_kind(config.memory, fixed)
     told = command if command is not None else run_folder.default_command()
     with on_cpu(), join(train_config.device, train_config.worker_timeout) as workers:
         if workers is None:

@@ -55,12 +55,8 @@ def remember(
     if kind is None:
         origins = fixed.kind if fixed else "regression"
         kind = origins if config.memory == "none" else config.memory
-    if not validates and fixed is not None and fixed.kind != kind:
-        raise ConfigError(
-            f"memory={kind!r}: how much it counts is chosen on a validation part, and none is held "
-            f"out; the run that this one goes back to has one of {fixed.kind}, --memory "
-            f"{fixed.kind} takes it over"
-        )
+    if not validates and fixed is not None:
+        check_kind(kind, fixed)
     memory = Memory.of(
         *run.split.inputs("train"), config.num_items, max_length=config.max_length, kind=kind,
         neighbours=config.memory_neighbours if neighbours is None else neighbours,
@@ -80,6 +76,20 @@ def remember(
     kept["memory"] = {**told, "seconds": time.perf_counter() - begun}
     save_checkpoint(run_dir, "best", lambda fresh: write(run.model, fresh), kept)
     return fitted
+
+
+def check_kind(kind: str, fixed: Memory) -> None:
+    """Whether a memory without validation may count as much as another one.
+
+    Raises:
+        ConfigError: that one is of another kind.
+    """
+    if fixed.kind != kind:
+        raise ConfigError(
+            f"memory={kind!r}: how much it counts is chosen on a validation part, and none is held "
+            f"out; the run that this one goes back to has one of {fixed.kind}, which --memory "
+            f"{fixed.kind} takes over"
+        )
 
 
 def _of_origin(run: Run) -> Memory:

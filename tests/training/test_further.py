@@ -21,6 +21,7 @@ from adarec_fast.models.registry import build, create_config
 from adarec_fast.ranking.evaluation import evaluate
 from adarec_fast.training import load_run, train
 from adarec_fast.training.further import continued, refitted
+from adarec_fast.training.remember import remember
 
 SMALL: dict[str, Any] = {"hidden_size": 8, "max_length": 9, "backend": "packed"}
 MODELS: dict[str, dict[str, Any]] = {
@@ -207,6 +208,24 @@ def test_a_memory_needs_something_to_be_fitted_on(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="chosen on a validation part"):
         train(MODELS["sasrec"], CONFIG, everything, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_memory_of_another_kind_is_not_taken_over(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    plan = refitted(runs["sasrec"], model={"memory": "regression"})
+    with pytest.raises(ConfigError, match=r"memory='regression'.*one of transitions, "):
+        train(plan.model, plan.train, plan.data, tmp_path / "run", start=plan.start)
+    assert not (tmp_path / "run").exists()
+    # What was trained without one takes that of the run that it goes back to, whatever its kind.
+    plan = refitted(runs["sasrec"], model={"memory": "none"}, train={"epochs": 1})
+    train(plan.model, plan.train, plan.data, tmp_path / "run", start=plan.start)
+    remember(tmp_path / "run")
+    memory = load_run(tmp_path / "run").model.memory
+    assert memory is not None
+    assert memory.kind == "transitions"
+    with pytest.raises(ConfigError, match=r"memory='regression'.*one of transitions"):
+        remember(tmp_path / "run", kind="regression")
 
 
 def refitted_data() -> InteractionData:
