@@ -142,7 +142,7 @@ def _sums(
     place = torch.arange(values.numel()) - offsets[user]
     behind = offsets[user + 1] - offsets[user] - 1 - place
     gram_of = _geometric(ridge.decay**2, ridge.window)
-    longest = max(ragged.lengths(offsets).tolist(), default=0)
+    longest = int(torch.cat([offsets[:1], ragged.lengths(offsets)]).max())  # 0 of nobody
     for distance in range(min(ridge.window, longest) + 1):
         if distance:
             same = torch.nonzero(user[:-distance] == user[distance:])[:, 0]
