@@ -17,6 +17,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 from adarec_fast import Recommender
+from adarec_fast.models.memory import Memory
 
 from .cell import Cell
 from .harness import (
@@ -32,7 +33,7 @@ from .harness import (
 )
 from .model_case import OURS, ModelCase
 from .summary import PRODUCT
-from .workloads import NUM_ITEMS, WORKLOADS, Histories
+from .workloads import MAX_LENGTH, NUM_ITEMS, WORKLOADS, Histories
 
 _K = 20
 _FLUSHED_BYTES = 1 << 27  # more than the last-level cache of most
@@ -146,7 +147,10 @@ class Recommendation(ModelCase):
                 history = batch.item_ids, batch.offsets
                 _, scores = model.recommend(history, k=_K)
                 with torch.no_grad():
-                    self._gold.append((scores, model.score(model(history).user)))
+                    every = model.score(model(history).user)
+                if model.memory is not None:
+                    model.memory.add_to(every, *history)
+                self._gold.append((scores, every))
         (best, all_scores), (plain, _) = self._gold
         scores, items = (t.cpu() for t in found)
         terms = max(self.data[0].level_tokens, 4 * self.size)
@@ -185,7 +189,35 @@ class FromLists(Recommendation):
         return [PRODUCT, OURS]
 
 
-CASES = (Recommendation, Flushed, FromLists)
+class Remembered(Recommendation):
+    """The same from a model with a memory, which the product does without: beside the row without
+    one it says what a memory costs. Each item of a history leads to 100 others anywhere in the
+    catalogue; with Beauty's regression it is 101 on average."""
+
+    form = "with a memory"
+    _NEIGHBOURS: ClassVar[int] = 100
+
+    def __init__(self, workload: str, size: int, direction: str, device: str) -> None:
+        super().__init__(workload, size, direction, device)
+        generator = torch.Generator().manual_seed(1)
+        step = NUM_ITEMS // self._NEIGHBOURS
+        # One of each stretch of the catalogue, so that rows rise and repeat nothing.
+        drawn = torch.randint(0, step, (NUM_ITEMS, self._NEIGHBOURS), generator=generator)
+        neighbours = 1 + drawn + step * torch.arange(self._NEIGHBOURS)
+        entries = NUM_ITEMS * self._NEIGHBOURS
+        self.model.memory = Memory(
+            torch.cat([torch.zeros(1).long(), torch.arange(0, entries + 1, self._NEIGHBOURS)]),
+            neighbours.flatten().int(), torch.rand(entries, generator=generator),
+            alpha=1.0, gamma=1.0, decay=0.95, max_length=MAX_LENGTH, kind="regression",
+        ).to(device)  # fmt: skip
+
+    @classmethod
+    def variants(cls, device: str) -> list[str]:
+        """What needs no memory, and ours."""
+        return [PRODUCT, OURS]
+
+
+CASES = (Recommendation, Flushed, FromLists, Remembered)
 
 
 def test_recommend(cell: Cell, benchmark: BenchmarkFixture) -> None:

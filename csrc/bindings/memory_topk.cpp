@@ -74,8 +74,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& users_in, const Tensor& items_i
   memory.gamma = static_cast<float>(gamma);
   memory.decay = static_cast<float>(decay);
   check_read(memory, memory.offsets[batch], op.items, neighbours.size(0));
-  score_topk(op);
-  add_memory(op, memory);
+  memory_topk(op, memory);
   return {like(scores, users_in), best};
 }
 

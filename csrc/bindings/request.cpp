@@ -3,6 +3,7 @@
 #include <torch/custom_class.h>
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
 #include <string>
 #include <tuple>
@@ -165,9 +166,12 @@ Memory memory(Reader& r, int64_t items, std::vector<Tensor>& kept) {
   for (int64_t i = 0; i <= items; ++i)
     TORCH_CHECK_VALUE(m.rows[i] >= 0 && m.rows[i] <= m.rows[i + 1] && m.rows[i + 1] <= entries,
                       "memory.rows of item ", i, " are no places among ", entries, " entries");
-  for (int64_t e = 0; e < entries; ++e)
+  for (int64_t e = 0; e < entries; ++e) {
     TORCH_CHECK_VALUE(m.neighbours[e] >= 1 && m.neighbours[e] <= items, "memory.neighbours[", e,
                       "]=", m.neighbours[e], " must lie in 1..", items);
+    TORCH_CHECK_VALUE(std::isfinite(m.weights[e]) && m.weights[e] >= 0.0f, "memory.weights[", e,
+                      "]=", m.weights[e], " must be finite and at least 0");
+  }
   m.alpha = static_cast<float>(r.number("memory.alpha"));
   m.gamma = static_cast<float>(r.number("memory.gamma"));
   m.decay = static_cast<float>(r.number("memory.decay"));

@@ -28,6 +28,16 @@ struct TopK {
   std::int64_t* best;                  // [users, k]
 };
 
+// The ranking of one of its users alone.
+inline TopK of_user(TopK op, std::int64_t user) {
+  op.users = 1;
+  op.user_vectors += user * op.dim;
+  op.seen_offsets += user;
+  op.scores += user * op.k;
+  op.best += user * op.k;
+  return op;
+}
+
 void score_topk(const TopK& op);
 
 // The same for a few users: the catalogue is shared out, not the users.

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "catalogue.h"
+#include "screen.h"
 
 namespace adarec {
 
@@ -16,7 +17,8 @@ struct Memory {
   float alpha, gamma, decay;       // >= 0
 };
 
-// op.scores and op.best hold what score_topk gave, with seen_score -inf; the memory is added.
-void add_memory(const TopK& op, const Memory& memory);
+// The k best with what the memory adds; op.seen_score is -inf. With a screen, of a few users, its
+// ranking: the same bits.
+void memory_topk(const TopK& op, const Memory& memory, const Screen* screen = nullptr);
 
 }  // namespace adarec

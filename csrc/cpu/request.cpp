@@ -117,13 +117,17 @@ void Request::answer(const Users& users, std::int64_t k, const RequestOut& out) 
   op.seen_score = -INFINITY;
   op.scores = out.scores;
   op.best = out.best;
-  if (screen_ && users.count <= kFewUsers) score_topk_screened(op, *screen_);
-  else score_topk(op);
-  if (!parts_.memory) return;
-  Memory memory = *parts_.memory;
-  memory.values = users.values;
-  memory.offsets = users.offsets;
-  add_memory(op, memory);
+  const Screen* screen = screen_ ? &*screen_ : nullptr;
+  if (parts_.memory) {
+    Memory memory = *parts_.memory;
+    memory.values = users.values;
+    memory.offsets = users.offsets;
+    memory_topk(op, memory, screen);
+  } else if (screen != nullptr && users.count <= kFewUsers) {
+    score_topk_screened(op, *screen);
+  } else {
+    score_topk(op);
+  }
 }
 
 const float* Request::encode(const Users& users, bool last, Scratch& scratch) const {

@@ -172,7 +172,7 @@ bool Screen::pack(const float* table, std::int64_t block) {
   return true;
 }
 
-bool Screen::rank(const TopK& op, std::int64_t user) const {
+bool Screen::rank(const TopK& op, std::int64_t user, const float* gains) const {
   Scratch scratch;
   Asked asked;
   if (4 * op.k > items_) return false;
@@ -185,12 +185,14 @@ bool Screen::rank(const TopK& op, std::int64_t user) const {
   const std::int64_t *next = seen, *end = seen + count;
   Candidates found(op.k, scratch);
   bool room = true;
+  // Rounding does not turn an order round: bounds of a score are bounds with the same gain added.
   auto look = [&](std::int64_t block, Vec high, Vec width) {
-    std::uint32_t left = bits(at_most(set1(found.bar), high));
+    const Vec gain = gains == nullptr ? zero() : load(gains + block * kWidth + 1);
+    std::uint32_t left = bits(at_most(set1(found.bar), high + gain));
     if (left == 0) return;
     float highs[kWidth], lows[kWidth];
-    store(highs, high);
-    store(lows, high - (width + width));
+    store(highs, high + gain);
+    store(lows, high - (width + width) + gain);
     for (; left != 0 && room; left &= left - 1) {
       const int lane = __builtin_ctz(left);
       const std::int64_t item = block * kWidth + lane + 1;
@@ -229,7 +231,10 @@ bool Screen::rank(const TopK& op, std::int64_t user) const {
   float* scores = scratch.take((some + kWidth - 1) / kWidth * kWidth);
   score_items(exact, 0, static_cast<int>(some), scores, 0);
   std::uint64_t* keys = scratch.take<std::uint64_t>(some);
-  for (std::int64_t i = 0; i < some; ++i) keys[i] = key_of(rising(scores[i]), found.list.items[i]);
+  for (std::int64_t i = 0; i < some; ++i) {
+    const std::uint32_t item = found.list.items[i];
+    keys[i] = key_of(rising(gains == nullptr ? scores[i] : scores[i] + gains[item]), item);
+  }
   write_ranking(op, user, keys, some);
   return true;
 }
@@ -237,13 +242,7 @@ bool Screen::rank(const TopK& op, std::int64_t user) const {
 void score_topk_screened(const TopK& op, const Screen& screen) {
   parallel_for(op.users, [&](std::int64_t user) {
     if (op.seen_score == -std::numeric_limits<float>::infinity() && screen.rank(op, user)) return;
-    TopK one = op;
-    one.users = 1;
-    one.user_vectors += user * op.dim;
-    one.seen_offsets += user;
-    one.scores += user * op.k;
-    one.best += user * op.k;
-    score_topk_few(one);
+    score_topk_few(of_user(op, user));
   });
 }
 

@@ -18,8 +18,9 @@ class Screen {
   std::int64_t bytes() const { return usable_ ? blocks_ * block_bytes_ : 0; }
 
   // The ranking of a user of op, the same as score_topk's to the last bit, or false where the
-  // screen leaves too many items to look at, and nothing has been written.
-  bool rank(const TopK& op, std::int64_t user) const;
+  // screen leaves too many items to look at, and nothing has been written. gains, if not null: what
+  // is added to the items' scores, [items + 1] and a vector's width behind them that is not used.
+  bool rank(const TopK& op, std::int64_t user, const float* gains = nullptr) const;
 
  private:
   bool pack(const float* table, std::int64_t block);

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from adarec_fast.ops import score_topk
+from adarec_fast.ops import TransitionWeights, memory_topk, score_topk
 from adarec_fast.ops._library import unavailable
 from adarec_fast.ops.serving import RequestParts, Serving
 
@@ -25,7 +25,9 @@ def _built() -> Iterator[None]:
     torch.set_num_threads(1)
 
 
-def answering(user: Tensor, table: Tensor, screened: bool = True) -> Serving:
+def answering(
+    user: Tensor, table: Tensor, screened: bool = True, memory: TransitionWeights | None = None
+) -> Serving:
     """What ranks a table by one vector whatever the history is: an encoder without layers, whose
     LayerNorm is its bias."""
     size = user.shape[0]
@@ -34,7 +36,7 @@ def answering(user: Tensor, table: Tensor, screened: bool = True) -> Serving:
         "norm.w": torch.zeros(size), "norm.b": user,
     }  # fmt: skip
     parts = RequestParts(weights, {"norm.eps": 1e-12, "layers": 0}, ())
-    return Serving(parts, table, None, screened=screened)
+    return Serving(parts, table, memory, screened=screened)
 
 
 def check(user: Tensor, table: Tensor, k: int, seen: list[int], *, screens: bool = True) -> None:
@@ -100,6 +102,76 @@ def test_vectors_that_nearly_tie(seed: int, k: int, size: int) -> None:
     user = torch.randn(size, generator=g)
     table = user + 0.01 * torch.randn(400, size, generator=g)
     check(user, table, k, torch.randint(1, 400, (9,), generator=g).tolist())
+
+
+def remembered(
+    items: int, g: torch.Generator, entries: Tensor, factors: tuple[float, float, float]
+) -> TransitionWeights:
+    """As many entries a row as ``entries`` has columns, ``[items, M]``."""
+    most = entries.shape[1]
+    neighbours = torch.stack([torch.randperm(items, generator=g)[:most] for _ in range(items)])
+    rows = torch.cat([torch.zeros(1).long(), torch.arange(items + 1) * most])
+    return TransitionWeights(
+        rows, 1 + neighbours.sort(1).values.flatten().int(), entries.flatten(), most, *factors
+    )
+
+
+def check_remembered(
+    user: Tensor, table: Tensor, memory: TransitionWeights, k: int, seen: list[int]
+) -> None:
+    """By the screen, by the whole table, alone and among others: the op's bits."""
+    values, offsets = torch.tensor([1, 3, 2, 3]), torch.tensor([0, 4])
+    masked = torch.tensor(seen, dtype=torch.int64), torch.tensor([0, len(seen)])
+    wanted = memory_topk(
+        user[None], table, values, offsets, *masked, memory, k, max_length=4, backend="cpp"
+    )
+    for screened in (True, False):
+        serving = answering(user, table, screened, memory)
+        for users in (1, 12):
+            repeated = [t.repeat(users) for t in (values, masked[0])]
+            ends = [torch.arange(users + 1) * n for n in (4, len(seen))]
+            found = serving.answer(repeated[0], ends[0], repeated[1], ends[1], k)
+            assert found is not None
+            for ours, theirs in zip(found[:2], wanted, strict=True):
+                assert torch.equal(ours, theirs.expand(users, -1))
+
+
+@pytest.mark.parametrize("size", [1, 16, 130])
+@pytest.mark.parametrize("factors", [(0.75, 30.0, 0.8), (0.0, 9.0, 0.5), (50.0, 1e6, 1.0)])
+def test_the_screen_changes_no_bit_with_a_memory(
+    size: int, factors: tuple[float, float, float]
+) -> None:
+    items = 1300
+    g = torch.Generator().manual_seed(size)
+    user, table = torch.randn(size, generator=g), torch.randn(items + 1, size, generator=g)
+    entries = torch.rand(items, 40, generator=g)
+    entries[entries < 0.2] = 0.0
+    memory = remembered(items, g, entries, factors)
+    led_to = memory.neighbours[: 3 * 40 : 9].tolist()  # some of what gains may not come
+    for k in (1, 20, items // 4, items):
+        for seen in ([], [3, 3, *led_to], list(range(1, items - 5))):
+            check_remembered(user, table, memory, k, seen)
+
+
+@given(st.integers(0, 2**31), st.integers(1, 40), st.sampled_from([0.0, 1e-6, 0.01, 1.0]))
+def test_gains_that_nearly_tie(seed: int, k: int, alpha: float) -> None:
+    """Items and gains differ by about what int8 rounds; some gain exactly alike."""
+    g = torch.Generator().manual_seed(seed)
+    user = torch.randn(16, generator=g)
+    table = user + 0.01 * torch.randn(401, 16, generator=g)
+    entries = torch.randint(0, 3, (400, 30), generator=g).float()
+    memory = remembered(400, g, entries, (alpha, 10.0, 0.9))
+    check_remembered(user, table, memory, k, torch.randint(1, 400, (9,), generator=g).tolist())
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -1.0])
+def test_a_memory_of_what_is_no_weight_is_not_taken(wrong: float) -> None:
+    g = torch.Generator().manual_seed(7)
+    entries = torch.rand(50, 4, generator=g)
+    entries[7, 2] = wrong
+    memory = remembered(50, g, entries, (1.0, 1.0, 0.5))
+    with pytest.raises(ValueError, match=r"memory\.weights\[30\]=.* must be finite"):
+        answering(torch.randn(8), torch.randn(51, 8), memory=memory)
 
 
 def test_it_reads_the_copy_and_can_do_without() -> None:
