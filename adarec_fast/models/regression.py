@@ -47,7 +47,7 @@ class Ridge(NamedTuple):
     penalty: float = 400.0
     window: int = 50
     backward: float = 0.3
-    inputs: int = 256
+    inputs: int = 1024
 
 
 def regression(
