@@ -25,7 +25,8 @@ class Preset(NamedTuple):
 # that patience has nothing to end.
 _ENCODER = {
     "model": "sasrec", "num_layers": 2, "num_heads": 2, "dropout": 0.5, "attention_dropout": 0.5,
-    "local_path": 3, "supervision": "all", "transition_smoothing": 0.3, "memory": "regression", "memory_neighbours": 256,
+    "local_path": 3, "supervision": "all", "transition_smoothing": 0.3, "memory": "regression",
+    "memory_neighbours": 256,
 }  # fmt: skip
 _FALLING = {
     "batch_size": 128, "learning_rate": 2e-3, "learning_rate_schedule": "cosine",
