@@ -1,6 +1,7 @@
 """More interactions for data that are known: later ones of known users, new users, new items.
 
-:func:`extended` joins them, :func:`new_held_out` splits what was joined for further training, and
+:func:`extended` joins them, :func:`check_not_again` refuses a log that is joined to itself,
+:func:`new_held_out` splits what was joined for further training, and
 :func:`followed` asks a model that knows none of them what came next.
 """
 
@@ -176,12 +177,44 @@ def followed(data: InteractionData, more: InteractionData) -> InteractionData:
     )  # fmt: skip
 
 
+def check_not_again(known: InteractionData, grown: InteractionData) -> None:
+    """Refuse a whole log that was joined to itself; a few people may well do the same again.
+
+    Args:
+        known: the data that were joined to.
+        grown: the data that :func:`extended` made of them.
+
+    Raises:
+        DataError: what is new of most known users begins as what is known of them.
+    """
+    before = torch.zeros(grown.num_users, dtype=torch.int64)
+    before[: known.num_users] = known.lengths
+    same, _ = _again(known, grown, before)
+    if 2 * same > known.num_users:
+        raise DataError(_only_later(same, known.num_users))
+
+
 def _check_later(known: InteractionData, grown: InteractionData, before: Tensor) -> None:
     """Refuse new interactions that begin with the known ones: a whole log, not what came later.
 
     Raises:
         DataError: the new part of most histories begins as the known part does.
     """
+    same, continued = _again(known, grown, before)
+    if continued and 2 * same > continued:
+        raise DataError(_only_later(same, continued))
+
+
+def _only_later(same: int, users: int) -> str:
+    return (
+        f"{same:,} of {users:,} known users begin there as they do in the data that the run was "
+        "trained on; give only what came later"
+    )
+
+
+def _again(known: InteractionData, grown: InteractionData, before: Tensor) -> tuple[int, int]:
+    """Known users whose new part begins as their known part does, and all who have a new part;
+    of one known item nothing is said."""
     old, total = before[: known.num_users], grown.lengths[: known.num_users]
     again = torch.nonzero((total > old) & (old > 1)).flatten()
     long_enough = again[total[again] >= 2 * old[again]]
@@ -191,12 +224,7 @@ def _check_later(known: InteractionData, grown: InteractionData, before: Tensor)
     second, _ = gather_ranges(grown.values, starts + sizes, sizes)
     owner = torch.repeat_interleave(torch.arange(sizes.numel()), sizes)
     differ = torch.bincount(owner[first != second], minlength=sizes.numel())
-    same = int((differ == 0).sum())
-    if again.numel() and 2 * same > again.numel():
-        raise DataError(
-            f"{same:,} of {again.numel():,} known users begin there as they do in the data that "
-            "the run was trained on; give only what came later"
-        )
+    return int((differ == 0).sum()), again.numel()
 
 
 def _joined(

@@ -145,8 +145,9 @@ def export_run(
             ann.import_faiss()
     if not run.model.by_products:
         raise ConfigError(
-            f"{type(run.model).__name__} scores items otherwise than by products of vectors, and "
-            "an export needs vectors"
+            f"{run.path}: {type(run.model).__name__} scores items otherwise than by products of "
+            "vectors, and an export needs vectors, as adarec, sasrec or popularity have them; "
+            f"adarec-fast serve {run.path} serves this one"
         )
     ranking = RankingModel(run.model, k=options.k, exclude_seen=options.exclude_seen)
     config = run.model.config

@@ -34,6 +34,8 @@ class RankingModel(nn.Module):
         if not 1 <= k <= model.config.num_items:
             raise ConfigError(f"k={k} must lie in 1..{model.config.num_items}, the number of items")
         self.model = plain_items(evaluating(model))
+        if self.model.memory is not None and self.model.memory.widest == 0:
+            self.model.memory = None  # of this view; torch.export cannot save tensors of nothing
         self.user_model = self.model.user_graph()
         self.k, self.exclude_seen = k, exclude_seen
 

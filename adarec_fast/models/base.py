@@ -385,7 +385,10 @@ class SequenceModel(Recommends):
         Raises:
             ConfigError: there is none for this model or configuration.
         """
-        raise ConfigError(f"{type(self).__name__} has no graph that could be exported")
+        raise ConfigError(
+            f"{type(self).__name__} has no graph that could be exported: its class fills in no "
+            "user_graph(); adarec-fast serve serves it"
+        )
 
     # ------------------------------------------------------------------ a split item table
 

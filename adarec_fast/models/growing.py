@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import ConfigError
@@ -104,12 +105,19 @@ def by_neighbours(table: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
         which do.
     """
     known = table.shape[0]
-    matrix = memory.weights.new_zeros(memory.num_items + 1 - known, known)
-    for row, item in enumerate(range(known, memory.num_items + 1)):
-        entries = slice(*memory.rows[item : item + 2].tolist())
-        others = memory.neighbours[entries].long()
-        there = others < known
-        matrix[row, others[there]] = memory.weights[entries][there]
-    found = matrix.sum(1) > 0
-    matrix[~found, 1:] = 1.0
-    return (matrix / matrix.sum(1, keepdim=True)).to(table.dtype) @ table, found
+    starts = memory.rows[known:] - memory.rows[known]
+    others, weights = memory.neighbours[memory.rows[known] :], memory.weights[memory.rows[known] :]
+    there = others < known
+    # Of the entries that lie there, where each new item's begin.
+    counted = torch.cat([there.new_zeros(1, dtype=torch.int64), there.cumsum(0)])[starts]
+    others, weights = others[there].long(), weights[there].to(table.dtype)
+    new = counted.shape[0] - 1
+    owner = torch.repeat_interleave(torch.arange(new), counted.diff())
+    sums = weights.new_zeros(new).index_add_(0, owner, weights)
+    found = sums > 0
+    vectors = F.embedding_bag(
+        others, table, counted, mode="sum", per_sample_weights=weights, include_last_offset=True
+    )
+    vectors /= sums[:, None]
+    vectors[~found] = table[1:].mean(0)
+    return vectors, found

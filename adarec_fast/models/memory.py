@@ -30,7 +30,7 @@ from .transitions import Recipe, transitions
 TENSORS, VALUES = "memory.safetensors", "memory.json"
 NEIGHBOURS = 128
 Kind = Literal["regression", "transitions"]
-_VALUES = ("alpha", "gamma", "decay", "max_length", "kind")
+_VALUES = ("alpha", "gamma", "decay", "max_length", "kind", "most")
 # A memory of transitions fades a history by this, unless it is told otherwise; one of a regression
 # by what the regression does.
 _DECAY = 0.8
@@ -56,6 +56,7 @@ class Memory(nn.Module):
         alpha, gamma, decay: finite, >= 0.
         max_length: items of a history that are read, its last ones.
         kind: where the weights come from, so that they can be found anew.
+        most: M, the largest weights that were kept of an item, likewise.
 
     Raises:
         ValueError: a shape, a dtype or a value that does not fit.
@@ -76,6 +77,7 @@ class Memory(nn.Module):
         decay: float,
         max_length: int,
         kind: Kind = "transitions",
+        most: int = NEIGHBOURS,
     ) -> None:
         super().__init__()
         for name, given, dtype in (
@@ -89,7 +91,7 @@ class Memory(nn.Module):
                 )
             self.register_buffer(name, given.contiguous(), persistent=False)
         self.alpha, self.gamma, self.decay = alpha, gamma, decay
-        self.max_length, self.kind = max_length, kind
+        self.max_length, self.kind, self.most = max_length, kind, most
         self._check()
         self.widest = int(rows.diff().max())
 
@@ -112,9 +114,10 @@ class Memory(nn.Module):
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if not (number and math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name}={value!r} must be a finite number of at least 0")
-        longest = self.max_length
-        if not isinstance(longest, int) or isinstance(longest, bool) or longest < 1:
-            raise ValueError(f"max_length={longest!r} must be a whole number of at least 1")
+        for name in ("max_length", "most"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
         known_kind(self.kind)
 
     @classmethod
@@ -152,7 +155,7 @@ class Memory(nn.Module):
             found = transitions(values, offsets, num_items, Recipe(), neighbours)
         return cls(
             found.rows, found.items, found.weights, alpha=alpha, gamma=gamma, decay=decay,
-            max_length=max_length, kind=kind,
+            max_length=max_length, kind=kind, most=neighbours,
         )  # fmt: skip
 
     @property
@@ -193,13 +196,16 @@ class Memory(nn.Module):
         (folder / VALUES).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
-    def read(cls, tensors: dict[str, Tensor], path: Path, num_items: int) -> Memory:
+    def read(
+        cls, tensors: dict[str, Tensor], path: Path, num_items: int, most: int = NEIGHBOURS
+    ) -> Memory:
         """Inverse of :meth:`write`.
 
         Args:
             tensors: of ``memory.safetensors``.
             path: of ``memory.json``.
             num_items: of the model's catalogue.
+            most: what the model's configuration says, for files that do not say it.
 
         Raises:
             ValueError: a file is damaged, or of another catalogue.
@@ -214,7 +220,8 @@ class Memory(nn.Module):
         except DocumentError as error:
             raise ValueError(f"{path}: {error}") from None
         if isinstance(values, dict):
-            values = {"kind": "transitions", **values}  # there was no other once
+            # There was no other kind once, and M stood in the configuration alone.
+            values = {"kind": "transitions", "most": most, **values}
         if not isinstance(values, dict) or values.keys() != set(_VALUES):
             raise ValueError(f"{path}: must hold {', '.join(sorted(_VALUES))}")
         try:

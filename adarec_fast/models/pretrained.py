@@ -155,7 +155,9 @@ def load(
     if (folder / memory.TENSORS).exists():
         tensors = read_weights(folder / memory.TENSORS)
         try:
-            model.memory = memory.Memory.read(tensors, folder / memory.VALUES, config.num_items)
+            model.memory = memory.Memory.read(
+                tensors, folder / memory.VALUES, config.num_items, config.memory_neighbours
+            )
         except ValueError as error:
             raise CheckpointError(str(error)) from None
     return model.to(device).eval()

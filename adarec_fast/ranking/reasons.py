@@ -23,14 +23,15 @@ def score_differences(
 ) -> Tensor:
     """The score with the whole history less the score without one of its places, memory included.
 
-    Exact: the model answers n + 1 histories. Differences need not add up to the score. Of more
-    items than ``max_length`` the earlier ones are not read unless a later one is left out. With one
-    item nothing can be left out, and its difference is the score itself.
+    Exact: the model answers n + 1 histories, at most ``max_length`` + 1. Differences need not add
+    up to the score. Of more items than ``max_length`` the earlier ones are not read unless a later
+    one is left out, and the score loses nothing without them. With one item nothing can be left
+    out, and its difference is the score itself.
 
     Args:
         model: in whatever mode.
         history: n >= 1 items 1..num_items, oldest first.
-        items: k items 1..num_items, of which to tell.
+        items: k >= 0 items 1..num_items, of which to tell.
 
     Returns:
         float32 ``[k, n]`` on the CPU.
@@ -63,21 +64,29 @@ def scores_without(
     whole = list(history)
     if not whole:
         raise ValueError("history is empty; it must hold one item or more")
-    without = [whole[:place] + whole[place + 1 :] for place in range(len(whole))]
+    # Places before these are not read: of what is left, the last items are the same.
+    unread = max(0, len(whole) - config.max_length)
+    before = max(0, unread - 1)  # leaving one out lets one more in
+    without = [
+        whole[before:place] + whole[place + 1 :] for place in range(unread, len(whole))
+    ]
     values, offsets = check_histories(
         pack_lists([whole, *(left for left in without if left)], cpu), None,
         num_items=config.num_items, crop=config.max_length,
     )  # fmt: skip
-    wanted, _ = check_histories(
-        pack_lists([list(items)], cpu), None, num_items=config.num_items, crop=None
-    )
+    wanted = torch.zeros(0, dtype=torch.int64)
+    if items:
+        wanted, _ = check_histories(
+            pack_lists([list(items)], cpu), None, num_items=config.num_items, crop=None
+        )
     users = offsets.shape[0] - 1
     many = max(1, _CHUNK_SCORES // (config.num_items + 1))
-    return torch.cat([
+    found = torch.cat([
         _scores(model, ragged.rows(ragged.Jagged(values, offsets), first, min(users, first + many)))
         [:, wanted.to(model.device)].float().cpu()
         for first in range(0, users, many)
     ])  # fmt: skip
+    return torch.cat([found[:1], found[:1].expand(unread, -1), found[1:]])
 
 
 def _scores(model: SequenceModel, histories: ragged.Jagged) -> Tensor:

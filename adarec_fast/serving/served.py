@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,13 +12,12 @@ from typing import Literal, NamedTuple
 import torch
 
 from ..data import DataError, InteractionData, Vocabulary
-from ..models.memory import TENSORS
-from ..models.pretrained import WEIGHTS, CheckpointError
+from ..models.pretrained import CheckpointError
 from ..ranking.recommender import Recommender
 from ..training import load_run
-from ..training.checkpoint import MANIFEST, read_json
+from ..training.checkpoint import MANIFEST, rankings_of, read_json
 from ..training.errors import RunFolderError
-from ..training.updated import UPDATED, current_folder, load_current
+from ..training.updated import current_folder, load_current
 from .errors import RequestError, shown
 
 Which = Literal["best", "last"]
@@ -46,8 +46,8 @@ class ServedModel:
     """One loaded checkpoint; never altered.
 
     Attributes:
-        id: the first 12 hex digits of the weights' SHA-256; where new interactions were counted in
-            since they were trained, of the memory's.
+        id: the first 12 hex digits of the weights' SHA-256; where a memory or features of items
+            rank with them, of the SHA-256 of all that these rankings follow from.
         epoch: of training.
         path: the checkpoint's folder, links resolved.
         loaded_at: seconds since 1970.
@@ -152,11 +152,11 @@ def load(source: Source) -> ServedModel:
     folder = source.run_dir.resolve()
     before = _manifest(folder, source.which)
     run = load_current(folder, which=source.which, device=source.device)
-    sums, epoch = before.get("sha256"), before.get("epoch")
-    if before != _manifest(folder, source.which) or not isinstance(sums, dict):
+    rankings, epoch = rankings_of(before), before.get("epoch")
+    if before != _manifest(folder, source.which) or rankings is None:
         raise CheckpointError(f"{folder / source.which}: replaced while it was read; load it again")
     model = ServedModel(
-        id=str(sums.get(TENSORS if run.which == UPDATED else WEIGHTS, ""))[:12],
+        id=_short(rankings),
         epoch=epoch if isinstance(epoch, int) else None,
         path=folder / run.which,
         loaded_at=time.time(),
@@ -168,6 +168,12 @@ def load(source: Source) -> ServedModel:
     )
     warm(model, source)
     return model
+
+
+def _short(rankings: str) -> str:
+    """A name of a model by what its rankings follow from."""
+    several = ":" in rankings
+    return (hashlib.sha256(rankings.encode()).hexdigest() if several else rankings)[:12]
 
 
 def signature(source: Source) -> tuple[object, ...] | None:

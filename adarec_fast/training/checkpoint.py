@@ -176,7 +176,12 @@ def ranks_by(folder: Path) -> str | None:
     Raises:
         CheckpointError: there is no manifest, or it does not parse.
     """
-    sums = read_json(folder / MANIFEST).get("sha256")
+    return rankings_of(read_json(folder / MANIFEST))
+
+
+def rankings_of(manifest: Mapping[str, Any]) -> str | None:
+    """The same, of a manifest that was read."""
+    sums = manifest.get("sha256")
     if not isinstance(sums, dict):
         return None
     files = (WEIGHTS, memory.TENSORS, memory.VALUES, FEATURES, ABOUT_FEATURES)

@@ -26,7 +26,7 @@ from .errors import RunFolderError
 from .further import Start
 from .loggers import check_loggers
 from .prewarm import prewarm
-from .remember import check_kind, has_memory, in_words, remember
+from .remember import check_kind, in_words, kept_memory, remember
 from .reporter import Reporter
 from .result import TrainResult
 from .trainer import Trainer
@@ -55,7 +55,7 @@ def train(
     that hold nothing out, those of the last epoch. A run that
     was killed at any step and is resumed ends, on a CPU, with the very weights and metrics
     (times apart) of one never killed. SIGINT and SIGTERM finish the step and save; a second
-    signal ends at once.
+    signal ends at once. A memory that the best epoch was given is found anew for a better one.
 
     Seeds torch's global generator with ``model_config.seed``, in case the backbone draws from it.
 
@@ -146,6 +146,8 @@ def train(
                 claim()
             else:
                 workers.first_does(claim)
+            # A better epoch takes the place of the one that has it.
+            before = kept_memory(run_dir) if first else None
             shown = reporter if reporter is not None and first else Reporter()
             prewarm(config, train_config, device, shown.compiling)
             trainer = Trainer(
@@ -159,10 +161,11 @@ def train(
                 if first:
                     run_folder.write_environment(run_dir, device, told)
                 result = trainer.run(stop_after_steps)
-            wanted = config.memory != "none" and result.status in _ENDED
-            if wanted and first and not has_memory(run_dir):
+            wanted = config.memory != "none" or before is not None
+            if wanted and first and result.status in _ENDED and kept_memory(run_dir) is None:
+                kind, most = (None, None) if before is None else before
                 with shown.waiting("finding which items follow which"):
-                    counted = remember(run_dir, device, fixed=fixed)
+                    counted = remember(run_dir, device, most, fixed, kind)
                 shown.message(in_words(counted))
             return result
 

@@ -1,10 +1,12 @@
-"""Where a run is: the values of ``training_state.json``, checked on the way in."""
+"""Where a run is: the values of ``training_state.json``, checked on the way in, and the states of
+torch's generators."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from pydantic import Field
 from torch import Tensor, dtype
 
@@ -68,3 +70,31 @@ def check_state_tensor(
             f"{where}: {name} is {found.dtype} {list(found.shape)}, the model wants {kind} "
             f"{list(shape)}"
         )
+
+
+def generators(device: torch.device) -> dict[str, Tensor]:
+    """The states of torch's own generators, by their names in a training state."""
+    found = {"rng/cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        found["rng/cuda"] = torch.cuda.get_rng_state(device)
+    return found
+
+
+def check_generators(tensors: Mapping[str, Tensor], device: torch.device, where: str) -> None:
+    """Whether a training state holds states that torch's generators can take.
+
+    A run that trained on the CPU has none for a GPU, and goes on there all the same.
+
+    Raises:
+        CheckpointError: as :func:`check_state_tensor`.
+    """
+    for name, like in generators(device).items():
+        if name == "rng/cpu" or name in tensors:
+            check_state_tensor(tensors, name, like.shape, like.dtype, where)
+
+
+def set_generators(tensors: Mapping[str, Tensor], device: torch.device) -> None:
+    """Inverse of :func:`generators`, of checked tensors."""
+    torch.set_rng_state(tensors["rng/cpu"])
+    if device.type == "cuda" and "rng/cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["rng/cuda"], device)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from ..config import ConfigError
-from ..models.memory import TENSORS, Kind, Memory
-from ..models.pretrained import load, write
+from ..defaults import on_cpu
+from ..models.memory import TENSORS, VALUES, Kind, Memory, known_kind
+from ..models.pretrained import CheckpointError, load, write
 from ..ranking.fitting import Fitted, fit_memory
 from .checkpoint import MANIFEST, find_checkpoint, read_json, save_checkpoint
 from .errors import RunFolderError
@@ -20,6 +22,7 @@ from .run_folder import Run, load_run
 _OF_FILES = ("format", "name", "sha256")
 
 
+@on_cpu()
 def remember(
     run_dir: Path,
     device: torch.device | str = "cpu",
@@ -34,8 +37,8 @@ def remember(
     Args:
         run_dir: of a run, locked by this process.
         device: where the model scores the validation part.
-        neighbours: M, the largest weights kept of an item; by default what the model's
-            configuration says.
+        neighbours: M, the largest weights kept of an item; by default that of ``fixed`` where no
+            validation part can choose, else what the model's configuration says.
         fixed: whose alpha, gamma and decay are taken where no validation part can choose them; by
             default those of the memory that the run goes back to.
         kind: of the memory; by default the model's configured one, else that of ``fixed``, else
@@ -57,6 +60,7 @@ def remember(
         kind = origins if config.memory == "none" else config.memory
     if not validates and fixed is not None:
         check_kind(kind, fixed)
+        neighbours = neighbours or fixed.most
     memory = Memory.of(
         *run.split.inputs("train"), config.num_items, max_length=config.max_length, kind=kind,
         neighbours=config.memory_neighbours if neighbours is None else neighbours,
@@ -100,7 +104,8 @@ def _of_origin(run: Run) -> Memory:
     if memory is None:
         raise ConfigError(
             f"{run.path}: holds out nothing to choose on how much a memory counts, and goes back "
-            "to no run that has one"
+            "to no run that has one; train one with a validation part and --memory, and then "
+            "--refit it"
         )
     return memory
 
@@ -125,7 +130,26 @@ def memory_seconds(run_dir: Path) -> float:
     return float((about.get("memory") or {}).get("seconds", 0.0))
 
 
-def has_memory(run_dir: Path) -> bool:
-    """Whether the best epoch's folder holds one."""
+class Kept(NamedTuple):
+    """How the best epoch's memory was found: ``kind``, and M."""
+
+    kind: Kind
+    most: int | None
+
+
+def kept_memory(run_dir: Path) -> Kept | None:
+    """How the memory of the best epoch's folder was found; None where there is none.
+
+    Raises:
+        CheckpointError: ``memory.json`` is missing or damaged.
+    """
     folder = find_checkpoint(run_dir, "best")
-    return folder is not None and (folder / TENSORS).exists()
+    if folder is None or not (folder / TENSORS).exists():
+        return None
+    values = read_json(folder / VALUES)
+    try:
+        kind = known_kind(values.get("kind", "transitions"))
+    except ConfigError as error:
+        raise CheckpointError(f"{folder / VALUES}: {error}") from None
+    most = values.get("most")
+    return Kept(kind, most if isinstance(most, int) else None)

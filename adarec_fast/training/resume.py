@@ -1,4 +1,4 @@
-"""Whether what a run is to be resumed with is what it began with."""
+"""A run goes on: its model, if what it is to be resumed with is what it began with."""
 
 from __future__ import annotations
 
@@ -6,10 +6,38 @@ from pathlib import Path
 
 from ..config import ModelConfig, TrainConfig
 from ..data import InteractionData
-from ..models.pretrained import CheckpointError
+from ..models.base import SequenceModel
+from ..models.pretrained import CheckpointError, load
 from ..models.registry import described
 from . import run_folder
-from .origin import free_fields
+from .checkpoint import verify_checkpoint
+from .origin import check_origin, free_fields
+
+
+def resumed(
+    folder: Path,
+    run_dir: Path,
+    model_config: ModelConfig,
+    train_config: TrainConfig,
+    data: InteractionData,
+    data_fingerprint: str,
+) -> SequenceModel:
+    """The model of the checkpoint ``folder``, of the run, the data and the settings.
+
+    Raises:
+        CheckpointError: as :func:`check_same_run`, or the checkpoint is damaged, of another run or
+            of another catalogue.
+    """
+    check_same_run(run_dir, model_config, train_config, data, data_fingerprint)
+    manifest = verify_checkpoint(folder)
+    if manifest.get("vocabulary") != data.items.fingerprint():
+        raise CheckpointError(
+            f"{folder}: of another catalogue: its items have the fingerprint "
+            f"{manifest.get('vocabulary')}, those of {data.name} "
+            f"{data.items.fingerprint()}; resume with the data of {run_dir}"
+        )
+    check_origin(run_dir / run_folder.CONFIG, folder, manifest, model_config, train_config)
+    return load(folder, backend=model_config.backend)
 
 
 def check_same_run(

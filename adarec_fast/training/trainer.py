@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor
 
-from ..config import ModelConfig, TrainConfig, read_cutoffs
+from ..config import ModelConfig, TrainConfig
 from ..data import InteractionData, Split
 from ..distributed.workers import Agreement, saving_seconds
 from ..models import registry
-from ..models.pretrained import CheckpointError, load, write
-from ..ranking.evaluation import evaluate
+from ..models.pretrained import write
 from . import run_folder
 from .callbacks import Callback, Callbacks, RunInProgress
 from .checkpoint import (
@@ -24,27 +23,31 @@ from .checkpoint import (
     find_checkpoint,
     read_state,
     save_checkpoint,
-    verify_checkpoint,
     write_state,
 )
 from .clock import Clock
 from .early_stopping import EarlyStopping
 from .errors import TrainingDiverged
+from .finite import not_finite
 from .further import Start
 from .metrics_log import MetricsLog
-from .origin import check_origin, describe_origin, run_identity
+from .origin import describe_origin, run_identity
 from .passes import Passes, Prepared
-from .progress import EarlyStoppingState, Progress, check_state_tensor
+from .progress import (
+    EarlyStoppingState,
+    Progress,
+    check_generators,
+    generators,
+    set_generators,
+)
 from .reporter import Reporter, StepProgress, TrainingPlan
 from .result import Status, TrainResult
-from .resume import check_same_run
+from .resume import resumed
 from .signals import StopSignals
+from .validation import SELECTED_BY, validated
 
 if TYPE_CHECKING:
     from ..distributed import Workers
-
-# The best epoch is that of the best NDCG at this cut-off.
-SELECTION = 20
 
 
 class Trainer:
@@ -112,18 +115,10 @@ class Trainer:
                 self.start.give(model, self.split)
             model.item_vocabulary = self.data.items
         else:
-            check_same_run(
-                self.run_dir, self.model_config, self.config, self.data, self.data_fingerprint
-            )
-            manifest = verify_checkpoint(folder)
-            if manifest.get("vocabulary") != self.data.items.fingerprint():
-                raise CheckpointError(
-                    f"{folder}: of another catalogue: its items have the fingerprint "
-                    f"{manifest.get('vocabulary')}, those of {self.data.name} "
-                    f"{self.data.items.fingerprint()}; resume with the data of {self.run_dir}"
-                )
-            check_origin(self._config_path, folder, manifest, self.model_config, self.config)
-            model = load(folder, backend=self.model_config.backend)
+            model = resumed(
+                folder, self.run_dir, self.model_config, self.config, self.data,
+                self.data_fingerprint,
+            )  # fmt: skip
         model.begin_training(self.split)
         self.num_parameters = sum(p.numel() for p in model.parameters())
         if self.workers is not None:
@@ -180,16 +175,10 @@ class Trainer:
     def _load_state(self, folder: Path) -> None:
         tensors, values = read_state(folder)
         where = str(folder / STATE_TENSORS)
-        expected = {"rng/cpu": torch.get_rng_state()}
-        if self.device.type == "cuda" and "rng/cuda" in tensors:
-            expected["rng/cuda"] = torch.cuda.get_rng_state(self.device)
-        for name, like in expected.items():
-            check_state_tensor(tensors, name, like.shape, like.dtype, where)
+        check_generators(tensors, self.device, where)
         progress = Progress.read(values, self.passes.steps_per_epoch, str(folder / STATE_VALUES))
         self.passes.load_state_tensors(tensors, progress.examples, where)
-        torch.set_rng_state(tensors["rng/cpu"])
-        if "rng/cuda" in expected:
-            torch.cuda.set_rng_state(tensors["rng/cuda"], self.device)
+        set_generators(tensors, self.device)
         self.epoch, self.batch, self.step = progress.epoch, progress.batch, progress.step
         self.epoch_seconds = progress.epoch_seconds
         self.stopping.load_state_dict(progress.early_stopping.model_dump())
@@ -337,23 +326,8 @@ class Trainer:
 
     def _validate(self, number: int, metrics: dict[str, Any]) -> bool:
         """Evaluate on the validation part, into ``metrics``; whether it is the best so far."""
-        begun = time.perf_counter()
-        result = evaluate(
-            self.model,
-            self.split,
-            "valid",
-            ks=sorted({*read_cutoffs(self.config.ks), SELECTION}),
-            seen_mask=self.config.seen_mask,
-            batch_size=self.config.evaluation_batch_size,
-            intents=False,
-            workers=self.workers,
-        )
-        metrics["valid"] = result.overall
-        if result.sparse is not None:
-            metrics["valid_sparse"] = result.sparse
-        metrics |= {f"valid_{name}": value for name, value in result.diagnostics.items()}
-        metrics["valid_seconds"] = time.perf_counter() - begun
-        metrics["best"] = self.stopping.update(result.overall[f"NDCG@{SELECTION}"], number)
+        metrics |= validated(self.model, self.split, self.config, self.workers)
+        metrics["best"] = self.stopping.update(metrics["valid"][SELECTED_BY], number)
         return bool(metrics["best"])
 
     def raise_if_diverged(self) -> None:
@@ -365,23 +339,14 @@ class Trainer:
     def raise_if_not_finite(self) -> None:
         """Raise :class:`TrainingDiverged` if an update has made a weight infinite or NaN.
 
-        The losses of that step were still finite; those of the next would not be. Each worker
-        looks at what it holds, and all come to the same answer. Once a step is enough.
+        The losses of that step were still finite; those of the next would not be. Once a step is
+        enough.
         """
         if self._finite_step == self.step:
             return
-        for part, tensors in (
-            ("the weights", self.model.state_dict()),
-            ("Adam's state", self.passes.stepper.own_state_tensors()),
-        ):
-            infinite = [~t.isfinite().all() for t in tensors.values() if t.is_floating_point()]
-            found = torch.zeros((), dtype=torch.int64, device=self.device)
-            for flag in infinite:
-                found += flag.to(self.device)
-            if self.workers is not None:
-                found = self.workers.sum(found)
-            if bool(found):
-                self._raise_diverged(self.step, [part])
+        part = not_finite(self.model, self.passes.stepper, self.device, self.workers)
+        if part is not None:
+            self._raise_diverged(self.step, [part])
         self._finite_step = self.step
 
     def _raise_diverged(self, step: int, parts: list[str]) -> NoReturn:
@@ -429,10 +394,7 @@ class Trainer:
 
     def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What resuming needs beside the weights: tensors, and JSON-able values."""
-        tensors = self.passes.state_tensors()
-        tensors["rng/cpu"] = torch.get_rng_state()
-        if self.device.type == "cuda":
-            tensors["rng/cuda"] = torch.cuda.get_rng_state(self.device)
+        tensors = {**self.passes.state_tensors(), **generators(self.device)}
         progress = Progress(
             epoch=self.epoch,
             batch=self.batch,

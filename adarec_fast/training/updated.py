@@ -23,7 +23,7 @@ from torch import nn
 from ..config import ConfigError
 from ..data import InteractionData
 from ..data.catalogue import with_more
-from ..data.extend import Extended, extended
+from ..data.extend import Extended, check_not_again, extended
 from ..data.features import ItemTable
 from ..defaults import on_cpu
 from ..models.base import SequenceModel
@@ -119,7 +119,7 @@ def update_memory(
     Raises:
         ConfigError: the run has no memory, or its model no table of item vectors; or ``items``
             of a run without features.
-        DataError: the ids are of another kind than the run's.
+        DataError: the ids are of another kind than the run's, or ``more`` is what the run knows.
         RunFolderError, CheckpointError: as :func:`load_current`; the disk is full.
     """
     model, data, _ = load_current(run_dir)
@@ -130,14 +130,18 @@ def update_memory(
             "gives it one"
         )
     if not isinstance(model, EmbeddingModel) or not isinstance(model.item_embedding, nn.Embedding):
-        raise ConfigError(f"{type(model).__name__} has no item vectors that new items could join")
+        raise ConfigError(
+            f"{run_dir}: {type(model).__name__} has no item vectors that new items could join; "
+            f"adarec-fast train --from {run_dir} --data FILE takes new interactions"
+        )
     grown = extended(data, more)
+    check_not_again(data, grown.data)
     if data.features is not None:
         joined = with_more(grown.data, data.features, data.items, items)
         grown = grown._replace(data=joined, new_items=joined.num_items - data.num_items)
     elif items is not None:
         raise ConfigError(no_features_here(run_dir, items))
-    memory = _counted(old, grown.data, model.config.memory_neighbours)
+    memory = _counted(old, grown.data)
     if data.features is not None:
         model = _with_features(model, grown.data)
     elif grown.new_items:
@@ -169,16 +173,16 @@ def add_items(run_dir: Path, items: ItemTable) -> InteractionData:
     grown = with_more(data.replace(features=None), data.features, data.items, items)
     memory = None
     if model.memory is not None:
-        memory = _counted(model.memory, grown, model.config.memory_neighbours)
+        memory = _counted(model.memory, grown)
     _save(run_dir, _with_features(model, grown), grown, memory)
     return grown
 
 
-def _counted(old: Memory, data: InteractionData, neighbours: int) -> Memory:
+def _counted(old: Memory, data: InteractionData) -> Memory:
     """A memory of all interactions, read as the old one is."""
     return Memory.of(
         data.values, data.offsets, data.num_items, max_length=old.max_length, kind=old.kind,
-        neighbours=neighbours, alpha=old.alpha, gamma=old.gamma, decay=old.decay,
+        neighbours=old.most, alpha=old.alpha, gamma=old.gamma, decay=old.decay,
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from adarec_fast import Recommender, TrainConfig, synthetic
 from adarec_fast.export import ExportOptions, export_run
-from adarec_fast.models.memory import TENSORS, VALUES
+from adarec_fast.models.memory import TENSORS, VALUES, Memory
 from adarec_fast.training import Run, load_run, train
 
 
@@ -47,6 +47,25 @@ def test_a_program_ranks_with_it(run: Run, tmp_path: Path) -> None:
     memory, run.model.memory = run.model.memory, None
     try:
         assert not torch.equal(Recommender(run.model).recommend([history, [5]], 5).items, items)
+    finally:
+        run.model.memory = memory
+
+
+@pytest.mark.parametrize("form", ["torch", "embeddings"])
+def test_a_memory_of_nothing(form: str, run: Run, tmp_path: Path) -> None:
+    """Of people who each took one thing again and again, say."""
+    memory, nothing = run.model.memory, torch.zeros(0)
+    empty = Memory(
+        torch.zeros(run.data.num_items + 2, dtype=torch.int64), nothing.int(), nothing,
+        alpha=1.0, gamma=1.0, decay=0.9, max_length=9,
+    )  # fmt: skip
+    (tmp_path / "memory").mkdir()
+    empty.write(tmp_path / "memory")  # tensors of a file, as a run's are
+    tensors = load_file(tmp_path / "memory" / TENSORS)
+    run.model.memory = Memory.read(tensors, tmp_path / "memory" / VALUES, run.data.num_items)
+    try:
+        assert export_run(run, tmp_path, [form], FEW)[0].outcome.users >= 12  # type: ignore[list-item]
+        assert run.model.memory is not None
     finally:
         run.model.memory = memory
 

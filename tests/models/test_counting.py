@@ -170,7 +170,7 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     written = invoke("plot", folder, "--out", str(tmp_path / "pictures"), "--only", "metrics")
     assert "metrics.png" in written
     for words, said in (
-        (["export", folder, "--format", "ann"], "an export needs vectors"),
+        (["export", folder, "--format", "ann"], "an export needs vectors, as adarec, sasrec or"),
         (["plot", folder, "--only", "losses"], "losses: Counting is fitted and has none"),
         (["plot", folder, "--only", "tsne"], "tsne: Counting has no vectors of users"),
     ):

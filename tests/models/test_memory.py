@@ -98,6 +98,7 @@ def test_sums_by_hand() -> None:
         ({"alpha": float("nan")}, "alpha=nan must be a finite number"),
         ({"decay": "0.8"}, "decay='0.8' must be a finite number"),
         ({"max_length": 0}, "max_length=0 must be a whole number"),
+        ({"most": 0}, "most=0 must be a whole number"),
     ],
 )
 def test_what_is_no_memory(change: dict[str, object], message: str) -> None:

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from adarec_fast import ADARec, Recommender
 from adarec_fast.cli import app
 from adarec_fast.config import ConfigError, ModelConfig
+from adarec_fast.export import export_run
 from adarec_fast.models import pretrained, registry
 from adarec_fast.models.pretrained import CheckpointError
 from adarec_fast.ranking.evaluation import evaluate
@@ -210,16 +211,16 @@ def test_a_model_from_outside_does_all_that_ours_do(tmp_path: Path, views: int) 
     assert not ranking.diagnostics
     with pytest.raises(AttributeError, match="no 'depth'"):
         _ = ranking.depth
+    with pytest.raises(ConfigError, match=r"fills in no user_graph\(\); adarec-fast serve"):
+        export_run(run, tmp_path / "export", ["embeddings"])
 
 
 @pytest.mark.usefixtures("package")
 def test_a_model_of_its_own_scores_is_ranked_but_not_exported(tmp_path: Path) -> None:
-    from adarec_fast.export import export_run
-
     train({**SMALL, "model": "own"}, config(epochs=1), DATA, tmp_path)
     run = load_run(tmp_path)
     assert Recommender(run.model).recommend([[1, 3]], k=3).items.tolist() == [[2, 4, 5]]
-    with pytest.raises(ConfigError, match="an export needs vectors"):
+    with pytest.raises(ConfigError, match=r"an export needs vectors, as .* serve "):
         export_run(run, tmp_path / "export", ["ann"])
 
 

@@ -7,12 +7,13 @@ from itertools import pairwise
 import pytest
 import torch
 
-from adarec_fast import ADARec, InteractionData, Recommender, Split
+from adarec_fast import ADARec, InteractionData, Recommender, Split, ragged
 from adarec_fast.cli.recommend import recommend_for
 from adarec_fast.data import Vocabulary, synthetic
 from adarec_fast.models.base import SequenceModel
 from adarec_fast.models.memory import Memory
 from adarec_fast.models.sasrec.model import SASRec
+from adarec_fast.ranking import reasons
 from adarec_fast.ranking.reasons import score_differences
 
 
@@ -57,6 +58,37 @@ def test_differences_are_those_of_rankings(model: SequenceModel) -> None:
 def test_a_history_of_one_item_owes_it_all(model: SequenceModel) -> None:
     (found,) = score_differences(model, [3], [7]).tolist()
     assert found == pytest.approx([score(model, [3], 7)], abs=2e-5)
+
+
+def test_nothing_left_to_tell_of(model: SequenceModel) -> None:
+    assert score_differences(model, [3, 9, 3], []).shape == (0, 3)
+    items = Vocabulary(range(1, 41), first=1)
+    (answer,) = recommend_for(model, items, [None], [[*range(1, 41)]], 4, why=True)
+    assert answer.to_json()["items"] == []
+    assert Recommender(model).explain([*range(1, 41)]) == []
+
+
+def test_what_is_not_read_is_not_left_out(
+    model: SequenceModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model answers as many histories as it reads items, however long they are."""
+    history = [1 + 7 * place % 40 for place in range(200)]
+    asked = 0
+
+    def counting(model: SequenceModel, histories: ragged.Jagged) -> torch.Tensor:
+        nonlocal asked
+        asked += histories.offsets.shape[0] - 1
+        return scores(model, histories)
+
+    scores = reasons._scores
+    monkeypatch.setattr(reasons, "_scores", counting)
+    found = score_differences(model, history, [7, 11])
+    assert asked == 6
+    assert found.shape == (2, 200)
+    torch.testing.assert_close(found[:, -6:], score_differences(model, history[-6:], [7, 11]))
+    assert not found[:, :-5].any()
+    with pytest.raises(ValueError, match="item id 41 is outside"):
+        score_differences(model, [41, *history], [7])
 
 
 def test_chunks_do_not_show(model: SequenceModel, monkeypatch: pytest.MonkeyPatch) -> None:

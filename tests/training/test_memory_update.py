@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 from typer.testing import CliRunner, Result
 
 from adarec_fast import TrainConfig
 from adarec_fast.cli import app
 from adarec_fast.data import DataError, InteractionData, load
 from adarec_fast.data.extend import extended
+from adarec_fast.models.growing import by_neighbours
 from adarec_fast.models.memory import Memory
 from adarec_fast.models.pretrained import CheckpointError
 from adarec_fast.serving.served import Source, signature
 from adarec_fast.serving.served import load as load_served
 from adarec_fast.training import load_run, train
+from adarec_fast.training.further import refitted
+from adarec_fast.training.remember import remember
 from adarec_fast.training.updated import load_current, update_memory
 
 SMALL = {
@@ -181,6 +188,11 @@ def test_a_service_takes_it_over(run_dir: Path) -> None:
     assert signature(source) != before
     after = load_served(source)
     assert after.id != served.id
+    # Other rankings of the same weights are another model, too.
+    remember(run_dir, kind="regression")
+    assert len({served.id, after.id, load_served(source).id}) == 3
+    update_memory(run_dir, load({1: [1, 501]}, min_length=1))
+    after = load_served(source)
     assert len(after.items) == len(served.items) + 1
     assert after.path.name == "updated"
     # A damaged one is a change too, and loading it says what is wrong.
@@ -188,6 +200,123 @@ def test_a_service_takes_it_over(run_dir: Path) -> None:
     assert signature(source) != before
     with pytest.raises(CheckpointError, match=r"updated/manifest\.json"):
         load_served(source)
+
+
+def test_a_log_is_not_counted_again(run_dir: Path) -> None:
+    with pytest.raises(DataError, match=r"60 of 60 known users .* give only what came later"):
+        update_memory(run_dir, some(60))
+    # Who does the same again is no log.
+    update_memory(run_dir, load({7000: some(60).sequence(0).tolist()}, min_length=1))
+    with pytest.raises(DataError, match="59 of 60 known users"):
+        update_memory(run_dir, some(60))
+
+
+def test_as_many_neighbours_as_it_was_fitted_with(run_dir: Path, tmp_path: Path) -> None:
+    def of(folder: Path) -> Memory:
+        memory = load_current(folder).model.memory
+        assert memory is not None
+        return memory
+
+    assert of(run_dir).most == 128
+    assert invoke("memory", "fit", run_dir, "--neighbours", "2").exit_code == 0
+    assert (of(run_dir).most, of(run_dir).widest) == (2, 2)
+    update_memory(run_dir, load({1: [1, 501]}, min_length=1))
+    assert (of(run_dir).most, of(run_dir).widest) == (2, 2)
+    # A run that goes back to this one takes over alpha and gamma, which are of two a row.
+    plan = refitted(run_dir)
+    train(plan.model, plan.train, plan.data, tmp_path / "whole", start=plan.start)
+    assert (of(tmp_path / "whole").most, of(tmp_path / "whole").widest) == (2, 2)
+    assert of(tmp_path / "whole").alpha == of(run_dir).alpha
+    # Files of before say nothing of it.
+    file = run_dir / "best" / "memory.json"
+    values = json.loads(file.read_text())
+    del values["most"]
+    file.write_text(json.dumps(values))
+    read = Memory.read(load_file(file.with_suffix(".safetensors")), file, 30, most=64)
+    assert read.most == 64
+
+
+def test_a_better_epoch_keeps_the_memory_that_a_run_was_given(tmp_path: Path) -> None:
+    run, config = tmp_path / "run", {**SMALL, "memory": "none"}
+    train(config, CONFIG, some(60), run)
+    done = invoke("memory", "fit", run, "--neighbours", "3", "--kind", "transitions")
+    assert done.exit_code == 0, done.output
+    before = load_run(run)
+    # Whatever the next epoch is, it is better.
+    for name in ("last", "best"):
+        state = run / name / "training_state.json"
+        if state.exists():
+            values = json.loads(state.read_text())
+            values["early_stopping"]["best"] = 0.0
+            state.write_text(json.dumps(values))
+            manifest = json.loads((run / name / "manifest.json").read_text())
+            manifest["sha256"][state.name] = hashlib.sha256(state.read_bytes()).hexdigest()
+            (run / name / "manifest.json").write_text(json.dumps(manifest))
+    train(config, CONFIG.replace(epochs=2), some(60), run, resume=True)
+    after = load_run(run)
+    assert not torch.equal(after.model.table(), before.model.table())
+    assert after.model.memory is not None
+    assert (after.model.memory.kind, after.model.memory.most) == ("transitions", 3)
+
+
+def test_a_memory_elsewhere_than_torchs_default_device(run_dir: Path) -> None:
+    torch.set_default_device("meta")
+    try:
+        remember(run_dir, kind="regression")
+    finally:
+        torch.set_default_device(None)
+    memory = load_run(run_dir).model.memory
+    assert memory is not None
+    assert memory.kind == "regression"
+
+
+@pytest.mark.parametrize("model", ["counting", "popularity"])
+def test_what_counts_is_trained_further_instead(model: str, tmp_path: Path) -> None:
+    train({"model": model, "memory": "transitions"}, CONFIG, some(40), tmp_path / "run")
+    file = write_csv(tmp_path / "new.csv", [(1, 1), (1, 501)])
+    refused = invoke("memory", "update", tmp_path / "run", "--data", file)
+    assert refused.exit_code == 2
+    told = " ".join(refused.stderr.split())
+    assert "no item vectors that new items could join" in told
+    assert "adarec-fast train --from" in told
+    done = invoke(
+        "train", "--from", tmp_path / "run", "--data", file, "--split", "none", "--run-dir",
+        tmp_path / "further", "--quiet",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert 501 in load_run(tmp_path / "further").data.items.ids
+
+
+def test_many_new_items_take_no_table_of_pairs() -> None:
+    """A vector for each new item in memory that grows with the entries, and equal to a mean."""
+    many, size = 3000, 4
+    g = torch.Generator().manual_seed(1)
+    # A known item, then a new one, a history each.
+    pairs = torch.stack([torch.arange(1, many + 1), torch.arange(many + 1, 2 * many + 1)], 1)
+    table = torch.randn(many + 1, size, generator=g)
+    values, offsets = pairs.flatten(), torch.arange(0, 2 * many + 1, 2)
+    memory = Memory.of(values, offsets, 2 * many + 1, max_length=5)
+    largest = 0
+
+    class Watched(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            nonlocal largest
+            made = func(*args, **(kwargs or {}))
+            for tensor in made if isinstance(made, (tuple, list)) else [made]:
+                if isinstance(tensor, torch.Tensor):
+                    largest = max(largest, tensor.numel())
+            return made
+
+    with Watched():
+        vectors, found = by_neighbours(table, memory)
+    assert largest <= 10 * many * size
+    torch.testing.assert_close(vectors[:-1], table[1:])
+    assert found[:-1].all()
+    # Of an item that nobody has taken, the mean of all.
+    assert not found[-1]
+    torch.testing.assert_close(vectors[-1], table[1:].mean(0))
 
 
 def test_a_run_without_memory_is_told_how_to_get_one(tmp_path: Path) -> None:
