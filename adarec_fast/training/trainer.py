@@ -283,6 +283,8 @@ class Trainer:
 
     def _read(self, clock: Clock) -> None:
         """Wait for the device, stop if something is not finite, and report."""
+        if self.workers is not None:
+            self.workers.meet()
         self.raise_if_diverged()
         stretch = clock.read(*self.passes.shown())
         self.epoch_seconds += stretch.seconds
@@ -380,6 +382,7 @@ class Trainer:
                 found += flag.to(self.device)
             if self.workers is not None:
                 found = self.workers.sum(found)
+                self.workers.meet()
             if bool(found):
                 self._raise_diverged(self.step, [part])
         self._finite_step = self.step
