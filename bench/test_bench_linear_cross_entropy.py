@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, ClassVar
 
 import torch
@@ -75,6 +76,10 @@ class MillionItems(LinearCrossEntropy):
 
     form = "10^6 items"
     items: ClassVar[int] = 1_000_000
+
+    @functools.cached_property
+    def _cotangents(self) -> list[Tensor]:
+        return [torch.ones((), device=self.device)]  # not by the baseline, of 33 GB of logits
 
 
 CASES = (LinearCrossEntropy,)
