@@ -1,4 +1,4 @@
-"""What the precision of the products does to a training: ``python -m bench.precision --data FILE``.
+"""What the precision of the products does to a training: ``python -m bench.precision``.
 
 A GPU's tensor cores take operands of float32 as TF32 (10 bits behind the point) or bf16 (7), add up
 in float32, and leave everything else as it is. Here packed PyTorch does the same on a CPU: every
@@ -7,6 +7,7 @@ differ in nothing else are trained side by side, and two seeds in full precision
 two runs are anyway. One line an epoch goes into the result file as it ends; the same command goes
 on where it was stopped, at the last whole epoch of a run.
 
+    python -m bench.precision --epochs 8                        the data of ``adarec-fast train``
     python -m bench.precision --data Beauty.txt --epochs 8
 """
 
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from adarec_fast import ADARecConfig, TrainConfig
+from adarec_fast import ADARecConfig, TrainConfig, synthetic
 from adarec_fast.data import load
 from adarec_fast.training import Reporter, train
 
@@ -104,14 +105,17 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m bench.precision", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("--data", type=Path, required=True, metavar="FILE")
+    parser.add_argument(
+        "--data", type=Path, metavar="FILE",
+        help="interactions; default: the synthetic ones of adarec-fast train",
+    )  # fmt: skip
     parser.add_argument("--epochs", type=int, default=8, metavar="N")
     parser.add_argument("--output", type=Path, metavar="FILE", help="the result file")
     parser.add_argument("--runs", type=Path, default=Path("runs/precision"), metavar="FOLDER")
     options = parser.parse_args(arguments)
     if options.epochs < 1:
         parser.error(f"--epochs {options.epochs} must be at least 1")
-    data = load(options.data)
+    data = synthetic() if options.data is None else load(options.data)
     name = f"precision-{data.name.lower()}-{options.epochs}-epochs-{records.now()[:10]}.json"
     path = options.output or records.FOLDER / name
     if not path.exists():
@@ -119,7 +123,8 @@ def main(arguments: list[str] | None = None) -> int:
         command = " ".join(["python -m bench.precision", *map(str, given)])
         _write(path, {
             "kind": "adarec_fast precision of products", "date": records.now(),
-            "command": command.replace(str(options.data), options.data.name),
+            "command": command if options.data is None
+            else command.replace(str(options.data), options.data.name),
             **describe("cpu"), "data": data.name, "rows": [],
         })  # fmt: skip
     model = ADARecConfig.create(

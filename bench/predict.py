@@ -16,6 +16,7 @@ import argparse
 import functools
 import json
 import os
+import re
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -28,15 +29,16 @@ from rich.table import Table
 from .triton_model import LOADS, PEAKS, Load, units
 
 SAVED = Path(__file__).parent / "results" / "predicted.json"
-GPUS = ("RTX 3090", "H100")
-ARCHITECTURES = {"RTX 3090": 86, "H100": 90}
+GPUS = ("RTX 3090", "H100", "H200")
+SHOWN = GPUS[:2]  # in tables: the last differs from the one before in its memory alone
+ARCHITECTURES = {"RTX 3090": 86, "H100": 90, "H200": 90}
 PRECISIONS = {"ieee": "ieee", "tf32": "tf32", "bf16": "half"}
 # Of a peak that a kernel reaches: products of small tiles, streamed memory, integer pipelines.
 SHARES = {"products": 0.4, "memory": 0.7, "random": 0.6}
 # us of a kernel in a graph that waits for the one before: start, first loads, and its end.
 LEAST = 2.5
 # Steps of the longest history, and clocks of one at D = 64 (``kernels/_gru_scan.py``).
-SCANNED, CLOCKS = 50, {"RTX 3090": 800, "H100": 500}
+SCANNED, CLOCKS = 50, {"RTX 3090": 800, "H100": 500, "H200": 500}
 # A training step by default: op, what it works on, and how often.
 STEP = (
     ("embedding", "tokens", 1), ("encoder_layer", "backbone", 2), ("length_bias", "tokens", 1),
@@ -47,6 +49,14 @@ STEP = (
     ("objective", "tokens", 1), ("epoch_statistics", "tokens", 1), ("gradient_norm", "tokens", 1),
     ("adam", "tokens", 1),
 )  # fmt: skip
+# What a step runs in other models, or in place of these; and a request of 1,024 users.
+BESIDE = (
+    "score_topk", "memory_topk", "mlp_expert", "level_pool", "local_path", "dropout",
+    "fused_trajectory", "linear_cross_entropy[10^6 items]",
+)  # fmt: skip
+# By what rows of a record say of an op's form; and the workload whose figures are theirs.
+_FORMS = {"fine expert": "[last]", "10^6 items": "[10^6 items]"}
+_WORKLOADS = {"serve-1024": "large"}
 OTHER_LAUNCHES = 7  # torch's own: sums of losses, a step's number, a padded offset
 
 
@@ -81,6 +91,8 @@ def predicted(
     from .triton_examples import launches_of_op  # imports triton, which reading a file needs not
 
     kind = PRECISIONS[precision]
+    if op.endswith("[10^6 items]"):
+        op, load = op.partition("[")[0], load._replace(items=10**6)
     _, times = units(op, load, size, kind, backward)
     count = launches_of_op(op, size, kind, ARCHITECTURES[gpu])[backward]
     if not times or not count:
@@ -123,24 +135,46 @@ def rows(
         yield op, number, (forward, backward)
 
 
+def beside(
+    workload: str, size: int, precision: str, gpu: str
+) -> Iterator[tuple[str, int, tuple[Predicted | None, Predicted | None]]]:
+    """The same of each op that is in no step by default."""
+    for op in BESIDE:
+        forward, backward = (
+            predicted(op, LOADS[workload], size, precision, gpu, back) for back in (False, True)
+        )
+        if forward is not None:
+            yield op, 1, (forward, backward)
+
+
 def data(size: int = 64) -> dict[str, Any]:
-    """All predictions of a step: by workload, GPU and precision.
+    """All predictions: by workload, GPU and precision, of a step and of what is beside it.
 
     Of each op ``count``, how often it runs, and by pass ``launches``, ``us`` and what ``bound`` it.
     """
     found: dict[str, Any] = {}
     for workload, gpu, precision in product(LOADS, GPUS, PRECISIONS):
         launches, time = step(workload, size, precision, gpu)
-        ops = {}
-        for op, number, passes in rows(workload, size, precision, gpu):
-            ops[op] = {"count": number, "passes": {
-                name: {"launches": one.launches, "us": round(one.time, 1), "bound": one.bound}
-                for name, one in zip(("forward", "backward"), passes, strict=True)
-                if one is not None
-            }}  # fmt: skip
         by_gpu = found.setdefault(workload, {}).setdefault(gpu, {})
-        by_gpu[precision] = {"launches": launches, "us": round(time, 1), "ops": ops}
+        by_gpu[precision] = {
+            "launches": launches, "us": round(time, 1),
+            "ops": _told(rows(workload, size, precision, gpu)),
+            "beside": _told(beside(workload, size, precision, gpu)),
+        }  # fmt: skip
     return found
+
+
+def _told(
+    ops: Iterator[tuple[str, int, tuple[Predicted | None, Predicted | None]]]
+) -> dict[str, Any]:
+    return {
+        op: {"count": number, "passes": {
+            name: {"launches": one.launches, "us": round(one.time, 1), "bound": one.bound}
+            for name, one in zip(("forward", "backward"), passes, strict=True)
+            if one is not None
+        }}
+        for op, number, passes in ops
+    }  # fmt: skip
 
 
 def document() -> dict[str, Any]:
@@ -152,20 +186,23 @@ def document() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def table(predictions: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Heads and lines of a table of one workload of :func:`data`."""
-    columns = [(gpu, precision) for gpu in predictions for precision in predictions[gpu]]
+def table(
+    predictions: dict[str, Any], kind: str = "ops"
+) -> tuple[list[str], list[list[str]]]:
+    """Heads and lines of a table of one workload of :func:`data`: its ``ops``, or ``beside``."""
+    columns = [(gpu, precision) for gpu in SHOWN for precision in predictions[gpu]]
     first = predictions[columns[0][0]][columns[0][1]]
     lines = []
-    for op, one in first["ops"].items():
+    for op, one in first[kind].items():
         cells = [op if one["count"] == 1 else f"{one['count']} x {op}"]
         cells.append(" + ".join(str(p["launches"]) for p in one["passes"].values()))
         for gpu, precision in columns:
-            passes = predictions[gpu][precision]["ops"][op]["passes"].values()
+            passes = predictions[gpu][precision][kind][op]["passes"].values()
             cells.append(" + ".join(f"{p['us']:.0f}" for p in passes))
         lines.append(cells)
-    sums = (f"{predictions[gpu][precision]['us']:.0f}" for gpu, precision in columns)
-    lines.append(["a step", str(first["launches"]), *sums])
+    if kind == "ops":
+        sums = (f"{predictions[gpu][precision]['us']:.0f}" for gpu, precision in columns)
+        lines.append(["a step", str(first["launches"]), *sums])
     return ["op", "launches", *(f"{gpu}, {precision}" for gpu, precision in columns)], lines
 
 
@@ -182,13 +219,18 @@ def foreseen(
     """
     gpu = next((known for known in GPUS if known in card), None)
     document = json.loads(SAVED.read_text(encoding="utf-8"))["predicted"]
-    by_gpu = document.get(str(size), {}).get(workload, {}).get(gpu, {})
-    op = f"{subject}[last]" if form == "fine expert" else subject
-    one = by_gpu.get(precision, {}).get("ops", {}).get(op)
+    load = _WORKLOADS.get(workload, workload)
+    known = document.get(str(size), {}).get(load, {}).get(gpu, {}).get(precision, {})
+    op = subject + _FORMS.get(form or "", "")
+    one = {**known.get("ops", {}), **known.get("beside", {})}.get(op)
     if one is None:
         return None
     wanted = ["forward"] if direction == "forward" else list(one["passes"])
     return sum(float(one["passes"][name]["us"]) for name in wanted) * 1e-6
+
+
+def _one_line(inside: str) -> str:
+    return "{" + " ".join(inside.split()) + "}"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -197,9 +239,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--size", type=int, default=64, choices=(64, 128), help="D")
     parser.add_argument("--save", action="store_true", help="write bench/results/predicted.json")
     chosen = parser.parse_args(arguments)
-    for workload, predictions in data(chosen.size).items():
-        heads, lines = table(predictions)
-        shown = Table(title=f"{workload}, D = {chosen.size}: predicted us, forward + backward")
+    for (workload, predictions), kind in product(data(chosen.size).items(), ("ops", "beside")):
+        heads, lines = table(predictions, kind)
+        title = f"{workload}, {'a step' if kind == 'ops' else kind}, D = {chosen.size}"
+        shown = Table(title=f"{title}: predicted us, forward + backward")
         for name in heads:
             shown.add_column(name, justify="left" if name == "op" else "right")
         for line in lines:
@@ -207,7 +250,10 @@ def main(arguments: list[str] | None = None) -> int:
         Console().print(shown)
     if chosen.save:
         partial = SAVED.with_suffix(".partial")
-        partial.write_text(json.dumps(document(), indent=1) + "\n", encoding="utf-8")
+        text = json.dumps(document(), indent=1)
+        # A pass of an op is one line.
+        text = re.sub(r'\{\s+("launches": [^{}]*?)\s+\}', lambda m: _one_line(m[1]), text)
+        partial.write_text(text + "\n", encoding="utf-8")
         os.replace(partial, SAVED)
     return 0
 

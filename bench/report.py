@@ -8,7 +8,7 @@ bench/README.md or a page of adarec_fast/docs. NAME is one of
                                         set; of a GPU, whose run may still be to come, a line that
                                         says so
     speed-cpu                           the whole model, instruction sets side by side
-    predicted-train, predicted-large    of ``predicted.json``
+    predicted-train, -large, -beside    of ``predicted.json``
     quality, serving, ...               of the newest result of its kind (:mod:`bench.tables`)
 
 ``adarec_fast/docs/speed.svg`` is drawn of the newest record of a CPU (:mod:`bench.picture`).
@@ -154,14 +154,19 @@ TABLES: dict[str, Callable[[Record], str]] = {
 def predicted(workload: str) -> str:
     """What the ops of a step should take on GPUs, before anybody has measured it.
 
+    Of the workload ``beside``: what is in no step, for 8,192 histories.
+
     Raises:
         ReportError: no such workload.
     """
     document = json.loads(SAVED.read_text(encoding="utf-8"))
     known = document["predicted"]["64"]
-    if workload not in known:
-        raise ReportError(f"bench:predicted-{workload} is unknown; choose from {', '.join(known)}")
+    if workload not in (*known, "beside"):
+        words = ", ".join((*known, "beside"))
+        raise ReportError(f"bench:predicted-{workload} is unknown; choose from {words}")
     below = f"\nus, forward + backward; `{document['command']}`.\n"
+    if workload == "beside":
+        return markdown(*table(known["large"], "beside")) + below
     return markdown(*table(known[workload])) + below
 
 
@@ -197,7 +202,7 @@ def build(name: str, folder: Path) -> str:
         return speed(_of_cpus(name, folder))
     if kind not in TABLES or device not in summary.TARGETS:
         known = ", ".join([f"{kind}-{device}" for kind in TABLES for device in summary.TARGETS]
-                          + ["speed-cpu", "predicted-train", "predicted-large",
+                          + ["speed-cpu", "predicted-train", "predicted-large", "predicted-beside",
                              *tables.TABLES])  # fmt: skip
         raise ReportError(f"bench:{name} is unknown; choose from {known}")
     if device == "cpu":

@@ -410,20 +410,20 @@ def launches(
     return found
 
 
-# An op's example that is training by default, if not the first.
-_TRAINING = {"encoder_layer[last]": 1}
+# An op's example that is training by default, or a request of 20 items, if not the first.
+_USUAL = {"encoder_layer[last]": 1, "score_topk": 1}
 
 
 def launches_of_op(op: str, size: int, precision: str, architecture: int) -> tuple[int, int]:
     """How many kernels an op starts forward and backward, in training as it is by default.
 
-    ``op`` is a key of ``EXAMPLES``, or ``"encoder_layer[last]"``, the fine expert's.
+    ``op`` is a key of ``EXAMPLES``, perhaps with a form, ``"encoder_layer[last]"``.
     """
     name = op.partition("[")[0]
     code = implementation(name, "triton")
     if name == "fused_trajectory" and padded_size(size) != LARGEST:
         return 0, 0
-    example = list(EXAMPLES[name](size))[_TRAINING.get(op, 0)]
+    example = list(EXAMPLES[name](size))[_USUAL.get(op, 0)]
     counts = []
     for run, arguments in ((code.fwd, example.forward), (code.bwd, example.backward)):
         with recording(architecture) as started, _precision(precision):

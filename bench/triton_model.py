@@ -43,6 +43,7 @@ class Load(NamedTuple):
         mean_depth: levels above the first that a token has.
         levels: T + 1.
         ranked: users that ``score_topk`` ranks, those of "serve-1024".
+        items: of the catalogue.
     """
 
     sequences: int
@@ -50,6 +51,7 @@ class Load(NamedTuple):
     mean_depth: float = 4.0
     levels: int = 9
     ranked: int = 1024
+    items: int = 12_101
 
     def fours(self) -> float:
         """Groups of four levels, which share a Philox call, that a token has on average."""
@@ -62,7 +64,6 @@ class Load(NamedTuple):
 
 # The workloads of bench/workloads.py: 7 tokens a sequence on average, T = 8, Beauty's catalogue.
 LOADS = {"train": Load(256, 1792), "large": Load(8192, 57344)}
-ITEMS = 12101
 # Computed in float32 also under autocast.
 FLOAT32 = ("level_infonce",)
 
@@ -151,8 +152,8 @@ def _infonce(load: Load, size: int, word: int, backward: bool) -> dict[str, floa
 def _cross_entropy(load: Load, size: int, word: int, backward: bool) -> dict[str, float]:
     # A logit and its part of the gradient of hidden; again, and its part of the weight's. The table
     # and its gradient are float32 under autocast, too; two float32 numbers a row in between.
-    product = 2 * load.sequences * ITEMS * size
-    table, hidden = ITEMS * size * 4, load.sequences * size * word
+    product = 2 * load.sequences * load.items * size
+    table, hidden = load.items * size * 4, load.sequences * size * word
     if not backward:
         return {"flops": 2 * product, "bytes": table + 2 * hidden + 8 * load.sequences}
     return {"flops": 2 * product, "bytes": 2 * table + 3 * hidden + 8 * load.sequences}
@@ -161,7 +162,8 @@ def _cross_entropy(load: Load, size: int, word: int, backward: bool) -> dict[str
 def _topk(load: Load, size: int, word: int, backward: bool) -> dict[str, float]:
     if backward:
         return {}
-    return {"flops": 2 * load.ranked * ITEMS * size, "bytes": (load.ranked + ITEMS) * size * word}
+    items = load.items
+    return {"flops": 2 * load.ranked * items * size, "bytes": (load.ranked + items) * size * word}
 
 
 def _memory(load: Load, size: int, word: int, backward: bool) -> dict[str, float]:
@@ -244,6 +246,12 @@ def _embedding(load: Load, size: int, word: int, backward: bool) -> dict[str, fl
     return {"flops": 0.0, "bytes": rows * (3 * word + 8), "words": rows}
 
 
+def _dropout(load: Load, size: int, word: int, backward: bool) -> dict[str, float]:
+    # As much both ways; a Philox call has words for four dimensions.
+    rows = load.tokens * size
+    return {"flops": 0.0, "bytes": 2 * rows * word, "words": rows / 4}
+
+
 def _local_path(load: Load, size: int, word: int, backward: bool) -> dict[str, float]:
     # x and y; backward x, y's gradient and x's. A Philox call has words for four dimensions.
     rows = load.tokens * size
@@ -279,7 +287,7 @@ def _statistics(load: Load, size: int, word: int, backward: bool) -> dict[str, f
 
 def parameters(load: Load, size: int) -> int:
     """Of the default model at T = 8: the catalogue, 129 vectors, 59 squares of D."""
-    return (ITEMS + 130) * size + 59 * size * size
+    return (load.items + 130) * size + 59 * size * size
 
 
 def _norm(load: Load, size: int, word: int, backward: bool) -> dict[str, float]:
@@ -301,9 +309,9 @@ OPS = {
     "level_pool": _pool,
     "depth_controller": _controller, "level_infonce": _infonce, "score_topk": _topk,
     "memory_topk": _memory,
-    "embedding": _embedding, "local_path": _local_path, "objective": _objective,
-    "length_bias": _length_bias,
-    "choose_depth": _choose, "epoch_statistics": _statistics, "gradient_norm": _norm, "adam": _adam,
+    "embedding": _embedding, "dropout": _dropout, "local_path": _local_path,
+    "objective": _objective, "length_bias": _length_bias, "choose_depth": _choose,
+    "epoch_statistics": _statistics, "gradient_norm": _norm, "adam": _adam,
     "linear_cross_entropy": _cross_entropy,
     "encoder_layer": _encoder, "encoder_layer[last]": _encoder_last, "fused_trajectory": _fused,
 }

@@ -60,7 +60,7 @@ _rows("hda_forward", "half", 86, 89, d32=Tile(32, 64, 8, 2, 255))
 _rows("hda_forward", "ieee", d32=Tile(32, 32, 8, 2, 128))
 _rows("hda_forward", "ieee", 86, 89, d64=Tile(32, 32, 8, 2, 255), d128=Tile(16, 32, 8, 2, 255),
       d256=Tile(16, 32, 8, 2, 255))
-_rows("hda_forward", "ieee", 90, d128=Tile(16, 32, 8, 2, 255))
+_rows("hda_forward", "ieee", 90, d64=Tile(32, 32, 8, 2, 168), d128=Tile(16, 32, 8, 2, 255))
 _rows("mlp_forward", "ieee", 86, 89, d256=Tile(16, 16, 8, 2, 255))
 _rows("mlp_forward", "ieee", d64=Tile(32, 32, 8, 2, 255), d128=Tile(16, 32, 8, 2, 255))
 for _kernel in ("hda_backward", "mlp_backward"):
@@ -95,6 +95,7 @@ for _kernel in ("linear", "linear_backward", "linear_weights"):
     _rows(_kernel, _ALL, d64=Tile(64, 64, 8), d128=Tile(32, 64, 8), d256=Tile(32, 32, 8))
 _rows("linear_backward", "ieee", d64=Tile(64, 32, 8))
 _rows("linear_weights", "ieee", 86, 89, d128=Tile(32, 64, 8, 2, 255))
+_rows("linear_weights", "ieee", 90, d64=Tile(64, 64, 8, 2, 96))
 _rows("sublayers", "half", d64=Tile(32, 64, 8), d128=Tile(32, 16, 8, 1), d256=Tile(16, 16, 8, 1))
 _rows("sublayers", "tf32", d64=Tile(32, 64, 8), d128=Tile(32, 32, 8), d256=Tile(16, 16, 8))
 _rows("sublayers", "ieee", d64=Tile(32, 32, 8, 2, 168), d128=Tile(32, 32, 8, 2, 255),
@@ -107,6 +108,8 @@ _rows("sublayers_backward", "half", d64=Tile(32, 64, 8), d128=Tile(16, 32, 8, 1)
 _rows("sublayers_backward", "tf32", d64=Tile(32, 32, 8), d128=Tile(16, 32, 8),
       d256=Tile(16, 16, 8))
 _rows("sublayers_backward", "tf32", 86, 89, d64=Tile(32, 64, 8, 1))
+_rows("sublayers_backward", "half", 90, d64=Tile(32, 64, 8, 1))
+_rows("sublayers_backward", "tf32", 90, d64=Tile(32, 32, 8, 1))
 _rows("sublayers_backward", "ieee", d64=Tile(16, 32, 8, 2, 255), d128=Tile(16, 32, 8),
       d256=Tile(8, 16, 8, 2, 255))
 _rows("sublayers_backward", "ieee", 86, 89, d128=Tile(16, 16, 8, 2, 255))
@@ -155,10 +158,10 @@ _rows("readout_backward", "ieee", d32=Tile(16, 32, 4, 1), d64=Tile(32, 32, 8),
 _rows("readout_backward", "half", 86, 89, d64=Tile(32, 64, 8, 1))
 _rows("readout_backward", "ieee", 86, 89, d64=Tile(16, 32, 8, 2, 255), d256=Tile(16, 32, 8))
 _rows("readout_backward", "half", 80, d64=Tile(32, 32, 4, 1))
-_rows("readout_backward", "half", 90, d64=Tile(32, 64, 8), d128=Tile(16, 64, 8, 1, 255))
+_rows("readout_backward", "half", 90, d64=Tile(32, 64, 8, 1, 255), d128=Tile(16, 64, 8, 1, 255))
 _rows("readout_backward", "tf32", 80, d256=Tile(16, 64, 8, 1, 255))
 _rows("readout_backward", "tf32", 80, 90, d32=Tile(16, 32, 2, 1))
-_rows("readout_backward", "tf32", 90, d64=Tile(32, 32, 4, 1))
+_rows("readout_backward", "tf32", 90, d64=Tile(32, 32, 8, 1, 255))
 for _kernel in ("moe", "moe_weights"):
     _rows(_kernel, "half", d64=Tile(16, 64, 4), d128=Tile(16, 32, 4), d256=Tile(16, 16, 8))
     _rows(_kernel, "tf32", d64=Tile(16, 64, 4), d128=Tile(16, 32, 4), d256=Tile(16, 32, 8))
@@ -181,6 +184,7 @@ _rows("fused_trajectory", "half", d64=Tile(32, 32, 8))
 _rows("fused_trajectory", "tf32", d64=Tile(32, 64, 8))
 _rows("fused_trajectory", "tf32", 86, 89, d64=Tile(32, 16, 8))
 _rows("fused_trajectory", "ieee", d64=Tile(16, 16, 8, 2, 255), d128=Tile(16, 16, 8, 2, 255))
+_rows("fused_trajectory", "ieee", 90, d64=Tile(16, 16, 8, 1, 255))
 # The chunk is a tile of the catalogue.
 _rows("score_topk", _ALL, d64=Tile(16, 128, 4, 2, 168), d128=Tile(16, 128, 4, 2, 255),
       d256=Tile(16, 64, 4, 2, 255))

@@ -1,9 +1,12 @@
 """The workers of a run: processes that torchrun started, one a device, and how they agree.
 
-Three process groups: ``group`` carries tensors of the training device (NCCL on CUDA, gloo on CPU)
-and waits for a late worker no longer than a timeout; ``control`` (gloo) carries the decisions of
-the hosts, and waits as long as the slowest start; ``saving`` (gloo) waits while the first worker
-writes, which takes longer than a step, but not for ever.
+Process groups: ``group`` carries tensors of the training device (NCCL on CUDA, gloo on CPU) and
+waits for a late worker no longer than a timeout; ``control`` (gloo) carries the decisions of the
+hosts, and waits as long as the slowest start; ``saving`` (gloo) waits while the first worker
+writes, which takes longer than a step, but not for ever; ``stepping`` (gloo) is where hosts wait
+for each other while they train. On CUDA a collective blocks the device and not the host, and the
+watchdog of NCCL ends a process whose collective takes too long before it can say anything: so the
+hosts meet before they wait for the device, and find there that one is lost.
 """
 
 from __future__ import annotations
@@ -29,6 +32,8 @@ from .errors import WorkersError
 # What torchrun sets; without all of them this is one process.
 _ENVIRONMENT = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _CONTROL_TIMEOUT = timedelta(minutes=60)
+# What NCCL's watchdog waits longer than hosts wait for each other, so that they speak first.
+_WATCHDOG = timedelta(seconds=30)
 # Bytes a second of a slow disk, a network's for example: written, flushed and read for SHA-256.
 _SLOWEST_DISK = 20e6
 
@@ -51,9 +56,16 @@ class Workers:
     def __init__(self, device: torch.device, timeout: float) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.device = device
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        self.group = dist.new_group(backend=backend, timeout=timedelta(seconds=timeout))
+        step = timedelta(seconds=timeout)
+        self._apart = device.type == "cuda"  # hosts go on while devices wait for each other
+        if self._apart:
+            self.group = dist.new_group(backend="nccl", timeout=step + _WATCHDOG)
+        else:
+            self.group = dist.new_group(backend="gloo", timeout=step)
         self.control = dist.new_group(backend="gloo", timeout=_CONTROL_TIMEOUT)
+        self.stepping = self.control
+        if self._apart:
+            self.stepping = dist.new_group(backend="gloo", timeout=step)
         self.saving, self.save_timeout = self.control, _CONTROL_TIMEOUT.total_seconds()
 
     def bound_saving(self, seconds: float) -> None:
@@ -93,7 +105,9 @@ class Workers:
         """All ``count`` of what each worker has its :meth:`part` of; on the CPU, on all workers."""
         result = torch.zeros(count, dtype=part.dtype, device=self.device)
         result[self.part(count)] = part.to(self.device)
-        return self.sum(result).cpu()
+        self.sum(result)
+        self.meet()
+        return result.cpu()
 
     def announce(self, value: str | None, group: dist.ProcessGroup | None = None) -> str:
         """The first worker's text, on all workers."""
@@ -131,6 +145,17 @@ class Workers:
             raise error
         if failed:
             raise WorkersError(f"worker {self.rank} ends because the first one failed: {failed}")
+
+    def meet(self) -> None:
+        """Before the host waits for a device whose collectives others take part in: are they there?
+
+        On CPUs a collective itself waits for them, and this does nothing.
+
+        Raises:
+            RuntimeError: one is not, in a step's time; see :meth:`watched`.
+        """
+        if self._apart:
+            dist.barrier(group=self.stepping)
 
     def barrier(self) -> None:
         """Wait for all workers."""
@@ -225,7 +250,7 @@ class Agreement:
         answer = self.close()
         flag = torch.tensor([int(wanted)])
         work = dist.all_reduce(
-            flag, dist.ReduceOp.MAX, group=self._workers.control, async_op=True
+            flag, dist.ReduceOp.MAX, group=self._workers.stepping, async_op=True
         )
         self._asked = work, flag
         return answer

@@ -291,6 +291,8 @@ def evaluate(
             ranks.append(target_ranks(scores, batch, seen_mask))
         if measured is not None:
             measured.add_best(scores)  # masked by now
+    if workers is not None:
+        workers.meet()
     rank = torch.cat(ranks).cpu()
     if sharing is not None:
         rank = sharing.whole(rank, chosen.numel())

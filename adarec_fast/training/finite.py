@@ -30,6 +30,7 @@ def not_finite(
             found += flag.to(device)
         if workers is not None:
             found = workers.sum(found)
+            workers.meet()
         if bool(found):
             return part
     return None

@@ -77,7 +77,11 @@ class EpochStatistics:
 
     def whole(self) -> Tensor:
         """``sums`` over all workers."""
-        return self.sums if self._workers is None else self._workers.sum(self.sums.clone())
+        if self._workers is None:
+            return self.sums
+        total = self._workers.sum(self.sums.clone())
+        self._workers.meet()  # it is read next
+        return total
 
     def restore(self, whole: Tensor, examples: int) -> None:
         """Go on from what :meth:`whole` and ``examples`` were."""

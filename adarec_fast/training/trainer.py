@@ -272,6 +272,8 @@ class Trainer:
 
     def _read(self, clock: Clock) -> None:
         """Wait for the device, stop if something is not finite, and report."""
+        if self.workers is not None:
+            self.workers.meet()
         self.raise_if_diverged()
         stretch = clock.read(*self.passes.shown())
         self.epoch_seconds += stretch.seconds

@@ -41,11 +41,8 @@ def test_the_page_that_says_what_launches_are_for_agrees_with_the_file() -> None
 
 def test_every_op_of_a_step_has_its_floor() -> None:
     names = {op.partition("[")[0] for op, _, _ in predict.STEP}
-    # What a step runs in place of these, or by default not at all, or serving alone.
-    elsewhere = {
-        "mlp_expert", "level_pool", "dropout", "fused_trajectory", "local_path", "score_topk",
-        "memory_topk", "wide_normals",
-    }  # fmt: skip
+    # The last has no kernel.
+    elsewhere = {op.partition("[")[0] for op in predict.BESIDE} - names | {"wide_normals"}
     assert names | elsewhere == set(OPS)
     assert not names & elsewhere
     for op, _, _ in predict.STEP:
@@ -81,4 +78,19 @@ def test_a_row_of_a_record_has_its_prediction() -> None:
     assert whole is not None
     assert last != whole
     assert predict.foreseen("A100", "hda_trajectory", None, "train", 64, "forward", "tf32") is None
-    assert predict.foreseen(card, "dropout", None, "train", 64, "forward", "tf32") is None
+    assert predict.foreseen(card, "wide_normals", None, "train", 64, "forward", "tf32") is None
+
+
+def test_what_is_in_no_step_has_its_prediction() -> None:
+    card = "NVIDIA H200"
+
+    def found(subject: str, workload: str, form: str = "") -> float:
+        seconds = predict.foreseen(card, subject, form, workload, 64, "forward", "tf32")
+        assert seconds is not None, subject
+        return seconds
+
+    assert predict.foreseen(card, "score_topk", "", "serve-1", 64, "forward", "tf32") is None
+    ranked, remembered = (found(op, "serve-1024") for op in ("score_topk", "memory_topk"))
+    assert 1e-6 < ranked < remembered < 1e-2
+    few, many = (found("linear_cross_entropy", "large", f) for f in ("", "10^6 items"))
+    assert 20 * few < many < 1

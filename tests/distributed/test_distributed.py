@@ -23,7 +23,7 @@ from adarec_fast.training.metrics_log import flatten, read_metrics
 
 ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests" / "support"
-JOBS = ("gradients", "catalogue", "runs", "signals", "refused")
+JOBS = ("gradients", "catalogue", "runs", "signals", "refused", "apart")
 SIZES = (2, 4)
 VARIANTS = ("prefix", "all", "full", "backbone", "three experts")
 TIMES = ("seconds", "valid_seconds", "examples_per_second")
@@ -278,6 +278,17 @@ def test_the_others_end_when_the_first_hangs_in_a_save(signals: Path) -> None:
     result = train(helpers.MODEL, config, helpers.DATA, run, resume=True, stop_after_steps=1)
     assert result.steps == step + 1
     assert not list(run.glob("*.new"))
+
+
+@pytest.mark.parametrize("way", ["meet", "step", "whole"])
+def test_hosts_say_it_before_a_watchdog_ends_them(
+    done: Callable[[str], Path], way: str
+) -> None:
+    """On GPUs, whose collectives return at once."""
+    words, seconds, watchdog = json.loads((done("apart") / way).read_text(encoding="utf-8"))
+    assert words.startswith("WorkersError: worker 0 of 2 lost another one (Timed out waiting")
+    assert "all is kept" in words
+    assert 1 < seconds < 20 < watchdog == 32.0
 
 
 def test_a_save_is_waited_for_by_its_size() -> None:

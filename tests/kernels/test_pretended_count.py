@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from pathlib import Path
@@ -28,6 +29,14 @@ PAGES = ("README.md", "adarec_fast/docs/gpu.md", "adarec_fast/docs/performance.m
 CUDA = torch.device("cuda")
 
 
+# Of torch's ops on CUDA those that add with atomics, in another order each time
+# (`torch.use_deterministic_algorithms` lists them), and what scans in an order of its own.
+ATOMIC = re.compile(
+    r"index_add|scatter_add|scatter_reduce|index_put|put_|embedding.*backward|bincount|histc|cumsum"
+)
+
+
+@functools.cache
 def launches(supervision: str) -> dict[str, int]:
     """By name, of the step that ``bench`` times: D = 64, T = 8, two layers, dropout."""
     with pretend_cuda(architecture=90) as device:
@@ -52,6 +61,16 @@ def test_a_captured_step_is_few_launches(supervision: str) -> None:
         told = TOLD.search((ROOT / name).read_text(encoding="utf-8"))
         assert told is not None, name
         assert told[1 + place] == str(sum(found.values())), name
+
+
+@pytest.mark.parametrize("supervision", ["prefix", "all"])
+def test_a_step_adds_in_one_order(supervision: str) -> None:
+    """So that it has the same bits again: torch's kernels and ours sum nothing by atomics."""
+    assert not [name for name in launches(supervision) if ATOMIC.search(name)]
+    for path in (ROOT / "kernels").glob("*.py"):
+        used = re.findall(r"tl\.atomic_\w+\(.*", path.read_text(encoding="utf-8"))
+        # A count of programs that are done.
+        assert [use for use in used if not use.startswith("tl.atomic_add(done_ptr, 1,")] == []
 
 
 def test_the_count_knows_lists_and_memory() -> None:

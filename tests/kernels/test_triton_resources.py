@@ -14,6 +14,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 pytest.importorskip("triton")
 
+import torch
 import triton
 
 from adarec_fast.kernels import _heuristics, _launch, _mlp
@@ -176,3 +177,28 @@ def test_the_fused_trajectory_is_one_kernel_where_it_does_not_spill(
     names = [launch.kernel.__name__ for launch in started]
     assert (names == ["_trajectory_kernel"]) == alone
     assert ("_trajectory_kernel" in names) == alone
+
+
+@pytest.mark.parametrize("rows", [256, 8192])
+def test_logits_of_a_million_items_are_never_in_memory(rows: int) -> None:
+    """All that a pass makes, beside its gradients, is far less than them."""
+    items, size = 1_000_000, 64
+    hidden, weight = torch.empty(rows, size), torch.empty(items + 1, size)
+    targets = torch.ones(rows, dtype=torch.int64)
+    code = implementation("linear_cross_entropy", "triton")
+    with recording(90) as started:
+        _, d_hidden, state = code.fwd(hidden, weight, targets, True)
+        code.bwd(torch.ones(()), d_hidden, state, hidden, weight, targets)
+    made = {
+        value.data_ptr(): value.numel() * value.element_size()
+        for launch in started for value in launch.arguments.values()
+        if isinstance(value, torch.Tensor) and value.data_ptr() not in
+        (hidden.data_ptr(), weight.data_ptr(), targets.data_ptr())
+    }  # fmt: skip
+    gradient = weight.numel() * weight.element_size()
+    assert gradient in made.values()
+    assert sum(made.values()) - gradient < 64 * 2**20 < rows * items * 4 / 15
+    first, last = started[0], started[-1]
+    covered = first.grid[1] * first.arguments["tiles"] * first.arguments["COLUMNS"]
+    assert covered >= items
+    assert last.grid[0] * last.arguments["COLUMNS"] > items

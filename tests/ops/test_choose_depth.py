@@ -72,6 +72,7 @@ class TestChooseDepth(OpSuite):
     }
     # The noise follows the place of a sequence in the batch.
     noisy = tuple(name for name in variants if name.startswith("sampled"))
+    fullest = ("sampled", "sampled-tokens")
     sizes = (16,)
     free = ("logits", "tokens")
     # Straight through: what is differentiated is not what is returned.

@@ -157,4 +157,4 @@ class TestEncoderLayer(OpSuite):
     }
     # With no depth, nothing else has a sequence axis.
     free = ("offsets",)
-    noisy = ("dropout", "last-dropout")
+    noisy = fullest = ("dropout", "last-dropout")

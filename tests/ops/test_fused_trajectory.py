@@ -18,7 +18,7 @@ from torch import Tensor
 from adarec_fast import ADARec, ConfigError, Recommender, rng
 from adarec_fast.data import Batch as TrainingBatch
 from adarec_fast.ops import LayerWeights, Trajectory, fused_trajectory
-from adarec_fast.ops._library import unavailable
+from adarec_fast.ops._library import collecting, unavailable
 from adarec_fast.ops.fused_trajectory import separate
 from adarec_fast.packed._parts import PART_TOKENS
 from adarec_fast.reference.fused_trajectory import TrajectoryInputs
@@ -142,7 +142,7 @@ def build(
 VARIANTS = {
     "last": build,
     "training": partial(
-        build, noise="seed", dropout=(0.3, 0.4), contrast=True
+        build, noise="seed", dropout=(0.5, 0.2), contrast=True
     ),
     "all": partial(build, last_only=False, noise="explicit", contrast=True),
     "level-only": partial(build, last_only=False, dropout=(0.2, 0.0), content=False),
@@ -154,13 +154,18 @@ class TestFusedTrajectory(OpSuite):
     op = "fused_trajectory"
     variants: ClassVar = VARIANTS
     noisy = ("training", "level-only")
+    fullest = ("training",)
     sizes = (20, 64)
     many = 200
 
     @pytest.fixture(autouse=True)
     def _many_parts(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Parts of few tokens, so that every test sees several."""
-        monkeypatch.setitem(PART_TOKENS, "cpu", 7)
+        """Parts of few tokens, so that every test sees several.
+
+        Whole on a GPU, as its own parts are, they begin where 16 bytes do.
+        """
+        monkeypatch.setitem(PART_TOKENS, "cpu", 8 if collecting() else 7)
+        monkeypatch.setitem(PART_TOKENS, "cuda", 8)
 
 
 @pytest.mark.parametrize("build", VARIANTS.values(), ids=VARIANTS.keys())

@@ -59,3 +59,4 @@ class TestHdaTrajectory(OpSuite):
         "bounded-none": partial(build, noise="none", bounded=True),
     }
     noisy = ("seed", "bounded")
+    fullest = ("seed",)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from helpers import Backend, Batch, OpCase
+from helpers import Backend, Batch, OpCase, sized
 from helpers_accuracy import check_against_float64
 from helpers_suite import WHOLE, Build, OpSuite, recorded
 
@@ -45,7 +45,7 @@ class TestLevelInfoNCE(OpSuite):
         """What kernels hand to their backward has gaps that nobody writes, as has what the C++
         forward keeps; all else is compared."""
         every = ("test_schema", "test_autograd_registration", "test_faketensor")
-        for op, arguments in recorded(main(WHOLE), rival, torch.float32):
+        for op, arguments in recorded(main(sized(WHOLE, rival)), rival, torch.float32):
             gaps = rival.name == "triton" or op.__name__.startswith("level_infonce_keep")
             more = () if gaps else ("test_aot_dispatch_dynamic",)
             if not collecting():  # it would launch the same again, many times

@@ -8,12 +8,13 @@ from typing import Any, ClassVar
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import Backend, Batch, OpCase, backends_for, random_batch
+from helpers import Backend, Batch, OpCase, backends_for, random_batch, sized
 from helpers_accuracy import check_against_float64, rounded
 from helpers_suite import OpSuite
 from torch import Tensor
 
 from adarec_fast.ops import linear_cross_entropy
+from adarec_fast.ops._library import interpreting
 
 
 def build(
@@ -93,7 +94,7 @@ def test_rows_that_are_left_out_may_hold_anything(backend: Backend, smoothing: f
 @BACKENDS
 @SMOOTHED
 def test_padding_takes_no_part(backend: Backend, smoothing: float) -> None:
-    case = build(random_batch(10, size=8), items=30, smoothing=smoothing)
+    case = build(sized(random_batch(10, size=8), backend), items=30, smoothing=smoothing)
 
     def spoil(tensors: dict[str, Any]) -> None:
         tensors["weight"][0] = float("nan")
@@ -106,7 +107,7 @@ def test_padding_takes_no_part(backend: Backend, smoothing: float) -> None:
 
 @BACKENDS
 def test_nan_is_not_hidden(backend: Backend) -> None:
-    case = build(random_batch(3, size=8), items=30, left_out=False)
+    case = build(sized(random_batch(3, size=8), backend), items=30, left_out=False)
 
     def spoil(tensors: dict[str, Any]) -> None:
         tensors["hidden"][1, 2] = float("nan")
@@ -117,7 +118,7 @@ def test_nan_is_not_hidden(backend: Backend) -> None:
 @BACKENDS
 @pytest.mark.parametrize("rows", [0, 3, 70])
 def test_no_row_counts(backend: Backend, rows: int) -> None:
-    case = build(random_batch(rows, size=8), items=30, smoothing=0.3)
+    case = build(sized(random_batch(rows, size=8), backend), items=30, smoothing=0.3)
     case.arguments["targets"].zero_()
     loss, d_hidden, d_weight = loss_and_gradients(backend, case)
     assert loss == 0
@@ -146,7 +147,7 @@ def test_smoothing_is_torchs(backend: Backend) -> None:
 def test_targets_at_the_last_item(backend: Backend, items: int) -> None:
     for rows in (1, ROWS):
         targets = torch.full((rows,), items)
-        case = build(random_batch(rows, size=8), items=items, targets=targets)
+        case = build(sized(random_batch(rows, size=8), backend), items=items, targets=targets)
         check_against_float64(case, backend, torch.float32)
 
 
@@ -154,6 +155,21 @@ def test_targets_at_the_last_item(backend: Backend, items: int) -> None:
 def test_a_row_over_many_items(backend: Backend) -> None:
     targets = torch.tensor([9_999])
     case = build(random_batch(1, size=3), items=10_000, targets=targets)
+    check_against_float64(case, backend, torch.float32)
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [p for p in backends_for("linear_cross_entropy") if p.values[0].name != "reference"],
+    indirect=True,
+)
+def test_a_million_items(backend: Backend) -> None:
+    """Targets at both ends, and logits that nobody holds."""
+    if interpreting():
+        pytest.skip("interpreted, a tile takes milliseconds, and these are 15,625 a pass")
+    items, rows = 1_000_000, 5
+    targets = torch.tensor([1, 500_000, items - 1, items, items])
+    case = build(random_batch(rows, size=16), items=items, targets=targets)
     check_against_float64(case, backend, torch.float32)
 
 
@@ -167,7 +183,7 @@ def test_large_and_small_logits(backend: Backend, scale: float) -> None:
 
 @BACKENDS
 def test_gradients_are_fresh_in_every_backward_pass(backend: Backend) -> None:
-    case = build(random_batch(ROWS, size=8))
+    case = build(sized(random_batch(ROWS, size=8), backend))
     tensors = case.tensors(torch.float32, backend.device)
     (loss,) = case.call(tensors, backend.name)
     inputs = (tensors["hidden"], tensors["weight"])

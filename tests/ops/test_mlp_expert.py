@@ -68,3 +68,4 @@ class TestMLPExpert(OpSuite):
     # With no depth, nothing else has a sequence axis.
     free = ("offsets",)
     noisy = ("dropout", "last-dropout", "residual")
+    fullest = ("dropout", "last-dropout")

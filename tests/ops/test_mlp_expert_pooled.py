@@ -40,3 +40,4 @@ class TestMLPExpertPooled(OpSuite):
         "residual": partial(build, dropout=0.5, residual=True),
     }
     noisy = ("dropout", "residual")
+    fullest = ("dropout",)

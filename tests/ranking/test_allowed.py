@@ -12,6 +12,7 @@ from helpers_questions import EVERY, FEW, ITEMS, MANY, SMALL, Given, all_scores,
 
 from adarec_fast import ADARec, ConfigError, InteractionData, Recommender
 from adarec_fast.models.base import SequenceModel
+from adarec_fast.ops._library import collecting
 from adarec_fast.ragged import Jagged
 
 
@@ -63,7 +64,8 @@ def test_what_comes_is_the_best_of_what_may(given: Given, case: str) -> None:
 
 
 def _auto(device: torch.device) -> tuple[SequenceModel, Recommender]:
-    model = ADARec(**{**SMALL, "backend": "auto"}, max_depth=2, seed=1)
+    size = 16 if collecting() or device.type == "cuda" else SMALL["hidden_size"]
+    model = ADARec(**{**SMALL, "backend": "auto", "hidden_size": size}, max_depth=2, seed=1)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape))

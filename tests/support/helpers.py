@@ -59,6 +59,9 @@ SIZES = (16, 32, 64, 128, 256, 20, 72)
 # On a GPU a size is a set of kernels to compile, and D = 4 and 8 run 16's with a mask, as 20 does
 # 32's: a size of every tile, and one that does not fill its tile.
 GPU_SIZES = (16, 20, 64, 128, 256)
+LARGE = 128  # from here on a GPU's tests take an op's fullest variants alone
+# So is T, of some: one level, that of most tests, and a deep hierarchy.
+GPU_DEPTHS = (0, 1, 2, 8)
 # What these show of plain PyTorch on a GPU; the other tests would look at PyTorch alone.
 PLAIN_ON_GPU = (
     "test_matches_the_float64_reference", "test_many_sequences", "test_autocast", "test_by_hand",
@@ -139,8 +142,15 @@ def available(chosen: Backend) -> Backend:
 
 
 def sized(batch: Batch, backend: Backend, least: int = 16) -> Batch:
-    """The batch at a size that a GPU's tests compile kernels for: at least ``least`` there."""
-    return replace(batch, size=max(batch.size, least)) if backend.on_gpu else batch
+    """The batch at a size and a T that a GPU's tests compile kernels for; D at least ``least``.
+
+    Sequences that went down to T still do.
+    """
+    if not backend.on_gpu:
+        return batch
+    deepest = next((d for d in GPU_DEPTHS if d >= batch.max_depth), batch.max_depth)
+    depths = tuple(deepest if d == batch.max_depth else d for d in batch.depths)
+    return replace(batch, size=max(batch.size, least), max_depth=deepest, depths=depths)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import torch
 # Every worker would import them for itself, for DistributedDataParallel.
 import torch._dynamo
 import torch._inductor.utils
+import torch.distributed as dist
 import torch.distributed.tensor.parallel
 
 from adarec_fast import ADARec, TrainConfig, synthetic
@@ -31,6 +33,7 @@ from adarec_fast.data import Split, TrainingBatches
 from adarec_fast.distributed import Workers, join
 from adarec_fast.distributed.batches import SharedBatches
 from adarec_fast.distributed.items import ShardedItems
+from adarec_fast.distributed.workers import Agreement
 from adarec_fast.ranking.evaluation import evaluate
 from adarec_fast.training import Reporter, train, trainer
 
@@ -338,6 +341,54 @@ def refused(folder: Path) -> None:
         launch(2, attempt, case)
 
 
+def apart(folder: Path) -> None:
+    """As on GPUs, where a collective does not block the host: who says that a worker hangs?
+
+    Gloo takes NCCL's place, and the second worker never comes.
+    """
+    def two_steps(workers: Workers) -> None:
+        agreement = Agreement(workers)
+        for _ in range(2):
+            agreement.ask(False)
+
+    ways: dict[str, Callable[[Workers], object]] = {
+        "meet": Workers.meet,
+        "step": two_steps,
+        "whole": lambda workers: workers.whole(torch.ones(1), 2),
+    }
+
+    def body() -> None:
+        make, rank, waits = dist.new_group, os.environ["RANK"], {}
+
+        def gloo(*, backend: str, timeout: timedelta) -> Any:
+            waits[backend] = timeout.total_seconds()
+            return make(backend="gloo", timeout=timeout)
+
+        with join("cpu", 45.0):
+            dist.new_group = gloo
+            for name, wait in ways.items():
+                workers = Workers(torch.device("cuda"), 2.0)
+                workers.device = torch.device("cpu")
+                workers.sum = lambda tensor: tensor  # NCCL's returns at once
+                said = folder / name
+                if rank == "1":
+                    while not said.exists():
+                        time.sleep(0.02)
+                    continue
+                begun = time.monotonic()
+                try:
+                    with workers.watched(lambda: "all is kept"):
+                        wait(workers)
+                    words = "nothing"
+                except Exception as error:
+                    words = f"{type(error).__name__}: {error}"
+                partial = said.with_suffix(".partial")
+                partial.write_text(json.dumps([words, time.monotonic() - begun, waits["nccl"]]))
+                partial.rename(said)
+
+    expect(launch(2, body), 2)
+
+
 def in_workers(size: int, job: Callable[[Path, Workers | None], None], folder: Path) -> None:
     def body() -> None:
         with join("cpu", 45.0) as workers:
@@ -365,7 +416,7 @@ def do(job: str, at: Path) -> None:
         for size in (2, 4):
             in_workers(size, body, at)
     else:
-        {"runs": whole_runs, "signals": signals, "refused": refused}[job](at)
+        {"runs": whole_runs, "signals": signals, "refused": refused, "apart": apart}[job](at)
 
 
 if __name__ == "__main__":

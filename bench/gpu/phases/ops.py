@@ -12,6 +12,7 @@ import torch
 from ...cell import shares
 from ...op_case import OpCase
 from ...predict import foreseen
+from ...test_bench_linear_cross_entropy import MillionItems
 from ...workloads import WORKLOADS
 from ..phase import Results
 from ..timing import captured, device_seconds, spread
@@ -26,7 +27,7 @@ def run(results: Results) -> None:
     """One row an op, workload, direction, precision and backend."""
     peaks = results.peaks()
     for place in (0, 1):  # the small workloads of all ops first
-        for kind in op_cases():
+        for kind in _cases():
             workload = _WORKLOADS[kind.serving_only][place]
             for direction in WORKLOADS[workload].directions:
                 case = kind(workload, _SIZE, direction, results.settings.device)
@@ -40,6 +41,10 @@ def run(results: Results) -> None:
                 torch.cuda.empty_cache()
         rows = results.found.get("rows", [])
         results.put(summary=f"{len(rows)} times, {len(results.found.get('failed', []))} failed")
+
+
+def _cases() -> list[type[OpCase]]:
+    return [*op_cases(), MillionItems]
 
 
 def _measure(
@@ -81,7 +86,7 @@ def _measure(
 
 def kernels(device: str) -> None:
     """Every launch of :func:`run`, on batches small enough for the CPU."""
-    for kind in op_cases():
+    for kind in _cases():
         for workload in _WORKLOADS[kind.serving_only]:
             for direction in WORKLOADS[workload].directions:
                 case = kind(workload, _SIZE, direction, device)
