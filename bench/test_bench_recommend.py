@@ -36,6 +36,7 @@ from .summary import PRODUCT
 from .workloads import MAX_LENGTH, NUM_ITEMS, WORKLOADS, Histories
 
 _K = 20
+_SCREENED = 8  # users of a request, at most, for whom the int8 copy is read
 _FLUSHED_BYTES = 1 << 27  # more than the last-level cache of most
 Recommend = Callable[[Histories, Tensor], tuple[Tensor, Tensor]]
 
@@ -167,7 +168,13 @@ class Recommendation(ModelCase):
         return sorted(costs)[len(costs) // 2]
 
     def bytes(self) -> int:
-        return self.parameter_bytes()
+        """Of the parameters; a few users' requests read the item table on a CPU as bytes, with a
+        scale and a radius an item (``csrc/cpu/screen.cpp``)."""
+        found = self.parameter_bytes()
+        if self.device != "cpu" or WORKLOADS[self.workload].batch > _SCREENED:
+            return found
+        table = self.model.item_embedding.weight
+        return found - table.numel() * table.element_size() + NUM_ITEMS * (self.size + 8)
 
 
 class Flushed(Recommendation):

@@ -61,4 +61,7 @@ std::int64_t vector_width();  // cpu/vec.cpp
 
 }  // namespace adarec
 
-TORCH_LIBRARY(adarec_fast_cpp, m) { m.def("vector_width() -> int", &adarec::vector_width); }
+TORCH_LIBRARY(adarec_fast_cpp, m) {
+  m.def("vector_width() -> int", &adarec::vector_width);
+  m.def("pages_held", [] { return static_cast<int64_t>(adarec::bindings::Pages::instance().held()); });
+}

@@ -9,14 +9,12 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
-#include <sys/mman.h>
-
 #include <cstdint>
-#include <cstdlib>
 #include <limits>
 #include <optional>
 
 #include "../cpu/seed.h"
+#include "pages.h"
 
 namespace adarec::bindings {
 
@@ -88,38 +86,17 @@ inline void check_probability(double p, const char* name) {
 inline const float* data(const Tensor& t) { return t.const_data_ptr<float>(); }
 inline float* out(Tensor& t) { return t.mutable_data_ptr<float>(); }
 
-// Memory in huge pages, where the system has them.
-class HugePages final : public c10::Allocator {
- public:
-  static constexpr std::size_t kPage = std::size_t{1} << 21;
-
-  c10::DataPtr allocate(std::size_t bytes) override {
-    const std::size_t whole = (bytes + kPage - 1) / kPage * kPage;
-    void* data = std::aligned_alloc(kPage, whole);
-    TORCH_CHECK(data != nullptr, "no memory for ", bytes, " bytes");
-    // A last page that the tensor fills less than half stays in small ones. Only advice.
-    const std::size_t advised = (bytes + kPage / 2) / kPage * kPage;
-    madvise(data, advised, MADV_HUGEPAGE);
-    return {data, data, &std::free, c10::Device(c10::DeviceType::CPU)};
-  }
-  c10::DeleterFnPtr raw_deleter() const override { return &std::free; }
-  void copy_data(void* to, const void* from, std::size_t bytes) const override {
-    default_copy_data(to, from, bytes);
-  }
-};
-
-// Fresh memory; what a kernel does not reach stays as the allocator left it. Large tensors come
-// as new pages from the system at every call: in huge pages a first touch costs a tenth.
+// Memory of the caller's own; what a kernel does not reach stays as it was found. Huge pages, where
+// the system has them, for a large one.
 inline Tensor empty(at::IntArrayRef sizes, at::ScalarType dtype = at::kFloat) {
-  static HugePages huge;
   std::size_t bytes = c10::elementSize(dtype);
   for (const int64_t size : sizes) bytes *= static_cast<std::size_t>(size);
   const auto& context = at::globalContext();
   const bool filled =  // by torch, so that what nobody wrote is found
       context.deterministicAlgorithms() && context.deterministicFillUninitializedMemory();
-  if (bytes < HugePages::kPage || filled) return at::empty(sizes, dtype);
-  return at::detail::empty_generic(sizes, &huge, c10::DispatchKeySet(c10::DispatchKey::CPU), dtype,
-                                   std::nullopt);
+  if (bytes < Pages::kLeast || filled) return at::empty(sizes, dtype);
+  return at::detail::empty_generic(sizes, &Pages::instance(),
+                                   c10::DispatchKeySet(c10::DispatchKey::CPU), dtype, std::nullopt);
 }
 
 // A float32 result in the dtype of the input it answers.

@@ -17,8 +17,9 @@ void dropout_forward(std::int64_t count, std::int64_t size, const float* x, doub
     const std::int64_t begin = chunk * kChunk;
     for_lanes(static_cast<int>(std::min(kChunk, count - begin)), [&](int i, auto m) {
       const std::int64_t at = begin + i;
-      const Words words = philox(static_cast<std::uint64_t>(at), 0);
-      store(y + at, dropout.apply(words.word[0], load(x + at, m)), m);
+      UVec word[1];
+      philox.first(static_cast<std::uint64_t>(at), 0, word);
+      store(y + at, dropout.apply(word[0], load(x + at, m)), m);
     });
   });
 }

@@ -68,8 +68,9 @@ class Drops {
 
   // Of the kWidth elements from `at` on of a token's row.
   Mask draw(std::int64_t token, int at) const {
-    return dropout_.kept(
-        philox_(static_cast<std::uint64_t>(token * op_.size + at), 0).word[0]);
+    UVec word[1];
+    philox_.first(static_cast<std::uint64_t>(token * op_.size + at), 0, word);
+    return dropout_.kept(word[0]);
   }
   Vec scale() const { return set1(dropout_.scale()); }
 

@@ -25,11 +25,22 @@ void hidden_keep(const EncoderLayer& op, const Sizes& s, const Plan& plan, const
     const int64_t count = queries(op, item);
     for (int64_t i = 0; i < count; ++i) {
       const int64_t token = item.begin + item.length - count + i;
-      for (int64_t c = 0; c < s.dp; c += kWidth) {
-        const Words words = philox(token * s.d + c, item.level / kLanes);
+      for (int64_t c = 0; c < s.dp; c += kDrawn * kWidth) {
+        const auto put = [&](int64_t level, int v, UVec word) {
+          put_bits(keep, ((item.row + level * count + i) * s.dp + c) / kWidth + v,
+                   dropout.kept(word));
+        };
+        if (op.levels == 1) {
+          UVec word[kDrawn];
+          philox.first(token * s.d + c, 0, word);
+          for (int v = 0; v < kDrawn; ++v) put(0, v, word[v]);
+          continue;
+        }
+        Words words[kDrawn];
+        philox.words(token * s.d + c, item.level / kLanes, words);
         for (int64_t level = 0; level < item.levels; ++level)
-          put_bits(keep, ((item.row + level * count + i) * s.dp + c) / kWidth,
-                   dropout.kept(words.word[item.level % kLanes + level]));
+          for (int v = 0; v < kDrawn; ++v)
+            put(level, v, words[v].word[item.level % kLanes + level]);
       }
     }
   }

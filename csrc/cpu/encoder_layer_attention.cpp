@@ -72,10 +72,11 @@ void attention(const EncoderLayer& op, const Sizes& s, const Weights& weights, c
       if (dropout) {
         const float* keep = a.keep + level * kBlock * block.ld;
         for (int i = 0; i < block.count(); ++i)
-          for_lanes(block.seen(block.i0 + i), [&](int j, auto m) {
+          // Whole vectors: beyond the last key that is seen the probability is 0.
+          for (int j = 0; j < block.seen(block.i0 + i); j += kWidth) {
             const int64_t at = i * block.ld + j;
-            store(a.scores + at, load(a.scores + at, m) * load(keep + at, m), m);
-          });
+            store(a.scores + at, load(a.scores + at) * load(keep + at));
+          }
       }
       gemm_nn(block.count(), s.head, block.keys, a.scores, block.ld, a.v + key * a.ld_qkv + column,
               a.ld_qkv, w.context + query * s.dp + column, s.dp, 0);
@@ -111,18 +112,19 @@ void attention_backward(const EncoderLayer& op, const Sizes& s, const Weights& w
         const float* keep = a.keep + (level * kBlock + i) * block.ld;
         const int count = block.seen(block.i0 + i);
         Vec total = zero();
+        // Whole vectors are stored; beyond the last key that is seen lies what may be no number.
         for_lanes(count, [&](int j, auto m) {
           Vec g = load(grad + j, m);
           if (dropout) g = g * load(keep + j, m);
-          store(grad + j, g, m);
-          total = fma(g, load(prob + j, m), total);
+          store(grad + j, g);
+          total = fma(g, load(prob + j), total);
         });
         const Vec mean = set1(sum(total));
-        for_lanes(count, [&](int j, auto m) {
-          const Vec p = load(prob + j, m);
-          store(grad + j, p * (load(grad + j, m) - mean) * scale, m);
-          if (dropout) store(prob + j, p * load(keep + j, m), m);
-        });
+        for (int j = 0; j < count; j += kWidth) {
+          const Vec p = load(prob + j);
+          store(grad + j, p * (load(grad + j) - mean) * scale);
+          if (dropout) store(prob + j, p * load(keep + j));
+        }
         // Beyond the keys that the row sees the product left other numbers.
         std::fill(grad + count, grad + block.keys, 0.0f);
       }

@@ -25,15 +25,23 @@ class ScoreKeep {
   void operator()(const Item& item, int i, int keys, int head, float* keep,
                   int64_t stride) const {
     const int64_t base = ((item.begin + i) * heads_ + head) << 16;
-    for (int j = 0; j < keys; j += kWidth) {
-      const Words words = philox_(base + j, item.level / kLanes);
-      for (int level = 0; level < item.levels; ++level)
-        store(keep + level * stride + j,
-              adarec::keep(dropout_.kept(words.word[item.level % kLanes + level]), scale_));
-    }
+    int j = 0;
+    for (; j + kWidth < keys; j += kDrawn * kWidth)
+      draw<kDrawn>(item, base + j, keep + j, stride);
+    if (j < keys) draw<1>(item, base + j, keep + j, stride);
   }
 
  private:
+  template <int N>
+  void draw(const Item& item, int64_t element, float* keep, int64_t stride) const {
+    Words words[N];
+    philox_.words(element, item.level / kLanes, words);
+    for (int level = 0; level < item.levels; ++level)
+      for (int v = 0; v < N; ++v)
+        store(keep + level * stride + v * kWidth,
+              adarec::keep(dropout_.kept(words[v].word[item.level % kLanes + level]), scale_));
+  }
+
   Philox philox_;
   Dropout dropout_;
   Vec scale_;

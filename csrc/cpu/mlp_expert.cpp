@@ -10,6 +10,7 @@
 #include "gemm.h"
 #include "parallel.h"
 #include "philox.h"
+#include "rows.h"
 #include "token_tiles.h"
 #include "vec.h"
 
@@ -114,8 +115,7 @@ class Tile {
 
   void copy_rows(int k, int n) {
     for (int r = 0; r < n; ++r)
-      std::memcpy(x + r * op_.size, op_.x + (k * op_.tokens + rows_[r].token) * op_.size,
-                  sizeof(float) * op_.size);
+      copy_row(op_.x + (k * op_.tokens + rows_[r].token) * op_.size, op_.size, x + r * op_.size);
   }
 
   // What is kept has no byte that nobody wrote, with or without dropout.
@@ -127,13 +127,19 @@ class Tile {
   void make_masks(int k, int n) {
     for (int r = 0; r < n; ++r) {
       const std::uint64_t element = static_cast<std::uint64_t>(rows_[r].token) * op_.size;
-      for (int v = 0; v < vectors_; ++v) {
-        const Words words =
-            s_.philox(element + v * kWidth, static_cast<std::uint32_t>(k / kLanes));
-        for (int j = 0; j < kLanes && k + j < op_.levels; ++j)
-          put_bits(mask_of(k + j, r), v, s_.dropout.kept(words.word[j]));
-      }
+      int v = 0;
+      for (; v + kDrawn <= vectors_; v += kDrawn) draw<kDrawn>(k, r, v, element);
+      for (; v < vectors_; ++v) draw<1>(k, r, v, element);
     }
+  }
+
+  template <int N>
+  void draw(int k, int r, int first, std::uint64_t element) {
+    Words words[N];
+    s_.philox.words(element + first * kWidth, static_cast<std::uint32_t>(k / kLanes), words);
+    for (int j = 0; j < kLanes && k + j < op_.levels; ++j)
+      for (int v = 0; v < N; ++v)
+        put_bits(mask_of(k + j, r), first + v, s_.dropout.kept(words[v].word[j]));
   }
 
   void normalise(int k, int r) {
@@ -258,8 +264,7 @@ void backward_tile(const Shared& shared, std::int64_t index, const float* grad_y
     add_columns(n, hidden, d_hidden, hidden, sums + at.b1);
     gemm_nn(n, size, hidden, d_hidden, hidden, op.w1, size, d_x, size, op.residual ? 1 : 0);
     for (int r = 0; r < n; ++r)
-      std::memcpy(shared.row(grad_x, k, tile.row(r).token, op.tokens), d_x + r * size,
-                  sizeof(float) * size);
+      copy_row(d_x + r * size, size, shared.row(grad_x, k, tile.row(r).token, op.tokens));
   }
 }
 

@@ -14,6 +14,9 @@ namespace adarec {
 
 constexpr int kLanes = 4;  // levels served by one call
 
+// Vectors to ask for at once where rows are padded to 16 elements.
+constexpr int kDrawn = kWidth == 16 ? 1 : 2;
+
 // Four words of kWidth elements; word j belongs to level 4 * group + j.
 struct Words {
   UVec word[kLanes];
@@ -32,36 +35,45 @@ class Philox {
       k0 += 0x9E3779B9u;
       k1 += 0xBB67AE85u;
     }
+    // Of the first two rounds only what the low word of an index has a part in is left to do.
+    high_ = static_cast<std::uint32_t>(base_ >> 32);
+    const std::uint64_t p1 = std::uint64_t{stream_} * kM1;
+    const std::uint32_t c0 = static_cast<std::uint32_t>(p1 >> 32) ^ high_ ^ key_[0];
+    const std::uint64_t p0 = std::uint64_t{c0} * kM0;
+    known_[0] = static_cast<std::uint32_t>(p1) ^ key_[2];
+    known_[1] = static_cast<std::uint32_t>(p0 >> 32) ^ key_[3];
+    known_[2] = static_cast<std::uint32_t>(p0);
   }
 
   // Elements index, index + 1, ..., index + kWidth - 1.
   Words operator()(std::uint64_t index, std::uint32_t group) const {
-    Wide c0[2], c1[2], c2[2], c3[2];
-    for (int half = 0; half < 2; ++half) {
-      c0[half] = add(iota(half), set1w(index + base_));
-      c1[half] = high(c0[half]);
-      c2[half] = set1w(stream_);
-      c3[half] = set1w(group);
-    }
-    const Wide m0 = set1w(0xD2511F53u), m1 = set1w(0xCD9E8D57u);
-    for (int round = 0; round < kRounds; ++round) {
-      const Wide k0 = set1w(key_[2 * round]), k1 = set1w(key_[2 * round + 1]);
-      for (int half = 0; half < 2; ++half) {
-        const Wide p0 = multiply(c0[half], m0), p1 = multiply(c2[half], m1);
-        c0[half] = xor3(high(p1), c1[half], k0);
-        c2[half] = xor3(high(p0), c3[half], k1);
-        c1[half] = p1;
-        c3[half] = p0;
-      }
-    }
-    return {{pack(c0[0], c0[1]), pack(c1[0], c1[1]), pack(c2[0], c2[1]), pack(c3[0], c3[1])}};
+    const auto end = run<true, 1>(index + base_, group);
+    return {{end.word(0, 0), end.word(1, 0), end.word(2, 0), end.word(3, 0)}};
+  }
+
+  // The same of N vectors of elements, one behind the other. A round waits for its own products:
+  // two vectors at a time take little more time than one.
+  template <int N>
+  void words(std::uint64_t index, std::uint32_t group, Words (&to)[N]) const {
+    const auto end = run<true, N>(index + base_, group);
+    for (int n = 0; n < N; ++n)
+      for (int word = 0; word < kLanes; ++word) to[n].word[word] = end.word(word, n);
+  }
+
+  // Word 0 of them, that of level 4 * group.
+  template <int N>
+  void first(std::uint64_t index, std::uint32_t group, UVec (&to)[N]) const {
+    const auto end = run<false, N>(index + base_, group);
+    for (int n = 0; n < N; ++n) to[n] = end.word(0, n);
   }
 
  private:
   static constexpr int kRounds = 10;
+  static constexpr std::uint32_t kM0 = 0xD2511F53u, kM1 = 0xCD9E8D57u;
 #if ADAREC_AVX512
   using Wide = __m512i;
   static Wide set1w(std::uint64_t x) { return _mm512_set1_epi64(static_cast<long long>(x)); }
+  static Wide repeat(std::uint32_t x) { return _mm512_set1_epi32(static_cast<int>(x)); }
   static Wide iota(int half) {
     const long long b = half * 8;
     return _mm512_setr_epi64(b, b + 1, b + 2, b + 3, b + 4, b + 5, b + 6, b + 7);
@@ -78,6 +90,7 @@ class Philox {
 #elif ADAREC_AVX2
   using Wide = __m256i;
   static Wide set1w(std::uint64_t x) { return _mm256_set1_epi64x(static_cast<long long>(x)); }
+  static Wide repeat(std::uint32_t x) { return _mm256_set1_epi32(static_cast<int>(x)); }
   static Wide iota(int half) {
     const long long b = half * 4;
     return _mm256_setr_epi64x(b, b + 1, b + 2, b + 3);
@@ -96,6 +109,7 @@ class Philox {
 #else
   typedef std::uint64_t Wide __attribute__((vector_size(16)));
   static Wide set1w(std::uint64_t x) { return Wide{x, x}; }
+  static Wide repeat(std::uint32_t x) { return set1w(x); }
   static Wide iota(int half) {
     const std::uint64_t b = half * 2;
     return Wide{b, b + 1};
@@ -112,7 +126,63 @@ class Philox {
                 static_cast<std::uint32_t>(b[0]), static_cast<std::uint32_t>(b[1])};
   }
 #endif
+  // A word of the counter a line, in two halves of the elements.
+  template <int N>
+  struct State {
+    Wide c[kLanes][2 * N];
+    UVec word(int i, int n) const { return pack(c[i][2 * n], c[i][2 * n + 1]); }
+  };
+
+  // kAll: all four words, else the first; of N vectors.
+  template <bool kAll, int N>
+  State<N> run(std::uint64_t first, std::uint32_t group) const {
+    constexpr int kHalves = 2 * N;
+    State<N> s;
+    const Wide m0 = repeat(kM0), m1 = repeat(kM1);
+    // Twice the same question: whether the last element has the high word that is known, too.
+    if ((first >> 32) == high_ && ((first + N * kWidth - 1) >> 32) == high_) {
+      const Wide k1 = repeat(group ^ key_[1]);
+      for (int half = 0; half < kHalves; ++half) {
+        const Wide p0 = multiply(add(iota(half), repeat(static_cast<std::uint32_t>(first))), m0);
+        const Wide p1 = multiply(high(p0) ^ k1, m1);
+        s.c[0][half] = high(p1) ^ repeat(known_[0]);
+        s.c[1][half] = p1;
+        s.c[2][half] = p0 ^ repeat(known_[1]);
+        s.c[3][half] = repeat(known_[2]);
+      }
+    } else {
+      for (int half = 0; half < kHalves; ++half) {
+        s.c[0][half] = add(iota(half), set1w(first));
+        s.c[1][half] = high(s.c[0][half]);
+        s.c[2][half] = repeat(stream_);
+        s.c[3][half] = repeat(group);
+      }
+      turn(s, 0, m0, m1);
+      turn(s, 1, m0, m1);
+    }
+#pragma GCC unroll 8
+    for (int round = 2; round < kRounds - 1; ++round) turn(s, round, m0, m1);
+    turn<N, kAll>(s, kRounds - 1, m0, m1);
+    return s;
+  }
+
+  template <int N, bool kAll = true>
+  void turn(State<N>& s, int round, Wide m0, Wide m1) const {
+    const Wide k0 = repeat(key_[2 * round]), k1 = repeat(key_[2 * round + 1]);
+    for (int half = 0; half < 2 * N; ++half) {
+      const Wide p1 = multiply(s.c[2][half], m1);
+      if constexpr (kAll) {
+        const Wide p0 = multiply(s.c[0][half], m0);
+        s.c[2][half] = xor3(high(p0), s.c[3][half], k1);
+        s.c[3][half] = p0;
+      }
+      s.c[0][half] = xor3(high(p1), s.c[1][half], k0);
+      s.c[1][half] = p1;
+    }
+  }
+
   std::uint32_t key_[2 * kRounds];
+  std::uint32_t known_[3], high_;  // of the first two rounds; of base_
   std::uint32_t stream_;
   std::uint64_t base_;
 };

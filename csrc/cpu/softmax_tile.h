@@ -36,7 +36,7 @@ inline void raise_maximum(const float* logits, int items, float* maximum, float*
       float* line = slope + row * dim;
       const Vec f = set1(factor[row]);
       for_lanes(static_cast<int>(dim),
-                [&](int i, Mask m) { store(line + i, load(line + i, m) * f, m); });
+                [&](int i, auto m) { store(line + i, load(line + i, m) * f, m); });
     }
 }
 
