@@ -63,5 +63,6 @@ std::int64_t vector_width();  // cpu/vec.cpp
 
 TORCH_LIBRARY(adarec_fast_cpp, m) {
   m.def("vector_width() -> int", &adarec::vector_width);
-  m.def("pages_held", [] { return static_cast<int64_t>(adarec::bindings::Pages::instance().held()); });
+  using adarec::bindings::Pages;
+  m.def("pages_held", [] { return static_cast<int64_t>(Pages::instance().held()); });
 }

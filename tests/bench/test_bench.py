@@ -166,3 +166,12 @@ def test_baselines_refuse_what_they_do_not_compute() -> None:
         PaddedADARec(ADARec(num_items=10, hidden_size=D, router="level"))
     with pytest.raises(ValueError, match="serve-1024"):
         histories("serve-1024", every_position=True)
+
+
+def test_a_few_users_read_the_table_as_bytes() -> None:
+    from bench.test_bench_recommend import Recommendation
+
+    one, many = (Recommendation(name, 64, "forward", "cpu") for name in ("serve-1", "serve-1024"))
+    table = one.model.item_embedding.weight.numel()
+    assert many.bytes() == many.parameter_bytes()
+    assert one.bytes() == one.parameter_bytes() - 4 * table + 12_101 * (64 + 2 * 4)
