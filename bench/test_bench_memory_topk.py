@@ -12,7 +12,7 @@ from adarec_fast import ops
 
 from .cell import Cell
 from .op_case import Axis, OpCase, Tensors, normal
-from .workloads import MAX_LENGTH, NUM_ITEMS, Histories
+from .workloads import MAX_LENGTH, NUM_ITEMS, Histories, remembered
 
 _K = 20
 # As Beauty's transitions have them.
@@ -31,17 +31,13 @@ class MemoryTopK(OpCase):
     output_axes = (("sequence", 0), ("sequence", 0))
 
     def make(self, generator: torch.Generator) -> Tensors:
-        rows = NUM_ITEMS * _NEIGHBOURS
-        step = NUM_ITEMS // _NEIGHBOURS
-        # One of each stretch of the catalogue, so that rows rise and repeat nothing.
-        drawn = torch.randint(0, step, (NUM_ITEMS, _NEIGHBOURS), generator=generator)
-        neighbours = 1 + drawn + step * torch.arange(_NEIGHBOURS)
+        rows, neighbours = remembered(generator, _NEIGHBOURS)
         return {
             "users": normal(generator, self.batch.batch, self.size),
             "items": normal(generator, NUM_ITEMS + 1, self.size, fan_in=self.size),
-            "rows": torch.cat([torch.zeros(1).long(), torch.arange(0, rows + 1, _NEIGHBOURS)]),
-            "neighbours": neighbours.flatten().int(),
-            "weights": torch.rand(rows, generator=generator),
+            "rows": rows,
+            "neighbours": neighbours,
+            "weights": torch.rand(neighbours.shape, generator=generator),
         }
 
     def public(self, t: Tensors, batch: Histories, backend: str, seed: Tensor | None) -> Any:

@@ -33,7 +33,7 @@ from .harness import (
 )
 from .model_case import OURS, ModelCase
 from .summary import PRODUCT
-from .workloads import MAX_LENGTH, NUM_ITEMS, WORKLOADS, Histories
+from .workloads import MAX_LENGTH, NUM_ITEMS, WORKLOADS, Histories, remembered
 
 _K = 20
 _SCREENED = 8  # users of a request, at most, for whom the int8 copy is read
@@ -207,14 +207,9 @@ class Remembered(Recommendation):
     def __init__(self, workload: str, size: int, direction: str, device: str) -> None:
         super().__init__(workload, size, direction, device)
         generator = torch.Generator().manual_seed(1)
-        step = NUM_ITEMS // self._NEIGHBOURS
-        # One of each stretch of the catalogue, so that rows rise and repeat nothing.
-        drawn = torch.randint(0, step, (NUM_ITEMS, self._NEIGHBOURS), generator=generator)
-        neighbours = 1 + drawn + step * torch.arange(self._NEIGHBOURS)
-        entries = NUM_ITEMS * self._NEIGHBOURS
+        rows, neighbours = remembered(generator, self._NEIGHBOURS)
         self.model.memory = Memory(
-            torch.cat([torch.zeros(1).long(), torch.arange(0, entries + 1, self._NEIGHBOURS)]),
-            neighbours.flatten().int(), torch.rand(entries, generator=generator),
+            rows, neighbours, torch.rand(neighbours.shape, generator=generator),
             alpha=1.0, gamma=1.0, decay=0.95, max_length=MAX_LENGTH, kind="regression",
         ).to(device)  # fmt: skip
 

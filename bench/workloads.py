@@ -130,6 +130,21 @@ class Histories:
         )
 
 
+def remembered(generator: torch.Generator, neighbours: int) -> tuple[Tensor, Tensor]:
+    """A memory's rows int64 ``[NUM_ITEMS + 2]`` and its neighbours int32, as many of every item.
+
+    One of each stretch of the catalogue, so that they rise and none comes twice.
+    """
+    step = NUM_ITEMS // neighbours
+    drawn = torch.randint(0, step, (NUM_ITEMS, neighbours), generator=generator)
+    found = 1 + drawn + step * torch.arange(neighbours)
+    rows = torch.cat(
+        [torch.zeros(1).long(), torch.arange(0, NUM_ITEMS * neighbours + 1, neighbours)]
+    )
+    return rows, found.flatten().int()
+
+
+
 @functools.cache
 def _split(users: int) -> Split:
     return Split(
